@@ -1,0 +1,48 @@
+# Every target sets up what it needs: each works alone on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help setup serve test lint format clean
+
+help:
+	@echo "make serve    serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
+	@echo "make test     run the tests, real Ray clusters among them"
+	@echo "make lint     formatting, lint rules, strict types, import contracts"
+	@echo "make format   let ruff format and mend"
+	@echo "make setup    only make $(VENV), with every version of constraints.txt"
+
+setup: $(VENV)/.dev
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the packages of constraints.txt into $(VENV) (once, about a minute on a fast line) ..."
+	$(PIP) -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) -q -e .[dev]
+	@touch $@
+
+serve: $(VENV)/.runtime
+	@exec $(BIN)/phi3-serve up serve_config.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist

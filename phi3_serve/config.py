@@ -1,0 +1,179 @@
+"""The configuration: ``args`` of ``serve_config.yaml`` as one frozen model."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from phi3_serve import catalogue
+from phi3_serve.errors import nearest
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+# A model's name becomes the name of its deployment, beside the ingress.
+INGRESS_NAME = "ingress"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def unknown_key_message(key: str, valid: list[str]) -> str:
+    """The one sentence about a key that nothing reads."""
+    hint = nearest(key, valid)
+    return f"unknown key `{key}`" + (f"; did you mean `{hint}`?" if hint else f"; valid keys: {', '.join(valid)}")
+
+
+class StrictModel(BaseModel):
+    """Frozen, and refuses unknown keys by name with the nearest valid one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            valid = list(cls.model_fields)
+            if unknown := [str(key) for key in data if key not in cls.model_fields]:
+                raise ValueError(unknown_key_message(unknown[0], valid))
+        return data
+
+
+class ModelConfig(StrictModel):
+    """One served model."""
+
+    name: str
+    """A catalogue name (`phi-3-mini-4k-instruct`, or a spelling of it); or any name together with `source`."""
+    source: str | None = None
+    """Hub repository id or a local checkpoint directory; by default the catalogue's."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub source; by default the catalogue's pinned commit."""
+    device: Device = "auto"
+    """`auto` takes a GPU for the real variants and the CPU for phi-3-tiny; for other names a GPU where the
+    cluster has one when the application is built."""
+    dtype: Dtype = "auto"
+    """`auto` is the checkpoint's own on a GPU (bfloat16 for Phi-3) and float32 on the CPU."""
+    min_replicas: int = Field(default=1, ge=0)
+    """Replicas that always run; 0 starts the first one when a request asks for it."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Replicas at most; above min_replicas Ray Serve scales by the requests in flight."""
+    num_cpus: float | None = Field(default=None, gt=0)
+    """CPU cores that a replica reserves, and its torch threads; by default 2 beside a GPU, else 1."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs that a replica reserves; by default 1 on `cuda`, else 0."""
+    accelerator_type: str | None = None
+    """A GPU type of Ray's, `L4` or `A100` say, where only that will do."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not _NAME.fullmatch(self.name) or self.name == INGRESS_NAME:
+            raise ValueError(
+                f"name `{self.name}` must be letters, digits and . _ - / (at most 128), and not `{INGRESS_NAME}`"
+            )
+        if self.source is None and self.variant is None:
+            known = [v.name for v in catalogue.VARIANTS]
+            hint = nearest(self.name, known)
+            raise ValueError(
+                f"`{self.name}` is not in the catalogue; "
+                + (f"did you mean `{hint}`? Otherwise " if hint else "")
+                + "give its `source`: a Hub repository id or a checkpoint directory"
+            )
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas, which is {self.min_replicas}")
+        return self
+
+    @property
+    def variant(self) -> catalogue.Variant | None:
+        """The catalogue's entry, if the name spells one."""
+        return catalogue.variant(self.name)
+
+    @property
+    def served_name(self) -> str:
+        """The name that clients see: the catalogue's spelling, or the config's own."""
+        return self.variant.name if self.variant is not None else self.name
+
+    @property
+    def checkpoint(self) -> str:
+        """Where the weights come from."""
+        if self.source is not None:
+            return self.source
+        assert self.variant is not None  # noqa: S101 - _check has refused this
+        return self.variant.source
+
+    @property
+    def checkpoint_revision(self) -> str | None:
+        """The pinned revision; the catalogue's only where the source is the catalogue's too."""
+        if self.revision is not None or self.variant is None or self.source not in (None, self.variant.source):
+            return self.revision
+        return self.variant.revision
+
+
+class LimitsConfig(StrictModel):
+    """What one request, and all of them together, may take."""
+
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Largest request body; beyond it 413."""
+    max_waiting_requests: int = Field(default=64, ge=0)
+    """Requests that may wait in one replica beside the running one; beyond it 429."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds from arrival in the replica to the last token; beyond it 408."""
+
+
+class ClusterConfig(StrictModel):
+    """What the server may assume of the Ray cluster."""
+
+    elastic: bool = False
+    """True where an autoscaler adds nodes: a resource that no node has now is then waited for."""
+
+
+class HttpConfig(StrictModel):
+    """The HTTP half."""
+
+    num_cpus: float = Field(default=0.5, gt=0)
+    """CPU cores that an ingress replica reserves."""
+    replicas: int = Field(default=1, ge=1)
+    """Ingress replicas."""
+
+
+def _every_variant() -> tuple[ModelConfig, ...]:
+    return tuple(ModelConfig(name=v.name, min_replicas=0 if v.needs_gpu else 1) for v in catalogue.VARIANTS)
+
+
+class AppConfig(StrictModel):
+    """Everything that ``args`` of the Serve config may say."""
+
+    default_model: str | None = None
+    """The model of a request that names none; by default the first of `models`."""
+    models: tuple[ModelConfig, ...] = Field(default_factory=_every_variant, min_length=1)
+    """The served models; by default the whole catalogue, the real variants scaled to zero."""
+    limits: LimitsConfig = LimitsConfig()
+    """Limits on requests."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Facts about the cluster."""
+    http: HttpConfig = HttpConfig()
+    """The ingress."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [m.served_name for m in self.models]
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"model `{doubled[0]}` is declared twice")
+        if self.default_model is not None and catalogue.find(self.default_model, names) is None:
+            hint = nearest(self.default_model, names)
+            raise ValueError(
+                f"default_model `{self.default_model}` is not one of models"
+                + (f"; did you mean `{hint}`?" if hint else f": {', '.join(names)}")
+            )
+        return self
+
+    @property
+    def default_model_name(self) -> str:
+        """The served name of the default model."""
+        names = [m.served_name for m in self.models]
+        return names[0] if self.default_model is None else catalogue.find(self.default_model, names) or names[0]
+
+
+def is_local(source: str) -> bool:
+    """Whether ``source`` means a directory rather than a Hub repository id (``owner/name``)."""
+    return Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source)

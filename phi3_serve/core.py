@@ -1,0 +1,199 @@
+"""The nouns that travel between the stages of a request: what goes down the road, and what comes back.
+
+Everything here is plain data, pickled between the ingress and the replicas.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from phi3_serve.errors import Phi3ServeError
+from phi3_serve.parameters import GenerationParameters
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+# How a variant stands: it answers; its replica is starting; nothing runs until a request asks for it;
+# no node can hold it; it tried to start and cannot.
+State = Literal["ready", "loading", "scaled_to_zero", "unplaceable", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A control token, by its name in the vocabulary; becomes exactly one id."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that never becomes a control token, whatever it spells."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt as the caller wrote it: control tokens that it spells are control tokens."""
+
+    text: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A rendered conversation: control tokens and text, apart."""
+
+    segments: tuple[Special | Text, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What the ingress asks of a replica. ``parameters`` hold the API's defaults, not yet the model's."""
+
+    request_id: str
+    model: str
+    prompt: RawPrompt | Conversation
+    parameters: GenerationParameters
+    stream: bool = False
+    clean_up_tokenization_spaces: bool = False
+    truncate_prompt: bool = False  # handle_long_generation "hole": drop the prompt's start where it does not fit
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and tokens generated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One generated sequence: the new token ids, and per id the log-probability where scores were asked for."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated sequence as text."""
+
+    text: str
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of a streamed answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The whole answer; always the last event."""
+
+    completions: tuple[Completion, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended with an error; always the last event."""
+
+    error: Phi3ServeError
+
+
+Event = Delta | Done | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What an engine runs: ids in, every parameter resolved."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    parameters: GenerationParameters
+    min_length: int  # tokens, prompt and answer together
+    max_length: int
+    stream: bool
+    deadline: float  # time.monotonic() seconds
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """Token ids of a streamed sequence, as they come."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The sequences of a request, best first; always the last engine event."""
+
+    sequences: tuple[Sequence, ...]
+
+
+EngineEvent = NewTokens | Finished | Failed
+
+
+class Engine(Protocol):
+    """Ids in, ids out; knows nothing of text, HTTP or Ray. Every method returns at once."""
+
+    def submit(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> None:
+        """Queue ``request``; ``on_event`` is called on the engine's thread.
+
+        Raises:
+            Overloaded: the queue is full.
+            EngineFailure: the engine is dead.
+        """
+
+    def abort(self, request_id: str) -> None:
+        """Stop the request within one step; no event follows. Unknown ids are ignored."""
+
+    def check_health(self) -> None:
+        """EngineFailure if the thread is dead or has been stuck in one step for too long."""
+
+    def close(self) -> None:
+        """Fail what is queued and stop the thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantState:
+    """How one variant stands, and why, in words for the person who asks."""
+
+    state: State
+    detail: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """What ``GET /metrics`` tells of the hardware, in the shape of KAITO's answer."""
+
+    gpu_info: tuple[Mapping[str, object], ...] = field(default=())
+    cpu_info: Mapping[str, object] | None = None
+
+
+class Backend(Protocol):
+    """What the HTTP half needs of whatever serves the models."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
+        """Run ``request``; Phi3ServeError before or between events."""
+
+    async def states(self) -> Mapping[str, VariantState]:
+        """The state of every declared variant; wakes none."""
+
+    async def host_info(self) -> HostInfo:
+        """The hardware of the running replicas, or of the ingress where none has a GPU."""

@@ -1,0 +1,144 @@
+"""From a source to a model that is ready to run: fetch, check, load, prove."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, GenerationConfig, Phi3ForCausalLM, PreTrainedTokenizerBase
+
+from phi3_serve.config import is_local
+from phi3_serve.engine.checkpoint import GENERATION_CONFIG, TOKENIZER, Checkpoint, open_checkpoint
+from phi3_serve.errors import CheckpointError
+from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
+from phi3_serve.parameters import NAMES, GenerationParameters
+
+logger = logging.getLogger("phi3_serve")
+
+# No pickles, no code: what is not fetched cannot be run.
+FETCHED = ["*.json", "*.safetensors"]
+SELF_TEST_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, with its tokenizer and what its checkpoint says of generating."""
+
+    model: Phi3ForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    defaults: GenerationParameters  # the checkpoint's generation config
+    context_length: int  # tokens
+    vocab_size: int
+
+
+def load(name: str, source: str, revision: str | None, *, device: str, dtype: str) -> LoadedModel:
+    """Load the checkpoint at ``source`` onto ``device`` (``cpu`` or ``cuda``).
+
+    ``dtype`` is a torch dtype's name, or ``auto``: the checkpoint's own on a GPU, float32 on the CPU.
+
+    Raises:
+        CheckpointError: one line that names the file at fault.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError(f"{name}: its device is cuda, but torch sees no GPU on this node")
+    checkpoint = open_checkpoint(fetch(name, source, revision))
+    tokenizer = _load_tokenizer(checkpoint.directory)
+    model = _load_weights(name, checkpoint, device=device, dtype=dtype)
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        defaults=_generation_defaults(model.generation_config, checkpoint),
+        context_length=int(model.config.max_position_embeddings),
+        vocab_size=int(model.config.vocab_size),
+    )
+    self_test(loaded, checkpoint)
+    logger.info("%s: ready on %s in %s", name, device, str(model.dtype).removeprefix("torch."))
+    return loaded
+
+
+def fetch(name: str, source: str, revision: str | None) -> Path:
+    """The directory that ``source`` is, or the Hub snapshot of ``revision``, downloaded if need be."""
+    if is_local(source):
+        return Path(source).expanduser().resolve()
+    logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=FETCHED,
+                tqdm_class=download_bar(f"{name}: downloading {source}"),
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise CheckpointError(
+            f"{source}: cannot be fetched at revision {revision or 'main'}: {type(error).__name__}: {first_line}"
+        ) from error
+
+
+def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> Phi3ForCausalLM:
+    wanted = ("float32" if device == "cpu" else "auto") if dtype == "auto" else dtype
+    logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
+    try:
+        with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
+            model, info = Phi3ForCausalLM.from_pretrained(
+                checkpoint.directory,
+                dtype=wanted,
+                device_map={"": "cuda:0" if device == "cuda" else "cpu"},
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(f"{checkpoint.directory}: does not fit into the memory of {device}") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{checkpoint.directory}: weights lack {len(missing)} tensor(s) that config.json asks for, first {missing[0]}"
+        )
+    model.eval()
+    return model
+
+
+def _generation_defaults(config: GenerationConfig, checkpoint: Checkpoint) -> GenerationParameters:
+    defaults = GenerationParameters(**{n: v for n in NAMES if (v := getattr(config, n, None)) is not None})
+    if not defaults.eos_token_ids():
+        raise CheckpointError(
+            f"{checkpoint.directory / GENERATION_CONFIG}: gives no eos_token_id, so no answer would end"
+        )
+    return defaults
+
+
+@torch.inference_mode()
+def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
+    """Generate a few tokens greedily; CheckpointError where the scores are not numbers."""
+    prompt = torch.tensor([[loaded.tokenizer.convert_tokens_to_ids("<|user|>")]], device=loaded.model.device)
+    output: Any = loaded.model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=SELF_TEST_TOKENS,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    if not all(bool(torch.isfinite(step).all()) for step in output.logits):
+        raise CheckpointError(f"{checkpoint.directory}: the self-test's scores hold nan or inf; the weights are damaged")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,69 @@
+"""The one tree of errors.
+
+Phi3ServeError                 everything this project raises on purpose
+├── InvalidRequest             the request is wrong; sending it again changes nothing
+│   └── UnknownModel           the request names a model that this server does not declare
+├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
+├── Overloaded                 the queue is full; try again later
+├── RequestTimeout             the request's own deadline passed
+├── EngineFailure              the engine broke while it ran this request
+└── CheckpointError            the weights, tokenizer or config on disk cannot be served
+
+``api.failures`` maps the tree to HTTP statuses in one table. Errors cross process borders inside
+events (``core.Failed``), so each keeps everything in ``args`` and survives a pickle.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class Phi3ServeError(Exception):
+    """An error with a message meant for the person who sent the request or wrote the config."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(Phi3ServeError):
+    """The request cannot be honoured as it is; ``param`` names the field at fault, if one is."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, param)
+        self.param = param
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that is not declared in the config."""
+
+
+class ModelUnavailable(Phi3ServeError):
+    """The variant cannot answer now; ``retry_after_s`` is None where waiting does not help."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(ModelUnavailable):
+    """Too many requests are waiting already."""
+
+
+class RequestTimeout(Phi3ServeError):
+    """The request did not finish before its deadline."""
+
+
+class EngineFailure(Phi3ServeError):
+    """The engine failed on this request, or its thread is dead."""
+
+
+class CheckpointError(Phi3ServeError):
+    """A checkpoint cannot be served; the message is one line that names the file."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to ``name``, or None where nothing is close."""
+    found = get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return found[0] if found else None

@@ -1,0 +1,107 @@
+"""Progress of long work as log lines: bytes, percent, and what is being done."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from typing import Any
+
+from tqdm import tqdm
+
+logger = logging.getLogger("phi3_serve")
+
+SECONDS_BETWEEN_LINES = 2.0
+
+
+def human_bytes(count: float) -> str:
+    """``count`` bytes in the unit that a person would use."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Progress:
+    """Counts bytes towards a total and logs a line every few seconds, and at the end."""
+
+    def __init__(self, what: str, total_bytes: int) -> None:
+        self.what = what
+        self.total_bytes = total_bytes
+        self.done_bytes = 0
+        self._begun = self._last_line = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Add ``count`` bytes."""
+        self.done_bytes += count
+        if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._log()
+
+    def finish(self) -> None:
+        """Log the final line."""
+        self._log()
+
+    def _log(self) -> None:
+        percent = 100 * self.done_bytes / self.total_bytes if self.total_bytes else 100
+        logger.info(
+            "%s: %.0f %% (%s of %s, %.1f s)",
+            self.what,
+            min(percent, 100),
+            human_bytes(self.done_bytes),
+            human_bytes(self.total_bytes),
+            time.monotonic() - self._begun,
+        )
+
+
+@contextmanager
+def weights_progress(what: str, tensor_bytes: Mapping[str, int]) -> Iterator[None]:
+    """While the context lasts, ``from_pretrained`` logs the bytes it has loaded instead of drawing a bar."""
+    from transformers.utils import logging as transformers_logging  # slow to import, and only a loader has it
+
+    progress = Progress(what, sum(tensor_bytes.values()))
+
+    def counted(items: Iterable[Any]) -> Iterator[Any]:
+        for name, mapping in items:
+            yield name, mapping
+            progress.advance(tensor_bytes.get(name, 0))
+
+    def bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("desc") == "Loading weights":
+            return counted(args[0])
+        return factory(*args, **{**kwargs, "disable": True})
+
+    previous = transformers_logging.set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+    progress.finish()
+
+
+def download_bar(what: str) -> type[tqdm[Any]]:
+    """A tqdm class that logs the bytes a Hub download has written instead of drawing a bar."""
+
+    class DownloadBar(tqdm[Any]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            self._progress: Progress | None = None
+            super().__init__(*args, **{**kwargs, "disable": False, "file": StringIO()})
+            # two bars count bytes, received and written; the number of files has a bar too
+            if kwargs.get("unit") == "B" and str(kwargs.get("desc")).startswith("Reconstructing"):
+                self._progress = Progress(what, 0)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._progress is not None:
+                self._progress.total_bytes = int(self.total or 0)
+                self._progress.advance(int(n or 0))
+            return super().update(n)
+
+        def close(self) -> None:
+            if self._progress is not None and self._progress.done_bytes:
+                self._progress.finish()
+                self._progress = None
+            super().close()
+
+    return DownloadBar

@@ -1,0 +1,104 @@
+"""Token ids to text, piece by piece: the pieces joined are what ``decode`` of all the ids gives."""
+
+from collections.abc import Callable, Sequence
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# What transformers 4.55 did for clean_up_tokenization_spaces (PreTrainedTokenizerBase.clean_up_tokenization);
+# 5.x has it no longer.
+_CLEAN_UPS = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+def clean_up(text: str) -> str:
+    """``text`` without the spaces that word-level tokenizers leave before punctuation and contractions."""
+    for found, replacement in _CLEAN_UPS:
+        text = text.replace(found, replacement)
+    return text
+
+
+class Detokenizer:
+    """The text of one growing sequence; what is given out never changes afterwards.
+
+    Two things are held back until they are settled. Bytes of an unfinished UTF-8 character, which decode to
+    U+FFFD. And a run of byte tokens: the ByteFallback decoder turns the whole run into U+FFFD if a later byte
+    of it is wrong. Only the ids since the last settled points are decoded again, so a long answer costs the
+    same per token as a short one.
+
+    ``decode`` skips control tokens; ``special_ids`` are these, ``byte_ids`` the tokens ``<0x00>`` to ``<0xFF>``.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        byte_ids: frozenset[int] = frozenset(),
+        special_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self._decode = decode
+        self._byte_ids = byte_ids
+        self._special_ids = special_ids
+        self._ids: list[int] = []
+        # ids[context:settled] are given out and decoded again only as context: decoders drop the first space.
+        self._context = 0
+        self._settled = 0
+        self._num_chars = 0
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """The text that ``token_ids`` settle, perhaps none yet."""
+        self._ids += token_ids
+        if self._ends_in_byte_run():
+            return ""
+        before = self._decode(self._ids[self._context : self._settled])
+        after = self._decode(self._ids[self._context :])
+        if len(after) <= len(before) or after.endswith(REPLACEMENT):
+            return ""
+        self._context, self._settled = self._settled, len(self._ids)
+        return self._give(after[len(before) :])
+
+    def finish(self) -> str:
+        """What was held back to the end."""
+        return self._give(self._decode(self._ids)[self._num_chars :])
+
+    def _ends_in_byte_run(self) -> bool:
+        last_visible = next((i for i in reversed(self._ids) if i not in self._special_ids), None)
+        return last_visible in self._byte_ids
+
+    def _give(self, text: str) -> str:
+        self._num_chars += len(text)
+        return text
+
+
+class CleanUp:
+    """``clean_up`` of a text that comes in pieces.
+
+    Every rule only matches runs of the characters below, before and after earlier rules have acted, so what
+    comes up to and including any other character is settled.
+    """
+
+    _OF_A_RULE = frozenset("".join(found for found, _ in _CLEAN_UPS))
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def add(self, text: str) -> str:
+        """The cleaned text that ``text`` settles."""
+        self._held += text
+        end = next((i + 1 for i in range(len(self._held) - 1, -1, -1) if self._held[i] not in self._OF_A_RULE), 0)
+        settled, self._held = self._held[:end], self._held[end:]
+        return clean_up(settled)
+
+    def finish(self) -> str:
+        """What was held back to the end."""
+        settled, self._held = self._held, ""
+        return clean_up(settled)

@@ -1,0 +1,41 @@
+"""Phi-3's chat template as a pure function: messages to segments, with no tokenizer and no Jinja.
+
+Source: ``chat_template`` in ``tokenizer_config.json`` of the Phi-3 repositories. The medium variants' own
+template has no system turn; here the system turn is rendered for them as for the others, never dropped.
+"""
+
+from collections.abc import Sequence
+
+from phi3_serve.core import Conversation, Message, Special, Text
+from phi3_serve.errors import InvalidRequest
+
+END = "<|end|>"
+ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+SPECIAL_TOKENS = (*ROLE_TOKENS.values(), END)
+
+
+def render(messages: Sequence[Message]) -> Conversation:
+    """The conversation, up to where the assistant's next answer begins.
+
+    Raises:
+        InvalidRequest: the turns do not alternate, or the last is not the user's.
+    """
+    _check_turns(messages)
+    segments: list[Special | Text] = []
+    for message in messages:
+        segments += [Special(ROLE_TOKENS[message.role]), Text(f"\n{message.content}"), Special(END), Text("\n")]
+    segments += [Special(ROLE_TOKENS["assistant"]), Text("\n")]
+    return Conversation(tuple(segments))
+
+
+def _check_turns(messages: Sequence[Message]) -> None:
+    turns = [m.role for m in messages]
+    if turns and turns[0] == "system":
+        turns = turns[1:]
+    expected = ["user", "assistant"] * len(turns)
+    if turns != expected[: len(turns)] or len(turns) % 2 == 0:
+        raise InvalidRequest(
+            "Conversation roles must alternate user/assistant/user/assistant/..., after at most one system message "
+            f"at the start, and end with the user; these are {', '.join(m.role for m in messages)}.",
+            "messages",
+        )

@@ -1,0 +1,76 @@
+"""Between text and token ids. Text in a conversation never becomes a control token.
+
+A raw prompt goes through the checkpoint's tokenizer as it is. A conversation goes through a twin of it that
+knows only the template's control tokens, under names drawn at random when it is made: text can spell
+``<|end|>`` but not the twin's name for it, so it stays text, and everything else (the whitespace that a
+control token swallows, the normaliser, the place of the space prefix) is the tokenizer's own work.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+
+import tokenizers
+from transformers import PreTrainedTokenizerBase
+
+from phi3_serve.core import Conversation, RawPrompt, Special
+from phi3_serve.text.detokenize import Detokenizer
+from phi3_serve.text.template import SPECIAL_TOKENS
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+
+
+class Phi3Tokenizer:
+    """A Phi-3 checkpoint's tokenizer; not shared between threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.hf = tokenizer
+        self._names = {token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}" for token in SPECIAL_TOKENS}
+        self._twin = _with_only(tokenizer.backend_tokenizer, self._names)
+        self._to_real_id = {
+            self._twin.token_to_id(name): tokenizer.convert_tokens_to_ids(token) for token, name in self._names.items()
+        }
+        self._byte_ids = frozenset(i for t, i in tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(t))
+        self._special_ids = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+
+    def encode(self, prompt: RawPrompt | Conversation) -> list[int]:
+        """The prompt's token ids."""
+        if isinstance(prompt, RawPrompt):
+            ids: list[int] = self.hf.encode(prompt.prefix + prompt.text)
+            return ids
+        rendered = "".join(self._names[s.token] if isinstance(s, Special) else s.text for s in prompt.segments)
+        twin_ids = self._twin.encode(rendered, add_special_tokens=False).ids
+        return [self._to_real_id.get(i, i) for i in twin_ids]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ``token_ids`` without control tokens."""
+        text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh detokenizer for one sequence."""
+        return Detokenizer(self.decode, byte_ids=self._byte_ids, special_ids=self._special_ids)
+
+
+def _with_only(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:
+    """A copy of ``tokenizer`` whose only added tokens are those of ``names``, renamed."""
+    description = json.loads(tokenizer.to_str())
+    kept = [t for t in description["added_tokens"] if t["content"] in names]
+    description["added_tokens"] = []
+    description["post_processor"] = None
+    description["truncation"] = description["padding"] = None
+    twin = tokenizers.Tokenizer.from_str(json.dumps(description))
+    twin.add_special_tokens(
+        [
+            tokenizers.AddedToken(
+                names[t["content"]],
+                single_word=t["single_word"],
+                lstrip=t["lstrip"],
+                rstrip=t["rstrip"],
+                normalized=False,
+            )
+            for t in kept
+        ]
+    )
+    return twin
