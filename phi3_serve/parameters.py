@@ -261,12 +261,15 @@ def refuse_by_name(given: Mapping[str, object]) -> dict[str, object]:
             raise InvalidRequest(f"`{name}` is not accepted: {NEVER[name]}.", name)
         if name in REFUSED:
             reason, without_effect = REFUSED[name]
-            if value is not None and not any(value is v or (value == v and type(value) is type(v)) for v in without_effect):
+            if value is not None and not any(
+                value is v or (value == v and type(value) is type(v)) for v in without_effect
+            ):
                 raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
         elif name not in NAMES:
             hint = nearest(name, NAMES)
             raise InvalidRequest(
-                f"`{name[:64]}` is not a generate parameter" + (f"; did you mean `{hint}`?" if hint else "."), name[:64]
+                f"`{name[:64]}` is not a generate parameter" + (f"; did you mean `{hint}`?" if hint else "."),
+                name[:64],
             )
         elif value is not None:
             kept[name] = value
@@ -290,7 +293,9 @@ def check_token_ids(parameters: GenerationParameters, vocab_size: int) -> None:
             )
     suppressed = set(parameters.suppress_tokens or ())
     if len(suppressed) >= vocab_size:
-        raise InvalidRequest("`suppress_tokens` holds the whole vocabulary; nothing is left to generate.", "suppress_tokens")
+        raise InvalidRequest(
+            "`suppress_tokens` holds the whole vocabulary; nothing is left to generate.", "suppress_tokens"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +317,8 @@ def lengths(parameters: GenerationParameters, *, prompt: int, prefix: int, conte
     """
     if prompt >= context:
         raise InvalidRequest(
-            f"The prompt has {prompt} tokens, but this model's context holds {context}, answer included.", "prompt"
+            f"The prompt has {prompt} tokens, but this model's context holds {context}, answer included.",
+            "prompt",
         )
     if parameters.max_new_tokens is not None:
         longest = prompt + parameters.max_new_tokens
@@ -333,9 +339,33 @@ def lengths(parameters: GenerationParameters, *, prompt: int, prefix: int, conte
         shortest += prefix if shortest else 0
     if shortest > longest:
         raise InvalidRequest(
-            f"`{name}` asks for at least {shortest} tokens of prompt and answer, but the most allowed is {longest}.", name
+            f"`{name}` asks for at least {shortest} tokens of prompt and answer, but the most allowed is {longest}.",
+            name,
         )
     return Lengths(min_length=min(shortest, context), max_length=min(longest, context))
+
+
+def kept_by_hole(parameters: GenerationParameters, *, prompt: int, context: int) -> int:
+    """How many of the prompt's last tokens ``handle_long_generation`` "hole" keeps (TextGenerationPipeline.preprocess).
+
+    Raises:
+        InvalidRequest: the answer alone fills the context, or its length cannot be inferred.
+    """
+    if parameters.max_new_tokens is not None:
+        answer = parameters.max_new_tokens
+    else:
+        longest = prompt + LIBRARY_DEFAULT_NEW_TOKENS if parameters.max_length is None else parameters.max_length
+        answer = longest - prompt
+        if answer < 0:
+            raise InvalidRequest("We cannot infer how many new tokens are expected", "handle_long_generation")
+    if prompt + answer <= context:
+        return prompt
+    if answer >= context:
+        raise InvalidRequest(
+            "We cannot use `hole` to handle this generation the number of desired tokens exceeds the models max length",
+            "handle_long_generation",
+        )
+    return context - answer
 
 
 def _named_token_ids(parameters: GenerationParameters) -> Iterable[tuple[str, Iterable[int]]]:
@@ -371,13 +401,15 @@ def _groups_divide_beams(p: GenerationParameters) -> None:
     beams, groups = p.num_beams or 1, p.num_beam_groups or 1
     if groups > 1 and (groups > beams or beams % groups):
         raise InvalidRequest(
-            f"`num_beam_groups` is {groups}, but has to divide `num_beams`, which is {beams}.", "num_beam_groups"
+            f"`num_beam_groups` is {groups}, but has to divide `num_beams`, which is {beams}.",
+            "num_beam_groups",
         )
     if groups > 1 and p.do_sample:
         raise InvalidRequest("`num_beam_groups` above 1 needs `do_sample` false.", "num_beam_groups")
     if groups == 1 and p.diversity_penalty:
         raise InvalidRequest(
-            "`diversity_penalty` above 0 needs `num_beam_groups` above 1; it acts between groups.", "diversity_penalty"
+            "`diversity_penalty` above 0 needs `num_beam_groups` above 1; it acts between groups.",
+            "diversity_penalty",
         )
 
 

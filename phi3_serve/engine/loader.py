@@ -27,7 +27,7 @@ SELF_TEST_TOKENS = 4
 class LoadedModel:
     """A model on its device, with its tokenizer and what its checkpoint says of generating."""
 
-    model: Phi3ForCausalLM
+    model: Any  # Phi3ForCausalLM, whose generate() no type checker accepts
     tokenizer: PreTrainedTokenizerBase
     defaults: GenerationParameters  # the checkpoint's generation config
     context_length: int  # tokens
@@ -88,12 +88,12 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> Phi3ForCausalLM:
+def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> Any:
     wanted = ("float32" if device == "cpu" else "auto") if dtype == "auto" else dtype
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
     try:
         with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
-            model, info = Phi3ForCausalLM.from_pretrained(
+            loaded: Any = Phi3ForCausalLM.from_pretrained(
                 checkpoint.directory,
                 dtype=wanted,
                 device_map={"": "cuda:0" if device == "cuda" else "cpu"},
@@ -106,9 +106,10 @@ def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str)
         raise CheckpointError(f"{checkpoint.directory}: does not fit into the memory of {device}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{checkpoint.directory}: weights lack {len(missing)} tensor(s) that config.json asks for, first {missing[0]}"
+            f"{checkpoint.directory}: weights lack {len(missing)} tensor(s) that config.json asks for: {missing[0]}"
         )
     model.eval()
     return model
@@ -137,7 +138,9 @@ def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
         return_dict_in_generate=True,
     )
     if not all(bool(torch.isfinite(step).all()) for step in output.logits):
-        raise CheckpointError(f"{checkpoint.directory}: the self-test's scores hold nan or inf; the weights are damaged")
+        raise CheckpointError(
+            f"{checkpoint.directory}: the self-test's scores hold nan or inf; the weights are damaged"
+        )
 
 
 def _first_line(error: BaseException) -> str:

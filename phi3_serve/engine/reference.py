@@ -19,7 +19,14 @@ from transformers.generation.streamers import BaseStreamer
 from phi3_serve import core
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, Phi3ServeError, RequestTimeout
+from phi3_serve.errors import (
+    EngineFailure,
+    InvalidRequest,
+    ModelUnavailable,
+    Overloaded,
+    Phi3ServeError,
+    RequestTimeout,
+)
 from phi3_serve.parameters import GenerationParameters
 
 logger = logging.getLogger("phi3_serve")
@@ -31,9 +38,26 @@ RETRY_AFTER_S = 5.0
 FORWARDED = (
     *("do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("epsilon_cutoff", "eta_cutoff", "top_h", "repetition_penalty", "encoder_repetition_penalty"),
-    *("length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
-    *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
-    *("renormalize_logits", "remove_invalid_values", "guidance_scale", "num_return_sequences", "pad_token_id"),
+    *(
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "suppress_tokens",
+    ),
+    *(
+        "begin_suppress_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "exponential_decay_length_penalty",
+    ),
+    *(
+        "renormalize_logits",
+        "remove_invalid_values",
+        "guidance_scale",
+        "num_return_sequences",
+        "pad_token_id",
+    ),
     *("bos_token_id", "eos_token_id", "stop_strings", "max_time", "prompt_lookup_num_tokens"),
 )
 
@@ -67,7 +91,8 @@ class ReferenceEngine:
                 raise EngineFailure("The engine is not running.")
             if self._running is not None and len(self._waiting) >= self._max_waiting:
                 raise Overloaded(
-                    f"{len(self._waiting)} requests are waiting already, the limit is {self._max_waiting}.", RETRY_AFTER_S
+                    f"{len(self._waiting)} requests are waiting already, the limit is {self._max_waiting}.",
+                    RETRY_AFTER_S,
                 )
             self._waiting.append(_Job(request, on_event))
             self._changed.notify()
@@ -155,8 +180,9 @@ class ReferenceEngine:
                 tokenizer=self._tokenizer if request.parameters.stop_strings else None,
                 return_dict_in_generate=True,
                 output_scores=bool(request.parameters.output_scores),
-                min_length=request.min_length,
-                max_length=request.max_length,
+                # new tokens, not totals: these win over whatever the checkpoint's own generation config says
+                min_new_tokens=max(0, request.min_length - len(request.prompt_ids)),
+                max_new_tokens=request.max_length - len(request.prompt_ids),
                 **self._arguments(request.parameters),
             )
         if not job.aborted.is_set():
@@ -206,7 +232,7 @@ class _Watch(StoppingCriteria):
         self._job = job
         self._mark_step = mark_step
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._mark_step()
         stop = self._job.aborted.is_set() or time.monotonic() >= self._job.request.deadline
         return torch.full((input_ids.shape[0],), stop, device=input_ids.device, dtype=torch.bool)
@@ -242,8 +268,7 @@ def _cut_at_end(ids: list[int], request: EngineRequest) -> tuple[list[int], core
     first_end = next((i for i, token in enumerate(ids) if token in ends), None)
     if first_end is not None:
         return ids[: first_end + 1], "stop"
-    if len(request.prompt_ids) + len(ids) >= request.max_length:
-        return ids, "length"
-    return ids, "stop"
-
-
+    reached_a_stop_string = (
+        bool(request.parameters.stop_strings) and len(request.prompt_ids) + len(ids) < request.max_length
+    )
+    return ids, "stop" if reached_a_stop_string else "length"

@@ -80,10 +80,10 @@ def weights_progress(what: str, tensor_bytes: Mapping[str, int]) -> Iterator[Non
     progress.finish()
 
 
-def download_bar(what: str) -> type[tqdm[Any]]:
+def download_bar(what: str) -> type[tqdm]:
     """A tqdm class that logs the bytes a Hub download has written instead of drawing a bar."""
 
-    class DownloadBar(tqdm[Any]):
+    class DownloadBar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             self._progress: Progress | None = None
@@ -96,7 +96,7 @@ def download_bar(what: str) -> type[tqdm[Any]]:
             if self._progress is not None:
                 self._progress.total_bytes = int(self.total or 0)
                 self._progress.advance(int(n or 0))
-            return super().update(n)
+            return bool(super().update(n))
 
         def close(self) -> None:
             if self._progress is not None and self._progress.done_bytes:

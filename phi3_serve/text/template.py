@@ -23,7 +23,12 @@ def render(messages: Sequence[Message]) -> Conversation:
     _check_turns(messages)
     segments: list[Special | Text] = []
     for message in messages:
-        segments += [Special(ROLE_TOKENS[message.role]), Text(f"\n{message.content}"), Special(END), Text("\n")]
+        segments += [
+            Special(ROLE_TOKENS[message.role]),
+            Text(f"\n{message.content}"),
+            Special(END),
+            Text("\n"),
+        ]
     segments += [Special(ROLE_TOKENS["assistant"]), Text("\n")]
     return Conversation(tuple(segments))
 

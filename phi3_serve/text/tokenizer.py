@@ -15,6 +15,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from phi3_serve.core import Conversation, RawPrompt, Special
+from phi3_serve.errors import CheckpointError
 from phi3_serve.text.detokenize import Detokenizer
 from phi3_serve.text.template import SPECIAL_TOKENS
 
@@ -22,31 +23,31 @@ _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Phi3Tokenizer:
-    """A Phi-3 checkpoint's tokenizer; not shared between threads."""
+    """A Phi-3 checkpoint's tokenizer. Its options never change, so threads may share it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.hf = tokenizer
-        self._names = {token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}" for token in SPECIAL_TOKENS}
-        self._twin = _with_only(tokenizer.backend_tokenizer, self._names)
-        self._to_real_id = {
-            self._twin.token_to_id(name): tokenizer.convert_tokens_to_ids(token) for token, name in self._names.items()
-        }
-        self._byte_ids = frozenset(i for t, i in tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(t))
-        self._special_ids = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+        backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        names = {token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}" for token in SPECIAL_TOKENS}
+        self._tokenizer = backend
+        self._names = names
+        self._twin = _with_only(backend, names)
+        self._to_real_id = {_id(self._twin, name): _id(backend, token) for token, name in names.items()}
+        self._byte_ids = frozenset(i for t, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(t))
+        self._special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
 
     def encode(self, prompt: RawPrompt | Conversation) -> list[int]:
         """The prompt's token ids."""
         if isinstance(prompt, RawPrompt):
-            ids: list[int] = self.hf.encode(prompt.prefix + prompt.text)
-            return ids
+            return self._tokenizer.encode(prompt.prefix + prompt.text).ids
         rendered = "".join(self._names[s.token] if isinstance(s, Special) else s.text for s in prompt.segments)
         twin_ids = self._twin.encode(rendered, add_special_tokens=False).ids
         return [self._to_real_id.get(i, i) for i in twin_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids`` without control tokens."""
-        text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh detokenizer for one sequence."""
@@ -74,3 +75,10 @@ def _with_only(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokeni
         ]
     )
     return twin
+
+
+def _id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise CheckpointError(f"{token} is not in the tokenizer's vocabulary")
+    return token_id

@@ -1,0 +1,15 @@
+"""Server-sent events as bytes (WHATWG HTML, section 9.2)."""
+
+import json
+from typing import Any
+
+MEDIA_TYPE = "text/event-stream"
+# No proxy may hold events back: nginx reads X-Accel-Buffering.
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+END = b"data: [DONE]\n\n"
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One event; JSON has no line break of its own, so one data line holds it."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data)}\n\n".encode()

@@ -1,0 +1,119 @@
+"""The console script ``phi3-serve``."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from phi3_serve import __version__, catalogue
+from phi3_serve.catalogue import Variant
+from phi3_serve.observability.progress import human_bytes
+
+app = typer.Typer(help="Serve Microsoft's Phi-3 models with Ray Serve.", no_args_is_help=True, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Serve Microsoft's Phi-3 models with Ray Serve."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    config: Annotated[Path, typer.Argument(help="A Serve config file.")] = Path("serve_config.yaml"),
+) -> None:
+    """Check CONFIG strictly, then run it in the foreground with `serve run`."""
+    from phi3_serve.serving import config_file  # Ray takes two seconds to import
+
+    try:
+        app_config = config_file.read(config)
+    except config_file.ConfigError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
+    models = ", ".join(m.served_name for m in app_config.models)
+    typer.echo(f"Serving {models}; a request that names none goes to {app_config.default_model_name}.", err=True)
+    serve = shutil.which("serve", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if serve is None:
+        typer.echo("Ray's `serve` command is not installed.", err=True)
+        raise typer.Exit(1)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.execv(serve, [serve, "run", str(config)])  # noqa: S606 - no shell, and our process becomes it
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the catalogue: what each variant needs, and whether it fits this machine."""
+    device, memory = _device_memory()
+    dtype = "bfloat16" if device == "GPU" else "float32"
+    rows = [_row(variant, device, dtype, memory) for variant in catalogue.VARIANTS]
+    if as_json:
+        typer.echo(json.dumps({"device": device, "memory_bytes": memory, "dtype": dtype, "models": rows}, indent=2))
+        return
+    _print_table(rows, f"This machine: {device} with {human_bytes(memory)}, {dtype}")
+
+
+def _row(variant: Variant, device: str, dtype: str, memory: int) -> dict[str, object]:
+    needed = variant.memory_needed(dtype)
+    return {
+        "name": variant.name,
+        "context_length": variant.context_length,
+        "parameters": variant.num_parameters,
+        "kv_bytes_per_token": variant.kv_bytes_per_token(dtype),
+        "memory_needed_bytes": needed,
+        "sliding_window": variant.sliding_window,
+        "rope": variant.rope,
+        "source": "embedded" if variant.revision is None else variant.source,
+        "revision": variant.revision,
+        "fits": needed <= memory,
+    }
+
+
+def _print_table(rows: list[dict[str, object]], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for heading in (
+        "Model",
+        "Context",
+        "Parameters",
+        "KV/token",
+        "Memory",
+        "Window",
+        "RoPE",
+        "Revision",
+        "Fits",
+    ):
+        table.add_column(heading, justify="left" if heading in ("Model", "RoPE", "Revision") else "right")
+    for row in rows:
+        table.add_row(
+            str(row["name"]),
+            f"{row['context_length']:,}",
+            _human_count(int(str(row["parameters"]))),
+            human_bytes(int(str(row["kv_bytes_per_token"]))),
+            human_bytes(int(str(row["memory_needed_bytes"]))),
+            "all" if row["sliding_window"] is None else f"{row['sliding_window']:,}",
+            str(row["rope"]),
+            str(row["revision"])[:7] if row["revision"] else "embedded",
+            "yes" if row["fits"] else "no",
+        )
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def _human_count(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _device_memory() -> tuple[str, int]:
+    """The device that a model would go to, and its memory in bytes."""
+    import torch  # two seconds
+
+    if torch.cuda.is_available():
+        return "GPU", torch.cuda.get_device_properties(0).total_memory
+    return "CPU", psutil.virtual_memory().total

@@ -1,0 +1,79 @@
+"""How the variants of this application stand, read from Ray Serve and from the cluster's nodes; wakes none."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import cast
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
+
+from phi3_serve.core import VariantState
+from phi3_serve.serving.placement import Placement
+
+RETRY_AFTER_S = 10.0
+STARTING = ("STARTING", "RECOVERING", "UPDATING")
+# One reading serves all requests of this long; a reading costs the controller a few milliseconds.
+SECONDS_FRESH = 1.0
+
+
+def deployment_name(model: str) -> str:
+    """The Serve deployment of a model; Ray allows no slash in it."""
+    return model.replace("/", "--")
+
+
+class ClusterView:
+    """The states of the declared variants, read at most once a second however many ask."""
+
+    def __init__(self, placements: Mapping[str, Placement], *, app_name: str, elastic: bool) -> None:
+        self._placements = placements
+        self._app_name = app_name
+        self._elastic = elastic
+        self._states: Mapping[str, VariantState] = {}
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def states(self) -> Mapping[str, VariantState]:
+        """The state of every variant, at most a second old."""
+        async with self._reading:
+            if time.monotonic() - self._read_at > SECONDS_FRESH:
+                self._states = await asyncio.to_thread(self._read)
+                self._read_at = time.monotonic()
+            return self._states
+
+    def _read(self) -> Mapping[str, VariantState]:
+        application = serve.status().applications.get(self._app_name)
+        deployments = application.deployments if isinstance(application, ApplicationStatusOverview) else {}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return {
+            model: variant_state(
+                deployments.get(deployment_name(model)),
+                None if self._elastic else placement.missing_from(nodes),
+            )
+            for model, placement in self._placements.items()
+        }
+
+
+def variant_state(deployment: DeploymentStatusOverview | None, missing: str | None) -> VariantState:
+    """The state of one variant, given its deployment and which resource no node has."""
+    replicas = cast(Mapping[str, int], deployment.replica_states) if deployment else {}
+    if replicas.get("RUNNING"):
+        return VariantState("ready")
+    if missing is not None:
+        return VariantState("unplaceable", f"A replica needs {missing}.")
+    if deployment is not None and (reason := _failure(deployment)):
+        return VariantState("failed", reason)
+    if any(replicas.get(state) for state in STARTING):
+        return VariantState("loading", "Its replica is starting: waiting for a node or loading weights.", RETRY_AFTER_S)
+    return VariantState("scaled_to_zero", "No replica runs; a request starts one.", RETRY_AFTER_S)
+
+
+def _failure(deployment: DeploymentStatusOverview) -> str | None:
+    """Why the replicas of a deployment cannot start, in one line; None where they can."""
+    if deployment.status.value not in ("DEPLOY_FAILED", "UNHEALTHY"):
+        return None
+    lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+    marker = "CheckpointError: "
+    ours = next((line.split(marker, 1)[1] for line in lines if marker in line), None)
+    return ours or (lines[-1] if lines else "Its replicas cannot start.")

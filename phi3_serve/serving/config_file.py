@@ -1,0 +1,93 @@
+"""A Serve config file, read strictly: Ray drops keys that it does not know without a word."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from phi3_serve.config import AppConfig, unknown_key_message
+from phi3_serve.errors import Phi3ServeError
+
+IMPORT_PATH = "phi3_serve.serving.app:build_app"
+
+
+class ConfigError(Phi3ServeError):
+    """A config file that cannot be served; the message has one line per problem."""
+
+
+def read(path: Path) -> AppConfig:
+    """Check the file at ``path``, every level of it, and give the AppConfig of its application.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, has an unknown key or a wrong value.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in error.message.splitlines())) from None
+
+
+def parse(text: str) -> AppConfig:
+    """As ``read``, for the text of a config."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("is not YAML: " + " ".join(str(error).split())) from None
+    if not isinstance(content, dict):
+        raise ConfigError("is not a Serve config: it holds no mapping")
+    problems = list(_unknown_keys(content, ServeDeploySchema, ""))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        ServeDeploySchema.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_lines(error, ""))) from None
+    ours = [a for a in content["applications"] if a.get("import_path") == IMPORT_PATH]
+    if len(ours) != 1:
+        raise ConfigError(f"must hold one application with import_path {IMPORT_PATH}, and holds {len(ours)}")
+    try:
+        return AppConfig.model_validate(ours[0].get("args") or {})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_lines(error, "args"))) from None
+
+
+def _unknown_keys(content: Any, schema: Any, where: str) -> list[str]:
+    """One line per key of ``content`` that ``schema``, or a schema within it, does not have."""
+    if isinstance(content, list):
+        return [line for i, item in enumerate(content) for line in _unknown_keys(item, schema, f"{where}[{i}]")]
+    models = _models_in(schema)
+    if not isinstance(content, dict) or not models:
+        return []
+    known = {name: field for model in models for name, field in model.model_fields.items()}
+    aliases = {field.alias for field in known.values() if field.alias}
+    lines = []
+    for key, value in content.items():
+        here = f"{where}.{key}" if where else str(key)
+        if key in known:
+            lines += _unknown_keys(value, known[key].annotation, here)
+        elif key not in aliases:
+            lines.append((f"{where}: " if where else "") + unknown_key_message(str(key), list(known)))
+    return lines
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that ``annotation`` allows: itself, or those inside unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def _lines(error: ValidationError, where: str) -> list[str]:
+    """One line per problem: where it is, and pydantic's or our own sentence."""
+    lines = []
+    for problem in error.errors():
+        place = where
+        for part in problem["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{place}: {message}" if place else message)
+    return lines

@@ -1,0 +1,122 @@
+"""The HTTP front: which model, whether it can answer now, and every failure as one of our errors."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from phi3_serve.api.routes import create_app
+from phi3_serve.config import AppConfig
+from phi3_serve.core import Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
+from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, Phi3ServeError
+from phi3_serve.observability.host import cpu_info
+from phi3_serve.serving.cluster import RETRY_AFTER_S, ClusterView
+from phi3_serve.serving.placement import Placement
+
+
+class Ingress:
+    """Routes HTTP to the replicas; Serve asks it for its ASGI app, so no app is ever pickled."""
+
+    def __init__(
+        self, config: AppConfig, placements: Mapping[str, Placement], models: dict[str, DeploymentHandle[Any]]
+    ) -> None:
+        view = ClusterView(placements, app_name=serve.get_replica_context().app_name, elastic=config.cluster.elastic)
+        self._config = config
+        self._backend = HandleBackend(models, placements, view)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The app, built in the process that runs it."""
+        return create_app(self._backend, self._config)
+
+
+class HandleBackend:
+    """``core.Backend`` over the replicas' deployment handles."""
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        placements: Mapping[str, Placement],
+        view: ClusterView,
+    ) -> None:
+        self._handles = handles
+        # options() is costly, so once per model
+        self._streams = {n: h.options(method_name="generate", stream=True) for n, h in handles.items()}
+        self._placements = placements
+        self._view = view
+        self._wake_ups: dict[str, asyncio.Task[None]] = {}
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
+        """Run ``request`` on a replica of its model; see ``core.Backend``."""
+        await self._require_ready(request.model)
+        events: Any = self._streams[request.model].remote(request)  # DeploymentResponseGenerator
+        try:
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                yield event
+        except Phi3ServeError:
+            raise
+        except (RayError, RayServeException) as error:
+            raise translated(error) from error
+        finally:
+            events.cancel()
+
+    async def states(self) -> Mapping[str, VariantState]:
+        """The state of every variant; see ``core.Backend``."""
+        states = await self._view.states()
+        for name in [n for n, state in states.items() if state.state != "loading" and n in self._wake_ups]:
+            if states[name].state != "scaled_to_zero":
+                self._wake_ups.pop(name).cancel()
+        return states
+
+    async def host_info(self) -> HostInfo:
+        """The GPUs of running replicas, or this node's CPU; see ``core.Backend``."""
+        states = await self.states()
+        with_gpu = [n for n, p in self._placements.items() if p.num_gpus and states[n].state == "ready"]
+        if with_gpu:
+            return HostInfo(gpu_info=tuple([await self._handles[n].host_info.remote() for n in with_gpu]))
+        return HostInfo(cpu_info=await asyncio.to_thread(cpu_info))
+
+    async def _require_ready(self, model: str) -> None:
+        state = (await self.states())[model]
+        if state.state == "ready":
+            return
+        if state.state == "scaled_to_zero":
+            self._wake(model)
+        words = {
+            "scaled_to_zero": f"Model {model} was scaled to zero and is starting now. Try again in a while.",
+            "loading": f"Model {model} is loading. {state.detail}",
+            "unplaceable": f"Model {model} cannot run on this cluster. {state.detail}",
+            "failed": f"Model {model} could not be started. {state.detail}",
+        }
+        raise ModelUnavailable(words[state.state], state.retry_after_s)
+
+    def _wake(self, model: str) -> None:
+        """Leave one waiting call in the router of a sleeping model: it is what Serve scales up for."""
+        if model not in self._wake_ups or self._wake_ups[model].done():
+            self._wake_ups[model] = asyncio.create_task(self._ping(model))
+
+    async def _ping(self, model: str) -> None:
+        with contextlib.suppress(RayError, RayServeException):
+            await self._handles[model].ping.remote()
+
+
+def translated(error: Exception) -> Phi3ServeError:
+    """One of our errors for one of Ray's: the only place where the two meet."""
+    if isinstance(error, BackPressureError):
+        return Overloaded("Too many requests are waiting for this model.", RETRY_AFTER_S / 2)
+    if isinstance(error, DeploymentUnavailableError):
+        return ModelUnavailable("The model's replicas could not be started.")
+    if isinstance(error, RayActorError):
+        return ModelUnavailable(
+            "The replica was lost while it ran this request; another one takes over.", RETRY_AFTER_S
+        )
+    if isinstance(error, RayTaskError):
+        return EngineFailure(f"The replica failed on this request: {type(error.cause).__name__}.")
+    return EngineFailure(f"The request could not reach its model: {type(error).__name__}.")

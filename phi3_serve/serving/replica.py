@@ -1,0 +1,186 @@
+"""One variant on one device: text to ids, the engine, ids to text. Nothing here blocks the event loop."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING
+
+from phi3_serve.core import (
+    Completion,
+    Delta,
+    Done,
+    Engine,
+    EngineEvent,
+    EngineRequest,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    NewTokens,
+    RawPrompt,
+    Usage,
+)
+from phi3_serve.errors import Phi3ServeError
+from phi3_serve.parameters import check_token_ids, kept_by_hole, lengths, resolve
+from phi3_serve.text.detokenize import CleanUp, clean_up
+
+if TYPE_CHECKING:
+    from phi3_serve.engine.loader import LoadedModel
+    from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+logger = logging.getLogger("phi3_serve")
+
+# Streamed text leaves at once for the first token, then at most this often: each message through
+# Ray costs about a millisecond.
+SECONDS_BETWEEN_DELTAS = 0.025
+
+
+class Replica:
+    """Owns one model and one engine thread."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: str,
+        revision: str | None,
+        device: str,
+        dtype: str,
+        num_threads: int,
+        max_waiting: int,
+    ) -> None:
+        _log_through_serve()
+        self._loaded, self._tokenizer, self._engine = _load(
+            name, source, revision, device, dtype, num_threads, max_waiting
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """The events of one request; the last is Done or Failed."""
+        try:
+            engine_request = await asyncio.to_thread(self._prepare, request)
+            events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+            loop = asyncio.get_running_loop()
+
+            def hand_over(event: EngineEvent) -> None:
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+            self._engine.submit(engine_request, hand_over)
+        except Phi3ServeError as error:
+            yield Failed(error)
+            return
+        try:
+            async for event in self._as_text(request, engine_request, events):
+                yield event
+        finally:  # also where the client went away
+            self._engine.abort(engine_request.request_id)
+
+    async def ping(self) -> None:
+        """Nothing; asking for it wakes a variant that is scaled to zero."""
+
+    async def host_info(self) -> Mapping[str, object]:
+        """The replica's GPU, in the shape of KAITO's /metrics."""
+        from phi3_serve.engine.device import gpu_info
+
+        return await asyncio.to_thread(gpu_info)
+
+    async def check_health(self) -> None:
+        """Raise if the engine cannot answer; Serve then replaces the replica."""
+        self._engine.check_health()
+
+    def _prepare(self, request: GenerationRequest) -> EngineRequest:
+        """Resolve the parameters, encode the prompt, and check both against the model."""
+        parameters = resolve(request.parameters, self._loaded.defaults)
+        check_token_ids(parameters, self._loaded.vocab_size)
+        context = self._loaded.context_length
+        ids = self._tokenizer.encode(request.prompt)
+        if request.truncate_prompt:
+            ids = ids[-kept_by_hole(parameters, prompt=len(ids), context=context) :]
+        total = lengths(parameters, prompt=len(ids), prefix=self._prefix_length(request), context=context)
+        return EngineRequest(
+            request_id=request.request_id,
+            prompt_ids=tuple(ids),
+            parameters=parameters,
+            min_length=total.min_length,
+            max_length=total.max_length,
+            stream=request.stream,
+            deadline=time.monotonic() + request.timeout_s,
+        )
+
+    def _prefix_length(self, request: GenerationRequest) -> int:
+        if not isinstance(request.prompt, RawPrompt) or not request.prompt.prefix:
+            return 0
+        return len(self._tokenizer.encode(RawPrompt(request.prompt.prefix)))
+
+    async def _as_text(
+        self, request: GenerationRequest, engine_request: EngineRequest, events: asyncio.Queue[EngineEvent]
+    ) -> AsyncGenerator[Event, None]:
+        detokenizer = self._tokenizer.detokenizer()
+        cleaner = CleanUp() if request.clean_up_tokenization_spaces else None
+        streamed, last_delta = False, 0.0
+        while True:
+            new_ids, last = await _drain(events)
+            streamed = streamed or bool(new_ids)
+            text = detokenizer.add(new_ids) if new_ids else ""
+            if streamed and last is not None:
+                text += detokenizer.finish()
+            if cleaner is not None:
+                text = cleaner.add(text) + (cleaner.finish() if last is not None else "")
+            if text:
+                yield Delta(text)
+                last_delta = time.monotonic()
+            if isinstance(last, Failed):
+                yield last
+                return
+            if isinstance(last, Finished):
+                yield self._done(request, engine_request, last)
+                return
+            await asyncio.sleep(max(0.0, last_delta + SECONDS_BETWEEN_DELTAS - time.monotonic()))
+
+    def _done(self, request: GenerationRequest, engine_request: EngineRequest, finished: Finished) -> Done:
+        completions = []
+        for sequence in finished.sequences:
+            text = self._tokenizer.decode(sequence.token_ids)
+            completions.append(Completion(clean_up(text) if request.clean_up_tokenization_spaces else text, sequence))
+        usage = Usage(
+            prompt_tokens=len(engine_request.prompt_ids),
+            completion_tokens=sum(len(s.token_ids) for s in finished.sequences),
+        )
+        return Done(tuple(completions), usage)
+
+
+async def _drain(events: asyncio.Queue[EngineEvent]) -> tuple[list[int], Finished | Failed | None]:
+    """Wait for an event, take what came with it: the new ids, and the last event if it is among them."""
+    new_ids: list[int] = []
+    event = await events.get()
+    while isinstance(event, NewTokens):
+        new_ids += event.token_ids
+        if events.empty():
+            return new_ids, None
+        event = events.get_nowait()
+    return new_ids, event
+
+
+def _load(
+    name: str, source: str, revision: str | None, device: str, dtype: str, num_threads: int, max_waiting: int
+) -> "tuple[LoadedModel, Phi3Tokenizer, Engine]":
+    # Imported here: this module is read by the process that builds the application, which needs no torch.
+    import torch
+
+    from phi3_serve.engine.loader import load
+    from phi3_serve.engine.reference import ReferenceEngine
+    from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+    torch.set_num_threads(num_threads)
+    loaded = load(name, source, revision, device=device, dtype=dtype)
+    return loaded, Phi3Tokenizer(loaded.tokenizer), ReferenceEngine(loaded, max_waiting=max_waiting)
+
+
+def _log_through_serve() -> None:
+    """Send our log lines where Ray Serve sends its own: stderr and the replica's log file."""
+    serve_logger = logging.getLogger("ray.serve")
+    logger.handlers = list(serve_logger.handlers)
+    logger.setLevel(serve_logger.level)
+    logger.propagate = False
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time; threads would fight torch's

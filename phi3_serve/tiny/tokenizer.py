@@ -1,0 +1,98 @@
+"""A small tokenizer of Phi-3's kind: byte-level fallback BPE with Phi-3's control tokens and chat template.
+
+The layout of the files is that of ``microsoft/Phi-3-mini-4k-instruct``: a Llama BPE whose normaliser puts a
+space before the text, bytes as ``<0x00>`` to ``<0xFF>``, and control tokens behind the vocabulary that
+swallow the whitespace after them.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+END_OF_TEXT = "<|endoftext|>"
+# In the order of their ids, 32000 to 32010 in the real vocabulary.
+CONTROL_TOKENS = (
+    END_OF_TEXT,
+    "<|assistant|>",
+    "<|placeholder1|>",
+    "<|placeholder2|>",
+    "<|placeholder3|>",
+    "<|placeholder4|>",
+    "<|system|>",
+    "<|end|>",
+    "<|placeholder5|>",
+    "<|placeholder6|>",
+    "<|user|>",
+)
+BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}"
+    "{% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + '<|end|>\\n'}}"
+    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def train(corpus: Iterable[str], num_merged: int) -> Tokenizer:
+    """A tokenizer with at most ``num_merged`` tokens learned from ``corpus`` beside bytes and control tokens."""
+    learner = Tokenizer(BPE(unk_token=UNK))
+    learner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    specials = [UNK, BOS, EOS, *BYTE_TOKENS]
+    learner.train_from_iterator(
+        corpus,
+        BpeTrainer(vocab_size=len(specials) + num_merged, special_tokens=specials, show_progress=False),
+    )
+    learned = json.loads(learner.to_str())["model"]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Tokenizer(BPE(vocab=learned["vocab"], merges=merges, unk_token=UNK, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in (UNK, BOS)])
+    tokenizer.add_special_tokens([AddedToken(EOS, normalized=False, rstrip=True)])
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, rstrip=True) for t in CONTROL_TOKENS[1:]])
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` as the Phi-3 repositories have them."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "added_tokens_decoder": {
+            str(token_id): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        },
+        "bos_token": BOS,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END_OF_TEXT,
+        "legacy": False,
+        "model_max_length": context_length,
+        "pad_token": END_OF_TEXT,
+        "padding_side": "left",
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizer",
+        "unk_token": UNK,
+        "use_default_system_prompt": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
