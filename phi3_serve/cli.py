@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from phi3_serve import __version__, catalogue
 from phi3_serve.catalogue import Variant
+from phi3_serve.config import AppConfig, is_local
+from phi3_serve.engine.checkpoint import open_checkpoint
+from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import human_bytes
 
 app = typer.Typer(help="Serve Microsoft's Phi-3 models with Ray Serve.", no_args_is_help=True, add_completion=False)
@@ -36,7 +40,8 @@ def up(
 
     try:
         app_config = config_file.read(config)
-    except config_file.ConfigError as error:
+        _check_local_checkpoints(app_config)
+    except (config_file.ConfigError, CheckpointError) as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
     models = ", ".join(m.served_name for m in app_config.models)
@@ -46,7 +51,16 @@ def up(
         typer.echo("Ray's `serve` command is not installed.", err=True)
         raise typer.Exit(1)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A shell that starts us in the background has SIGINT ignored, and `serve run` would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execv(serve, [serve, "run", str(config)])  # noqa: S606 - no shell, and our process becomes it
+
+
+def _check_local_checkpoints(config: AppConfig) -> None:
+    """CheckpointError for a directory that a replica would fail on, before any process is started."""
+    for model in config.models:
+        if model.min_replicas and is_local(model.checkpoint):
+            open_checkpoint(Path(model.checkpoint).expanduser())
 
 
 @app.command()

@@ -145,7 +145,7 @@ class AppConfig(StrictModel):
 
     default_model: str | None = None
     """The model of a request that names none; by default the first of `models`."""
-    models: tuple[ModelConfig, ...] = Field(default_factory=_every_variant, min_length=1)
+    models: tuple[ModelConfig, ...] = Field(default_factory=_every_variant)
     """The served models; by default the whole catalogue, the real variants scaled to zero."""
     limits: LimitsConfig = LimitsConfig()
     """Limits on requests."""
@@ -157,6 +157,8 @@ class AppConfig(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [m.served_name for m in self.models]
+        if not names:
+            raise ValueError("models is empty; declare at least one")
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"model `{doubled[0]}` is declared twice")
         if self.default_model is not None and catalogue.find(self.default_model, names) is None:

@@ -8,10 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Len, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt, Predicate
 
 from phi3_serve.errors import InvalidRequest, nearest
 
+
+def has_no_lone_surrogate(text: str) -> bool:
+    """Whether ``text`` is made of whole characters; JSON can spell halves (``"\\ud800"``), which encode to nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
+StopString = Annotated[Characters, Len(1, 64)]
 TokenId = Annotated[int, Ge(0)]
 TokenIds = Annotated[list[TokenId], Len(1, 1024)]
 
@@ -109,7 +121,7 @@ class GenerationParameters:
     """The begin-of-sequence token; it has no effect on a prompt that is not empty."""
     eos_token_id: TokenId | TokenIds | None = None
     """The token, or list of tokens, that end the answer; by default the model's own list."""
-    stop_strings: Annotated[str, Len(1, 64)] | Annotated[list[Annotated[str, Len(1, 64)]], Len(0, 16)] | None = None
+    stop_strings: StopString | Annotated[list[StopString], Len(0, 16)] | None = None
     """Strings that end the answer once they are generated; they stay in it."""
     max_time: Annotated[float, Gt(0)] | None = None
     """Seconds after which the answer ends as it is."""
@@ -206,6 +218,8 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "assistant_early_exit": (_ASSISTED, ()),
     "assistant_lookbehind": (_ASSISTED, ()),
     "target_lookbehind": (_ASSISTED, ()),
+    "assistant_ensemble_weight": (_ASSISTED, ()),
+    "speculation_type": (_ASSISTED, ()),
     "max_matching_ngram_size": (_ASSISTED, ()),
     "use_cache": (_KNOB, (True,)),
     "cache_implementation": (_KNOB, ()),

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from phi3_serve.errors import (
 )
 
 logger = logging.getLogger("ray.serve")
+
+_NAME = re.compile(r"[A-Za-z_]\w{0,63}")
 
 # The class itself or the nearest one above it decides.
 STATUS: Mapping[type[Phi3ServeError], int] = {
@@ -85,8 +88,10 @@ def _problem(problem: Mapping[str, Any], request: Request) -> dict[str, Any]:
         message = f"The Content-Type header must be application/json; it is {content_type[:80] or 'missing'}."
     elif location == ("body",) and problem["type"] == "missing":
         message = "The body is empty; send a JSON object."
-    return {
-        "loc": [part if isinstance(part, int) else str(part)[:80] for part in location],
-        "msg": message,
-        "type": problem["type"],
-    }
+    elif problem["type"] in ("model_attributes_type", "dataclass_type"):
+        message = "This must be a JSON object."
+    elif problem["type"] == "predicate_failed":  # Characters, the only predicate
+        message = "The text holds half of a surrogate pair, which is no character."
+    # Of a union pydantic also names the branch, `list[constrained-int]` say; that is no place in the body.
+    shown = [part for part in location if isinstance(part, int) or _NAME.fullmatch(part)]
+    return {"loc": shown, "msg": message, "type": problem["type"]}

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from phi3_serve import core, parameters
 from phi3_serve.core import Done, GenerationRequest, RawPrompt
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.parameters import CHAT_DEFAULTS, Characters, GenerationParameters
 from phi3_serve.text.template import render
 
 PROMPT_REQUIRED = "Text generation parameter prompt required"
@@ -43,7 +43,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     """Who speaks."""
-    content: str
+    content: Characters
     """What is said; text that spells a control token stays text."""
 
 
@@ -73,7 +73,7 @@ class ChatRequest(BaseModel):
         },
     )
 
-    prompt: str | None = None
+    prompt: Characters | None = None
     """The text to continue, used as it is: control tokens that it spells are control tokens."""
     messages: list[ChatMessage] | None = None
     """A conversation instead of a prompt; the model's chat template is applied and Result is the reply alone."""
@@ -81,7 +81,7 @@ class ChatRequest(BaseModel):
     """Give the prompt and the answer (true) or the answer alone (false)."""
     clean_up_tokenization_spaces: bool = False
     """Remove spaces before punctuation and contractions, as transformers 4.55 did."""
-    prefix: str | None = None
+    prefix: Characters | None = None
     """Put before the prompt; not counted by max_length and not part of Result."""
     handle_long_generation: Literal["hole"] | None = None
     """"hole" drops the start of a prompt that leaves no room for the answer."""

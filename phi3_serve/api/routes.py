@@ -10,12 +10,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve import __version__, catalogue
 from phi3_serve.api import kaito, sse
+from phi3_serve.api.body_limit import BodyLimitMiddleware
 from phi3_serve.api.failures import answer_failures_as_detail
 from phi3_serve.api.kaito import ChatRequest, ChatResponse, HealthStatus, MessageResponse
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend, Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, Phi3ServeError, UnknownModel, nearest
 
+NO_END = "The answer broke off before its end."
 _CHAT_FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"description": "A parameter is refused, or contradicts another or the model"},
     404: {"description": "The model is not served here"},
@@ -33,8 +35,8 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
         title="phi3-serve",
         description="Microsoft's Phi-3 models behind KAITO's POST /chat.",
         version=__version__,
-        max_body_size=config.limits.max_body_bytes,
     )
+    app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     answer_failures_as_detail(app)
     served = [model.served_name for model in config.models]
 
@@ -101,7 +103,7 @@ async def _last(events: AsyncIterator[Delta | Done]) -> Done:
     async for event in events:
         if isinstance(event, Done):
             return event
-    raise EngineFailure("The answer ended without an end.")
+    raise EngineFailure(NO_END)
 
 
 async def _streamed(
@@ -109,26 +111,30 @@ async def _streamed(
 ) -> Response:
     """The answer as it comes; what fails before the first event still has its own status."""
     first = await anext(events)
+    return StreamingResponse(_sse_events(first, events, body, request), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
-    async def body_parts() -> AsyncIterator[bytes]:
-        async with aclosing(events):
-            if prompt := kaito.shown_prompt(body):
-                yield sse.event({"Delta": prompt})
-            is_streamed = isinstance(first, Delta)
-            event: Delta | Done | None = first
-            try:
-                while event is not None:
-                    if isinstance(event, Delta):
-                        yield sse.event({"Delta": event.text})
-                    else:
-                        answer = kaito.from_done(event, body, request)
-                        if not is_streamed and (rest := answer["Result"].removeprefix(kaito.shown_prompt(body))):
-                            yield sse.event({"Delta": rest})
-                        yield sse.event(answer)
-                    event = await anext(events, None)
-            except Phi3ServeError as error:
-                yield sse.event({"detail": error.message}, name="error")
-                return
+
+async def _sse_events(
+    first: Delta | Done,
+    rest: AsyncGenerator[Delta | Done, None],
+    body: ChatRequest,
+    request: GenerationRequest,
+) -> AsyncIterator[bytes]:
+    """Deltas, then what the plain call would have answered; the deltas joined are its Result."""
+    async with aclosing(rest):
+        if prompt := kaito.shown_prompt(body):
+            yield sse.event({"Delta": prompt})
+        event: Delta | Done | None = first
+        try:
+            while isinstance(event, Delta):
+                yield sse.event({"Delta": event.text})
+                event = await anext(rest, None)
+            if event is None:
+                raise EngineFailure(NO_END)
+            answer = kaito.from_done(event, body, request)
+            if event is first and (whole := answer["Result"][len(prompt) :]):  # beams: nothing could be streamed
+                yield sse.event({"Delta": whole})
+            yield sse.event(answer)
             yield sse.END
-
-    return StreamingResponse(body_parts(), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+        except Phi3ServeError as error:
+            yield sse.event({"detail": error.message}, name="error")

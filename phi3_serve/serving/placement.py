@@ -38,10 +38,14 @@ class Placement:
         if any(all(total.get(name, 0) >= amount for name, amount in self.resources.items()) for total in totals):
             return None
         lacking = [n for n, amount in self.resources.items() if all(t.get(n, 0) < amount for t in totals)]
-        words = [f"{self.resources[n]:g} {n}" for n in lacking or self.resources]
+        words = " and ".join(self._in_words(name) for name in lacking or self.resources)
         if lacking:
-            return f"{' and '.join(words)} on one node, and no node of the cluster has that"
-        return f"{' and '.join(words)} together on one node, and no node of the cluster has them together"
+            return f"{words} on one node, and no node of the cluster has that"
+        return f"{words} together on one node, and no node of the cluster has them together"
+
+    def _in_words(self, resource: str) -> str:
+        kind, _, accelerator_type = resource.partition(":")
+        return f"an accelerator of type {accelerator_type}" if accelerator_type else f"{self.resources[kind]:g} {kind}"
 
 
 def place(model: ModelConfig, *, cluster_has_gpu: bool) -> Placement:

@@ -22,7 +22,7 @@ from phi3_serve.core import (
     RawPrompt,
     Usage,
 )
-from phi3_serve.errors import Phi3ServeError
+from phi3_serve.errors import CheckpointError, Phi3ServeError
 from phi3_serve.parameters import check_token_ids, kept_by_hole, lengths, resolve
 from phi3_serve.text.detokenize import CleanUp, clean_up
 
@@ -52,9 +52,13 @@ class Replica:
         max_waiting: int,
     ) -> None:
         _log_through_serve()
-        self._loaded, self._tokenizer, self._engine = _load(
-            name, source, revision, device, dtype, num_threads, max_waiting
-        )
+        try:
+            self._loaded, self._tokenizer, self._engine = _load(
+                name, source, revision, device, dtype, num_threads, max_waiting
+            )
+        except CheckpointError as error:  # Serve's own report of it is fifty lines long
+            logger.error("%s cannot be served: %s", name, error.message)
+            raise
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of one request; the last is Done or Failed."""

@@ -1,0 +1,75 @@
+"""What the tests share: checkpoints that they make themselves, a replica without Ray, an HTTP client over it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "0"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from phi3_serve.api.routes import create_app
+from phi3_serve.config import AppConfig
+from phi3_serve.serving.replica import Replica
+from phi3_serve.tiny.random_checkpoint import Shape, make
+from tests.support import LocalBackend
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint whose greedy answers are long and varied."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    make(directory, Shape(num_layers=3), seed=7)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def replica(checkpoint: Path) -> Iterator[Replica]:
+    replica = Replica(
+        name="tested",
+        source=str(checkpoint),
+        revision=None,
+        device="cpu",
+        dtype="float32",
+        num_threads=1,
+        max_waiting=8,
+    )
+    logger = logging.getLogger("phi3_serve")  # in Serve, a replica writes to Serve's log
+    logger.handlers, logger.propagate = [], True
+    yield replica
+    replica._engine.close()
+
+
+@pytest.fixture(scope="session")
+def config(checkpoint: Path) -> AppConfig:
+    return AppConfig.model_validate(
+        {
+            "models": [{"name": "tested", "source": str(checkpoint), "device": "cpu"}],
+            "limits": {"max_body_bytes": 100_000},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def backend(replica: Replica) -> LocalBackend:
+    return LocalBackend(replica)
+
+
+@pytest.fixture(scope="session")
+def client(backend: LocalBackend, config: AppConfig) -> Iterator[TestClient]:
+    with TestClient(create_app(backend, config)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def oracle(checkpoint: Path) -> Any:
+    """The text-generation pipeline of transformers, which KAITO's server was, over the same weights."""
+    from transformers import AutoTokenizer, Phi3ForCausalLM, pipeline
+
+    model = Phi3ForCausalLM.from_pretrained(checkpoint, dtype="float32")
+    return pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint))

@@ -1,0 +1,203 @@
+"""Each fault of a checkpoint directory is one clear line that names the file."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3_serve.engine.checkpoint import open_checkpoint
+from phi3_serve.engine.loader import load
+from phi3_serve.errors import CheckpointError
+from phi3_serve.tiny.random_checkpoint import Shape, make
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sharded")
+    make(directory, Shape(), max_shard_size="100KB")
+    return directory
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def fault(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(directory)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_a_whole_checkpoint_is_opened(checkpoint: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    assert opened.config["model_type"] == "phi3"
+    header = struct.unpack("<Q", (checkpoint / "model.safetensors").read_bytes()[:8])[0]
+    assert opened.total_bytes == (checkpoint / "model.safetensors").stat().st_size - 8 - header
+
+
+def test_shards_are_counted_together(sharded: Path) -> None:
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert open_checkpoint(sharded).total_bytes == index["metadata"]["total_size"]
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    assert fault(tmp_path / "gone") == f"{tmp_path}/gone: no such checkpoint directory"
+
+
+def test_missing_config(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    assert fault(copy) == f"{copy}/config.json: file is missing"
+
+
+def test_config_that_is_not_json(copy: Path) -> None:
+    (copy / "config.json").write_text("{")
+    assert fault(copy).startswith(f"{copy}/config.json: cannot be read as JSON: Expecting property name")
+
+
+def test_config_of_another_model(copy: Path) -> None:
+    edit(copy / "config.json", lambda c: c.update(model_type="llama", architectures=["LlamaForCausalLM"]))
+    assert fault(copy) == f"{copy}/config.json: model_type is 'llama'; only 'phi3' is served"
+
+
+def test_config_of_another_architecture(copy: Path) -> None:
+    edit(copy / "config.json", lambda c: c.update(architectures=["Phi3ForSequenceClassification"]))
+    assert fault(copy) == (
+        f"{copy}/config.json: architectures is ['Phi3ForSequenceClassification']; only ['Phi3ForCausalLM'] is served"
+    )
+
+
+def test_no_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    assert fault(copy) == (
+        f"{copy}/model.safetensors: file is missing, and there is no model.safetensors.index.json either"
+    )
+
+
+def test_pickled_weights_only(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    assert fault(copy) == (
+        f"{copy}/pytorch_model.bin: pickled weights are refused, loading them could run code; "
+        "convert them to safetensors"
+    )
+
+
+def test_truncated_weights(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    assert fault(copy) == f"{path}: cut off, {len(whole) - 1000:,} of {len(whole):,} bytes are there"
+    path.write_bytes(whole[:100])
+    assert fault(copy) == f"{path}: cut off within its header, 100 bytes are there"
+    path.write_bytes(b"")
+    assert fault(copy) == f"{path}: cut off within its header, 0 bytes are there"
+
+
+def test_weights_that_are_no_safetensors(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 4) + b"oops" + bytes(100))
+    assert fault(copy).startswith(f"{path}: cannot be read as safetensors: Expecting value")
+
+
+def test_absent_shard(sharded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    shard = sorted(copy.glob("*.safetensors"))[1]
+    shard.unlink()
+    assert fault(copy) == f"{shard}: file is missing"
+
+
+def test_shard_without_its_tensor(sharded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    index = copy / "model.safetensors.index.json"
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    edit(index, lambda i: i["weight_map"].update({"model.extra.weight": shard.name}))
+    assert fault(copy) == f"{shard}: lacks tensor model.extra.weight, which model.safetensors.index.json says it holds"
+
+
+def test_index_that_points_outside(sharded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    index = copy / "model.safetensors.index.json"
+    edit(index, lambda i: i["weight_map"].update({"lm_head.weight": "../model.safetensors"}))
+    assert fault(copy) == f"{index}: weight_map must give each tensor the name of a file beside it"
+
+
+def test_missing_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    assert fault(copy) == f"{copy}/tokenizer.json: file is missing"
+
+
+def test_tokenizer_without_control_tokens(copy: Path) -> None:
+    edit(
+        copy / "tokenizer.json",
+        lambda t: t.update(added_tokens=[a for a in t["added_tokens"] if a["content"] != "<|end|>"]),
+    )
+    assert fault(copy) == (
+        f"{copy}/tokenizer.json: lacks control token <|end|>; this tokenizer is not this checkpoint's"
+    )
+
+
+def test_tokenizer_with_ids_beyond_the_embedding(copy: Path) -> None:
+    edit(copy / "config.json", lambda c: c.update(vocab_size=500))
+    highest = max(a["id"] for a in json.loads((copy / "tokenizer.json").read_text())["added_tokens"])
+    assert fault(copy) == (
+        f"{copy}/tokenizer.json: gives token id {highest}, but config.json says vocab_size 500; "
+        "this tokenizer is not this checkpoint's"
+    )
+
+
+def loading_fault(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load("mine", str(directory), None, device="cpu", dtype="auto")
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_weights_without_a_tensor(copy: Path) -> None:
+    """Such a checkpoint would otherwise be served with that tensor drawn at random."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert loading_fault(copy) == f"{copy}: weights lack 1 tensor(s) that config.json asks for: model.norm.weight"
+
+
+def test_weights_of_another_shape(copy: Path) -> None:
+    edit(copy / "config.json", lambda c: c.update(intermediate_size=128))
+    assert loading_fault(copy).startswith(f"{copy}: weights cannot be loaded: ")
+
+
+def test_weights_that_are_no_numbers(copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert loading_fault(copy) == f"{copy}: the self-test's scores hold nan or inf; the weights are damaged"
+
+
+def test_a_checkpoint_without_an_end(copy: Path) -> None:
+    edit(copy / "config.json", lambda c: c.update(eos_token_id=None))
+    edit(copy / "generation_config.json", lambda c: c.pop("eos_token_id"))
+    assert loading_fault(copy) == f"{copy}/generation_config.json: gives no eos_token_id, so no answer would end"
+
+
+def test_cuda_where_there_is_none(checkpoint: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(CheckpointError) as caught:
+        load("mine", str(checkpoint), None, device="cuda", dtype="auto")
+    assert caught.value.message == "mine: its device is cuda, but torch sees no GPU on this node"

@@ -1,0 +1,51 @@
+import pytest
+from ray.serve.schema import DeploymentStatusOverview
+
+from phi3_serve.core import VariantState
+from phi3_serve.serving.cluster import deployment_name, variant_state
+
+
+def deployment(status: str, message: str = "", **replicas: int) -> DeploymentStatusOverview:
+    return DeploymentStatusOverview.model_validate(
+        {"status": status, "status_trigger": "UNSPECIFIED", "replica_states": replicas, "message": message}
+    )
+
+
+FAILURE = """The deployment failed to start 1 times in a row. Error:
+Traceback (most recent call last):
+    raise CheckpointError("x")
+phi3_serve.errors.CheckpointError: /x/config.json: file is missing
+"""
+
+
+@pytest.mark.parametrize(
+    ("overview", "missing", "state", "detail"),
+    [
+        (deployment("HEALTHY", RUNNING=1), None, "ready", ""),
+        (deployment("UPSCALING", RUNNING=1, STARTING=1), None, "ready", ""),
+        (deployment("HEALTHY", RUNNING=1), "1 GPU", "ready", ""),
+        (deployment("HEALTHY"), None, "scaled_to_zero", "No replica runs; a request starts one."),
+        (None, None, "scaled_to_zero", "No replica runs; a request starts one."),
+        (
+            deployment("UPSCALING", STARTING=1),
+            None,
+            "loading",
+            "Its replica is starting: waiting for a node or loading weights.",
+        ),
+        (deployment("HEALTHY"), "1 GPU on one node, and none has it", "unplaceable", "A replica needs 1 GPU on one node, and none has it."),
+        (deployment("UNHEALTHY", FAILURE), None, "failed", "/x/config.json: file is missing"),
+        (deployment("DEPLOY_FAILED", "a\nlast line\n"), None, "failed", "last line"),
+    ],
+)  # fmt: skip
+def test_state(overview: DeploymentStatusOverview | None, missing: str | None, state: str, detail: str) -> None:
+    found = variant_state(overview, missing)
+    assert (found.state, found.detail) == (state, detail)
+    assert (found.retry_after_s is not None) == (state in ("loading", "scaled_to_zero"))
+
+
+def test_a_state_is_plain_data() -> None:
+    assert VariantState("ready") == VariantState("ready", "", None)
+
+
+def test_deployment_names_hold_no_slash() -> None:
+    assert deployment_name("org/model") == "org--model"

@@ -1,0 +1,61 @@
+from typing import Any
+
+import pytest
+
+from phi3_serve.config import AppConfig, ModelConfig
+from phi3_serve.serving.placement import Placement, place
+
+
+def model(**fields: Any) -> ModelConfig:
+    return AppConfig.model_validate({"models": [fields]}).models[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_gpu", "expected"),
+    [
+        ({"name": "phi-3-tiny"}, True, Placement("cpu", 1, 0, None)),
+        ({"name": "phi-3-mini-4k-instruct"}, False, Placement("cuda", 2, 1, None)),
+        ({"name": "phi-3-mini-4k-instruct", "device": "cpu"}, False, Placement("cpu", 1, 0, None)),
+        ({"name": "mine", "source": "/x"}, False, Placement("cpu", 1, 0, None)),
+        ({"name": "mine", "source": "/x"}, True, Placement("cuda", 2, 1, None)),
+        (
+            {
+                "name": "mine",
+                "source": "/x",
+                "device": "cuda",
+                "num_gpus": 0.5,
+                "num_cpus": 4,
+                "accelerator_type": "L4",
+            },
+            False,
+            Placement("cuda", 4, 0.5, "L4"),
+        ),
+    ],
+)
+def test_what_the_config_leaves_open(fields: dict[str, Any], has_gpu: bool, expected: Placement) -> None:
+    assert place(model(**fields), cluster_has_gpu=has_gpu) == expected
+
+
+GPU_REPLICA = Placement("cuda", 2, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("placement", "nodes", "missing"),
+    [
+        (GPU_REPLICA, [{"CPU": 2.0, "GPU": 1.0}], None),
+        (GPU_REPLICA, [{"CPU": 2.0}], "1 GPU on one node, and no node of the cluster has that"),
+        (GPU_REPLICA, [], "2 CPU and 1 GPU on one node, and no node of the cluster has that"),
+        (
+            GPU_REPLICA,
+            [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 4.0}],
+            "2 CPU and 1 GPU together on one node, and no node of the cluster has them together",
+        ),
+        (
+            Placement("cuda", 1, 1, "A100"),
+            [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}],
+            "an accelerator of type A100 on one node, and no node of the cluster has that",
+        ),
+    ],
+)
+def test_which_resource_is_missing(placement: Placement, nodes: list[dict[str, float]], missing: str | None) -> None:
+    assert placement.missing_from(nodes) == missing

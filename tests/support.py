@@ -1,0 +1,27 @@
+"""Stand-ins that are real: what production has between two parts is left out, the parts are not."""
+
+from collections.abc import AsyncGenerator, Mapping
+
+from phi3_serve.core import Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
+from phi3_serve.observability.host import cpu_info
+from phi3_serve.serving.replica import Replica
+
+
+class LocalBackend:
+    """``core.Backend`` over a real replica in this process, without Ray between."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.state_of: dict[str, VariantState] = {"tested": VariantState("ready")}
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
+        async for event in self.replica.generate(request):
+            if isinstance(event, Failed):
+                raise event.error
+            yield event
+
+    async def states(self) -> Mapping[str, VariantState]:
+        return self.state_of
+
+    async def host_info(self) -> HostInfo:
+        return HostInfo(cpu_info=cpu_info())

@@ -1,0 +1,110 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from phi3_serve.config import AppConfig, is_local
+
+TINY = {"name": "phi-3-tiny"}
+
+
+def problem(args: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as caught:
+        AppConfig.model_validate(args)
+    (error,) = caught.value.errors()
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ({"defualt_model": "x"}, ": unknown key `defualt_model`; did you mean `default_model`?"),
+        ({"models": [{**TINY, "sorce": "x"}]}, "models.0: unknown key `sorce`; did you mean `source`?"),
+        (
+            {"limits": {"zzz": 1}},
+            "limits: unknown key `zzz`; valid keys: max_body_bytes, max_waiting_requests, request_timeout_s",
+        ),
+        (
+            {"models": [{"name": "phi-3-mini-5k-instruct"}]},
+            "models.0: `phi-3-mini-5k-instruct` is not in the catalogue; did you mean `phi-3-mini-4k-instruct`? "
+            "Otherwise give its `source`: a Hub repository id or a checkpoint directory",
+        ),
+        (
+            {"models": [{"name": "mine"}]},
+            "models.0: `mine` is not in the catalogue; give its `source`: a Hub repository id or a checkpoint directory",
+        ),
+        (
+            {"models": [{"name": "in gress", "source": "/x"}]},
+            "models.0: name `in gress` must be letters, digits and . _ - / (at most 128), and not `ingress`",
+        ),
+        (
+            {"models": [{"name": "ingress", "source": "/x"}]},
+            "models.0: name `ingress` must be letters, digits and . _ - / (at most 128), and not `ingress`",
+        ),
+        ({"models": [TINY, TINY]}, ": model `phi-3-tiny` is declared twice"),
+        (
+            {"models": [TINY], "default_model": "phi-3-tony"},
+            ": default_model `phi-3-tony` is not one of models; did you mean `phi-3-tiny`?",
+        ),
+        ({"models": [TINY], "default_model": "zz"}, ": default_model `zz` is not one of models: phi-3-tiny"),
+        (
+            {"models": [{**TINY, "min_replicas": 3}]},
+            "models.0: max_replicas is 1, below min_replicas, which is 3",
+        ),
+        (
+            {"models": [{**TINY, "device": "gpu"}]},
+            "models.0.device: Input should be 'auto', 'cpu' or 'cuda'",
+        ),
+        ({"models": []}, ": models is empty; declare at least one"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_name(args: dict[str, Any], text: str) -> None:
+    assert problem(args) == text
+
+
+def test_the_first_model_is_the_default() -> None:
+    config = AppConfig.model_validate({"models": [{"name": "mine", "source": "/x"}, TINY]})
+    assert config.default_model_name == "mine"
+
+
+def test_spellings_become_the_catalogues_name() -> None:
+    config = AppConfig.model_validate(
+        {"models": [{"name": "microsoft/Phi-3-mini-4k-instruct"}], "default_model": "phi3-mini-4k"}
+    )
+    assert config.default_model_name == config.models[0].served_name == "phi-3-mini-4k-instruct"
+
+
+def test_the_pinned_revision_belongs_to_the_catalogues_source() -> None:
+    pinned, fork, moved = AppConfig.model_validate(
+        {
+            "models": [
+                {"name": "phi-3-mini-4k-instruct"},
+                {"name": "phi-3-mini-128k-instruct", "source": "somebody/fork"},
+                {"name": "phi-3-medium-4k-instruct", "revision": "main"},
+            ]
+        }
+    ).models
+    assert pinned.checkpoint_revision == "0a67737cc96d2554230f90338b163bc6380a2a85"
+    assert fork.checkpoint_revision is None
+    assert moved.checkpoint_revision == "main"
+
+
+def test_the_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        AppConfig().limits.max_body_bytes = 1
+
+
+@pytest.mark.parametrize(
+    ("source", "local"),
+    [("microsoft/Phi-3-mini-4k-instruct", False), ("/models/x", True), ("./x", True), ("x", True), ("a/b/c", True)],
+)
+def test_what_counts_as_a_directory(source: str, local: bool) -> None:
+    assert is_local(source) is local
+
+
+def test_a_directory_that_looks_like_a_hub_id_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_local("owner/name")
