@@ -51,6 +51,8 @@ def up(
         typer.echo("Ray's `serve` command is not installed.", err=True)
         raise typer.Exit(1)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A cluster of our own that Ctrl-C ends; without it Ray joins whatever cluster it last saw, even a dead one.
+    os.environ.setdefault("RAY_ADDRESS", "local")
     # A shell that starts us in the background has SIGINT ignored, and `serve run` would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execv(serve, [serve, "run", str(config)])  # noqa: S606 - no shell, and our process becomes it

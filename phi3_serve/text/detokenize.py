@@ -35,19 +35,20 @@ class Detokenizer:
     of it is wrong. Only the ids since the last settled points are decoded again, so a long answer costs the
     same per token as a short one.
 
-    ``decode`` skips control tokens; ``special_ids`` are these, ``byte_ids`` the tokens ``<0x00>`` to ``<0xFF>``.
+    ``decode`` turns only ``visible_ids`` into text; control tokens, and ids that a padded vocabulary has beyond
+    the tokenizer's, leave no trace and do not end a run. ``byte_ids`` are the tokens ``<0x00>`` to ``<0xFF>``.
     """
 
     def __init__(
         self,
         decode: Callable[[Sequence[int]], str],
         *,
-        byte_ids: frozenset[int] = frozenset(),
-        special_ids: frozenset[int] = frozenset(),
+        visible_ids: frozenset[int],
+        byte_ids: frozenset[int],
     ) -> None:
         self._decode = decode
+        self._visible_ids = visible_ids
         self._byte_ids = byte_ids
-        self._special_ids = special_ids
         self._ids: list[int] = []
         # ids[context:settled] are given out and decoded again only as context: decoders drop the first space.
         self._context = 0
@@ -71,7 +72,7 @@ class Detokenizer:
         return self._give(self._decode(self._ids)[self._num_chars :])
 
     def _ends_in_byte_run(self) -> bool:
-        last_visible = next((i for i in reversed(self._ids) if i not in self._special_ids), None)
+        last_visible = next((i for i in reversed(self._ids) if i in self._visible_ids), None)
         return last_visible in self._byte_ids
 
     def _give(self, text: str) -> str:

@@ -34,8 +34,9 @@ class Phi3Tokenizer:
         self._names = names
         self._twin = _with_only(backend, names)
         self._to_real_id = {_id(self._twin, name): _id(backend, token) for token, name in names.items()}
-        self._byte_ids = frozenset(i for t, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(t))
-        self._special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        control_ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._visible_ids = frozenset(backend.get_vocab().values()) - control_ids
+        self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
     def encode(self, prompt: RawPrompt | Conversation) -> list[int]:
         """The prompt's token ids."""
@@ -51,7 +52,7 @@ class Phi3Tokenizer:
 
     def detokenizer(self) -> Detokenizer:
         """A fresh detokenizer for one sequence."""
-        return Detokenizer(self.decode, byte_ids=self._byte_ids, special_ids=self._special_ids)
+        return Detokenizer(self.decode, visible_ids=self._visible_ids, byte_ids=self._byte_ids)
 
 
 def _with_only(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:

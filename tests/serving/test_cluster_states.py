@@ -1,4 +1,5 @@
 import pytest
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
@@ -6,8 +7,9 @@ from phi3_serve.serving.cluster import deployment_name, variant_state
 
 
 def deployment(status: str, message: str = "", **replicas: int) -> DeploymentStatusOverview:
-    return DeploymentStatusOverview.model_validate(
-        {"status": status, "status_trigger": "UNSPECIFIED", "replica_states": replicas, "message": message}
+    counts = {ReplicaState(name): count for name, count in replicas.items()}
+    return DeploymentStatusOverview(
+        DeploymentStatus(status), DeploymentStatusTrigger.UNSPECIFIED, replica_states=counts, message=message
     )
 
 

@@ -1,0 +1,281 @@
+"""The application on a real local Ray cluster, called over HTTP as a client calls it."""
+
+import http.client
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.api.test_chat import FULL, GREEDY, PROMPT
+from tests.serving.cluster import BIN, ROOT, Cluster, free_port, running
+
+pytestmark = pytest.mark.cluster
+
+LONG = {"do_sample": True, "max_new_tokens": 1500, "eos_token_id": 703}  # seconds of work
+
+
+def serve_config(port: int, args: dict[str, Any]) -> str:
+    return yaml.safe_dump(
+        {
+            "http_options": {"host": "127.0.0.1", "port": port},
+            "applications": [
+                {
+                    "name": "phi3",
+                    "route_prefix": "/",
+                    "import_path": "phi3_serve.serving.app:build_app",
+                    "args": args,
+                }
+            ],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`phi3-serve up` with one model of every kind: running, asleep, broken, and for a GPU that is not there."""
+    directory, port = tmp_path_factory.mktemp("up"), free_port()
+    models: list[dict[str, Any]] = [
+        {"name": "phi-3-tiny", "num_cpus": 0.25},
+        {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.25},
+        {"name": "org/lazy", "source": str(checkpoint), "device": "cpu", "min_replicas": 0, "num_cpus": 0.25},
+        {"name": "broken", "source": f"{directory}/gone", "device": "cpu", "min_replicas": 0, "num_cpus": 0.25},
+        {"name": "phi-3-mini-4k-instruct", "min_replicas": 0},
+    ]
+    args = {"models": models, "limits": {"max_waiting_requests": 2}, "http": {"num_cpus": 0.25}}
+    (directory / "config.yaml").write_text(serve_config(port, args))
+    command = [str(BIN / "phi3-serve"), "up", str(directory / "config.yaml")]
+    with running(command, directory / "log", port) as cluster:
+        cluster.wait_until_ready()
+        yield cluster
+
+
+def until_answered(cluster: Cluster, path: str, body: dict[str, Any], seconds: float = 90) -> Any:
+    """Ask again while the answer is 503 with Retry-After, as that header says to."""
+    end = time.monotonic() + seconds
+    while (answer := cluster.call(path, body)).status == 503 and "Retry-After" in answer.headers:
+        assert time.monotonic() < end, answer.body
+        time.sleep(0.5)
+    return answer
+
+
+def test_kaitos_basic_example_is_answered(cluster: Cluster) -> None:
+    answer = cluster.call("/chat", {"prompt": PROMPT})
+    assert answer.status == 200
+    assert answer.body["Result"].startswith(PROMPT)
+
+
+def test_kaitos_full_example_is_answered(cluster: Cluster) -> None:
+    answer = cluster.call("/chat", FULL)
+    assert (answer.status, set(answer.body)) == (200, {"Result"})
+
+
+def test_a_local_checkpoint_under_any_name_answers_as_transformers_does(cluster: Cluster, oracle: Any) -> None:
+    expected = oracle(PROMPT, **GREEDY)[0]["generated_text"]
+    until_answered(cluster, "/mine/chat", {"prompt": PROMPT})
+    for path, model in (("/chat", "mine"), ("/mine/chat", None)):
+        answer = cluster.call(path, {"prompt": PROMPT, "model": model, "generate_kwargs": GREEDY})
+        assert answer.body == {"Result": expected}
+
+
+def open_stream(cluster: Cluster, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
+    connection.request("POST", "/mine/chat", json.dumps(body), {"Content-Type": "application/json"})
+    return connection, connection.getresponse()
+
+
+def test_a_stream_comes_while_it_is_made(cluster: Cluster) -> None:
+    body = {"prompt": PROMPT, "stream": True, "return_full_text": False, "generate_kwargs": {**LONG, "seed": 1}}
+    connection, response = open_stream(cluster, body)
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    began, arrivals, events = time.monotonic(), [], []
+    for line in response:
+        if line.startswith(b"data: {"):
+            arrivals.append(time.monotonic() - began)
+            events.append(json.loads(line[6:]))
+    connection.close()
+    assert arrivals[0] < arrivals[-1] / 4
+    assert len(events) > 10
+    assert "".join(event["Delta"] for event in events[:-1]) == events[-1]["Result"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_the_model(cluster: Cluster, stream: bool) -> None:
+    long_body = {"prompt": PROMPT, "stream": stream, "generate_kwargs": LONG}
+    began = time.monotonic()
+    cluster.call("/mine/chat", {**long_body, "stream": False})
+    whole = time.monotonic() - began
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
+    connection.request("POST", "/mine/chat", json.dumps(long_body), {"Content-Type": "application/json"})
+    time.sleep(0.2)
+    assert connection.sock is not None
+    connection.sock.close()
+    began = time.monotonic()
+    assert cluster.call("/mine/chat", {"prompt": PROMPT, "generate_kwargs": {"max_new_tokens": 1}}).status == 200
+    assert time.monotonic() - began < max(0.5, whole / 2)
+
+
+def test_too_many_requests_get_429_and_the_others_an_answer(cluster: Cluster) -> None:
+    body = {"prompt": PROMPT, "generate_kwargs": {**LONG, "max_new_tokens": 400}}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: cluster.call("/mine/chat", body), range(8)))
+    by_status = {status: [a for a in answers if a.status == status] for status in (200, 429)}
+    assert len(by_status[200]) + len(by_status[429]) == 8
+    assert len(by_status[200]) >= 3
+    for refused in by_status[429]:
+        assert refused.body == {"detail": "2 requests are waiting already, the limit is 2."}
+        assert refused.headers["Retry-After"] == "5"
+    assert by_status[429]
+
+
+def test_a_model_that_no_node_can_hold_is_refused_at_once_and_says_why(cluster: Cluster) -> None:
+    began = time.monotonic()
+    answer = cluster.call("/phi3-mini-4k/chat", {"prompt": PROMPT})
+    assert time.monotonic() - began < 2
+    assert answer.status == 503
+    assert "Retry-After" not in answer.headers
+    assert answer.body == {
+        "detail": "Model phi-3-mini-4k-instruct cannot run on this cluster. A replica needs 1 GPU on one node, "
+        "and no node of the cluster has that."
+    }
+
+
+def test_a_sleeping_model_is_woken_by_a_request_and_not_by_readiness(cluster: Cluster) -> None:
+    for _ in range(3):
+        assert cluster.call("/ready").body["models"]["org/lazy"]["state"] == "scaled_to_zero"
+    body = {"prompt": PROMPT, "generate_kwargs": GREEDY}
+    first = cluster.call("/org/lazy/chat", body)
+    assert (first.status, first.headers["Retry-After"]) == (503, "10")
+    assert first.body == {"detail": "Model org/lazy was scaled to zero and is starting now. Try again in a while."}
+    answer = until_answered(cluster, "/org/lazy/chat", body)
+    assert answer.body == cluster.call("/mine/chat", body).body
+    assert cluster.call("/ready").body["models"]["org/lazy"] == {"state": "ready"}
+
+
+def test_a_broken_checkpoint_is_one_clear_line_and_is_tried_once(cluster: Cluster) -> None:
+    assert cluster.call("/broken/chat", {"prompt": PROMPT}).status == 503
+    answer = until_answered(cluster, "/broken/chat", {"prompt": PROMPT})
+    reason = re.search(r"\S+/gone: no such checkpoint directory", cluster.log.read_text())
+    assert reason is not None
+    assert (answer.status, answer.body) == (
+        503,
+        {"detail": f"Model broken could not be started. {reason.group()}"},
+    )
+    time.sleep(10)
+    assert cluster.log.read_text().count("broken cannot be served: ") == 1
+    assert cluster.call("/ready").body["models"]["broken"]["state"] == "failed"
+    assert cluster.call("/chat", {"prompt": PROMPT}).status == 200
+
+
+def test_failures_keep_their_status_and_text_through_ray(cluster: Cluster) -> None:
+    too_long = cluster.call("/chat", {"prompt": "a b c d e f", "generate_kwargs": {"max_length": 3}})
+    assert too_long.status == 400
+    assert too_long.body["detail"].startswith("Input length of input_ids is 6, but `max_length` is set to 3.")
+    unknown = cluster.call("/chat", {"prompt": "a", "model": "phi-3-tony"})
+    assert (unknown.status, unknown.body) == (
+        404,
+        {"detail": "Model phi-3-tony is not served here; did you mean phi-3-tiny?"},
+    )
+    wrong = cluster.call("/chat", {"prompt": 3})
+    assert (wrong.status, wrong.body["detail"][0]["loc"]) == (422, ["body", "prompt"])
+    streamed = cluster.call("/chat", {"prompt": "a", "stream": True, "generate_kwargs": {"eos_token_id": 9999}})
+    assert (streamed.status, streamed.body["detail"]) == (
+        400,
+        "`eos_token_id` holds token id 9999; this model's ids go from 0 to 703.",
+    )
+
+
+def test_hardware_and_health(cluster: Cluster) -> None:
+    assert cluster.call("/").body == {"message": "Server is running"}
+    assert cluster.call("/health").body == {"status": "Healthy"}
+    assert cluster.call("/metrics").body["cpu_info"]["total_cores"] == psutil.cpu_count()
+
+
+def test_the_ingress_process_holds_no_torch(cluster: Cluster) -> None:
+    processes = psutil.Process(cluster.process.pid).children(recursive=True)
+    by_name = {p.name(): p for p in processes} | {(p.cmdline() or [""])[0]: p for p in processes}
+    ingress = next(p for name, p in by_name.items() if "phi3:ingress" in name)
+    tiny = next(p for name, p in by_name.items() if "phi3:phi-3-tiny" in name)
+    assert any("libtorch" in m.path for m in tiny.memory_maps())
+    assert not any("libtorch" in m.path for m in ingress.memory_maps())
+
+
+def test_a_burst_on_both_models_is_answered(cluster: Cluster) -> None:
+    """Every answer is its own: a seed gives the same text alone and beside others."""
+    bodies = [{"prompt": PROMPT, "generate_kwargs": {"seed": i % 3, "max_new_tokens": 20}} for i in range(6)]
+    alone = [cluster.call("/mine/chat", body).body for body in bodies[:3]]
+    lock = threading.Semaphore(3)  # what may run and wait at once
+
+    def ask(body: dict[str, Any]) -> Any:
+        with lock:
+            return cluster.call("/mine/chat", body).body
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(ask, bodies)) == alone + alone
+
+
+def test_ctrl_c_leaves_no_process(cluster: Cluster) -> None:
+    cluster.stop(signal.SIGINT)
+    assert len(cluster.children) > 5
+    assert cluster.left_over() == []
+    assert cluster.process.returncode in (0, -signal.SIGINT, 128 + signal.SIGINT)
+
+
+def test_serve_run_and_serve_build_need_only_ray(tmp_path: Path) -> None:
+    """The shipped config with the plain Ray command, then what `serve build` makes of the bound app."""
+    port = free_port()
+    config = tmp_path / "config.yaml"
+    config.write_text((ROOT / "serve_config.yaml").read_text().replace("port: 8000", f"port: {port}"))
+    with running([str(BIN / "serve"), "run", str(config)], tmp_path / "log", port) as cluster:
+        cluster.wait_until_ready()
+        assert cluster.call("/chat", {"prompt": PROMPT}).status == 200
+        states = {name: model["state"] for name, model in cluster.call("/ready").body["models"].items()}
+        assert states.pop("phi-3-tiny") == "ready"
+        assert set(states.values()) <= {"unplaceable", "scaled_to_zero"}
+        cluster.stop(signal.SIGTERM)
+        assert cluster.left_over() == []
+    built = tmp_path / "built.yaml"
+    command = [str(BIN / "serve"), "build", "phi3_serve.serving.app:app", "-o", str(built)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, capture_output=True)
+    (application,) = yaml.safe_load(built.read_text())["applications"]
+    deployments = {d["name"]: d for d in application["deployments"]}
+    assert set(deployments) == {"ingress", *states, "phi-3-tiny"}
+    assert deployments["phi-3-medium-4k-instruct"]["ray_actor_options"]["num_gpus"] == 1
+    assert deployments["phi-3-medium-4k-instruct"]["autoscaling_config"]["min_replicas"] == 0
+    assert deployments["phi-3-tiny"]["ray_actor_options"].get("num_gpus", 0) == 0
+
+
+def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
+    """`ray start --head`, then `serve deploy` of the shipped config from another process."""
+    port, dashboard = free_port(), free_port()
+    config = tmp_path / "config.yaml"
+    config.write_text((ROOT / "serve_config.yaml").read_text().replace("port: 8000", f"port: {port}"))
+    head = [
+        *(str(BIN / "ray"), "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2"),
+    ]
+    deploy = [str(BIN / "serve"), "deploy", str(config), "-a", f"http://127.0.0.1:{dashboard}"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    with running(head, tmp_path / "log", port, **token) as cluster:
+        for _ in range(30):
+            time.sleep(1)
+            env = {**os.environ, **token}
+            done = subprocess.run(deploy, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode == 0:
+                break
+        assert done.returncode == 0, done.stdout + done.stderr
+        cluster.wait_until_ready()
+        assert cluster.call("/chat", FULL).status == 200
+        cluster.stop(signal.SIGTERM)
+        assert cluster.left_over() == []
