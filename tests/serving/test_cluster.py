@@ -23,6 +23,7 @@ from tests.serving.cluster import BIN, ROOT, Cluster, free_port, running
 
 pytestmark = pytest.mark.cluster
 
+README = (ROOT / "README.md").read_text()
 LONG = {"do_sample": True, "max_new_tokens": 1500, "eos_token_id": 703}  # seconds of work
 
 
@@ -223,6 +224,27 @@ def test_a_burst_on_both_models_is_answered(cluster: Cluster) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(ask, bodies)) == alone + alone
+
+
+README_COMMANDS = re.findall(
+    r"^curl.*?(?=^curl|^#|^```)", "".join(re.findall(r"```bash\n.*?```", README, re.S)), re.S | re.M
+)
+
+
+@pytest.mark.parametrize("command", README_COMMANDS, ids=range(len(README_COMMANDS)))
+def test_the_commands_of_the_readme_are_answered(cluster: Cluster, command: str) -> None:
+    here = command.replace("http://127.0.0.1:8000", cluster.url).replace("curl ", "curl -sS --fail-with-body ", 1)
+    done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "stream" in command:
+        assert done.stdout.endswith("data: [DONE]\n\n")
+    else:
+        assert "Result" in json.loads(done.stdout)
+
+
+def test_the_readme_has_an_example_of_each_kind() -> None:
+    assert len(README_COMMANDS) == 4
+    assert sum("stream" in command for command in README_COMMANDS) == 1
 
 
 def test_ctrl_c_leaves_no_process(cluster: Cluster) -> None:

@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from phi3_serve import __version__, catalogue
+from phi3_serve.cli import app
+
+RUN = CliRunner()
+
+
+def test_models_prints_the_catalogue() -> None:
+    result = RUN.invoke(app, ["models"])
+    assert result.exit_code == 0
+    for variant in catalogue.VARIANTS:
+        assert variant.name in result.output
+    assert "3.82 B" in result.output
+
+
+def test_models_as_json() -> None:
+    result = RUN.invoke(app, ["models", "--json"])
+    document = json.loads(result.output)
+    rows = {row["name"]: row for row in document["models"]}
+    assert list(rows) == [v.name for v in catalogue.VARIANTS]
+    assert rows["phi-3-tiny"]["fits"] is True
+    for row in rows.values():
+        assert row["fits"] == (row["memory_needed_bytes"] <= document["memory_bytes"])
+
+
+def test_version() -> None:
+    assert RUN.invoke(app, ["--version"]).output.strip() == __version__
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "phi3_serve", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("{models: [{name: phi-3-tinny}]}", "args.models[0]: `phi-3-tinny` is not in the catalogue; did you mean `phi-3-tiny`?"),
+        ("{default_modle: x}", "args: unknown key `default_modle`; did you mean `default_model`?"),
+    ],
+)  # fmt: skip
+def test_up_refuses_a_wrong_config_before_ray_starts(tmp_path: Path, args: str, message: str) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"applications: [{{import_path: 'phi3_serve.serving.app:build_app', args: {args}}}]")
+    result = RUN.invoke(app, ["up", str(config)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{config}: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_up_refuses_a_missing_directory_before_ray_starts(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    args = f"{{models: [{{name: mine, source: {tmp_path}/gone}}]}}"
+    config.write_text(f"applications: [{{import_path: 'phi3_serve.serving.app:build_app', args: {args}}}]")
+    result = RUN.invoke(app, ["up", str(config)])
+    assert (result.exit_code, result.stderr) == (2, f"{tmp_path}/gone: no such checkpoint directory\n")
+
+
+def test_up_without_a_config() -> None:
+    result = RUN.invoke(app, ["up", "gone.yaml"])
+    assert (result.exit_code, result.stderr) == (2, "gone.yaml: No such file or directory\n")
