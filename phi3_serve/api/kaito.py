@@ -31,9 +31,20 @@ def _refuse_by_name(given: Any) -> Any:
         return given
     kept = parameters.refuse_by_name({str(name): value for name, value in given.items()})
     for name, value in kept.items():
-        if isinstance(value, bool) and name not in _TAKES_BOOL:  # Python counts True as 1
-            raise PydanticCustomError("not_a_boolean", "`{name}` does not take true or false", {"name": name})
+        if name not in _TAKES_BOOL:
+            _refuse_boolean(value, name)
     return kept
+
+
+def _refuse_boolean(value: Any, name: str) -> Any:
+    """A number is asked for, and Python counts True as 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_a_boolean", "`{name}` does not take true or false", {"name": name})
+    return value
+
+
+def _number(name: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: _refuse_boolean(value, name))
 
 
 class ChatMessage(BaseModel):
@@ -94,15 +105,15 @@ class ChatRequest(BaseModel):
     """Stream the answer as server-sent events."""
     model: str | None = None
     """The model that answers; by default the config's default_model. The path /{model}/chat wins over it."""
-    temperature: Annotated[float, Ge(0)] | None = None
+    temperature: Annotated[float, Ge(0), _number("temperature")] | None = None
     """As in generate_kwargs, which wins."""
-    top_p: Annotated[float, Ge(0), Le(1)] | None = None
+    top_p: Annotated[float, Ge(0), Le(1), _number("top_p")] | None = None
     """As in generate_kwargs, which wins."""
-    top_k: Annotated[int, Ge(0)] | None = None
+    top_k: Annotated[int, Ge(0), _number("top_k")] | None = None
     """As in generate_kwargs, which wins."""
-    repetition_penalty: Annotated[float, Gt(0)] | None = None
+    repetition_penalty: Annotated[float, Gt(0), _number("repetition_penalty")] | None = None
     """As in generate_kwargs, which wins."""
-    max_tokens: Annotated[int, Ge(1)] | None = None
+    max_tokens: Annotated[int, Ge(1), _number("max_tokens")] | None = None
     """max_new_tokens of generate_kwargs, which wins, as does its max_length."""
 
 

@@ -1,6 +1,7 @@
 """How the variants of this application stand, read from Ray Serve and from the cluster's nodes; wakes none."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import cast
@@ -10,12 +11,16 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
+from phi3_serve.errors import ModelUnavailable
 from phi3_serve.serving.placement import Placement
+
+logger = logging.getLogger("ray.serve")
 
 RETRY_AFTER_S = 10.0
 STARTING = ("STARTING", "RECOVERING", "UPDATING")
 # One reading serves all requests of this long; a reading costs the controller a few milliseconds.
 SECONDS_FRESH = 1.0
+SECONDS_PATIENT = 0.25
 
 
 def deployment_name(model: str) -> str:
@@ -24,7 +29,11 @@ def deployment_name(model: str) -> str:
 
 
 class ClusterView:
-    """The states of the declared variants, read at most once a second however many ask."""
+    """The states of the declared variants, read at most once a second however many ask.
+
+    The controller may be slow, or dead and being restarted; replicas answer meanwhile, so an older reading
+    serves until it is back.
+    """
 
     def __init__(self, placements: Mapping[str, Placement], *, app_name: str, elastic: bool) -> None:
         self._placements = placements
@@ -32,15 +41,30 @@ class ClusterView:
         self._elastic = elastic
         self._states: Mapping[str, VariantState] = {}
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def states(self) -> Mapping[str, VariantState]:
-        """The state of every variant, at most a second old."""
-        async with self._reading:
-            if time.monotonic() - self._read_at > SECONDS_FRESH:
-                self._states = await asyncio.to_thread(self._read)
-                self._read_at = time.monotonic()
-            return self._states
+        """The state of every variant.
+
+        Raises:
+            ModelUnavailable: it could not be read even once.
+        """
+        if self._reading is None and time.monotonic() - self._read_at > SECONDS_FRESH:
+            self._reading = asyncio.create_task(self._refresh())
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=SECONDS_PATIENT if self._states else None)
+        if not self._states:
+            raise ModelUnavailable("The state of the cluster cannot be read now.", RETRY_AFTER_S)
+        return self._states
+
+    async def _refresh(self) -> None:
+        try:
+            self._states = await asyncio.to_thread(self._read)
+            self._read_at = time.monotonic()
+        except Exception:  # whatever Ray raises while its controller or head is away
+            logger.warning("the state of the cluster cannot be read; the last one known serves", exc_info=True)
+        finally:
+            self._reading = None
 
     def _read(self) -> Mapping[str, VariantState]:
         application = serve.status().applications.get(self._app_name)

@@ -70,8 +70,8 @@ class HandleBackend:
     async def states(self) -> Mapping[str, VariantState]:
         """The state of every variant; see ``core.Backend``."""
         states = await self._view.states()
-        for name in [n for n, state in states.items() if state.state != "loading" and n in self._wake_ups]:
-            if states[name].state != "scaled_to_zero":
+        for name in list(self._wake_ups):
+            if states[name].state not in ("scaled_to_zero", "loading"):
                 self._wake_ups.pop(name).cancel()
         return states
 

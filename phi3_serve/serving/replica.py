@@ -22,9 +22,9 @@ from phi3_serve.core import (
     RawPrompt,
     Usage,
 )
-from phi3_serve.errors import CheckpointError, Phi3ServeError
+from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError
 from phi3_serve.parameters import check_token_ids, kept_by_hole, lengths, resolve
-from phi3_serve.text.detokenize import CleanUp, clean_up
+from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
     from phi3_serve.engine.loader import LoadedModel
@@ -99,6 +99,8 @@ class Replica:
         check_token_ids(parameters, self._loaded.vocab_size)
         context = self._loaded.context_length
         ids = self._tokenizer.encode(request.prompt)
+        if not ids:
+            raise InvalidRequest("The prompt holds no token.", "prompt")
         if request.truncate_prompt:
             ids = ids[-kept_by_hole(parameters, prompt=len(ids), context=context) :]
         total = lengths(parameters, prompt=len(ids), prefix=self._prefix_length(request), context=context)
@@ -120,17 +122,11 @@ class Replica:
     async def _as_text(
         self, request: GenerationRequest, engine_request: EngineRequest, events: asyncio.Queue[EngineEvent]
     ) -> AsyncGenerator[Event, None]:
-        detokenizer = self._tokenizer.detokenizer()
-        cleaner = CleanUp() if request.clean_up_tokenization_spaces else None
-        streamed, last_delta = False, 0.0
+        stream = self._tokenizer.stream(clean_up=request.clean_up_tokenization_spaces)
+        last_delta = 0.0
         while True:
             new_ids, last = await _drain(events)
-            streamed = streamed or bool(new_ids)
-            text = detokenizer.add(new_ids) if new_ids else ""
-            if streamed and last is not None:
-                text += detokenizer.finish()
-            if cleaner is not None:
-                text = cleaner.add(text) + (cleaner.finish() if last is not None else "")
+            text = stream.add(new_ids) + (stream.finish() if last is not None else "")
             if text:
                 yield Delta(text)
                 last_delta = time.monotonic()

@@ -103,3 +103,21 @@ class CleanUp:
         """What was held back to the end."""
         settled, self._held = self._held, ""
         return clean_up(settled)
+
+
+class TextStream:
+    """The text of one answer that comes as token ids: detokenized, and cleaned up where that is asked for."""
+
+    def __init__(self, detokenizer: Detokenizer, *, clean_up: bool) -> None:
+        self._detokenizer = detokenizer
+        self._cleaner = CleanUp() if clean_up else None
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """The text that ``token_ids`` settle, perhaps none yet."""
+        text = self._detokenizer.add(token_ids)
+        return text if self._cleaner is None else self._cleaner.add(text)
+
+    def finish(self) -> str:
+        """What was held back to the end."""
+        text = self._detokenizer.finish()
+        return text if self._cleaner is None else self._cleaner.add(text) + self._cleaner.finish()

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from phi3_serve.core import Conversation, RawPrompt, Special
 from phi3_serve.errors import CheckpointError
-from phi3_serve.text.detokenize import Detokenizer
+from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.template import SPECIAL_TOKENS
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -53,6 +53,10 @@ class Phi3Tokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh detokenizer for one sequence."""
         return Detokenizer(self.decode, visible_ids=self._visible_ids, byte_ids=self._byte_ids)
+
+    def stream(self, *, clean_up: bool) -> TextStream:
+        """A fresh text stream for one answer."""
+        return TextStream(self.detokenizer(), clean_up=clean_up)
 
 
 def _with_only(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:

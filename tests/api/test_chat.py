@@ -283,6 +283,8 @@ def test_a_refusal_says_why(client: TestClient, body: dict[str, Any], status: in
         ({"prompt": "a", "generate_kwargs": []}, ["generate_kwargs"], "This must be a JSON object."),
         ({"prompt": "a", "generate_kwargs": {"top_k": 10.5}}, ["generate_kwargs", "top_k"], "Input should be a valid integer, got a number with a fractional part"),
         ({"prompt": "a", "generate_kwargs": {"top_k": True}}, ["generate_kwargs"], "`top_k` does not take true or false"),
+        ({"prompt": "a", "top_k": True}, ["top_k"], "`top_k` does not take true or false"),
+        ({"prompt": "a", "top_p": 1.5}, ["top_p"], "Input should be less than or equal to 1"),
         ({"prompt": "a", "generate_kwargs": {"top_p": 1.5}}, ["generate_kwargs", "top_p"], "Input should be less than or equal to 1"),
         ({"prompt": "a", "generate_kwargs": {"num_beams": 0}}, ["generate_kwargs", "num_beams"], "Input should be greater than or equal to 1"),
         ({"prompt": "a", "generate_kwargs": {"num_beams": 10**9}}, ["generate_kwargs", "num_beams"], "Input should be less than or equal to 64"),

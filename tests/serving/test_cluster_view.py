@@ -1,0 +1,63 @@
+"""What requests see while Ray's controller is slow or away: the last known states."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from phi3_serve.core import VariantState
+from phi3_serve.errors import ModelUnavailable
+from phi3_serve.serving import cluster
+from phi3_serve.serving.cluster import ClusterView
+
+
+def test_many_requests_cost_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = ClusterView({}, app_name="phi3", elastic=False)
+    readings = []
+
+    def read() -> dict[str, VariantState]:
+        readings.append(1)
+        time.sleep(0.05)
+        return {"m": VariantState("ready")}
+
+    monkeypatch.setattr(view, "_read", read)
+
+    async def many() -> None:
+        await asyncio.gather(*(view.states() for _ in range(100)))
+
+    asyncio.run(many())
+    assert len(readings) == 1
+
+
+def test_a_controller_that_hangs_or_fails_leaves_the_last_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SECONDS_FRESH", 0.0)
+    view = ClusterView({}, app_name="phi3", elastic=False)
+    known = {"m": VariantState("ready")}
+    release = threading.Event()
+
+    def failing() -> dict[str, VariantState]:
+        raise ConnectionError("no controller")
+
+    def hanging() -> dict[str, VariantState]:
+        release.wait(20)
+        return {"m": VariantState("loading")}
+
+    async def story() -> None:
+        monkeypatch.setattr(view, "_read", failing)
+        with pytest.raises(ModelUnavailable) as caught:
+            await view.states()
+        assert caught.value.message == "The state of the cluster cannot be read now."
+        monkeypatch.setattr(view, "_read", lambda: known)
+        assert await view.states() == known
+        monkeypatch.setattr(view, "_read", failing)
+        assert await view.states() == known
+        monkeypatch.setattr(view, "_read", hanging)
+        began = time.monotonic()
+        assert await view.states() == known
+        assert time.monotonic() - began < 2
+        release.set()
+        await asyncio.sleep(0.2)
+        assert (await view.states())["m"].state == "loading"
+
+    asyncio.run(story())

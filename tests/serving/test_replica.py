@@ -1,0 +1,111 @@
+"""The replica in this process, without Ray: what it does beside the wire format, and that its loop stays free."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, RawPrompt
+from phi3_serve.errors import EngineFailure, InvalidRequest, RequestTimeout
+from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.serving.replica import Replica
+
+PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
+
+
+def request(text: str = PROMPT, stream: bool = False, timeout_s: float = 60, **given: Any) -> GenerationRequest:
+    return GenerationRequest(
+        request_id="r",
+        model="tested",
+        prompt=RawPrompt(text),
+        parameters=GenerationParameters(**given).over(CHAT_DEFAULTS),
+        stream=stream,
+        timeout_s=timeout_s,
+    )
+
+
+def run(replica: Replica, asked: GenerationRequest) -> list[Event]:
+    async def collect() -> list[Event]:
+        return [event async for event in replica.generate(asked)]
+
+    return asyncio.run(collect())
+
+
+def test_a_plain_request_has_one_event(replica: Replica) -> None:
+    (event,) = run(replica, request(max_new_tokens=5))
+    assert isinstance(event, Done)
+    assert event.usage.prompt_tokens == 18
+
+
+def test_a_stream_has_deltas_and_then_the_whole(replica: Replica) -> None:
+    *deltas, last = run(replica, request(stream=True, max_new_tokens=300, eos_token_id=703))
+    assert isinstance(last, Done)
+    assert "".join(d.text for d in deltas if isinstance(d, Delta)) == last.completions[0].text
+    # coalesced: many tokens a message, the first one at once
+    assert 2 < len(deltas) < 150
+    assert isinstance(deltas[0], Delta)
+    assert len(deltas[0].text) < 12
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"num_beams": 4},
+        {"num_return_sequences": 3},
+        {"prompt_lookup_num_tokens": 4, "do_sample": False},
+        {"guidance_scale": 1.5},
+    ],
+)
+def test_the_deadline_holds_in_every_way_of_decoding(replica: Replica, given: dict[str, Any]) -> None:
+    began = time.monotonic()
+    (event,) = run(replica, request(timeout_s=0.3, max_new_tokens=2000, eos_token_id=703, **given))
+    assert isinstance(event, Failed), given
+    assert isinstance(event.error, RequestTimeout)
+    assert time.monotonic() - began < 3
+
+
+def test_a_refusal_is_an_event(replica: Replica) -> None:
+    (event,) = run(replica, request(text=""))
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, InvalidRequest)
+    assert event.error.message == "The prompt holds no token."
+
+
+def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
+    """While a megabyte is encoded and a long answer is generated, the loop goes on turning."""
+
+    async def longest_pause() -> float:
+        longest, running = 0.0, True
+
+        async def tick() -> None:
+            nonlocal longest
+            while running:
+                began = time.monotonic()
+                await asyncio.sleep(0.005)
+                longest = max(longest, time.monotonic() - began)
+
+        ticker = asyncio.create_task(tick())
+        asked = [request(text="knight " * 150_000), request(max_new_tokens=400, eos_token_id=703)]
+        began = time.monotonic()
+        for one in asked:
+            async for _ in replica.generate(one):
+                pass
+        assert time.monotonic() - began > 0.5
+        running = False
+        await ticker
+        return longest
+
+    assert asyncio.run(longest_pause()) < 0.3
+
+
+def test_health_is_the_engines(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(replica.check_health())
+
+    def dead() -> None:
+        raise EngineFailure("The engine's thread is dead.")
+
+    monkeypatch.setattr(replica._engine, "check_health", dead)
+    with pytest.raises(EngineFailure):
+        asyncio.run(replica.check_health())
