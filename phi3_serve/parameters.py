@@ -420,6 +420,14 @@ def _groups_divide_beams(p: GenerationParameters) -> None:
         )
     if groups > 1 and p.do_sample:
         raise InvalidRequest("`num_beam_groups` above 1 needs `do_sample` false.", "num_beam_groups")
+    if groups > 1 and not p.diversity_penalty:
+        raise InvalidRequest(
+            "`diversity_penalty` should be greater than `0.0` with `num_beam_groups` above 1, otherwise your groups "
+            "will be identical.",
+            "diversity_penalty",
+        )
+    if groups > 1 and p.guidance_scale not in (None, 1.0):  # transformers 4.55 mixed up the groups' contexts
+        raise InvalidRequest("`guidance_scale` is not offered with `num_beam_groups` above 1.", "guidance_scale")
     if groups == 1 and p.diversity_penalty:
         raise InvalidRequest(
             "`diversity_penalty` above 0 needs `num_beam_groups` above 1; it acts between groups.",

@@ -106,6 +106,17 @@ def test_nulls_and_values_without_effect_pass() -> None:
             "`num_beam_groups` above 1 needs `do_sample` false.",
         ),
         (
+            P(num_beams=4, num_beam_groups=2),
+            "diversity_penalty",
+            "`diversity_penalty` should be greater than `0.0` with `num_beam_groups` above 1, otherwise your groups "
+            "will be identical.",
+        ),
+        (
+            P(num_beams=4, num_beam_groups=2, diversity_penalty=0.5, guidance_scale=2.0),
+            "guidance_scale",
+            "`guidance_scale` is not offered with `num_beam_groups` above 1.",
+        ),
+        (
             P(diversity_penalty=0.5),
             "diversity_penalty",
             "`diversity_penalty` above 0 needs `num_beam_groups` above 1; it acts between groups.",

@@ -1,7 +1,7 @@
 """The reference engine: ``transformers.generate`` on one thread, one request at a time.
 
 Slow and right. It defines what every parameter means, and stays as the oracle of the tests once a faster
-engine serves. It does not offer group beam search: transformers 5 no longer has it.
+engine serves. Group beam search, which transformers 5 no longer has, is engine.group_beams.
 """
 
 import logging
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from phi3_serve import core
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.engine.group_beams import GroupBeamSearch
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.errors import (
     EngineFailure,
@@ -34,7 +35,7 @@ logger = logging.getLogger("phi3_serve")
 SECONDS_STUCK = 300.0  # without a finished step while a request runs: a hung forward pass
 RETRY_AFTER_S = 5.0
 
-# What of GenerationParameters is handed to generate(); lengths, seed and group beams are dealt with here.
+# What of GenerationParameters is handed to generate(); lengths, seed, stop strings and group beams are dealt with here.
 FORWARDED = (
     *("do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("epsilon_cutoff", "eta_cutoff", "top_h", "repetition_penalty", "encoder_repetition_penalty"),
@@ -58,7 +59,7 @@ FORWARDED = (
         "num_return_sequences",
         "pad_token_id",
     ),
-    *("bos_token_id", "eos_token_id", "stop_strings", "max_time", "prompt_lookup_num_tokens"),
+    *("bos_token_id", "eos_token_id", "max_time", "prompt_lookup_num_tokens"),
 )
 
 
@@ -165,33 +166,36 @@ class ReferenceEngine:
 
     @torch.inference_mode()
     def _generate(self, job: _Job) -> tuple[core.Sequence, ...]:
-        request = job.request
-        watch = _Watch(job, self._mark_step)
+        request, parameters = job.request, job.request.parameters
         self._raise_if_late(request)
         prompt = torch.tensor([request.prompt_ids], device=self._model.device)
-        with torch.random.fork_rng(enabled=request.parameters.seed is not None):
-            if request.parameters.seed is not None:
-                torch.manual_seed(request.parameters.seed)
+        with torch.random.fork_rng(enabled=parameters.seed is not None):
+            if parameters.seed is not None:
+                torch.manual_seed(parameters.seed)
             output: Any = self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                stopping_criteria=StoppingCriteriaList([watch]),
+                stopping_criteria=self._stopping_criteria(job),
                 streamer=_Streamer(job) if _streams_one_sequence(request) else None,
-                tokenizer=self._tokenizer if request.parameters.stop_strings else None,
+                custom_generate=_group_beam_search(parameters),
                 return_dict_in_generate=True,
-                output_scores=bool(request.parameters.output_scores),
+                output_scores=bool(parameters.output_scores),
                 # new tokens, not totals: these win over whatever the checkpoint's own generation config says
                 min_new_tokens=max(0, request.min_length - len(request.prompt_ids)),
                 max_new_tokens=request.max_length - len(request.prompt_ids),
-                **self._arguments(request.parameters),
+                **self._arguments(parameters),
             )
         if not job.aborted.is_set():
             self._raise_if_late(request)
         return self._sequences(output, request)
 
+    def _stopping_criteria(self, job: _Job) -> StoppingCriteriaList:
+        criteria = StoppingCriteriaList([_Watch(job, self._mark_step)])
+        if stop_strings := job.request.parameters.stop_strings:
+            criteria.append(StopStringCriteria(self._tokenizer, stop_strings))
+        return criteria
+
     def _arguments(self, parameters: GenerationParameters) -> dict[str, Any]:
-        if (parameters.num_beam_groups or 1) > 1:
-            raise InvalidRequest("`num_beam_groups` above 1 is not offered by the reference engine.", "num_beam_groups")
         arguments = {name: value for name in FORWARDED if (value := getattr(parameters, name)) is not None}
         if parameters.sequence_bias is not None:
             arguments["sequence_bias"] = [[list(ids), bias] for ids, bias in parameters.sequence_bias]
@@ -252,6 +256,14 @@ class _Streamer(BaseStreamer):
 
     def end(self) -> None:
         pass
+
+
+def _group_beam_search(parameters: GenerationParameters) -> GroupBeamSearch | None:
+    if (parameters.num_beam_groups or 1) == 1:
+        return None
+    return GroupBeamSearch(
+        num_groups=parameters.num_beam_groups or 1, diversity_penalty=parameters.diversity_penalty or 0.0
+    )
 
 
 def _streams_one_sequence(request: EngineRequest) -> bool:

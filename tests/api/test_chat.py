@@ -114,6 +114,13 @@ def test_several_sequences_are_joined_and_given_one_by_one(client: TestClient, o
     assert answer == {"Result": "".join(expected), "Results": expected}
 
 
+def test_groups_of_beams(client: TestClient) -> None:
+    kwargs = {**GREEDY, "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_return_sequences": 4}
+    answer = ask(client, {"prompt": PROMPT, "return_full_text": False, "generate_kwargs": kwargs})
+    assert len(set(answer["Results"])) > 2
+    assert "".join(answer["Results"]) == answer["Result"]
+
+
 def test_messages_get_the_reply_alone(client: TestClient, oracle: Any) -> None:
     messages = [
         {"role": "system", "content": "Be kind."},

@@ -167,11 +167,18 @@ def test_stop_strings_end_the_answer(engine: ReferenceEngine, loaded: LoadedMode
     assert stop in loaded.tokenizer.decode(list(stopped.token_ids))
 
 
-def test_a_refused_request_fails_alone(engine: ReferenceEngine, loaded: LoadedModel) -> None:
-    (event,) = run(engine, request(loaded, num_beams=4, num_beam_groups=2, diversity_penalty=0.5, do_sample=False))
+def test_a_request_that_transformers_refuses_fails_alone(
+    engine: ReferenceEngine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("`this` does not go with `that`.\nA second line.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loaded.model, "generate", refuse)
+        (event,) = run(engine, request(loaded))
     assert isinstance(event, Failed)
     assert isinstance(event.error, InvalidRequest)
-    assert event.error.message == "`num_beam_groups` above 1 is not offered by the reference engine."
+    assert event.error.message == "`this` does not go with `that`."
     assert sequences(engine, request(loaded, max_new_tokens=2))
 
 
