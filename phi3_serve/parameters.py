@@ -81,7 +81,7 @@ class GenerationParameters:
     """Scales down the score of tokens already in prompt or answer; 1 is off."""
     encoder_repetition_penalty: Annotated[float, Gt(0)] | None = None
     """Scales up the score of tokens of the prompt; 1 is off."""
-    length_penalty: float | None = None
+    length_penalty: Annotated[float, Ge(-32), Le(32)] | None = None
     """Exponent of the length by which a beam's score is divided; above 0 favours longer answers."""
     no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
     """No n-gram of this size occurs twice; 0 is off."""

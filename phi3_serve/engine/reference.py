@@ -153,16 +153,23 @@ class ReferenceEngine:
             event = Finished(self._generate(job))
         except Phi3ServeError as error:
             event = Failed(error)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            event = Failed(ModelUnavailable("The GPU's memory does not hold this request now.", RETRY_AFTER_S))
-        except ValueError as error:  # transformers refuses a value or a combination
-            event = Failed(InvalidRequest(str(error).strip().split("\n", 1)[0]))
         except Exception as error:
-            logger.exception("request %s failed", job.request.request_id)
-            event = Failed(EngineFailure(f"Generation failed: {type(error).__name__}."))
+            event = Failed(self._translated(error, job.request))
         if not job.aborted.is_set():
             job.on_event(event)
+
+    @staticmethod
+    def _translated(error: Exception, request: EngineRequest) -> Phi3ServeError:
+        """One of our errors for whatever transformers or torch raised."""
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return ModelUnavailable("The GPU's memory does not hold this request now.", RETRY_AFTER_S)
+        if isinstance(error, ValueError):  # transformers refuses a value or a combination
+            return InvalidRequest(str(error).strip().split("\n", 1)[0])
+        if isinstance(error, OverflowError) or "probability tensor contains" in str(error):
+            return InvalidRequest("These parameters drive the scores beyond all numbers, to inf or nan.")
+        logger.error("request %s failed", request.request_id, exc_info=error)
+        return EngineFailure(f"Generation failed: {type(error).__name__}.")
 
     @torch.inference_mode()
     def _generate(self, job: _Job) -> tuple[core.Sequence, ...]:
@@ -200,7 +207,11 @@ class ReferenceEngine:
         if parameters.sequence_bias is not None:
             arguments["sequence_bias"] = [[list(ids), bias] for ids, bias in parameters.sequence_bias]
         if parameters.negative_prompt_ids is not None:
-            arguments["negative_prompt_ids"] = torch.tensor([parameters.negative_prompt_ids], device=self._model.device)
+            # generate() makes one row per beam or sequence of the prompt, but not of this one
+            num_rows = max(parameters.num_beams or 1, parameters.num_return_sequences or 1)
+            arguments["negative_prompt_ids"] = torch.tensor(
+                [parameters.negative_prompt_ids] * num_rows, device=self._model.device
+            )
         return arguments
 
     def _sequences(self, output: Any, request: EngineRequest) -> tuple[core.Sequence, ...]:

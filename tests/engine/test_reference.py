@@ -113,6 +113,15 @@ def test_greedy_and_beams_are_those_of_transformers(
         assert sequence.finish_reason == ("stop" if row[end - 1] in ends else "length")
 
 
+@pytest.mark.parametrize("rows", [{"num_beams": 3, "do_sample": False}, {"num_return_sequences": 2, "seed": 1}])
+def test_a_negative_prompt_goes_with_every_row(
+    engine: ReferenceEngine, loaded: LoadedModel, rows: dict[str, Any]
+) -> None:
+    given = {"guidance_scale": 2.0, "max_new_tokens": 6, "do_sample": True, **rows}
+    without = sequences(engine, request(loaded, **given))
+    assert sequences(engine, request(loaded, negative_prompt_ids=[81, 554], **given)) != without
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -194,6 +203,14 @@ def test_a_request_that_breaks_the_model_fails_alone(
     assert event.error.message == "Generation failed: ZeroDivisionError."
     engine.check_health()
     assert sequences(engine, request(loaded, do_sample=False, max_new_tokens=4)) == expected
+
+
+def test_scores_beyond_numbers_are_the_requests_fault(engine: ReferenceEngine, loaded: LoadedModel) -> None:
+    extreme: dict[str, Any] = {"sequence_bias": [([124], 1e38), ([221], 1e38)], "repetition_penalty": 1e-30}
+    (event,) = run(engine, request(loaded, do_sample=True, max_new_tokens=4, **extreme))
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, InvalidRequest)
+    assert event.error.message == "These parameters drive the scores beyond all numbers, to inf or nan."
 
 
 def test_the_deadline_ends_a_request(engine: ReferenceEngine, loaded: LoadedModel) -> None:
