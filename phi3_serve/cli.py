@@ -2,8 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from phi3_serve import __version__, catalogue
 from phi3_serve.catalogue import Variant
 from phi3_serve.config import AppConfig, is_local
 from phi3_serve.engine.checkpoint import open_checkpoint
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import Phi3ServeError
 from phi3_serve.observability.progress import human_bytes
 
 app = typer.Typer(help="Serve Microsoft's Phi-3 models with Ray Serve.", no_args_is_help=True, add_completion=False)
@@ -39,23 +40,35 @@ def up(
     from phi3_serve.serving import config_file  # Ray takes two seconds to import
 
     try:
-        app_config = config_file.read(config)
-        _check_local_checkpoints(app_config)
-    except (config_file.ConfigError, CheckpointError) as error:
+        file = config_file.read(config)
+        _check_local_checkpoints(file.app)
+        _check_port_is_free(file.host, file.port)
+    except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
-    models = ", ".join(m.served_name for m in app_config.models)
-    typer.echo(f"Serving {models}; a request that names none goes to {app_config.default_model_name}.", err=True)
-    serve = shutil.which("serve", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if serve is None:
-        typer.echo("Ray's `serve` command is not installed.", err=True)
-        raise typer.Exit(1)
+    models = ", ".join(m.served_name for m in file.app.models)
+    typer.echo(f"Starting Ray. Models: {models}; the default is {file.app.default_model_name}.", err=True)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A cluster of our own that Ctrl-C ends; without it Ray joins whatever cluster it last saw, even a dead one.
     os.environ.setdefault("RAY_ADDRESS", "local")
     # A shell that starts us in the background has SIGINT ignored, and `serve run` would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.execv(serve, [serve, "run", str(config)])  # noqa: S606 - no shell, and our process becomes it
+    host = "127.0.0.1" if file.host == "0.0.0.0" else file.host  # noqa: S104 - compared, not bound
+    url = f"http://{host}:{file.port}{file.route_prefix}".rstrip("/")
+    subprocess.Popen([sys.executable, "-m", "phi3_serve.serving.announce", url, str(os.getpid())])  # noqa: S603
+    os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", str(config)])  # noqa: S606 - no shell
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    """Phi3ServeError now; Ray would go on without its HTTP proxy and say so among a hundred other lines."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise Phi3ServeError(
+                f"{host}:{port}: cannot be listened on: {error.strerror}. Choose another http_options.port."
+            ) from None
 
 
 def _check_local_checkpoints(config: AppConfig) -> None:

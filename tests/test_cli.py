@@ -1,4 +1,5 @@
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,23 @@ def test_up_refuses_a_missing_directory_before_ray_starts(tmp_path: Path) -> Non
     config.write_text(f"applications: [{{import_path: 'phi3_serve.serving.app:build_app', args: {args}}}]")
     result = RUN.invoke(app, ["up", str(config)])
     assert (result.exit_code, result.stderr) == (2, f"{tmp_path}/gone: no such checkpoint directory\n")
+
+
+def test_up_refuses_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = tmp_path / "config.yaml"
+        config.write_text(
+            f"http_options: {{host: 127.0.0.1, port: {port}}}\n"
+            "applications: [{import_path: 'phi3_serve.serving.app:build_app', args: {models: [{name: phi-3-tiny}]}}]"
+        )
+        result = RUN.invoke(app, ["up", str(config)])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"127.0.0.1:{port}: cannot be listened on: Address already in use. Choose another http_options.port.\n",
+    )
 
 
 def test_up_without_a_config() -> None:

@@ -1,5 +1,6 @@
 """A Serve config file, read strictly: Ray drops keys that it does not know without a word."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +18,18 @@ class ConfigError(Phi3ServeError):
     """A config file that cannot be served; the message has one line per problem."""
 
 
-def read(path: Path) -> AppConfig:
-    """Check the file at ``path``, every level of it, and give the AppConfig of its application.
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """What a checked file says."""
+
+    app: AppConfig
+    host: str
+    port: int
+    route_prefix: str
+
+
+def read(path: Path) -> ConfigFile:
+    """Check the file at ``path``, every level of it.
 
     Raises:
         ConfigError: the file is missing, is not YAML, has an unknown key or a wrong value.
@@ -31,7 +42,7 @@ def read(path: Path) -> AppConfig:
         raise ConfigError("\n".join(f"{path}: {line}" for line in error.message.splitlines())) from None
 
 
-def parse(text: str) -> AppConfig:
+def parse(text: str) -> ConfigFile:
     """As ``read``, for the text of a config."""
     try:
         content = yaml.safe_load(text)
@@ -43,16 +54,18 @@ def parse(text: str) -> AppConfig:
     if problems:
         raise ConfigError("\n".join(problems))
     try:
-        ServeDeploySchema.model_validate(content)
+        schema = ServeDeploySchema.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(_lines(error, ""))) from None
     ours = [a for a in content["applications"] if a.get("import_path") == IMPORT_PATH]
     if len(ours) != 1:
         raise ConfigError(f"must hold one application with import_path {IMPORT_PATH}, and holds {len(ours)}")
     try:
-        return AppConfig.model_validate(ours[0].get("args") or {})
+        app = AppConfig.model_validate(ours[0].get("args") or {})
     except ValidationError as error:
         raise ConfigError("\n".join(_lines(error, "args"))) from None
+    http = schema.http_options
+    return ConfigFile(app, http.host or "0.0.0.0", http.port, ours[0].get("route_prefix", "/"))  # noqa: S104 - Ray's default
 
 
 def _unknown_keys(content: Any, schema: Any, where: str) -> list[str]:

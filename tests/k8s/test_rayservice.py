@@ -90,7 +90,7 @@ def test_its_application_is_that_of_serve_config_yaml(manifest: Any) -> None:
     shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     assert ours["applications"] == shipped["applications"]
     assert ours["applications"][0]["import_path"] == IMPORT_PATH
-    assert {m.name for m in parse(manifest["spec"]["serveConfigV2"]).models} == {v.name for v in VARIANTS}
+    assert {m.name for m in parse(manifest["spec"]["serveConfigV2"]).app.models} == {v.name for v in VARIANTS}
 
 
 def test_replicas_find_room(manifest: Any) -> None:
@@ -114,7 +114,7 @@ def test_rules_of_the_operator(manifest: Any) -> None:
 
 
 def test_pods_outlive_the_longest_request_and_run_without_root(manifest: Any) -> None:
-    config = parse(manifest["spec"]["serveConfigV2"])
+    config = parse(manifest["spec"]["serveConfigV2"]).app
     for group in groups(manifest).values():
         pod = group["template"]["spec"]
         assert pod["terminationGracePeriodSeconds"] > config.limits.request_timeout_s

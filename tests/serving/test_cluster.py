@@ -71,6 +71,15 @@ def until_answered(cluster: Cluster, path: str, body: dict[str, Any], seconds: f
     return answer
 
 
+def test_the_terminal_says_when_and_how_to_call(cluster: Cluster) -> None:
+    text = cluster.log.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("Ready at "))
+    assert line == f"Ready at {cluster.url} (parameters: {cluster.url}/docs, stop with Ctrl-C). Try:"
+    command = next(line.strip() for line in text.splitlines() if line.startswith("  curl "))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert "Result" in json.loads(done.stdout)
+
+
 def test_kaitos_basic_example_is_answered(cluster: Cluster) -> None:
     answer = cluster.call("/chat", {"prompt": PROMPT})
     assert answer.status == 200

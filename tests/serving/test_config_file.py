@@ -21,13 +21,13 @@ applications:
 
 
 def test_the_shipped_config_is_the_default_config() -> None:
-    shipped = read(ROOT / "serve_config.yaml")
+    shipped = read(ROOT / "serve_config.yaml").app
     assert shipped.models == AppConfig().models
     assert shipped.default_model_name == AppConfig().default_model_name == "phi-3-tiny"
 
 
 def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
-    tiny, *real = read(ROOT / "serve_config.yaml").models
+    tiny, *real = read(ROOT / "serve_config.yaml").app.models
     assert (tiny.name, tiny.min_replicas) == ("phi-3-tiny", 1)
     assert [m.name for m in real] == [
         "phi-3-mini-4k-instruct",
@@ -70,10 +70,17 @@ def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
     ],
 )
 def test_a_typo_is_named_with_its_place(old: str, new: str, text: str) -> None:
-    assert parse(GOOD).models[0].name == "phi-3-tiny"
+    assert parse(GOOD).app.models[0].name == "phi-3-tiny"
     with pytest.raises(ConfigError) as caught:
         parse(GOOD.replace(old, new))
     assert caught.value.message == text
+
+
+def test_where_it_listens() -> None:
+    file = parse(GOOD)
+    assert (file.host, file.port, file.route_prefix) == ("127.0.0.1", 8000, "/")
+    everywhere = parse(GOOD.replace("http_options: {host: 127.0.0.1, port: 8000}", ""))
+    assert (everywhere.host, everywhere.port) == ("0.0.0.0", 8000)
 
 
 @pytest.mark.parametrize(

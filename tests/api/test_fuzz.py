@@ -1,0 +1,145 @@
+"""Parameters drawn together, sensible and senseless: an answer or a refusal that says why, never a 5xx.
+
+``python -m tests.api.test_fuzz SECONDS [SEED]`` goes on for longer.
+"""
+
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+NUM_CASES = 400
+
+
+def _draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
+    """For every parameter a draw of a value: good ones, the edges of the range, and beyond."""
+
+    def one_of(*values: Any) -> Callable[[], Any]:
+        return lambda: draw.choice(values)
+
+    def ids() -> list[int]:
+        return [draw.randrange(704) for _ in range(draw.randint(1, 4))]
+
+    def bias() -> list[Any]:
+        return [[ids(), draw.choice([1.0, -5.0, 1e30])] for _ in range(draw.randint(1, 3))]
+
+    return {
+        "max_length": one_of(0, 1, 20, 200, 10**9),
+        "min_length": one_of(0, 5, 10, 40),
+        "max_new_tokens": one_of(0, 1, 3, 8, 15),
+        "min_new_tokens": one_of(0, 2, 5),
+        "do_sample": one_of(True, False, "perhaps"),
+        "early_stopping": one_of(True, False, "never", "always"),
+        "num_beams": one_of(0, 1, 2, 3, 4, 6, 10**9),
+        "num_beam_groups": one_of(1, 2, 3),
+        "diversity_penalty": one_of(0.0, 0.5, 1.0),
+        "temperature": one_of(-1, 0, 1e-38, 1e-6, 0.5, 1, 2, 1e30),
+        "top_k": one_of(-1, 0, 1, 10, 10.0, 50, 10**9),
+        "top_p": one_of(-0.1, 0, 0.1, 0.9, 1, 1.5),
+        "min_p": one_of(0, 0.1, 1),
+        "typical_p": one_of(0, 0.1, 0.9, 1),
+        "epsilon_cutoff": one_of(0, 0.01, 0.9),
+        "eta_cutoff": one_of(0, 0.01, 0.9),
+        "top_h": one_of(0.1, 0.5, 1),
+        "repetition_penalty": one_of(0, 0.5, 1, 1.3, 1e30, 1e-30),
+        "encoder_repetition_penalty": one_of(0.5, 1, 1.3),
+        "length_penalty": one_of(-32, -2, 0, 1, 2, 32),
+        "no_repeat_ngram_size": one_of(0, 1, 2, 3, 100),
+        "encoder_no_repeat_ngram_size": one_of(0, 1, 2, 3, 100),
+        "bad_words_ids": lambda: [ids() for _ in range(draw.randint(0, 3))],
+        "sequence_bias": bias,
+        "suppress_tokens": ids,
+        "begin_suppress_tokens": ids,
+        "forced_bos_token_id": one_of(5, 703, 704),
+        "forced_eos_token_id": one_of(5, [643, 5], 703),
+        "exponential_decay_length_penalty": lambda: [draw.choice([0, 3, 100]), draw.choice([1.01, 2.0, 0.5])],
+        "renormalize_logits": one_of(True, False),
+        "remove_invalid_values": one_of(True, False),
+        "guidance_scale": one_of(0, 1, 1.5, 5),
+        "negative_prompt_ids": ids,
+        "num_return_sequences": one_of(1, 2, 3),
+        "output_scores": one_of(True, False),
+        "return_dict_in_generate": one_of(True, False),
+        "pad_token_id": one_of(0, 5),
+        "bos_token_id": one_of(1),
+        "eos_token_id": one_of(5, [5, 6], 643, 703, []),
+        "stop_strings": one_of("a", ["the", "x"], [], ""),
+        "max_time": one_of(0.001, 5),
+        "prompt_lookup_num_tokens": one_of(1, 3),
+        "seed": one_of(0, 1, 2**62, 2**70),
+    }
+
+
+def bodies(seed: int) -> Iterator[dict[str, Any]]:
+    draw = random.Random(seed)
+    draws = _draws(draw)
+    while True:
+        names = draw.sample(list(draws), draw.choice([1, 2, 3, 5]))
+        kwargs = {"max_new_tokens": draw.choice([1, 4, 8])} | {name: draws[name]() for name in names}
+        prompt = draw.choice(["<|user|> hi<|end|><|assistant|>", "the knight the knight the", "x"])
+        yield {"prompt": prompt, "generate_kwargs": kwargs, "stream": draw.random() < 0.2}
+
+
+def status(client: TestClient, body: dict[str, Any]) -> int:
+    response = client.post("/chat", json=body)
+    assert response.status_code in (200, 400, 422), (response.text, json.dumps(body))
+    assert "event: error" not in response.text, (response.text, json.dumps(body))
+    if response.status_code != 200:
+        assert response.json()["detail"]
+    return response.status_code
+
+
+def test_every_parameter_is_drawn() -> None:
+    from phi3_serve.parameters import NAMES
+
+    assert set(_draws(random.Random(0))) == set(NAMES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_combinations_are_answered_or_refused(client: TestClient, seed: int) -> None:
+    drawn = bodies(seed)
+    counts = Counter(status(client, next(drawn)) for _ in range(NUM_CASES // 4))
+    assert counts[200] > NUM_CASES / 4 / 3
+    assert counts[400] + counts[422] > 0
+
+
+def main(seconds: float, seed: int) -> None:
+    import tempfile
+    from pathlib import Path
+
+    from phi3_serve.api.routes import create_app
+    from phi3_serve.config import AppConfig
+    from phi3_serve.serving.replica import Replica
+    from phi3_serve.tiny.random_checkpoint import Shape, make
+    from tests.support import LocalBackend
+
+    with tempfile.TemporaryDirectory() as directory:
+        make(Path(directory), Shape(num_layers=3), seed=7)
+        model = {"name": "tested", "source": directory, "device": "cpu"}
+        replica = Replica(
+            name="tested",
+            source=directory,
+            revision=None,
+            device="cpu",
+            dtype="float32",
+            num_threads=1,
+            max_waiting=8,
+        )
+        client = TestClient(create_app(LocalBackend(replica), AppConfig.model_validate({"models": [model]})))
+        counts: Counter[int] = Counter()
+        end = time.monotonic() + seconds
+        for body in bodies(seed):
+            counts[status(client, body)] += 1
+            print(f"\r{counts.total()} requests: {dict(sorted(counts.items()))}", end="", file=sys.stderr)
+            if time.monotonic() > end:
+                return
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
