@@ -55,7 +55,7 @@ def up(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     host = "127.0.0.1" if file.host == "0.0.0.0" else file.host  # noqa: S104 - compared, not bound
     url = f"http://{host}:{file.port}{file.route_prefix}".rstrip("/")
-    subprocess.Popen([sys.executable, "-m", "phi3_serve.serving.announce", url, str(os.getpid())])  # noqa: S603
+    subprocess.run([sys.executable, "-m", "phi3_serve.serving.announce", url, str(os.getpid())], check=True)  # noqa: S603
     os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", str(config)])  # noqa: S606 - no shell
 
 

@@ -3,6 +3,7 @@
 ``serve run`` itself does not tell. This is a process of its own beside it: ``up`` becomes ``serve run``.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ SECONDS_BETWEEN_TRIES = 0.5
 
 def announce(url: str, server_pid: int) -> None:
     """Wait until ``url`` is ready, print how to call it, and end; end too when the server is gone."""
-    while os.getppid() == server_pid:
+    while _is_alive(server_pid):
         if _is_ready(url):
             body = '{"prompt": "<|user|> Who are you?<|end|><|assistant|>"}'
             sys.stderr.write(
@@ -23,6 +24,14 @@ def announce(url: str, server_pid: int) -> None:
             )
             return
         time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _is_ready(url: str) -> bool:
@@ -34,4 +43,7 @@ def _is_ready(url: str) -> bool:
 
 
 if __name__ == "__main__":
-    announce(sys.argv[1], int(sys.argv[2]))
+    # The parent ends at once and is waited for; `serve run` would not wait for a child that it does not know.
+    if os.fork() == 0:
+        with contextlib.suppress(KeyboardInterrupt):
+            announce(sys.argv[1], int(sys.argv[2]))

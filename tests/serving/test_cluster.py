@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from tests.api.test_chat import FULL, GREEDY, PROMPT
@@ -288,13 +289,13 @@ def test_serve_run_and_serve_build_need_only_ray(tmp_path: Path) -> None:
 
 
 def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
-    """`ray start --head`, then `serve deploy` of the shipped config from another process."""
+    """`ray start --head` with one GPU in name, then `serve deploy` of the shipped config from another process."""
     port, dashboard = free_port(), free_port()
     config = tmp_path / "config.yaml"
     config.write_text((ROOT / "serve_config.yaml").read_text().replace("port: 8000", f"port: {port}"))
     head = [
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}"),
-        *(f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2"),
+        *(f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=4", "--num-gpus=1"),
     ]
     deploy = [str(BIN / "serve"), "deploy", str(config), "-a", f"http://127.0.0.1:{dashboard}"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -308,5 +309,15 @@ def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         cluster.wait_until_ready()
         assert cluster.call("/chat", FULL).status == 200
+        states = {name: model["state"] for name, model in cluster.call("/ready").body["models"].items()}
+        assert states.pop("phi-3-tiny") == "ready"
+        assert set(states.values()) == {"scaled_to_zero"}  # with a GPU, each of them could run
+        if not torch.cuda.is_available():
+            answer = until_answered(cluster, "/phi-3-mini-4k-instruct/chat", {"prompt": PROMPT})
+            assert (answer.status, answer.body["detail"]) == (
+                503,
+                "Model phi-3-mini-4k-instruct could not be started. "
+                "phi-3-mini-4k-instruct: its device is cuda, but torch sees no GPU on this node",
+            )
         cluster.stop(signal.SIGTERM)
         assert cluster.left_over() == []
