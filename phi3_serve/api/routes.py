@@ -16,6 +16,7 @@ from phi3_serve.api.kaito import ChatRequest, ChatResponse, HealthStatus, Messag
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend, Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, Phi3ServeError, UnknownModel, nearest
+from phi3_serve.observability.metrics import CONTENT_TYPE, RequestMetrics, asks_for_prometheus
 
 NO_END = "The answer broke off before its end."
 _CHAT_FAILURES: dict[int | str, dict[str, Any]] = {
@@ -38,6 +39,7 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
     )
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     answer_failures_as_detail(app)
+    measurements = RequestMetrics()
     served = [model.served_name for model in config.models]
 
     def model_named(name: str | None) -> str:
@@ -55,9 +57,10 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
             request_id=uuid.uuid4().hex,
             timeout_s=config.limits.request_timeout_s,
         )
+        events = measurements.measured(request.model, backend.generate(request))
         if body.stream:
-            return await _streamed(backend.generate(request), body, request)
-        async with aclosing(backend.generate(request)) as events:
+            return await _streamed(events, body, request)
+        async with aclosing(events):
             return JSONResponse(kaito.from_done(await _last(events), body, request))
 
     @app.post("/chat", response_model=ChatResponse, responses=_CHAT_FAILURES)
@@ -93,7 +96,9 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        """The hardware: the GPUs of running models, or the CPU, as KAITO gave them."""
+        """The hardware, as KAITO gave it: the GPUs of running models, or the CPU. Counters for Prometheus' Accept."""
+        if asks_for_prometheus(request.headers.get("accept", "")):
+            return Response(measurements.exposition(), media_type=CONTENT_TYPE)
         return JSONResponse(kaito.host_metrics(await backend.host_info()))
 
     return app

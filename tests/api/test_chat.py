@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from phi3_serve.api.routes import create_app
+from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, RequestTimeout
 from tests.support import LocalBackend
@@ -384,6 +386,24 @@ def test_other_routes(client: TestClient) -> None:
     assert client.get("/chat").status_code == 405
     assert client.get("/nowhere").json() == {"detail": "Not Found"}
     assert "swagger" in client.get("/docs").text
+
+
+def test_metrics_for_prometheus(backend: LocalBackend, config: AppConfig) -> None:
+    client = TestClient(create_app(backend, config))
+    client.post("/chat", json={"prompt": PROMPT, "generate_kwargs": GREEDY})
+    events(client, {"prompt": PROMPT, "generate_kwargs": GREEDY})
+    client.post("/chat", json={"prompt": PROMPT, "generate_kwargs": {"eos_token_id": 9999}})
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+    response = client.get("/metrics", headers={"Accept": accept})
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    figures = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
+    assert figures['phi3_serve_requests_total{model_name="tested",outcome="success"}'] == "2.0"
+    assert figures['phi3_serve_requests_total{model_name="tested",outcome="InvalidRequest"}'] == "1.0"
+    assert figures['phi3_serve_generation_tokens_total{model_name="tested"}'] == "48.0"
+    assert figures['phi3_serve_prompt_tokens_total{model_name="tested"}'] == "36.0"
+    assert figures['phi3_serve_num_requests_running{model_name="tested"}'] == "0.0"
+    assert figures['phi3_serve_e2e_request_latency_seconds_count{model_name="tested"}'] == "3.0"
+    assert set(client.get("/metrics").json()) == {"gpu_info", "cpu_info"}
 
 
 def test_the_openapi_document_lists_every_parameter_with_its_meaning(client: TestClient) -> None:

@@ -1,0 +1,75 @@
+"""What the ingress counts, as Prometheus reads it from ``GET /metrics``.
+
+Suffixes are those of vLLM's metrics, so that dashboards and scaling rules port over. The figures are those of one
+ingress process; Ray's own metrics, on every node's metrics port, have the cluster.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from phi3_serve.core import Delta, Done
+from phi3_serve.errors import Phi3ServeError
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+def asks_for_prometheus(accept: str) -> bool:
+    """Whether an Accept header names a text format of Prometheus; ``*/*`` alone does not."""
+    return "text/plain" in accept or "openmetrics" in accept
+
+
+class RequestMetrics:
+    """Counts the requests of one ingress process."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        labels = ("model_name",)
+        self._running = Gauge("phi3_serve_num_requests_running", "Requests that wait or run", labels, registry=registry)
+        self._requests = Counter(
+            "phi3_serve_requests", "Requests by how they ended", (*labels, "outcome"), registry=registry
+        )
+        self._first_event = Histogram(
+            "phi3_serve_time_to_first_event_seconds",
+            "Time to the first event: the first text of a stream, the whole of a plain answer",
+            labels,
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._duration = Histogram(
+            "phi3_serve_e2e_request_latency_seconds", "Time to the end", labels, registry=registry, buckets=_SECONDS
+        )
+        self._prompt_tokens = Counter("phi3_serve_prompt_tokens", "Tokens read", labels, registry=registry)
+        self._generated_tokens = Counter("phi3_serve_generation_tokens", "Tokens made", labels, registry=registry)
+
+    async def measured(
+        self, model: str, events: AsyncGenerator[Delta | Done, None]
+    ) -> AsyncGenerator[Delta | Done, None]:
+        """``events`` as they are, counted."""
+        began, is_first, outcome = time.monotonic(), True, "disconnected"
+        self._running.labels(model).inc()
+        try:
+            async for event in events:
+                if is_first:
+                    self._first_event.labels(model).observe(time.monotonic() - began)
+                    is_first = False
+                if isinstance(event, Done):
+                    self._prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
+                    self._generated_tokens.labels(model).inc(event.usage.completion_tokens)
+                    outcome = "success"
+                yield event
+        except Phi3ServeError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self._running.labels(model).dec()
+            self._requests.labels(model, outcome).inc()
+            self._duration.labels(model).observe(time.monotonic() - began)
+            await events.aclose()
+
+    def exposition(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        return generate_latest(self._registry)
