@@ -115,7 +115,9 @@ async def _streamed(
     events: AsyncGenerator[Delta | Done, None], body: ChatRequest, request: GenerationRequest
 ) -> Response:
     """The answer as it comes; what fails before the first event still has its own status."""
-    first = await anext(events)
+    first = await anext(events, None)
+    if first is None:
+        raise EngineFailure(NO_END)
     return StreamingResponse(_sse_events(first, events, body, request), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
 

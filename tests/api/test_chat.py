@@ -470,6 +470,19 @@ def test_what_fails_before_the_first_event_keeps_its_status(
     assert response.headers.get("retry-after") == retry_after
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_without_an_end_is_a_failure(
+    client: TestClient, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    async def silent(request: Any) -> Any:
+        for event in ():
+            yield event
+
+    monkeypatch.setattr(backend, "generate", silent)
+    response = client.post("/chat", json={"prompt": "a", "stream": stream})
+    assert (response.status_code, response.json()) == (500, {"detail": "The answer broke off before its end."})
+
+
 def test_what_fails_in_mid_stream_ends_in_an_error_event(
     client: TestClient, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
