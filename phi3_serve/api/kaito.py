@@ -4,6 +4,7 @@ Source: kaito at 870a79778, presets/workspace/inference/text-generation/inferenc
 call it: unknown top-level fields pass, as they did there; unknown generate parameters do not.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -183,7 +184,8 @@ def from_done(done: Done, body: ChatRequest, request: GenerationRequest) -> dict
 def _details(sequence: core.Sequence) -> dict[str, Any]:
     details: dict[str, Any] = {"token_ids": sequence.token_ids, "finish_reason": sequence.finish_reason}
     if sequence.scores is not None:
-        details["scores"] = sequence.scores
+        # JSON has no infinities; a forced token can have been impossible
+        details["scores"] = [score if math.isfinite(score) else None for score in sequence.scores]
     return details
 
 

@@ -475,7 +475,8 @@ def test_an_answer_without_an_end_is_a_failure(
     client: TestClient, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     async def silent(request: Any) -> Any:
-        for event in ():
+        nothing: tuple[Any, ...] = ()
+        for event in nothing:
             yield event
 
     monkeypatch.setattr(backend, "generate", silent)
@@ -497,3 +498,14 @@ def test_what_fails_in_mid_stream_ends_in_an_error_event(
     found = events(client, {"prompt": PROMPT, "return_full_text": False, "generate_kwargs": GREEDY})
     assert found[-1] == ("error", {"detail": "The replica was lost."})
     assert [name for name, _ in found[:-1]] == ["message"]
+
+
+def test_scores_that_are_no_numbers_are_null(config: AppConfig) -> None:
+    from phi3_serve.api.kaito import ChatRequest, from_done, to_request
+    from phi3_serve.core import Completion, Done, Sequence, Usage
+
+    body = ChatRequest.model_validate({"prompt": "a", "generate_kwargs": {"output_scores": True}})
+    request = to_request(body, model="tested", request_id="r", timeout_s=1)
+    sequence = Sequence((5, 6), "stop", (-0.5, float("-inf")))
+    answer = from_done(Done((Completion("b", sequence),), Usage(1, 2)), body, request)
+    assert json.loads(json.dumps(answer, allow_nan=False))["Details"]["sequences"][0]["scores"] == [-0.5, None]
