@@ -101,10 +101,9 @@ class ReferenceEngine:
     def abort(self, request_id: str) -> None:
         """Stop a request within one token; see ``core.Engine``."""
         with self._changed:
-            jobs = [*self._waiting, *([self._running] if self._running is not None else [])]
-            for job in jobs:
-                if job.request.request_id == request_id:
-                    job.aborted.set()
+            if self._running is not None and self._running.request.request_id == request_id:
+                self._running.aborted.set()
+            self._waiting = deque(job for job in self._waiting if job.request.request_id != request_id)
 
     def check_health(self) -> None:
         """EngineFailure if the thread is dead or stuck in one step."""
@@ -129,10 +128,11 @@ class ReferenceEngine:
                 self._answer(job)
         finally:
             with self._changed:
-                orphans, self._closing = [*self._waiting], True
+                orphans = [*self._waiting] if self._running is None else [self._running, *self._waiting]
                 self._waiting.clear()
+                self._closing = True
             for job in orphans:
-                job.on_event(Failed(EngineFailure("The engine stopped before the request's turn came.")))
+                job.on_event(Failed(EngineFailure("The engine stopped before the request was answered.")))
 
     def _next_job(self) -> _Job | None:
         with self._changed:
@@ -146,8 +146,6 @@ class ReferenceEngine:
 
     def _answer(self, job: _Job) -> None:
         """Run one request; whatever goes wrong with it is its own and nobody else's."""
-        if job.aborted.is_set():
-            return
         event: EngineEvent
         try:
             event = Finished(self._generate(job))

@@ -22,7 +22,7 @@ from phi3_serve.core import (
     RawPrompt,
     Usage,
 )
-from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError
+from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, RequestTimeout
 from phi3_serve.parameters import check_token_ids, kept_by_hole, lengths, resolve
 from phi3_serve.text.detokenize import clean_up
 
@@ -35,6 +35,7 @@ logger = logging.getLogger("phi3_serve")
 # Streamed text leaves at once for the first token, then at most this often: each message through
 # Ray costs about a millisecond.
 SECONDS_BETWEEN_DELTAS = 0.025
+SECONDS_OF_GRACE = 0.5
 
 
 class Replica:
@@ -125,7 +126,7 @@ class Replica:
         stream = self._tokenizer.stream(clean_up=request.clean_up_tokenization_spaces)
         last_delta = 0.0
         while True:
-            new_ids, last = await _drain(events)
+            new_ids, last = await _drain(events, engine_request.deadline)
             text = stream.add(new_ids) + (stream.finish() if last is not None else "")
             if text:
                 yield Delta(text)
@@ -150,10 +151,17 @@ class Replica:
         return Done(tuple(completions), usage)
 
 
-async def _drain(events: asyncio.Queue[EngineEvent]) -> tuple[list[int], Finished | Failed | None]:
-    """Wait for an event, take what came with it: the new ids, and the last event if it is among them."""
+async def _drain(events: asyncio.Queue[EngineEvent], deadline: float) -> tuple[list[int], Finished | Failed | None]:
+    """Wait for an event, take what came with it: the new ids, and the last event if it is among them.
+
+    An engine ends a late request itself; one that still waits behind others, or hangs, is given up here.
+    """
+    try:
+        async with asyncio.timeout(deadline + SECONDS_OF_GRACE - time.monotonic()):
+            event = await events.get()
+    except TimeoutError:
+        return [], Failed(RequestTimeout("The request did not finish in time."))
     new_ids: list[int] = []
-    event = await events.get()
     while isinstance(event, NewTokens):
         new_ids += event.token_ids
         if events.empty():

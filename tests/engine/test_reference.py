@@ -256,6 +256,47 @@ def test_a_full_queue_refuses_and_the_waiting_are_answered(engine: ReferenceEngi
     assert isinstance(answers.get(timeout=10), Finished)
 
 
+def test_an_aborted_request_leaves_the_queue_at_once(engine: ReferenceEngine, loaded: LoadedModel) -> None:
+    started = threading.Event()
+    engine.submit(long_request(loaded, "running"), lambda event: started.set())
+    started.wait(10)
+    answers: queue.Queue[EngineEvent] = queue.Queue()
+    for name in ("a", "b"):
+        engine.submit(request(loaded, name, max_new_tokens=2), answers.put)
+    engine.abort("a")
+    engine.submit(request(loaded, "c", max_new_tokens=2), answers.put)
+    engine.abort("running")
+    assert isinstance(answers.get(timeout=10), Finished)
+    assert isinstance(answers.get(timeout=10), Finished)
+    time.sleep(0.1)
+    assert answers.empty()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_fails_all_it_had(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReferenceEngine(loaded)
+    hold, held = threading.Event(), threading.Event()
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        held.set()
+        hold.wait(10)
+        raise SystemExit  # no Exception: nothing below the thread's own frame catches it
+
+    monkeypatch.setattr(loaded.model, "generate", die)
+    answers: queue.Queue[EngineEvent] = queue.Queue()
+    engine.submit(request(loaded, "running"), answers.put)
+    held.wait(10)
+    engine.submit(request(loaded, "waiting"), answers.put)
+    hold.set()
+    for _ in range(2):
+        event = answers.get(timeout=10)
+        assert isinstance(event, Failed)
+        assert isinstance(event.error, EngineFailure)
+    engine._thread.join(10)
+    with pytest.raises(EngineFailure, match="The engine's thread is dead"):
+        engine.check_health()
+
+
 def test_closing_fails_what_waits(loaded: LoadedModel) -> None:
     engine = ReferenceEngine(loaded)
     started = threading.Event()
@@ -266,7 +307,7 @@ def test_closing_fails_what_waits(loaded: LoadedModel) -> None:
     engine.close()
     event = answers.get(timeout=10)
     assert isinstance(event, Failed)
-    assert event.error.message == "The engine stopped before the request's turn came."
+    assert event.error.message == "The engine stopped before the request was answered."
     with pytest.raises(EngineFailure, match="not running"):
         engine.submit(request(loaded, "late"), answers.put)
     with pytest.raises(EngineFailure, match="The engine's thread is dead"):
