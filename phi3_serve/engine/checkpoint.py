@@ -13,12 +13,11 @@ from typing import Any, cast
 from phi3_serve.errors import CheckpointError
 
 CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-# Control tokens without which a Phi-3 conversation cannot be written.
-REQUIRED_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+# Control tokens without which no Phi-3 conversation can be written.
+REQUIRED_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 
 
 @dataclass(frozen=True, slots=True)

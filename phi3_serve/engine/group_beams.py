@@ -52,8 +52,9 @@ class GroupBeamSearch:
         """Search from ``input_ids`` [num_beams, prompt tokens], the same prompt in every row."""
         num_beams, prompt_length = input_ids.shape
         size = num_beams // self._num_groups
-        eos_token_ids: list[int] = generation_config._eos_token_tensor.tolist()
-        pad_token_id = int(generation_config._pad_token_tensor)
+        ends, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
+        eos_token_ids: list[int] = [] if ends is None else ends.tolist()
+        pad_token_id = 0 if pad is None else int(pad)
         max_new_tokens = generation_config.max_length - prompt_length
         groups = [self._group(size, eos_token_ids, max_new_tokens, generation_config) for _ in range(self._num_groups)]
         processors: Any = self._with_diversity(logits_processor)
@@ -75,7 +76,7 @@ class GroupBeamSearch:
                 begin, end = number * size, (number + 1) * size
                 scores = processors(input_ids[begin:end], logits[begin:end].log_softmax(-1))
                 step_scores[begin:end] = scores
-                ranked = _ranked(scores + beam_scores[begin:end, None], (1 + len(eos_token_ids)) * size)
+                ranked = _ranked(scores + beam_scores[begin:end, None], max(2, 1 + len(eos_token_ids)) * size)
                 if group.is_done:
                     beam_scores[begin:end] = 0
                     sources[begin:end] = [begin] * size
@@ -99,7 +100,8 @@ class GroupBeamSearch:
 
         _finish_living(groups, input_ids, paths, beam_scores.tolist(), prompt_length)
         best = best_of(groups, generation_config.num_return_sequences)
-        return _output(best, tuple(all_scores), input_ids, eos_token_ids[0], pad_token_id, generation_config.max_length)
+        end = eos_token_ids[0] if eos_token_ids else pad_token_id
+        return _output(best, tuple(all_scores), input_ids, end, pad_token_id, generation_config.max_length)
 
     @staticmethod
     def _group(size: int, eos_token_ids: list[int], max_new_tokens: int, generation_config: Any) -> BeamGroup:

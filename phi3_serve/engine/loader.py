@@ -1,7 +1,7 @@
 """From a source to a model that is ready to run: fetch, check, load, prove."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, GenerationConfig, Phi3ForCausalLM, PreTrainedTokenizerBase
 
 from phi3_serve.config import is_local
-from phi3_serve.engine.checkpoint import GENERATION_CONFIG, TOKENIZER, Checkpoint, open_checkpoint
+from phi3_serve.engine.checkpoint import TOKENIZER, Checkpoint, open_checkpoint
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
 from phi3_serve.parameters import NAMES, GenerationParameters
@@ -50,7 +50,7 @@ def load(name: str, source: str, revision: str | None, *, device: str, dtype: st
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        defaults=_generation_defaults(model.generation_config, checkpoint),
+        defaults=_generation_defaults(name, model.generation_config, int(model.config.vocab_size)),
         context_length=int(model.config.max_position_embeddings),
         vocab_size=int(model.config.vocab_size),
     )
@@ -115,13 +115,19 @@ def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str)
     return model
 
 
-def _generation_defaults(config: GenerationConfig, checkpoint: Checkpoint) -> GenerationParameters:
+def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -> GenerationParameters:
+    """What the checkpoint says of generating.
+
+    An id that is not in the vocabulary can never be generated: transformers carries it along, here it is dropped.
+    """
     defaults = GenerationParameters(**{n: v for n in NAMES if (v := getattr(config, n, None)) is not None})
-    if not defaults.eos_token_ids():
-        raise CheckpointError(
-            f"{checkpoint.directory / GENERATION_CONFIG}: gives no eos_token_id, so no answer would end"
-        )
-    return defaults
+    for token in ("bos_token_id", "pad_token_id"):
+        if (getattr(defaults, token) or 0) >= vocab_size:
+            defaults = replace(defaults, **{token: None})
+    ends = [i for i in defaults.eos_token_ids() if 0 <= i < vocab_size]
+    if not ends:
+        logger.warning("%s: its generation config names no end of an answer; answers end by their length", name)
+    return replace(defaults, eos_token_id=ends or None)
 
 
 @torch.inference_mode()

@@ -10,12 +10,13 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
+from typing import cast
 
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from phi3_serve.core import Conversation, RawPrompt, Special
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import InvalidRequest
 from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.template import SPECIAL_TOKENS
 
@@ -29,19 +30,37 @@ class Phi3Tokenizer:
         backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        names = {token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}" for token in SPECIAL_TOKENS}
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        names = {
+            token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}"
+            for token in SPECIAL_TOKENS
+            if token in known
+        }
         self._tokenizer = backend
         self._names = names
-        self._twin = _with_only(backend, names)
-        self._to_real_id = {_id(self._twin, name): _id(backend, token) for token, name in names.items()}
+        self._twin = _twin(backend, names)
+        real_names = {name: token for token, name in names.items()}
+        self._to_real_id = {
+            twin_id: cast(int, backend.token_to_id(real_names.get(token.content, token.content)))
+            for twin_id, token in self._twin.get_added_tokens_decoder().items()
+        }
         control_ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self._visible_ids = frozenset(backend.get_vocab().values()) - control_ids
         self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
     def encode(self, prompt: RawPrompt | Conversation) -> list[int]:
-        """The prompt's token ids."""
+        """The prompt's token ids.
+
+        Raises:
+            InvalidRequest: a conversation needs a control token that this checkpoint does not have.
+        """
         if isinstance(prompt, RawPrompt):
             return self._tokenizer.encode(prompt.prefix + prompt.text).ids
+        for segment in prompt.segments:
+            if isinstance(segment, Special) and segment.token not in self._names:
+                raise InvalidRequest(
+                    f"This model's tokenizer has no {segment.token}, so it takes no such turn.", "messages"
+                )
         rendered = "".join(self._names[s.token] if isinstance(s, Special) else s.text for s in prompt.segments)
         twin_ids = self._twin.encode(rendered, add_special_tokens=False).ids
         return [self._to_real_id.get(i, i) for i in twin_ids]
@@ -59,31 +78,18 @@ class Phi3Tokenizer:
         return TextStream(self.detokenizer(), clean_up=clean_up)
 
 
-def _with_only(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:
-    """A copy of ``tokenizer`` whose only added tokens are those of ``names``, renamed."""
+def _twin(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:
+    """A copy of ``tokenizer`` with the tokens of ``names`` renamed and without all other control tokens."""
     description = json.loads(tokenizer.to_str())
-    kept = [t for t in description["added_tokens"] if t["content"] in names]
+    kept = [t for t in description["added_tokens"] if t["content"] in names or not t["special"]]
     description["added_tokens"] = []
     description["post_processor"] = None
-    description["truncation"] = description["padding"] = None
     twin = tokenizers.Tokenizer.from_str(json.dumps(description))
-    twin.add_special_tokens(
-        [
-            tokenizers.AddedToken(
-                names[t["content"]],
-                single_word=t["single_word"],
-                lstrip=t["lstrip"],
-                rstrip=t["rstrip"],
-                normalized=False,
-            )
-            for t in kept
-        ]
-    )
+    for t in kept:
+        name = names.get(t["content"], t["content"])
+        flags = {flag: t[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+        if t["content"] in names:
+            twin.add_special_tokens([tokenizers.AddedToken(name, **{**flags, "normalized": False})])
+        else:
+            twin.add_tokens([tokenizers.AddedToken(name, **flags)])
     return twin
-
-
-def _id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
-    token_id = tokenizer.token_to_id(token)
-    if token_id is None:
-        raise CheckpointError(f"{token} is not in the tokenizer's vocabulary")
-    return token_id

@@ -1,3 +1,6 @@
+import json
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.core import Message, RawPrompt
+from phi3_serve.errors import InvalidRequest
 from phi3_serve.text.template import SPECIAL_TOKENS, render
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 
@@ -88,5 +92,35 @@ def test_odd_characters_survive(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(RawPrompt(text))) == text
 
 
-def test_a_checkpoint_without_the_control_tokens_is_refused_before(tmp_path: Path) -> None:
-    assert set(SPECIAL_TOKENS) <= set(HF.get_vocab())
+def copy_with(directory: Path, change: Callable[[dict[str, Any]], None]) -> Any:
+    """The embedded tokenizer with its tokenizer.json changed."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EMBEDDED_TINY / name, directory / name)
+    content = json.loads((directory / "tokenizer.json").read_text())
+    change(content)
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    del config["added_tokens_decoder"]
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def test_added_words_that_are_no_control_tokens_stay_words(tmp_path: Path) -> None:
+    word = {"id": 654, "content": "<tool>", "special": False, "normalized": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    hf = copy_with(tmp_path, lambda t: t["added_tokens"].append({**word, **flags}))
+    messages = [{"role": "user", "content": "use the <tool>, please"}]
+    expected = hf.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert 654 in expected
+    assert Phi3Tokenizer(hf).encode(render([Message("user", "use the <tool>, please")])) == expected
+
+
+def test_a_turn_that_the_checkpoint_has_no_token_for_is_refused(tmp_path: Path) -> None:
+    def remove(content: dict[str, Any]) -> None:
+        content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<|system|>"]
+
+    tokenizer = Phi3Tokenizer(copy_with(tmp_path, remove))
+    assert tokenizer.encode(render([Message("user", "hi")]))
+    with pytest.raises(InvalidRequest) as caught:
+        tokenizer.encode(render([Message("system", "be kind"), Message("user", "hi")]))
+    assert caught.value.message == "This model's tokenizer has no <|system|>, so it takes no such turn."
