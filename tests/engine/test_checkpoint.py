@@ -194,7 +194,7 @@ def test_ends_that_cannot_be_generated_are_dropped(copy: Path, caplog: pytest.Lo
     loaded = load("mine", str(copy), None, device="cpu", dtype="auto")
     assert loaded.defaults.eos_token_ids() == (650,)
     assert loaded.defaults.bos_token_id is None
-    assert not caplog.records
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
     edit(copy / "generation_config.json", lambda c: c.update(eos_token_id=32000))
     assert load("mine", str(copy), None, device="cpu", dtype="auto").defaults.eos_token_ids() == ()
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
