@@ -35,6 +35,10 @@ class HammingDiversity(LogitsProcessor):
 class GroupBeamSearch:
     """One group beam search; used once."""
 
+    _ids: torch.Tensor  # int64 [num_beams, tokens so far]
+    _sums: torch.Tensor  # float32 [num_beams], summed log-probabilities
+    _groups: list[BeamGroup]
+
     def __init__(self, *, num_groups: int, diversity_penalty: float) -> None:
         self._num_groups = num_groups
         self._diversity = HammingDiversity(diversity_penalty)
@@ -50,86 +54,112 @@ class GroupBeamSearch:
         **model_kwargs: Any,
     ) -> GenerateBeamDecoderOnlyOutput:
         """Search from ``input_ids`` [num_beams, prompt tokens], the same prompt in every row."""
-        num_beams, prompt_length = input_ids.shape
-        size = num_beams // self._num_groups
-        ends, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
-        eos_token_ids: list[int] = [] if ends is None else ends.tolist()
-        pad_token_id = 0 if pad is None else int(pad)
-        max_new_tokens = generation_config.max_length - prompt_length
-        groups = [self._group(size, eos_token_ids, max_new_tokens, generation_config) for _ in range(self._num_groups)]
-        processors: Any = self._with_diversity(logits_processor)
-        # One living beam per group at first, so that a group's beams do not all take the same tokens.
-        beam_scores = torch.full((num_beams,), -1e9, dtype=torch.float, device=input_ids.device)
-        beam_scores[::size] = 0
-        paths: list[tuple[int, ...]] = [()] * num_beams
-        all_scores: list[torch.Tensor] = []
+        self._begin(input_ids, generation_config, logits_processor)
         cache, is_finished = past_key_values, False
-
         while not is_finished:
-            logits, cache = self._forward(model, input_ids, cache, is_first=input_ids.shape[1] == prompt_length)
-            step_scores = torch.zeros_like(logits)
-            sources, tokens = list(range(num_beams)), [pad_token_id] * num_beams
-            new_paths = list(paths)
-            self._diversity.chosen = []
-            num_new_tokens = input_ids.shape[1] + 1 - prompt_length
-            for number, group in enumerate(groups):
-                begin, end = number * size, (number + 1) * size
-                scores = processors(input_ids[begin:end], logits[begin:end].log_softmax(-1))
-                step_scores[begin:end] = scores
-                ranked = _ranked(scores + beam_scores[begin:end, None], max(2, 1 + len(eos_token_ids)) * size)
-                if group.is_done:
-                    beam_scores[begin:end] = 0
-                    sources[begin:end] = [begin] * size
-                    self._diversity.chosen += tokens[begin:end]
-                    continue
-                beams = [tuple(row) for row in input_ids[begin:end].tolist()]
-                own_paths = [(*paths[begin + i], begin + i) for i in range(size)]
-                living = group.advance(ranked, beams, own_paths, num_new_tokens)
-                beam_scores[begin:end] = torch.tensor([c.score for c in living], device=input_ids.device)
-                sources[begin:end] = [begin + c.beam for c in living]
-                tokens[begin:end] = [c.token for c in living]
-                new_paths[begin:end] = [own_paths[c.beam] for c in living]
-                self._diversity.chosen += tokens[begin:end]
-            paths = new_paths
-            all_scores.append(step_scores)
-            chosen = torch.tensor(tokens, device=input_ids.device)
-            input_ids = torch.cat([input_ids[sources], chosen[:, None]], dim=-1)
-            cache.reorder_cache(torch.tensor(sources, device=input_ids.device))
-            stop = stopping_criteria(input_ids, tuple(all_scores))
-            is_finished = all(group.is_done for group in groups) or bool(torch.as_tensor(stop).all())
+            logits, cache = _forward(model, self._ids, cache, is_first=self._ids.shape[1] == self._prompt_length)
+            sources, tokens = self._choose(logits)
+            self._ids = torch.cat([self._ids[sources], tokens[:, None]], dim=-1)
+            cache.reorder_cache(sources)
+            must_stop = torch.as_tensor(stopping_criteria(self._ids, logits))
+            is_finished = all(group.is_done for group in self._groups) or bool(must_stop.all())
+        self._finish_living()
+        return self._output(best_of(self._groups, generation_config.num_return_sequences))
 
-        _finish_living(groups, input_ids, paths, beam_scores.tolist(), prompt_length)
-        best = best_of(groups, generation_config.num_return_sequences)
-        end = eos_token_ids[0] if eos_token_ids else pad_token_id
-        return _output(best, tuple(all_scores), input_ids, end, pad_token_id, generation_config.max_length)
-
-    @staticmethod
-    def _group(size: int, eos_token_ids: list[int], max_new_tokens: int, generation_config: Any) -> BeamGroup:
-        best = BestHypotheses(
-            size,
-            length_penalty=generation_config.length_penalty,
-            early_stopping=generation_config.early_stopping,
-            max_new_tokens=max_new_tokens,
-        )
-        return BeamGroup(best, frozenset(eos_token_ids))
-
-    def _with_diversity(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+    def _begin(self, input_ids: torch.Tensor, config: Any, processors: LogitsProcessorList) -> None:
+        num_beams, self._prompt_length = input_ids.shape
+        ends, pad = config._eos_token_tensor, config._pad_token_tensor
+        self._ids = input_ids
+        self._eos_token_ids: list[int] = [] if ends is None else ends.tolist()
+        self._pad_token_id = 0 if pad is None else int(pad)
+        self._max_length: int = config.max_length
+        self._size = num_beams // self._num_groups
+        self._groups = [self._new_group(config) for _ in range(self._num_groups)]
         place = sum(isinstance(processor, BEFORE_DIVERSITY) for processor in processors)
-        return LogitsProcessorList([*processors[:place], self._diversity, *processors[place:]])
+        self._processors: Any = LogitsProcessorList([*processors[:place], self._diversity, *processors[place:]])
+        # One living beam per group at first, so that a group's beams do not all take the same tokens.
+        self._sums = torch.full((num_beams,), -1e9, dtype=torch.float, device=input_ids.device)
+        self._sums[:: self._size] = 0
+        # Per beam, the rows that its tokens were scored in; per step, the scores, where they are asked for.
+        self._paths: list[tuple[int, ...]] = [()] * num_beams
+        self._scores: list[torch.Tensor] | None = [] if config.output_scores else None
 
-    @staticmethod
-    def _forward(model: Any, input_ids: torch.Tensor, cache: Any, *, is_first: bool) -> tuple[torch.Tensor, Any]:
-        """The last position's logits, float32 [beams, vocabulary], and the cache with it."""
-        inputs = model.prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=cache,
-            attention_mask=torch.ones_like(input_ids),
-            use_cache=True,
-            next_sequence_length=None if is_first else 1,
-            is_first_iteration=is_first,
+    def _new_group(self, config: Any) -> BeamGroup:
+        best = BestHypotheses(
+            self._size,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+            max_new_tokens=self._max_length - self._prompt_length,
         )
-        outputs = model(**inputs, return_dict=True)
-        return outputs.logits[:, -1, :].float(), outputs.past_key_values
+        return BeamGroup(best, frozenset(self._eos_token_ids))
+
+    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per row the row that it goes on from, and its next token; group after group, each seeing the earlier."""
+        self._diversity.chosen = []
+        if self._scores is not None:
+            self._scores.append(torch.zeros_like(logits))
+        sources: list[int] = []
+        for number, group in enumerate(self._groups):
+            rows = slice(number * self._size, (number + 1) * self._size)
+            scores = self._processors(self._ids[rows], logits[rows].log_softmax(-1))
+            if self._scores is not None:
+                self._scores[-1][rows] = scores
+            if group.is_done:
+                self._sums[rows] = 0
+                sources += [rows.start] * self._size
+                self._diversity.chosen += [self._pad_token_id] * self._size
+                continue
+            living = self._advance(group, rows, scores)
+            sources += [rows.start + candidate.beam for candidate in living]
+            self._diversity.chosen += [candidate.token for candidate in living]
+        device = self._ids.device
+        return torch.tensor(sources, device=device), torch.tensor(self._diversity.chosen, device=device)
+
+    def _advance(self, group: BeamGroup, rows: slice, scores: torch.Tensor) -> list[Candidate]:
+        ranked = _ranked(scores + self._sums[rows, None], max(2, 1 + len(self._eos_token_ids)) * self._size)
+        beams = [tuple(row) for row in self._ids[rows].tolist()]
+        paths = [(*self._paths[row], row) for row in range(rows.start, rows.stop)]
+        living = group.advance(ranked, beams, paths, self._ids.shape[1] + 1 - self._prompt_length)
+        self._sums[rows] = torch.tensor([candidate.score for candidate in living], device=self._ids.device)
+        self._paths[rows] = [paths[candidate.beam] for candidate in living]
+        return living
+
+    def _finish_living(self) -> None:
+        """The search is over: what still lives is finished as it is."""
+        beams, sums = [tuple(row) for row in self._ids.tolist()], self._sums.tolist()
+        num_new_tokens = self._ids.shape[1] - self._prompt_length
+        for number, group in enumerate(self._groups):
+            if not group.is_done:
+                for row in range(number * self._size, (number + 1) * self._size):
+                    group.best.add(beams[row], self._paths[row], sums[row], num_new_tokens)
+
+    def _output(self, best: list[Hypothesis]) -> GenerateBeamDecoderOnlyOutput:
+        """Rows of equal length, as generate() gives them; an end that fits is the first end-of-sequence id."""
+        length = min(max(len(h.token_ids) for h in best) + 1, self._max_length)
+        sequences: Any = self._ids.new_full((len(best), length), self._pad_token_id)
+        beam_indices: Any = self._ids.new_full((len(best), self._ids.shape[1] - self._prompt_length), -1)
+        for row, hypothesis in enumerate(best):
+            num_tokens = len(hypothesis.token_ids)
+            sequences[row, :num_tokens] = self._ids.new_tensor(hypothesis.token_ids)
+            if num_tokens < length:
+                sequences[row, num_tokens] = self._eos_token_ids[0] if self._eos_token_ids else self._pad_token_id
+            beam_indices[row, : len(hypothesis.path)] = self._ids.new_tensor(hypothesis.path)
+        scores: Any = None if self._scores is None else tuple(self._scores)
+        return GenerateBeamDecoderOnlyOutput(sequences=sequences, scores=scores, beam_indices=beam_indices)
+
+
+def _forward(model: Any, input_ids: torch.Tensor, cache: Any, *, is_first: bool) -> tuple[torch.Tensor, Any]:
+    """The last position's logits, float32 [beams, vocabulary], and the cache with it."""
+    inputs = model.prepare_inputs_for_generation(
+        input_ids,
+        past_key_values=cache,
+        attention_mask=torch.ones_like(input_ids),
+        use_cache=True,
+        next_sequence_length=None if is_first else 1,
+        is_first_iteration=is_first,
+    )
+    outputs = model(**inputs, return_dict=True)
+    return outputs.logits[:, -1, :].float(), outputs.past_key_values
 
 
 def _ranked(scores: torch.Tensor, count: int) -> list[Candidate]:
@@ -138,40 +168,3 @@ def _ranked(scores: torch.Tensor, count: int) -> list[Candidate]:
     vocab_size = scores.shape[-1]
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [Candidate(score, index % vocab_size, index // vocab_size) for score, index in pairs]
-
-
-def _finish_living(
-    groups: list[BeamGroup],
-    input_ids: torch.Tensor,
-    paths: list[tuple[int, ...]],
-    beam_scores: list[float],
-    prompt_length: int,
-) -> None:
-    """The search is over: what still lives is finished as it is."""
-    rows = [tuple(row) for row in input_ids.tolist()]
-    for number, group in enumerate(groups):
-        if group.is_done:
-            continue
-        for row in range(number * group.best.size, (number + 1) * group.best.size):
-            group.best.add(rows[row], paths[row], beam_scores[row], len(rows[row]) - prompt_length)
-
-
-def _output(
-    best: list[Hypothesis],
-    scores: Any,  # per step [beams, vocabulary]
-    input_ids: torch.Tensor,
-    eos_token_id: int,
-    pad_token_id: int,
-    max_length: int,
-) -> GenerateBeamDecoderOnlyOutput:
-    """Rows of equal length, as generate() gives them; an end that fits is always the first end-of-sequence id."""
-    length = min(max(len(h.token_ids) for h in best) + 1, max_length)
-    sequences: Any = input_ids.new_full((len(best), length), pad_token_id)
-    beam_indices: Any = input_ids.new_full((len(best), len(scores)), -1)
-    for row, hypothesis in enumerate(best):
-        num_tokens = len(hypothesis.token_ids)
-        sequences[row, :num_tokens] = input_ids.new_tensor(hypothesis.token_ids)
-        if num_tokens < length:
-            sequences[row, num_tokens] = eos_token_id
-        beam_indices[row, : len(hypothesis.path)] = input_ids.new_tensor(hypothesis.path)
-    return GenerateBeamDecoderOnlyOutput(sequences=sequences, scores=scores, beam_indices=beam_indices)
