@@ -78,10 +78,13 @@ class HandleBackend:
     async def host_info(self) -> HostInfo:
         """The GPUs of running replicas, or this node's CPU; see ``core.Backend``."""
         states = await self.states()
-        with_gpu = [n for n, p in self._placements.items() if p.num_gpus and states[n].state == "ready"]
-        if with_gpu:
-            return HostInfo(gpu_info=tuple([await self._handles[n].host_info.remote() for n in with_gpu]))
-        return HostInfo(cpu_info=await asyncio.to_thread(cpu_info))
+        on_gpu = [n for n, p in self._placements.items() if p.device == "cuda" and states[n].state == "ready"]
+        if not on_gpu:
+            return HostInfo(cpu_info=await asyncio.to_thread(cpu_info))
+        try:
+            return HostInfo(gpu_info=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
+        except (RayError, RayServeException) as error:
+            raise translated(error) from error
 
     async def _require_ready(self, model: str) -> None:
         state = (await self.states())[model]
