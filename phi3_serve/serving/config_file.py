@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -10,6 +10,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from phi3_serve.config import AppConfig, unknown_key_message
 from phi3_serve.errors import Phi3ServeError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 IMPORT_PATH = "phi3_serve.serving.app:build_app"
 
@@ -36,6 +38,8 @@ def read(path: Path) -> ConfigFile:
     """
     try:
         return parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ConfigError as error:
@@ -50,22 +54,21 @@ def parse(text: str) -> ConfigFile:
         raise ConfigError("is not YAML: " + " ".join(str(error).split())) from None
     if not isinstance(content, dict):
         raise ConfigError("is not a Serve config: it holds no mapping")
-    problems = list(_unknown_keys(content, ServeDeploySchema, ""))
-    if problems:
+    if problems := _unknown_keys(content, ServeDeploySchema, ""):
         raise ConfigError("\n".join(problems))
-    try:
-        schema = ServeDeploySchema.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_lines(error, ""))) from None
+    http = _validated(ServeDeploySchema, content, "").http_options
     ours = [a for a in content["applications"] if a.get("import_path") == IMPORT_PATH]
     if len(ours) != 1:
         raise ConfigError(f"must hold one application with import_path {IMPORT_PATH}, and holds {len(ours)}")
-    try:
-        app = AppConfig.model_validate(ours[0].get("args") or {})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_lines(error, "args"))) from None
-    http = schema.http_options
+    app = _validated(AppConfig, ours[0].get("args") or {}, "args")
     return ConfigFile(app, http.host or "0.0.0.0", http.port, ours[0].get("route_prefix", "/"))  # noqa: S104 - Ray's default
+
+
+def _validated(model: type[Model], content: Any, where: str) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_lines(error, where))) from None
 
 
 def _unknown_keys(content: Any, schema: Any, where: str) -> list[str]:

@@ -98,6 +98,10 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         read(tmp_path / "gone.yaml")
     assert caught.value.message == f"{tmp_path}/gone.yaml: No such file or directory"
     path = tmp_path / "broken.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert caught.value.message == f"{path}: is not UTF-8 text"
     path.write_text("a: [")
     with pytest.raises(ConfigError) as caught:
         read(path)
