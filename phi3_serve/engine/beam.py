@@ -1,15 +1,17 @@
-"""Bookkeeping of beam search with groups: which candidates live on, which are finished, when to stop.
+"""Bookkeeping of beam search: which candidates live on, which are finished, when to stop.
 
-Plain Python over (score, token, beam) candidates, no tensors. The meaning is that of ``BeamSearchScorer`` and
-``BeamHypotheses`` in transformers 4.55, the last version with group beam search in its core. The algorithm:
-Vijayakumar et al. 2016, Diverse Beam Search, https://arxiv.org/abs/1610.02424.
+Plain Python over (score, token, beam) candidates, no tensors. Two kinds, which differ in when they stop: plain
+beam search as of transformers 5.23, and the groups of ``BeamSearchScorer`` and ``BeamHypotheses`` in 4.55, the last
+version with group beam search in its core. The algorithm of the groups: Vijayakumar et al. 2016, Diverse Beam
+Search, https://arxiv.org/abs/1610.02424.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 EarlyStopping = bool | Literal["never"]
+NO_SCORE = -1e9  # below every sum of log-probabilities that means something
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A finished beam, without its end-of-sequence token."""
+    """A finished beam; of a group, without its end-of-sequence token."""
 
     score: float  # summed log-probability divided by length ** length_penalty
     token_ids: tuple[int, ...]  # prompt and answer
-    path: tuple[int, ...]  # the row of the batch that each token of the answer was scored in
+    path: tuple[float, ...]  # for each token of the answer what the caller keeps of it: its score, or where it was scored
 
 
 class BestHypotheses:
@@ -41,7 +43,7 @@ class BestHypotheses:
         self._max_new_tokens = max_new_tokens
         self._worst_score = 1e9
 
-    def add(self, token_ids: tuple[int, ...], path: tuple[int, ...], sum_logprobs: float, num_new_tokens: int) -> None:
+    def add(self, token_ids: tuple[int, ...], path: tuple[float, ...], sum_logprobs: float, num_new_tokens: int) -> None:
         """Keep a finished beam, if it is among the best."""
         score = sum_logprobs / num_new_tokens**self._length_penalty
         if len(self.found) >= self.size and score <= self._worst_score:
@@ -79,13 +81,13 @@ class BeamGroup:
         self,
         ranked: Sequence[Candidate],
         beams: Sequence[tuple[int, ...]],
-        paths: Sequence[tuple[int, ...]],
+        paths: Sequence[tuple[float, ...]],
         num_new_tokens: int,
     ) -> list[Candidate]:
         """The candidates that live on; those with an end-of-sequence token finish their beam.
 
         ``ranked`` are the best candidates, best first; ``beams`` the token ids of the group's beams so far and
-        ``paths`` their rows; ``num_new_tokens`` counts the candidate's token.
+        ``paths`` what goes with each of their tokens and with the candidate's; ``num_new_tokens`` counts the candidate's token.
         """
         size = self.best.size
         living: list[Candidate] = []
@@ -104,3 +106,60 @@ def best_of(groups: Sequence[BeamGroup], count: int) -> list[Hypothesis]:
     """The ``count`` best hypotheses of all groups, best first; of equals the one found later."""
     found = [hypothesis for group in groups for hypothesis in group.best.found]
     return sorted(found, key=lambda hypothesis: hypothesis.score)[::-1][:count]
+
+
+
+class BeamSearch:
+    """Plain beam search, as transformers 5.23 has it (generation/utils.py, _beam_search)."""
+
+    def __init__(
+        self, num_beams: int, *, length_penalty: float, early_stopping: EarlyStopping, max_new_tokens: int
+    ) -> None:
+        self.finished: list[Hypothesis] = []  # best first, at most num_beams
+        self.is_done = False
+        self._num_beams = num_beams
+        self._length_penalty = length_penalty
+        self._early_stopping = early_stopping
+        self._max_new_tokens = max_new_tokens
+        self._can_improve = True
+
+    def advance(
+        self,
+        candidates: Sequence[Candidate],
+        is_end: Sequence[bool],
+        hypothesis: Callable[[float, Candidate], Hypothesis],
+        num_new_tokens: int,
+    ) -> list[Candidate]:
+        """The candidates that live on, best first; those that end are kept if they are among the best.
+
+        ``candidates`` are the best continuations, best first, or in the order they were drawn in; ``hypothesis``
+        makes one of a score and the candidate that ended it; ``num_new_tokens`` counts the candidate's token.
+        """
+        if self._can_improve and not (self._early_stopping is True and self._is_full):
+            for candidate, ends in list(zip(candidates, is_end, strict=True))[: self._num_beams]:
+                score = candidate.score / num_new_tokens**self._length_penalty
+                if ends and score > NO_SCORE:
+                    self.finished.append(hypothesis(score, candidate))
+            self.finished = sorted(self.finished, key=lambda found: found.score, reverse=True)[: self._num_beams]
+        going_on = [candidate for candidate, ends in zip(candidates, is_end, strict=True) if not ends]
+        living = sorted(going_on, key=lambda candidate: candidate.score, reverse=True)[: self._num_beams]
+        best = living[0].score if living else NO_SCORE
+        self._can_improve = self._can_improve and self._may_improve(best, num_new_tokens)
+        is_stopped_early = self._early_stopping is True and self._is_full
+        self.is_done = not self._can_improve or is_stopped_early or not living
+        # The dead fill the places of the living; nothing is chosen after them unless all others are dead, too.
+        while living and len(living) < self._num_beams:
+            living.append(Candidate(NO_SCORE, living[0].token, living[0].beam))
+        return living
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.finished) == self._num_beams
+
+    def _may_improve(self, best_sum_logprobs: float, num_new_tokens: int) -> bool:
+        if not self._is_full:
+            return True
+        to_the_end = self._early_stopping == "never" and self._length_penalty > 0.0
+        length = self._max_new_tokens if to_the_end else num_new_tokens
+        attainable: float = best_sum_logprobs / length**self._length_penalty
+        return attainable > self.finished[-1].score

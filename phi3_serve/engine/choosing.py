@@ -1,0 +1,147 @@
+"""From the logits of a step to the next tokens of each request, all rows of the batch together.
+
+What fails is tried again request by request, so that only the one at fault fails.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.blocks import BlockManager
+from phi3_serve.engine.decoding import Beams, GroupBeams, Sampling
+from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.logits import Row, process
+from phi3_serve.engine.sampling import draw, probabilities, warp
+from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError
+
+logger = logging.getLogger("phi3_serve")
+
+
+@dataclass(eq=False, slots=True)
+class Choice:
+    """A request whose next tokens are due: its rows of the logits, then its tokens or what went wrong."""
+
+    generation: Generation
+    logits: list[int]
+    shadow_logits: list[int]
+    new_tokens: list[int] = field(default_factory=list)  # of the first sequence
+    error: Phi3ServeError | None = None
+    rows: list[Row] = field(default_factory=list)  # of the present round
+    scores: Tensor = field(default_factory=lambda: torch.empty(0))  # [rows, vocabulary]
+    tokens: list[int] | None = None
+
+
+def choose(choices: Sequence[Choice], logits: Tensor, blocks: BlockManager) -> None:
+    """Let every request go on from its rows of ``logits`` [rows, vocabulary], float32."""
+    number = 0
+    while due := [c for c in choices if c.error is None and number < c.generation.decoding.num_rounds]:
+        for choice in due:
+            choice.rows = choice.generation.decoding.score_rows(number, choice.logits, choice.shadow_logits)
+        _together(due, lambda some: _score(some, logits))
+        _together([c for c in due if c.error is None and _is_shared(c)], _take_or_draw)
+        for choice in due:
+            if choice.error is None:
+                _together([choice], lambda one, number=number: _accept(one[0], number, blocks))  # type: ignore[misc]
+        number += 1
+
+
+def _together(choices: Sequence[Choice], act: Callable[[Sequence[Choice]], None]) -> None:
+    """Do ``act`` for all at once, or, if that fails, for one after another."""
+    if not choices:
+        return
+    try:
+        act(choices)
+    except Exception as error:
+        if len(choices) == 1:
+            choices[0].error = _translated(error, choices[0])
+            return
+        for choice in choices:
+            _together([choice], act)
+
+
+def _translated(error: Exception, choice: Choice) -> Phi3ServeError:
+    if isinstance(error, Phi3ServeError):
+        return error
+    if isinstance(error, OverflowError) or "probability tensor contains" in str(error):
+        return InvalidRequest("These parameters drive the scores beyond all numbers, to inf or nan.")
+    logger.error("request %s failed", choice.generation.request.request_id, exc_info=error)
+    return EngineFailure(f"Generation failed: {type(error).__name__}.")
+
+
+def _score(choices: Sequence[Choice], logits: Tensor) -> None:
+    """Processed scores of all rows; log-probabilities where beams are searched."""
+    rows = [row for choice in choices for row in choice.rows]
+    if not rows:
+        return
+    scores = logits[[row.logit for row in rows]]
+    of_beams = [at for at, row in enumerate(rows) if (row.settings.parameters.num_beams or 1) > 1]
+    if of_beams:
+        scores[of_beams] = scores[of_beams].log_softmax(-1)
+    process(scores, rows, logits)
+    first = 0
+    for choice in choices:
+        choice.scores = scores[first : first + len(choice.rows)]
+        first += len(choice.rows)
+
+
+def _is_shared(choice: Choice) -> bool:
+    """Whether its tokens are chosen together with others': greedily, or with nobody's seed."""
+    decoding = choice.generation.decoding
+    return isinstance(decoding, Sampling) and (decoding.is_greedy or decoding.generator is None)
+
+
+def _take_or_draw(choices: Sequence[Choice]) -> None:
+    greedy = [c for c in choices if not c.generation.request.parameters.do_sample]
+    drawn = [c for c in choices if c.generation.request.parameters.do_sample]
+    if greedy:
+        _deal(greedy, torch.cat([c.scores for c in greedy]).argmax(-1).tolist())
+    if drawn:
+        _deal(drawn, draw(torch.cat([c.scores for c in drawn]), [row.settings for c in drawn for row in c.rows]))
+
+
+def _deal(choices: Sequence[Choice], tokens: list[int]) -> None:
+    first = 0
+    for choice in choices:
+        choice.tokens = tokens[first : first + len(choice.rows)]
+        first += len(choice.rows)
+
+
+def _accept(choice: Choice, number: int, blocks: BlockManager) -> None:
+    generation = choice.generation
+    decoding = generation.decoding
+    if isinstance(decoding, Beams | GroupBeams):
+        decoding.choose(number, choice.scores[: len(choice.rows)], blocks, generation.room)
+    elif isinstance(decoding, Sampling):
+        tokens = choice.tokens if choice.tokens is not None else _draw_seeded(choice, decoding)
+        scores = _token_scores(choice, tokens) if generation.request.parameters.output_scores else []
+        choice.new_tokens = decoding.accept(tokens, scores, blocks, generation.room)
+
+
+def _draw_seeded(choice: Choice, decoding: Sampling) -> list[int]:
+    """Draw as ``torch.multinomial`` does within ``transformers.generate`` after ``torch.manual_seed``.
+
+    It divides the probabilities of all sequences by exponential noise and takes the largest; the noise is drawn for
+    finished sequences, too.
+    """
+    probs = probabilities(choice.scores.clone(), [row.settings for row in choice.rows]).cpu()
+    tokens: list[int] = []
+    draft = decoding.rows[0].draft
+    for at in range(len(draft) + 1):
+        noise = torch.empty(decoding.num_rows, probs.shape[1]).exponential_(1, generator=decoding.generator)
+        if not draft:
+            return (probs / noise[decoding.numbers]).argmax(-1).tolist()  # type: ignore[no-any-return]
+        tokens.append(int((probs[at] / noise[0]).argmax()))
+        if at < len(draft) and tokens[-1] != draft[at]:
+            break
+    return tokens
+
+
+def _token_scores(choice: Choice, tokens: list[int]) -> list[float]:
+    scores = choice.scores[: len(tokens)]
+    if choice.generation.request.parameters.do_sample:
+        scores = warp(scores.clone(), [row.settings for row in choice.rows[: len(tokens)]])
+    picked = scores.log_softmax(-1).gather(1, torch.tensor(tokens, device=scores.device)[:, None])
+    return picked.flatten().tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,41 @@
+"""How large the engine's tables are, from the memory that is there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from phi3_serve.engine.blocks import BLOCK_SIZE
+
+GPU_SHARE = 0.9  # of what is free once the weights are loaded
+CPU_SHARE = 0.3
+MOST_CONTEXTS = 64  # on a CPU more requests at full length than these gain nothing
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSizes:
+    """What one engine holds and does at once."""
+
+    num_blocks: int
+    token_budget: int  # tokens run in one step
+    max_rows: int  # sequences in one step
+    prefix_cache: bool = True
+
+    @classmethod
+    def fitting(cls, model: Any, cache_dtype: torch.dtype) -> "EngineSizes":
+        """Sizes for ``model`` on its device."""
+        on_gpu = model.device.type == "cuda"
+        free = torch.cuda.mem_get_info()[0] * GPU_SHARE if on_gpu else psutil.virtual_memory().available * CPU_SHARE
+        context: int = model.config.max_position_embeddings
+        tokens = int(free // (block_bytes(model.config, cache_dtype) // BLOCK_SIZE))
+        if not on_gpu:
+            tokens = min(tokens, MOST_CONTEXTS * context)
+        return cls(num_blocks=max(1, tokens // BLOCK_SIZE), token_budget=2048 if on_gpu else 512, max_rows=256)
+
+
+def block_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one block in all layers."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    return int(values * dtype.itemsize * BLOCK_SIZE)

@@ -1,0 +1,135 @@
+"""The only forward pass: token ids in, scores of the next tokens out.
+
+It runs on the modules of ``Phi3ForCausalLM``, which hold the weights; the order of operations is that of
+modeling_phi3.py in transformers 5.23, with other ways to the same numbers: linear layers packed, one rotation for
+queries and keys, paged keys and values, and no mask over the whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, rms_norm, silu
+
+from phi3_serve.engine.attention import AttentionPlan, paged_attention
+from phi3_serve.engine.blocks import BLOCK_SIZE
+from phi3_serve.engine.linear import Linear, compute_dtype, fastest_form
+from phi3_serve.engine.rope import Rope, rotate
+from phi3_serve.engine.scheduler import Chunk
+
+LOGIT_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One decoder layer's weights, in the form they are used in."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class ModelRunner:
+    """A model and the cache of its keys and values."""
+
+    def __init__(self, model: Any, *, num_blocks: int, releases_weights: bool = False) -> None:
+        """Make ready to run ``model``, a Phi3ForCausalLM; ``releases_weights`` frees those that are held packed."""
+        config = model.config
+        self.device: torch.device = model.device
+        self.dtype = compute_dtype(model.dtype, self.device)
+        self.rope = Rope(model)
+        self._window: int | None = config.sliding_window
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._epsilon: float = config.rms_norm_eps
+        self._embedding: Tensor = model.model.embed_tokens.weight
+        self._norm = model.model.norm.weight.to(self.dtype)
+        self._layers = self._take_layers(model, releases_weights)
+        shape = (len(self._layers), 2, self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
+        # Not written to: the memory of blocks that nobody has used yet is not even claimed from the system.
+        self._cache = torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
+        form = fastest_form(model.model.layers[0].mlp.gate_up_proj.weight.to(self.dtype))
+
+        def take(module: nn.Linear) -> Linear:
+            layer = form(module.weight.to(self.dtype))
+            if releases_weights and module.weight is not self._embedding:
+                module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+            return layer
+
+        layers = [
+            _Layer(
+                attention_norm=layer.input_layernorm.weight.to(self.dtype),
+                qkv=take(layer.self_attn.qkv_proj),
+                out=take(layer.self_attn.o_proj),
+                mlp_norm=layer.post_attention_layernorm.weight.to(self.dtype),
+                gate_up=take(layer.mlp.gate_up_proj),
+                down=take(layer.mlp.down_proj),
+            )
+            for layer in model.model.layers
+        ]
+        self._head = take(model.lm_head)
+        return layers
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the keys and values of whole blocks, (from, to); all are read before any is written."""
+        if pairs:
+            sources, targets = (
+                (torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten().to(self.device)
+                for blocks in zip(*pairs, strict=True)
+            )
+            self._cache.index_copy_(3, targets, self._cache.index_select(3, sources))
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """The scores of what follows, float32 [sum of num_logits, vocabulary], in the order of ``chunks``."""
+        ids = torch.tensor([i for chunk in chunks for i in chunk.token_ids], device=self.device)
+        positions = torch.tensor([p for c in chunks for p in range(c.start, c.end)], device=self.device)
+        slots = torch.tensor([c.sequence.table.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device)
+        is_long = torch.tensor(
+            [c.sequence.is_long_at(len(c.sequence)) for c in chunks for _ in range(c.num_tokens)], device=self.device
+        )
+        rotation = self.rope.rotation(positions, is_long.long(), self.dtype)
+        plan = AttentionPlan(chunks, window=self._window, dtype=self.dtype, device=self.device)
+        hidden = embedding(ids, self._embedding).to(self.dtype)
+        for layer, cache in zip(self._layers, self._cache, strict=True):
+            hidden = self._run_layer(layer, hidden, cache, rotation, slots, plan)
+        return self._scores(hidden, chunks)
+
+    def _run_layer(
+        self, layer: _Layer, hidden: Tensor, cache: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, plan: AttentionPlan
+    ) -> Tensor:
+        qkv = layer.qkv(self._normed(hidden, layer.attention_norm)).view(len(hidden), -1, self._head_dim)
+        num_rotated = self._num_heads + self._num_kv_heads
+        rotated = self._rotated(qkv[:, :num_rotated], rotation)
+        cache[0].index_copy_(1, slots, rotated[:, self._num_heads :].transpose(0, 1))
+        cache[1].index_copy_(1, slots, qkv[:, num_rotated:].transpose(0, 1))
+        attended = paged_attention(rotated[:, : self._num_heads], cache[0], cache[1], plan, self._head_dim**-0.5)
+        hidden = hidden + layer.out(attended.reshape(len(hidden), -1))
+        gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+        return hidden + layer.down(silu(gate).mul_(up))
+
+    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(hidden, weight.shape, weight, self._epsilon)
+
+    @staticmethod
+    def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        cosine, sine = rotation
+        if (rotary := cosine.shape[-1]) == x.shape[-1]:
+            return rotate(x, cosine, sine)
+        return torch.cat((rotate(x[..., :rotary], cosine, sine), x[..., rotary:]), -1)
+
+    def _scores(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        wanted, end = [], 0
+        for chunk in chunks:
+            end += chunk.num_tokens
+            wanted += range(end - chunk.num_logits, end)
+        last = hidden[wanted]
+        return self._head(self._normed(last, self._norm)).float()

@@ -1,0 +1,186 @@
+"""What runs in the next step: decode first, then prompts in the order they came, within a budget of tokens.
+
+Plain Python, no tensors. Requests that cannot get a block push out the youngest, whose tokens are kept and whose
+keys are computed again later (preemption by recompute). The oldest is never pushed out, so none starves.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager, OutOfBlocks
+from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence to be run in one step."""
+
+    sequence: Sequence
+    num_tokens: int  # pending ones, then drafted ones
+    num_logits: int  # of the last tokens the scores are wanted
+    family: list[Sequence]  # the sequences that share a prompt with this one, itself among them
+
+    @property
+    def start(self) -> int:
+        """The position of the first token."""
+        return self.sequence.num_cached
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.sequence.num_cached + self.num_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids to run."""
+        sequence = self.sequence
+        pending = sequence.tokens[self.start : self.end].tolist()
+        return [*pending, *sequence.draft[: self.num_tokens - len(pending)]]
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: chunks by request, in the order they are run in, and the blocks to copy before."""
+
+    chunks: dict[Generation, list[Chunk]] = field(default_factory=dict)
+    copies: dict[Generation, list[tuple[int, int]]] = field(default_factory=dict)  # (from, to)
+    ready: list[Generation] = field(default_factory=list)  # whose next tokens can be chosen after it
+    rejected: list[Generation] = field(default_factory=list)  # that the memory can never hold
+
+    def remove(self, generation: Generation) -> None:
+        """Do not run ``generation``."""
+        self.chunks.pop(generation, None)
+        self.copies.pop(generation, None)
+        if generation in self.ready:
+            self.ready.remove(generation)
+
+    def all_chunks(self) -> Iterator[Chunk]:
+        """The chunks in order."""
+        for chunks in self.chunks.values():
+            yield from chunks
+
+
+class Scheduler:
+    """The queue, the running requests, and the blocks they share."""
+
+    def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int) -> None:
+        self.blocks = blocks
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []  # oldest first
+        self._token_budget = max(token_budget, max_rows)
+        self._max_rows = max_rows
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would run anything."""
+        return bool(self.waiting or self.running)
+
+    def add(self, generation: Generation) -> None:
+        """Queue ``generation``."""
+        self.waiting.append(generation)
+
+    def remove(self, generation: Generation) -> None:
+        """Forget ``generation`` and free what it holds."""
+        if generation in self.running:
+            self.running.remove(generation)
+        else:
+            self.waiting.remove(generation)
+        generation.drop(self.blocks)
+
+    def schedule(self) -> Plan:
+        """The next step."""
+        plan = Plan()
+        self._follow_crossings()
+        budget = self._token_budget
+        decoding = [g for g in self.running if all(s.num_pending == 1 for s in g.decoding.sequences)]
+        prefilling = [g for g in self.running if g not in set(decoding)]
+        for generation in [*decoding, *prefilling]:
+            if generation in self.running:  # not pushed out by an older one
+                budget -= self._run(generation, budget, plan)
+        while self.waiting and budget > 0 and self._admit(plan):
+            budget -= self._run(self.running[-1], budget, plan)
+        return plan
+
+    def _follow_crossings(self) -> None:
+        for generation in self.running:
+            for sequence in generation.decoding.rows:
+                if sequence.crosses():
+                    sequence.drop(self.blocks, generation.room)
+                    sequence.take_known_prefix(self.blocks)
+
+    def _admit(self, plan: Plan) -> bool:
+        """Let the first of the queue run, if its tokens fit into the memory that is free."""
+        generation = self.waiting[0]
+        num_rows = generation.num_rows + sum(g.num_rows for g in self.running)
+        if self.running and num_rows > self._max_rows:
+            return False
+        sequences = generation.decoding.sequences
+        for sequence in sequences:
+            sequence.take_known_prefix(self.blocks)
+        needed = sum(s.num_blocks_short(s.num_pending) for s in sequences) + num_rows  # each may soon need one more
+        if needed > self.blocks.num_available and self.running:
+            generation.drop(self.blocks)
+            return False
+        generation.room = self.blocks.reserve(max(0, generation.room_wanted - len(sequences[0].table)))
+        self.running.append(self.waiting.popleft())
+        return True
+
+    def _run(self, generation: Generation, budget: int, plan: Plan) -> int:
+        """Put what fits of ``generation`` into the plan; the tokens that takes."""
+        num_drafted = sum(len(s.draft) for s in generation.decoding.sequences)
+        if generation.num_pending + num_drafted > budget:
+            num_drafted = 0
+            for sequence in generation.decoding.sequences:
+                sequence.draft = ()
+        is_whole = generation.num_pending + num_drafted <= budget
+        if not is_whole and all(s.num_pending == 1 for s in generation.decoding.sequences):
+            return 0
+        used = 0
+        for family in generation.decoding.families:
+            for sequence in family:
+                count = sequence.num_pending + len(sequence.draft) if is_whole else min(sequence.num_pending - 1, budget - used)
+                if count <= 0:
+                    continue
+                if not self._secure(generation, sequence, count, plan):
+                    return 0
+                num_logits = 1 + len(sequence.draft) if is_whole else 0
+                plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, num_logits, family))
+                used += count
+        if is_whole:
+            plan.ready.append(generation)
+        return used
+
+    def _secure(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: Plan) -> bool:
+        """Give ``sequence`` blocks of its own for its next tokens, pushing out younger requests if need be."""
+        while True:
+            try:
+                self._give_blocks(generation, sequence, num_tokens, plan)
+                return True
+            except OutOfBlocks:
+                youngest = self.running[-1]
+                if youngest is generation and len(self.running) == 1:
+                    plan.rejected.append(generation)
+                    plan.remove(generation)
+                    self.remove(generation)
+                    return False
+                self._preempt(youngest, plan)
+                if youngest is generation:
+                    return False
+
+    def _give_blocks(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: Plan) -> None:
+        table, blocks = sequence.table, self.blocks
+        if sequence.num_cached % BLOCK_SIZE and blocks.is_shared(last := table.blocks[-1]):
+            own = blocks.allocate(generation.room)
+            plan.copies.setdefault(generation, []).append((last, own))
+            blocks.free(last, generation.room)
+            table.replace_last(own)
+        for _ in range(sequence.num_blocks_short(num_tokens)):
+            table.append(blocks.allocate(generation.room))
+
+    def _preempt(self, generation: Generation, plan: Plan) -> None:
+        plan.remove(generation)
+        self.running.remove(generation)
+        generation.drop(self.blocks)
+        self.waiting.appendleft(generation)

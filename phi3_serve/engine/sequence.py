@@ -1,0 +1,151 @@
+"""One sequence of token ids and the blocks that hold its keys and values. Plain Python, no tensors."""
+
+from array import array
+from collections.abc import Iterable
+
+from phi3_serve.engine.blocks import BLOCK_SIZE, NO_ROOM, ROOT, BlockManager, Room
+
+
+class BlockTable:
+    """The blocks of a sequence in order, and the runs of adjacent ones among them."""
+
+    def __init__(self, blocks: Iterable[int] = ()) -> None:
+        self.blocks: list[int] = []
+        self.runs: list[list[int]] = []  # [first block, number of blocks]
+        for block in blocks:
+            self.append(block)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def append(self, block: int) -> None:
+        """Add ``block`` at the end."""
+        self.blocks.append(block)
+        if self.runs and self.runs[-1][0] + self.runs[-1][1] == block:
+            self.runs[-1][1] += 1
+        else:
+            self.runs.append([block, 1])
+
+    def replace_last(self, block: int) -> None:
+        """Put ``block`` in the last one's place."""
+        self.blocks.pop()
+        self.runs[-1][1] -= 1
+        if not self.runs[-1][1]:
+            self.runs.pop()
+        self.append(block)
+
+    def spans(self, start: int, end: int) -> list[slice]:
+        """Where the cache holds the tokens [start, end): as few slices of cache positions as there are runs."""
+        found = []
+        position = 0
+        for first, count in self.runs:
+            low, high = max(start, position), min(end, position + count * BLOCK_SIZE)
+            if low < high:
+                offset = first * BLOCK_SIZE - position
+                found.append(slice(low + offset, high + offset))
+            position += count * BLOCK_SIZE
+            if position >= end:
+                break
+        return found
+
+    def slot(self, position: int) -> int:
+        """Where the cache holds the token at ``position``."""
+        return self.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+class Sequence:
+    """Token ids, how many of them the cache holds, and where.
+
+    The last token is never in the cache: its forward pass is what gives the next one.
+    """
+
+    def __init__(self, token_ids: Iterable[int], *, long_from: int | None = None, follows_crossing: bool = True) -> None:
+        self.tokens = array("q", token_ids)
+        self.num_prompt_tokens = len(self.tokens)
+        self.num_cached = 0
+        self.table = BlockTable()
+        self.draft: tuple[int, ...] = ()  # tokens that may come next, to be verified in one pass
+        self.is_long = False  # whether what is cached was made with the long RoPE factors
+        self._long_from = long_from  # tokens; the length from which RoPE is long
+        self._follows_crossing = follows_crossing
+        self._prefix = ROOT
+        self._num_known = 0  # blocks that others can find
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys are not cached."""
+        return len(self.tokens) - self.num_cached
+
+    @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """The tokens of the answer."""
+        return tuple(self.tokens[self.num_prompt_tokens :])
+
+    def is_long_at(self, length: int) -> bool:
+        """Whether a forward pass up to ``length`` tokens takes the long RoPE factors."""
+        return self._long_from is not None and length >= self._long_from
+
+    def crosses(self) -> bool:
+        """Whether the cache holds keys of the short RoPE factors, and the next pass needs the long ones.
+
+        transformers then computes all keys anew (modeling_phi3.py, prepare_inputs_for_generation).
+        """
+        return self._follows_crossing and self.num_cached > 0 and not self.is_long and self.is_long_at(len(self.tokens))
+
+    def room_for_draft(self) -> int:
+        """How many drafted tokens fit before RoPE changes."""
+        if self._long_from is None or self.is_long_at(len(self.tokens)):
+            return len(self.tokens)
+        return self._long_from - len(self.tokens) - 1
+
+    def fork(self, blocks: BlockManager) -> "Sequence":
+        """A sequence with the same tokens, which shares all blocks with this one."""
+        twin = Sequence((), long_from=self._long_from, follows_crossing=self._follows_crossing)
+        twin.tokens = self.tokens[:]
+        twin.num_prompt_tokens = self.num_prompt_tokens
+        twin.num_cached = self.num_cached
+        twin.is_long = self.is_long
+        twin.table = BlockTable(self.table.blocks)
+        twin._prefix, twin._num_known = self._prefix, self._num_known
+        for block in twin.table.blocks:
+            blocks.share(block)
+        return twin
+
+    def drop(self, blocks: BlockManager, room: Room = NO_ROOM) -> None:
+        """Give all blocks back; what was cached is to be computed again."""
+        for block in reversed(self.table.blocks):
+            blocks.free(block, room)
+        self.table = BlockTable()
+        self.num_cached = 0
+        self._prefix, self._num_known = ROOT, 0
+        self.draft = ()
+
+    def take_known_prefix(self, blocks: BlockManager) -> None:
+        """Start from the longest prefix that is cached already; at least the last token stays pending."""
+        self.is_long = self.is_long_at(len(self.tokens))
+        self._prefix = ROOT + self.is_long  # the same tokens have other keys with the long factors
+        while (self._num_known + 1) * BLOCK_SIZE < len(self.tokens):
+            known = blocks.take_known(self._prefix, self._block_bytes(self._num_known))
+            if known is None:
+                break
+            block, self._prefix = known
+            self.table.append(block)
+            self._num_known += 1
+        self.num_cached = self._num_known * BLOCK_SIZE
+
+    def make_known(self, blocks: BlockManager) -> None:
+        """Let others find the blocks that are full."""
+        while (self._num_known + 1) * BLOCK_SIZE <= self.num_cached:
+            block = self.table.blocks[self._num_known]
+            self._prefix = blocks.make_known(block, self._prefix, self._block_bytes(self._num_known))
+            self._num_known += 1
+
+    def _block_bytes(self, number: int) -> bytes:
+        return self.tokens[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE].tobytes()
+
+    def num_blocks_short(self, num_tokens: int) -> int:
+        """How many blocks the next ``num_tokens`` need beyond the table, a copy of a shared one not counted."""
+        return max(0, -(-(self.num_cached + num_tokens) // BLOCK_SIZE) - len(self.table))
