@@ -32,6 +32,7 @@ class Span:
     where: Where
     mask: Tensor | None = None  # added to the scores, [1, 1, queries, keys]
     is_causal: bool = False
+    blind: Tensor | None = None  # added to the log-sum-exp, [queries]: -inf for those that see none of the keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ class AttentionPlan:
         for low, high in bounds:
             local = [np.where((table >= low) & (table < high), table - low, high - low) for table in tables]
             mask = self._visibility(chunks, local, high - low)
-            spans.append(Span(slice(low * BLOCK_SIZE, high * BLOCK_SIZE), mask=self._added(mask)))
+            blind = self._added(mask.any(-1))[0, 0]
+            spans.append(Span(slice(low * BLOCK_SIZE, high * BLOCK_SIZE), mask=self._added(mask), blind=blind))
         return tuple(spans)
 
     def _visibility(self, chunks: list[Chunk], places: list["np.ndarray[tuple[int], np.dtype[np.int64]]"], count: int) -> Tensor:
@@ -153,7 +155,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -
     k, v = keys[:, span.where][None], values[:, span.where][None]
     if q.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-        return flash(q, k, v, 0.0, span.is_causal, attn_mask=span.mask, scale=scale)  # type: ignore[no-any-return]
+        output, lse = flash(q, k, v, 0.0, span.is_causal, attn_mask=span.mask, scale=scale)
+        return output, lse if span.blind is None else lse + span.blind
     output = scaled_dot_product_attention(
         q, k, v, attn_mask=span.mask, is_causal=span.is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )

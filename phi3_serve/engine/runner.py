@@ -52,8 +52,8 @@ class ModelRunner:
         self._norm = model.model.norm.weight.to(self.dtype)
         self._layers = self._take_layers(model, releases_weights)
         shape = (len(self._layers), 2, self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
-        # Not written to: the memory of blocks that nobody has used yet is not even claimed from the system.
-        self._cache = torch.empty(shape, dtype=self.dtype, device=self.device)
+        # Zeros, since masked reads meet what nobody has written. The system gives memory only as it is written to.
+        self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
         form = fastest_form(model.model.layers[0].mlp.gate_up_proj.weight.to(self.dtype))

@@ -1,0 +1,242 @@
+"""The engine against transformers: random prompts, parameters and company, token for token.
+
+``python -m tests.engine.parity NUM_CASES [SEED]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
+``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
+runs at once in the engine, in blocks too few for all of them, so that requests are pushed out and computed again; the
+oracle answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
+"""
+
+import queue
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens, Sequence
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.reference import ReferenceEngine
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import GenerationParameters, check_token_ids, lengths, resolve
+from phi3_serve.tiny.random_checkpoint import Shape, make
+
+COMPANY = 12  # requests in flight at once
+VOCAB = 704
+TIE = 1e-4  # scores closer than this are the same number computed in another order
+
+
+@dataclass
+class Case:
+    """A request, and what was given of it."""
+
+    prompt: tuple[int, ...]
+    given: dict[str, Any]
+    request: EngineRequest = field(init=False)
+
+
+def draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
+    """For every parameter that engines see a draw of a value that has an effect."""
+
+    def one_of(*values: Any) -> Callable[[], Any]:
+        return lambda: draw.choice(values)
+
+    def ids(most: int = 4) -> list[int]:
+        return [draw.randrange(VOCAB) for _ in range(draw.randint(1, most))]
+
+    return {
+        "min_new_tokens": one_of(1, 5, 12),
+        "temperature": one_of(0.3, 0.7, 1.5, 3.0),
+        "top_k": one_of(0, 1, 3, 10, 60, 1000),
+        "top_p": one_of(0.0, 0.1, 0.5, 0.9, 0.99),
+        "min_p": one_of(0.0, 0.05, 0.3, 1.0),
+        "typical_p": one_of(0.1, 0.5, 0.95),
+        "epsilon_cutoff": one_of(0.001, 0.02, 0.5),
+        "eta_cutoff": one_of(0.001, 0.02, 0.5),
+        "top_h": one_of(0.1, 0.5, 1.0),
+        "repetition_penalty": one_of(0.7, 1.1, 1.5, 3.0),
+        "encoder_repetition_penalty": one_of(0.7, 1.2, 2.0),
+        "length_penalty": one_of(-2.0, -0.5, 0.0, 0.5, 2.0),
+        "no_repeat_ngram_size": one_of(1, 2, 3, 5, 50),
+        "encoder_no_repeat_ngram_size": one_of(1, 2, 3, 50),
+        "bad_words_ids": lambda: [ids(2) for _ in range(draw.randint(1, 20))],
+        "sequence_bias": lambda: [(ids(2), draw.choice([3.0, 10.0, -5.0])) for _ in range(draw.randint(1, 20))],
+        "suppress_tokens": lambda: ids(200),
+        "begin_suppress_tokens": lambda: ids(200),
+        "forced_bos_token_id": lambda: draw.randrange(VOCAB),
+        "forced_eos_token_id": one_of(643, [643, 5], 700),
+        "exponential_decay_length_penalty": lambda: (draw.choice([0, 2, 6]), draw.choice([1.05, 1.3, 0.8])),
+        "renormalize_logits": one_of(True),
+        "remove_invalid_values": one_of(True),
+        "guidance_scale": one_of(0.5, 1.5, 4.0),
+        "negative_prompt_ids": lambda: ids(6),
+        "prompt_lookup_num_tokens": one_of(1, 3, 8),
+        "output_scores": one_of(True),
+        "eos_token_id": lambda: draw.choice([draw.randrange(VOCAB), [draw.randrange(VOCAB) for _ in range(40)], []]),
+        "pad_token_id": one_of(0, 5),
+        "bos_token_id": one_of(1),
+        "stop_strings": lambda: draw.choice(["e", [" a", "the", "in"], ["tion"], "er ", "é"]),
+        "early_stopping": one_of(True, False, "never"),
+        "max_time": one_of(60.0),
+        "return_dict_in_generate": one_of(True),
+    }
+
+
+def modes(draw: random.Random) -> dict[str, Any]:
+    """How tokens are chosen: greedy, drawn, several drawn, beams, drawn beams, groups of beams."""
+    beams = draw.choice([2, 3, 4, 6])
+    return draw.choice(
+        [
+            {"do_sample": False},
+            {"do_sample": False},
+            {"do_sample": True, "seed": draw.randrange(2**40)},
+            {"do_sample": True, "seed": draw.randrange(2**40), "num_return_sequences": draw.choice([2, 3])},
+            {"do_sample": False, "num_beams": beams, "num_return_sequences": draw.randint(1, beams)},
+            {"do_sample": True, "num_beams": beams, "seed": draw.randrange(2**40)},
+            {
+                "do_sample": False,
+                "num_beams": 2 * beams,
+                "num_beam_groups": draw.choice([2, beams]),
+                "diversity_penalty": draw.choice([0.3, 1.0, 5.0]),
+                "num_return_sequences": draw.randint(1, beams),
+            },
+        ]
+    )
+
+
+def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
+    """Requests without end."""
+    draw = random.Random(seed)
+    table = draws(draw)
+    number = 0
+    while True:
+        prompt = tuple(draw.randrange(3, VOCAB) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
+        if draw.random() < 0.3:  # n-grams that repeat
+            prompt = (prompt * 6)[: max(len(prompt), 12)]
+        given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 4, 8, 16, 24])}
+        given |= {name: table[name]() for name in draw.sample(list(table), draw.choice([0, 1, 1, 2, 3, 5, 8]))}
+        given["min_new_tokens"] = min(given.get("min_new_tokens", 0), given["max_new_tokens"])
+        given |= modes(draw)
+        if "num_beams" in given and isinstance(given.get("forced_eos_token_id"), list):
+            given["forced_eos_token_id"] = 643  # of equal candidates torch.topk takes any
+        case = Case(prompt, given)
+        try:
+            parameters = resolve(GenerationParameters(**given), loaded.defaults)
+            check_token_ids(parameters, loaded.vocab_size)
+        except InvalidRequest:
+            continue
+        total = lengths(parameters, prompt=len(prompt), prefix=0, context=loaded.context_length)
+        number += 1
+        case.request = EngineRequest(
+            request_id=f"{seed}-{number}",
+            prompt_ids=prompt,
+            parameters=parameters,
+            min_length=total.min_length,
+            max_length=total.max_length,
+            stream=draw.random() < 0.5,
+            deadline=time.monotonic() + 600,
+        )
+        yield case
+
+
+def last_event(events: "queue.Queue[EngineEvent]") -> tuple[list[int], EngineEvent]:
+    """The streamed tokens and the last event."""
+    streamed: list[int] = []
+    while True:
+        event = events.get(timeout=300)
+        if not isinstance(event, NewTokens):
+            return streamed, event
+        streamed += event.token_ids
+
+
+def answers(engine: Any, requests: list[EngineRequest]) -> list[tuple[list[int], EngineEvent]]:
+    """The answers to ``requests``, all asked at once."""
+    queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in requests]
+    for request, events in zip(requests, queues, strict=True):
+        engine.submit(request, events.put)
+    return [last_event(events) for events in queues]
+
+
+def is_same(ours: Sequence, theirs: Sequence) -> bool:
+    """Whether the tokens are equal, but for the padding that generate() puts behind a stop string."""
+    beyond = theirs.token_ids[len(ours.token_ids) :]
+    ends_by_string = ours.finish_reason == "stop" and len(set(beyond)) <= 1
+    return theirs.token_ids[: len(ours.token_ids)] == ours.token_ids and (not beyond or ends_by_string)
+
+
+def verdict(case: Case, ours: tuple[list[int], EngineEvent], theirs: EngineEvent) -> str:
+    """How the two answers compare; "differs" is the one that must not be."""
+    streamed, event = ours
+    if isinstance(theirs, Failed):
+        return "refused by both" if isinstance(event, Failed) else "refused by transformers"
+    if not isinstance(event, Finished) or not isinstance(theirs, Finished):
+        return "differs"
+    if len(event.sequences) != len(theirs.sequences) or not all(map(is_same, event.sequences, theirs.sequences)):
+        return "differs"
+    if streamed and tuple(streamed) != event.sequences[0].token_ids:
+        return "differs"
+    for mine, other in zip(event.sequences, theirs.sequences, strict=True):
+        if (mine.scores is None) != (other.scores is None):
+            return "differs"
+        if mine.scores is not None and other.scores is not None:
+            pairs = zip(mine.scores, other.scores, strict=False)
+            if not all(a == b or abs(a - b) <= 1e-3 * max(1.0, abs(b)) or b != b for a, b in pairs):
+                return "differs"
+    return "equal"
+
+
+class Parity:
+    """An engine with few blocks, its oracle, and the checkpoint of both."""
+
+    def __init__(self, directory: Path, shape: Shape) -> None:
+        make(directory, shape, seed=7)
+        self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
+        self.oracle = ReferenceEngine(self.loaded, max_waiting=10_000)
+        # 60 blocks are 960 tokens, fewer than a dozen requests with beams want
+        self.engine = Engine(self.loaded, sizes=EngineSizes(num_blocks=60, token_budget=96, max_rows=64))
+
+    def run(self, some: list[Case]) -> list[tuple[str, Case, EngineEvent, EngineEvent]]:
+        """Verdicts on ``some`` cases that keep each other company."""
+        ours = answers(self.engine, [case.request for case in some])
+        # What lookup drafts must not change the answer, so the oracle does without; with a seed its draws would differ.
+        plain = [replace(c.request, parameters=replace(c.request.parameters, prompt_lookup_num_tokens=None)) for c in some]
+        theirs = answers(self.oracle, plain)
+        return [
+            (verdict(case, mine, other), case, mine[1], other)
+            for case, mine, (_, other) in zip(some, ours, theirs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Stop both; every block has to be back."""
+        self.engine.close()
+        self.oracle.close()
+        self.engine.blocks.check_integrity([])
+
+
+def main(num_cases: int, seed: int) -> int:
+    """Run ``num_cases``, print what differs."""
+    torch.set_num_threads(1)
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as directory:
+        parity = Parity(Path(directory), Shape(num_layers=3))
+        drawn = cases(parity.loaded, seed)
+        while counts.total() < num_cases:
+            for result, case, ours, theirs in parity.run([next(drawn) for _ in range(COMPANY)]):
+                counts[result] += 1
+                if result == "differs":
+                    print(f"\n{case.given}\n{case.prompt}\n  engine {ours}\n  oracle {theirs}")
+            print(f"\r{counts.total()} cases: {dict(counts)}", end="", file=sys.stderr, flush=True)
+        parity.close()
+    print(file=sys.stderr)
+    return 1 if counts["differs"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
