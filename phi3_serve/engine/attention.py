@@ -22,6 +22,9 @@ MOST_SPANS = 8  # more runs than these are gathered
 WIDEST_GAP = 8  # blocks of others between two of a family that are read along and masked
 LARGEST_MASK = 1 << 20  # elements; beyond, cached and new tokens are read one after the other
 
+FEWEST_IN_GRID = 3  # queries; fewer are as fast one by one
+MOST_IN_VAIN = 1.5  # keys read for each key that counts
+
 Where = slice | Tensor  # positions of the cache
 
 
@@ -43,15 +46,71 @@ class Read:
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Single queries whose keys begin at equal distances in the cache, so that one call reads them all in place.
+
+    Requests of one size get rooms of one size side by side, so this is what a batch of them looks like. Where a place
+    of the grid is nobody's, or keys end early, a mask hides what is read in vain.
+    """
+
+    start: int  # position of the first key
+    pitch: int  # positions from the first key of one place to that of the next
+    length: int  # keys read at each place
+    sources: Tensor  # [places], the query that each place answers; any for a place that is nobody's
+    places: Tensor  # [queries], where each query's answer is
+    queries: Tensor  # [queries], their rows of the batch
+    mask: Tensor | None  # added to the scores, [places, 1, 1, length]
+
+
 class AttentionPlan:
     """All reads of one step."""
 
-    def __init__(self, chunks: Sequence[Chunk], *, window: int | None, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        *,
+        num_slots: int,
+        window: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._num_slots = num_slots  # positions of the cache
         self._window = window
         self._dtype = dtype
         self._device = device
         self._in_place = device.type == "cpu"
-        self.reads = tuple(self._plan(chunks))
+        reads = tuple(self._plan(chunks))
+        self.grid = self._grid(reads) if self._in_place else None
+        self.reads = reads if self.grid is None else tuple(read for read in reads if not _is_simple(read))
+
+    def _grid(self, reads: Sequence[Read]) -> Grid | None:
+        """The grid that all simple reads are on, if there is one and little of it is in vain."""
+        simple = [read for read in reads if _is_simple(read)]
+        if len(simple) < FEWEST_IN_GRID:
+            return None
+        spans = [read.spans[0].where for read in simple]
+        starts = np.array([span.start for span in spans if isinstance(span, slice)])
+        lengths = np.array([span.stop - span.start for span in spans if isinstance(span, slice)])
+        first, length = int(starts.min()), int(lengths.max())
+        pitch = int(np.diff(np.sort(starts)).min())
+        if pitch <= 0 or ((starts - first) % pitch).any():
+            return None
+        places = (starts - first) // pitch
+        num_places = int(places.max()) + 1
+        if (
+            num_places * length > MOST_IN_VAIN * lengths.sum()
+            or first + (num_places - 1) * pitch + length > self._num_slots
+        ):
+            return None
+        sources = np.zeros(num_places, dtype=np.int64)
+        sources[places] = np.arange(len(simple))
+        seen = np.zeros((num_places, length), dtype=bool)
+        seen[places] = np.arange(length) < lengths[:, None]
+        seen[:, 0] = True  # somebody has to be seen, also from places that are nobody's
+        rows = torch.tensor([read.queries.start for read in simple])
+        mask = None if seen.all() else self._added(torch.from_numpy(seen))[0, 0, :, None, None]
+        return Grid(first, pitch, length, rows[torch.from_numpy(sources)], torch.from_numpy(places), rows, mask)
 
     def _plan(self, chunks: Sequence[Chunk]) -> Iterator[Read]:
         first = 0
@@ -116,7 +175,9 @@ class AttentionPlan:
             spans.append(Span(slice(low * BLOCK_SIZE, high * BLOCK_SIZE), mask=self._added(mask), blind=blind))
         return tuple(spans)
 
-    def _visibility(self, chunks: list[Chunk], places: list["np.ndarray[tuple[int], np.dtype[np.int64]]"], count: int) -> Tensor:
+    def _visibility(
+        self, chunks: list[Chunk], places: list["np.ndarray[tuple[int], np.dtype[np.int64]]"], count: int
+    ) -> Tensor:
         """Which of the tokens of ``count`` blocks each sequence sees; ``places`` are its blocks among them."""
         seen = np.zeros((len(chunks), count + 1, BLOCK_SIZE), dtype=bool)  # one block more, for what is elsewhere
         for row, (chunk, place) in enumerate(zip(chunks, places, strict=True)):
@@ -139,15 +200,28 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, plan: Attention
 
     There may be several query heads for each head of keys. Returns [tokens, heads, dim].
     """
-    outputs = []
+    output = torch.empty_like(query)
+    if plan.grid is not None:
+        output[plan.grid.queries] = _attend_grid(query, keys, values, plan.grid, scale)
     for read in plan.reads:
         q = query[read.queries].transpose(0, 1)[None]  # [1, heads, queries, dim]
         if len(read.spans) == 1:
-            outputs.append(_attend(q, keys, values, read.spans[0], scale)[0])
+            answer = _attend(q, keys, values, read.spans[0], scale)[0]
         else:
-            outputs.append(_merge([_attend(q, keys, values, span, scale) for span in read.spans]))
-    together = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return together[0].transpose(0, 1)
+            answer = _merge([_attend(q, keys, values, span, scale) for span in read.spans])
+        output[read.queries] = answer[0].transpose(0, 1)
+    return output
+
+
+def _attend_grid(query: Tensor, keys: Tensor, values: Tensor, grid: Grid, scale: float) -> Tensor:
+    """The output of the grid's queries, [queries, heads, dim]."""
+    num_heads, _, dim = keys.shape
+    size = (len(grid.sources), num_heads, grid.length, dim)
+    stride = (grid.pitch * keys.stride(1), keys.stride(0), keys.stride(1), keys.stride(2))
+    k, v = (x.as_strided(size, stride, x.storage_offset() + grid.start * x.stride(1)) for x in (keys, values))
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    q = query[grid.sources][:, :, None]  # [places, heads, 1, dim]
+    return flash(q, k, v, 0.0, False, attn_mask=grid.mask, scale=scale)[0][grid.places, :, 0]
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -> tuple[Tensor, Tensor]:
@@ -167,3 +241,9 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """One softmax of several (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867)."""
     weights = torch.stack([lse for _, lse in parts]).softmax(0)[..., None]
     return sum(weight.to(output.dtype) * output for weight, (output, _) in zip(weights, parts, strict=True))  # type: ignore[return-value]
+
+
+def _is_simple(read: Read) -> bool:
+    """One query that sees all of one run of keys."""
+    is_single = read.queries.stop - read.queries.start == 1 and len(read.spans) == 1
+    return is_single and read.spans[0].mask is None and isinstance(read.spans[0].where, slice)

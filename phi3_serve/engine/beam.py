@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 EarlyStopping = bool | Literal["never"]
-NO_SCORE = -1e9  # below every sum of log-probabilities that means something
+NO_SCORE = -1e9  # of beams that are not alive, below every sum of log-probabilities that means something
+LOWEST_SCORE = NO_SCORE - 64  # in float32, in which transformers computes, still the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,9 @@ class Hypothesis:
 
     score: float  # summed log-probability divided by length ** length_penalty
     token_ids: tuple[int, ...]  # prompt and answer
-    path: tuple[float, ...]  # for each token of the answer what the caller keeps of it: its score, or where it was scored
+    path: tuple[
+        float, ...
+    ]  # for each token of the answer what the caller keeps of it: its score, or where it was scored
 
 
 class BestHypotheses:
@@ -43,7 +46,9 @@ class BestHypotheses:
         self._max_new_tokens = max_new_tokens
         self._worst_score = 1e9
 
-    def add(self, token_ids: tuple[int, ...], path: tuple[float, ...], sum_logprobs: float, num_new_tokens: int) -> None:
+    def add(
+        self, token_ids: tuple[int, ...], path: tuple[float, ...], sum_logprobs: float, num_new_tokens: int
+    ) -> None:
         """Keep a finished beam, if it is among the best."""
         score = sum_logprobs / num_new_tokens**self._length_penalty
         if len(self.found) >= self.size and score <= self._worst_score:
@@ -87,7 +92,7 @@ class BeamGroup:
         """The candidates that live on; those with an end-of-sequence token finish their beam.
 
         ``ranked`` are the best candidates, best first; ``beams`` the token ids of the group's beams so far and
-        ``paths`` what goes with each of their tokens and with the candidate's; ``num_new_tokens`` counts the candidate's token.
+        ``paths`` what goes with each of their tokens and with the candidate's; ``num_new_tokens`` counts that, too.
         """
         size = self.best.size
         living: list[Candidate] = []
@@ -106,7 +111,6 @@ def best_of(groups: Sequence[BeamGroup], count: int) -> list[Hypothesis]:
     """The ``count`` best hypotheses of all groups, best first; of equals the one found later."""
     found = [hypothesis for group in groups for hypothesis in group.best.found]
     return sorted(found, key=lambda hypothesis: hypothesis.score)[::-1][:count]
-
 
 
 class BeamSearch:
@@ -138,7 +142,7 @@ class BeamSearch:
         if self._can_improve and not (self._early_stopping is True and self._is_full):
             for candidate, ends in list(zip(candidates, is_end, strict=True))[: self._num_beams]:
                 score = candidate.score / num_new_tokens**self._length_penalty
-                if ends and score > NO_SCORE:
+                if ends and score >= LOWEST_SCORE:
                     self.finished.append(hypothesis(score, candidate))
             self.finished = sorted(self.finished, key=lambda found: found.score, reverse=True)[: self._num_beams]
         going_on = [candidate for candidate, ends in zip(candidates, is_end, strict=True) if not ends]

@@ -276,7 +276,10 @@ class Beams(_Beams):
             completes = self._stopping.completes_string(history, best.token_ids[-1])
             reason: FinishReason = "stop" if best.token_ids[-1] in ends or completes else "length"
             found.append(core.Sequence(best.token_ids, reason, best.path if self._gives_scores else None))
-        return tuple(found)
+        # As transformers does where too few beams can end, which takes scores of -inf.
+        missing = (self.request.parameters.num_return_sequences or 1) - len(found)
+        fill = self.request.parameters.pad_token_id or (self.settings.ends or [0])[0]
+        return (*found, *[core.Sequence((fill,), "stop", (0.0,) if self._gives_scores else None)] * missing)
 
 
 class GroupBeams(_Beams):
@@ -343,13 +346,13 @@ class GroupBeams(_Beams):
         group, beams = self._groups[number], self.rows[first : first + self._size]
         num_new_tokens = len(beams[0]) + 1 - beams[0].num_prompt_tokens
         ranked = self._ranked(scores, self._sums[first : first + self._size])
-        kept = scores.log_softmax(-1) if self._gives_scores else None
+        kept = scores.log_softmax(-1) if self._gives_scores else torch.zeros_like(scores)
         # the end that transformers writes after a finished beam is its first end-of-sequence token
-        of_end = [0.0 if kept is None or not self.settings.ends else float(row[self.settings.ends[0]]) for row in (kept if kept is not None else beams)]
+        of_end = kept[:, (self.settings.ends or [0])[0]].tolist()
         paths = [(*self._scores[first + at], of_end[at]) for at in range(self._size)]
         living = group.advance(ranked, [beam.new_token_ids for beam in beams], paths, num_new_tokens)
         self._scores[first : first + self._size] = [
-            (*self._scores[first + c.beam], 0.0 if kept is None else float(kept[c.beam, c.token])) for c in living
+            (*self._scores[first + c.beam], float(kept[c.beam, c.token])) for c in living
         ]
         self._chosen += [Candidate(c.score, c.token, first + c.beam) for c in living]
 

@@ -27,7 +27,14 @@ from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.runner import ModelRunner
 from phi3_serve.engine.scheduler import Chunk, Plan, Scheduler
 from phi3_serve.engine.stopping import Stopping, TokenBytes
-from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, Phi3ServeError, RequestTimeout
+from phi3_serve.errors import (
+    EngineFailure,
+    InvalidRequest,
+    ModelUnavailable,
+    Overloaded,
+    Phi3ServeError,
+    RequestTimeout,
+)
 
 logger = logging.getLogger("phi3_serve")
 
@@ -60,7 +67,12 @@ class Engine:
         cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
         sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
         self.blocks = BlockManager(sizes.num_blocks, prefix_cache=sizes.prefix_cache)
-        self._scheduler = Scheduler(self.blocks, token_budget=sizes.token_budget, max_rows=sizes.max_rows)
+        self._scheduler = Scheduler(
+            self.blocks,
+            token_budget=sizes.token_budget,
+            max_rows=sizes.max_rows,
+            copies_prefixes=loaded.model.device.type == "cpu",  # where attention reads in place
+        )
         self._runner = ModelRunner(loaded.model, num_blocks=sizes.num_blocks, releases_weights=releases_weights)
         self._vocabulary = TokenBytes(loaded.tokenizer)
         self._most_in_flight = sizes.max_rows + max_waiting
@@ -137,9 +149,7 @@ class Engine:
     def _collect(self) -> bool:
         """Wait for work and take over who came and who went; False when the engine is to stop."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closing or self._arrived or self._aborted or self._scheduler.has_work
-            )
+            self._changed.wait_for(lambda: self._closing or self._arrived or self._aborted or self._scheduler.has_work)
             while self._arrived:
                 self._scheduler.add(self._arrived.popleft())
             while self._aborted:

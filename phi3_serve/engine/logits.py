@@ -119,7 +119,9 @@ def _penalise(scores: Tensor, at: list[int], occurs: Tensor, penalty: Tensor) ->
 
 
 def _no_repeat_ngram(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
-    _forbid(scores, at, [_repeated(_ids(row.history), row.settings.parameters.no_repeat_ngram_size or 0) for row in rows])
+    _forbid(
+        scores, at, [_repeated(_ids(row.history), row.settings.parameters.no_repeat_ngram_size or 0) for row in rows]
+    )
 
 
 def _encoder_no_repeat_ngram(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:

@@ -16,12 +16,13 @@ class Rope:
         self.long_from: int | None = None  # tokens; a pass over this many takes the long factors
         frequencies = [module.original_inv_freq]
         if config.rope_parameters["rope_type"] == "longrope":
-            original = int(config.rope_parameters.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+            original = int(
+                config.rope_parameters.get("original_max_position_embeddings")
+                or config.original_max_position_embeddings
+            )
             self.long_from = original + 1
             initialise = ROPE_INIT_FUNCTIONS["longrope"]
-            frequencies = [
-                initialise(config, model.device, seq_len=length)[0] for length in (original, self.long_from)
-            ]
+            frequencies = [initialise(config, model.device, seq_len=length)[0] for length in (original, self.long_from)]
         self._frequencies = torch.stack([f.float() for f in frequencies]).to(model.device)  # [short and long, half]
 
     def rotation(self, positions: Tensor, is_long: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,6 @@ from phi3_serve.engine.linear import Linear, compute_dtype, fastest_form
 from phi3_serve.engine.rope import Rope, rotate
 from phi3_serve.engine.scheduler import Chunk
 
-LOGIT_ROWS_AT_ONCE = 256
-
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -48,28 +46,28 @@ class ModelRunner:
         self._num_kv_heads: int = config.num_key_value_heads
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._epsilon: float = config.rms_norm_eps
-        self._embedding: Tensor = model.model.embed_tokens.weight
-        self._norm = model.model.norm.weight.to(self.dtype)
+        self._embedding: Tensor = model.model.embed_tokens.weight.detach()
+        self._norm = model.model.norm.weight.detach().to(self.dtype)
         self._layers = self._take_layers(model, releases_weights)
         shape = (len(self._layers), 2, self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
         # Zeros, since masked reads meet what nobody has written. The system gives memory only as it is written to.
         self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
-        form = fastest_form(model.model.layers[0].mlp.gate_up_proj.weight.to(self.dtype))
+        form = fastest_form(model.model.layers[0].mlp.gate_up_proj.weight.detach().to(self.dtype))
 
         def take(module: nn.Linear) -> Linear:
-            layer = form(module.weight.to(self.dtype))
-            if releases_weights and module.weight is not self._embedding:
+            layer = form(module.weight.detach().to(self.dtype))
+            if releases_weights and module.weight.data_ptr() != self._embedding.data_ptr():
                 module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             return layer
 
         layers = [
             _Layer(
-                attention_norm=layer.input_layernorm.weight.to(self.dtype),
+                attention_norm=layer.input_layernorm.weight.detach().to(self.dtype),
                 qkv=take(layer.self_attn.qkv_proj),
                 out=take(layer.self_attn.o_proj),
-                mlp_norm=layer.post_attention_layernorm.weight.to(self.dtype),
+                mlp_norm=layer.post_attention_layernorm.weight.detach().to(self.dtype),
                 gate_up=take(layer.mlp.gate_up_proj),
                 down=take(layer.mlp.down_proj),
             )
@@ -92,19 +90,28 @@ class ModelRunner:
         """The scores of what follows, float32 [sum of num_logits, vocabulary], in the order of ``chunks``."""
         ids = torch.tensor([i for chunk in chunks for i in chunk.token_ids], device=self.device)
         positions = torch.tensor([p for c in chunks for p in range(c.start, c.end)], device=self.device)
-        slots = torch.tensor([c.sequence.table.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device)
+        slots = torch.tensor(
+            [c.sequence.table.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device
+        )
         is_long = torch.tensor(
             [c.sequence.is_long_at(len(c.sequence)) for c in chunks for _ in range(c.num_tokens)], device=self.device
         )
         rotation = self.rope.rotation(positions, is_long.long(), self.dtype)
-        plan = AttentionPlan(chunks, window=self._window, dtype=self.dtype, device=self.device)
+        num_slots = self._cache.shape[3]
+        plan = AttentionPlan(chunks, num_slots=num_slots, window=self._window, dtype=self.dtype, device=self.device)
         hidden = embedding(ids, self._embedding).to(self.dtype)
         for layer, cache in zip(self._layers, self._cache, strict=True):
             hidden = self._run_layer(layer, hidden, cache, rotation, slots, plan)
         return self._scores(hidden, chunks)
 
     def _run_layer(
-        self, layer: _Layer, hidden: Tensor, cache: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, plan: AttentionPlan
+        self,
+        layer: _Layer,
+        hidden: Tensor,
+        cache: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        slots: Tensor,
+        plan: AttentionPlan,
     ) -> Tensor:
         qkv = layer.qkv(self._normed(hidden, layer.attention_norm)).view(len(hidden), -1, self._head_dim)
         num_rotated = self._num_heads + self._num_kv_heads
@@ -127,7 +134,8 @@ class ModelRunner:
         return torch.cat((rotate(x[..., :rotary], cosine, sine), x[..., rotary:]), -1)
 
     def _scores(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
-        wanted, end = [], 0
+        wanted: list[int] = []
+        end = 0
         for chunk in chunks:
             end += chunk.num_tokens
             wanted += range(end - chunk.num_logits, end)

@@ -110,7 +110,7 @@ def _top_p(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
     """Nucleus: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751"""
     ascending, ids = scores.sort(dim=-1)
     cumulative = ascending.softmax(-1).cumsum(-1)
-    is_removed = cumulative <= _column(rows, lambda p: 1 - p.top_p, scores)
+    is_removed = cumulative <= _column(rows, lambda p: 1 - (p.top_p or 0.0), scores)
     is_removed &= ~_last_columns(rows, scores)
     return scores.masked_fill(is_removed.scatter(1, ids, is_removed), NEVER)
 

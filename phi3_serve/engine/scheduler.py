@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager, OutOfBlocks
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.sequence import Sequence
+from phi3_serve.engine.sequence import BlockTable, Sequence
+
+MOST_COPIED = 64  # blocks; longer prefixes are shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,15 @@ class Plan:
 class Scheduler:
     """The queue, the running requests, and the blocks they share."""
 
-    def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, token_budget: int, max_rows: int, copies_prefixes: bool = False
+    ) -> None:
         self.blocks = blocks
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
         self._token_budget = max(token_budget, max_rows)
         self._max_rows = max_rows
+        self._copies_prefixes = copies_prefixes  # so that a sequence lies in one piece
 
     @property
     def has_work(self) -> bool:
@@ -123,9 +128,24 @@ class Scheduler:
         if needed > self.blocks.num_available and self.running:
             generation.drop(self.blocks)
             return False
-        generation.room = self.blocks.reserve(max(0, generation.room_wanted - len(sequences[0].table)))
+        kept = 0 if self._copies_prefixes else len(sequences[0].table)
+        generation.room = self.blocks.reserve(max(0, generation.room_wanted - kept))
         self.running.append(self.waiting.popleft())
+        if self._copies_prefixes:
+            for sequence in sequences:
+                self._copy_prefix(generation, sequence, plan)
         return True
+
+    def _copy_prefix(self, generation: Generation, sequence: Sequence, plan: Plan) -> None:
+        """Copying a short prefix once costs less than reading it apart at every step."""
+        known = sequence.table.blocks
+        if not known or len(known) > MOST_COPIED or len(known) > self.blocks.num_available:
+            return
+        own = [self.blocks.allocate(generation.room) for _ in known]
+        plan.copies.setdefault(generation, []).extend(zip(known, own, strict=True))
+        sequence.table = BlockTable(own)
+        for block in known:
+            self.blocks.free(block)
 
     def _run(self, generation: Generation, budget: int, plan: Plan) -> int:
         """Put what fits of ``generation`` into the plan; the tokens that takes."""
@@ -140,7 +160,11 @@ class Scheduler:
         used = 0
         for family in generation.decoding.families:
             for sequence in family:
-                count = sequence.num_pending + len(sequence.draft) if is_whole else min(sequence.num_pending - 1, budget - used)
+                count = (
+                    sequence.num_pending + len(sequence.draft)
+                    if is_whole
+                    else min(sequence.num_pending - 1, budget - used)
+                )
                 if count <= 0:
                     continue
                 if not self._secure(generation, sequence, count, plan):

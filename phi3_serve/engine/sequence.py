@@ -59,7 +59,9 @@ class Sequence:
     The last token is never in the cache: its forward pass is what gives the next one.
     """
 
-    def __init__(self, token_ids: Iterable[int], *, long_from: int | None = None, follows_crossing: bool = True) -> None:
+    def __init__(
+        self, token_ids: Iterable[int], *, long_from: int | None = None, follows_crossing: bool = True
+    ) -> None:
         self.tokens = array("q", token_ids)
         self.num_prompt_tokens = len(self.tokens)
         self.num_cached = 0
