@@ -221,7 +221,8 @@ def _attend_grid(query: Tensor, keys: Tensor, values: Tensor, grid: Grid, scale:
     k, v = (x.as_strided(size, stride, x.storage_offset() + grid.start * x.stride(1)) for x in (keys, values))
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     q = query[grid.sources][:, :, None]  # [places, heads, 1, dim]
-    return flash(q, k, v, 0.0, False, attn_mask=grid.mask, scale=scale)[0][grid.places, :, 0]
+    answers: Tensor = flash(q, k, v, 0.0, False, attn_mask=grid.mask, scale=scale)[0]
+    return answers[grid.places, :, 0]
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -> tuple[Tensor, Tensor]:
@@ -240,7 +241,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -
 def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """One softmax of several (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867)."""
     weights = torch.stack([lse for _, lse in parts]).softmax(0)[..., None]
-    return sum(weight.to(output.dtype) * output for weight, (output, _) in zip(weights, parts, strict=True))  # type: ignore[return-value]
+    merged: Tensor = sum(w.to(output.dtype) * output for w, (output, _) in zip(weights, parts, strict=True))
+    return merged
 
 
 def _is_simple(read: Read) -> bool:

@@ -108,7 +108,7 @@ class BlockManager:
         self.num_available += 1
 
     def take_known(self, parent: int, token_bytes: bytes) -> tuple[int, int] | None:
-        """The block with the keys of these tokens after the prefix ``parent``, now with one reference more; its number."""
+        """The block with the keys of these tokens after the prefix ``parent``, one reference more, and its number."""
         block = self._known.get((parent, token_bytes))
         if block is None:
             return None

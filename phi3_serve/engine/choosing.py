@@ -132,7 +132,7 @@ def _draw_seeded(choice: Choice, decoding: Sampling) -> list[int]:
     for at in range(len(draft) + 1):
         noise = torch.empty(decoding.num_rows, probs.shape[1]).exponential_(1, generator=decoding.generator)
         if not draft:
-            return (probs / noise[decoding.numbers]).argmax(-1).tolist()  # type: ignore[no-any-return]
+            return (probs / noise[decoding.numbers]).argmax(-1).tolist()
         tokens.append(int((probs[at] / noise[0]).argmax()))
         if at < len(draft) and tokens[-1] != draft[at]:
             break
@@ -144,4 +144,4 @@ def _token_scores(choice: Choice, tokens: list[int]) -> list[float]:
     if choice.generation.request.parameters.do_sample:
         scores = warp(scores.clone(), [row.settings for row in choice.rows[: len(tokens)]])
     picked = scores.log_softmax(-1).gather(1, torch.tensor(tokens, device=scores.device)[:, None])
-    return picked.flatten().tolist()  # type: ignore[no-any-return]
+    return picked.flatten().tolist()

@@ -20,6 +20,7 @@ def drafted(history: "array[int]", count: int) -> tuple[int, ...]:
             matches &= ids[offset : len(ids) - size + offset] == ids[len(ids) - size + offset]
         found = matches.nonzero()[0]
         if len(found):
-            start = int(found[-1]) + size  # where it occurred last
+            ample = found[found + size + count <= len(ids)]  # the last one that enough follows, or else the first
+            start = int(ample[-1] if len(ample) else found[0]) + size
             return tuple(ids[start : start + count].tolist())
     return ()

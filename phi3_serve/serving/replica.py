@@ -177,15 +177,16 @@ def _load(
     import torch
     import transformers
 
+    from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
-    from phi3_serve.engine.reference import ReferenceEngine
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
     torch.set_num_threads(num_threads)
     # It warns of parameters that have no effect, at every request; ours are checked, and KAITO's defaults are such.
     transformers.logging.set_verbosity_error()
     loaded = load(name, source, revision, device=device, dtype=dtype)
-    return loaded, Phi3Tokenizer(loaded.tokenizer), ReferenceEngine(loaded, max_waiting=max_waiting)
+    engine = BatchingEngine(loaded, max_waiting=max_waiting, releases_weights=True)
+    return loaded, Phi3Tokenizer(loaded.tokenizer), engine
 
 
 def _log_through_serve() -> None:

@@ -75,7 +75,7 @@ class GroupBeamSearch:
         self._max_length: int = config.max_length
         self._size = num_beams // self._num_groups
         self._groups = [self._new_group(config) for _ in range(self._num_groups)]
-        place = sum(isinstance(processor, BEFORE_DIVERSITY) for processor in processors)
+        place = sum(type(processor) in BEFORE_DIVERSITY for processor in processors)  # bad words derive from a bias
         self._processors: Any = LogitsProcessorList([*processors[:place], self._diversity, *processors[place:]])
         # One living beam per group at first, so that a group's beams do not all take the same tokens.
         self._sums = torch.full((num_beams,), -1e9, dtype=torch.float, device=input_ids.device)

@@ -1,8 +1,8 @@
 """Records what transformers 4.55, the last with group beam search in core, answers. Run once, in its own venv:
 
     python -m venv /tmp/v455 && /tmp/v455/bin/pip install torch==2.13.0 transformers==4.55.4
-    python tests/engine/record_group_beams.py checkpoint /tmp/group-beams     (with the project's own venv)
-    /tmp/v455/bin/python tests/engine/record_group_beams.py record /tmp/group-beams
+    python tests/oracle/record_group_beams.py checkpoint /tmp/group-beams     (with the project's own venv)
+    /tmp/v455/bin/python tests/oracle/record_group_beams.py record /tmp/group-beams
 
 It writes group_beams_4_55.json beside itself: per case the parameters and the token ids of every sequence, prompt
 excluded, as generate() returned them. The checkpoint is not kept; its hash is, and the test makes it again.

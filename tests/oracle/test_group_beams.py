@@ -1,8 +1,6 @@
 """Group beam search, token for token that of transformers 4.55 (record_group_beams.py made the record)."""
 
 import json
-import queue
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import EngineEvent, EngineRequest, Finished
+from phi3_serve.core import Finished
 from phi3_serve.engine.beam import BestHypotheses, Hypothesis
+from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel, load
-from phi3_serve.engine.reference import ReferenceEngine
-from phi3_serve.parameters import GenerationParameters, lengths, resolve
-from tests.engine.record_group_beams import RECORD, weights_hash
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.parameters import GenerationParameters, resolve
+from tests.engine.asking import Answer, request
+from tests.oracle.record_group_beams import RECORD, weights_hash
+from tests.oracle.reference import Oracle
 
 RECORDED = json.loads(RECORD.read_text())
 
@@ -27,41 +28,31 @@ def loaded(checkpoint: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def engine(loaded: LoadedModel) -> Iterator[ReferenceEngine]:
-    engine = ReferenceEngine(loaded)
+def engine(loaded: LoadedModel) -> Iterator[Engine]:
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=400, token_budget=64, max_rows=64))
     yield engine
     engine.close()
+    engine.blocks.check_integrity([])
 
 
-def answer(engine: ReferenceEngine, loaded: LoadedModel, prompt: list[int], given: dict[str, Any]) -> Finished:
-    parameters = resolve(GenerationParameters(do_sample=False, **given), loaded.defaults)
-    total = lengths(parameters, prompt=len(prompt), prefix=0, context=loaded.context_length)
-    events: queue.Queue[EngineEvent] = queue.Queue()
-    request = EngineRequest(
-        request_id="r",
-        prompt_ids=tuple(prompt),
-        parameters=parameters,
-        min_length=total.min_length,
-        max_length=total.max_length,
-        stream=False,
-        deadline=time.monotonic() + 60,
-    )
-    engine.submit(request, events.put)
-    event = events.get(timeout=60)
+def answer(asked: Engine | Oracle, loaded: LoadedModel, prompt: list[int], given: dict[str, Any]) -> Finished:
+    made = request(loaded, prompt=tuple(prompt), do_sample=False, **given)
+    event = asked.answer(made) if isinstance(asked, Oracle) else Answer(asked, made).last()
     assert isinstance(event, Finished), event
     return event
 
 
 @pytest.mark.parametrize("number", range(len(RECORDED["cases"])))
-def test_answers_are_those_of_transformers_4_55(engine: ReferenceEngine, loaded: LoadedModel, number: int) -> None:
+@pytest.mark.parametrize("who", ["engine", "oracle"])
+def test_answers_are_those_of_transformers_4_55(engine: Engine, loaded: LoadedModel, who: str, number: int) -> None:
     case = RECORDED["cases"][number]
-    finished = answer(engine, loaded, case["prompt"], case["parameters"])
+    finished = answer(engine if who == "engine" else Oracle(loaded), loaded, case["prompt"], case["parameters"])
     ends = set(resolve(GenerationParameters(**case["parameters"]), loaded.defaults).eos_token_ids())
     expected = [row[: next((i + 1 for i, t in enumerate(row) if t in ends), len(row))] for row in case["answers"]]
     assert [list(s.token_ids) for s in finished.sequences] == expected
 
 
-def test_scores_are_those_of_the_beam_that_was_taken(engine: ReferenceEngine, loaded: LoadedModel) -> None:
+def test_scores_are_those_of_the_beam_that_was_taken(engine: Engine, loaded: LoadedModel) -> None:
     """4.55 numbered beams within their group and so picked other groups' scores; these are the tokens' own."""
     given = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.3, "num_return_sequences": 4}
     prompt = [389, 512, 380]

@@ -1,0 +1,328 @@
+"""The engine: transformers' answers whatever else runs, and nobody else's trouble."""
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.engine import engine as engine_module
+from phi3_serve.engine import logits
+from phi3_serve.engine.engine import Engine, StepStats
+from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.logits import Row
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
+from tests.engine.asking import PROMPT, Answer, request
+
+SIZES = EngineSizes(num_blocks=600, token_budget=64, max_rows=16)
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> LoadedModel:
+    return load("tested", str(checkpoint), None, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def engine(loaded: LoadedModel) -> Iterator[Engine]:
+    """An engine that has to give every block back in the end."""
+    engine = Engine(loaded, max_waiting=2, sizes=SIZES)
+    yield engine
+    engine.close()
+    engine.blocks.check_integrity([])
+    assert engine.blocks.num_available == SIZES.num_blocks
+
+
+def long_request(loaded: LoadedModel, name: str, **given: Any) -> EngineRequest:
+    return request(loaded, name, **{"max_new_tokens": 2000, "stream": True, "eos_token_id": 703, **given})
+
+
+def started(engine: Engine, asked: EngineRequest) -> Answer:
+    """The answer to a request that has got its first token."""
+    answer = Answer(engine, asked)
+    event = answer.events.get(timeout=20)
+    assert isinstance(event, NewTokens), event
+    return answer
+
+
+def test_streamed_tokens_joined_are_the_sequence(engine: Engine, loaded: LoadedModel) -> None:
+    *tokens, last = Answer(engine, request(loaded, stream=True, do_sample=False, max_new_tokens=20)).all()
+    assert isinstance(last, Finished)
+    streamed = [i for event in tokens if isinstance(event, NewTokens) for i in event.token_ids]
+    assert len(tokens) > 1
+    assert tuple(streamed) == last.sequences[0].token_ids
+
+
+def test_scores_are_log_probabilities_of_the_tokens(engine: Engine, loaded: LoadedModel) -> None:
+    (sequence,) = Answer(engine, request(loaded, do_sample=False, max_new_tokens=5, output_scores=True)).sequences()
+    assert sequence.scores is not None
+    logits = loaded.model(torch.tensor([PROMPT + sequence.token_ids])).logits[0].log_softmax(-1)
+    expected = [logits[len(PROMPT) - 1 + i, token].item() for i, token in enumerate(sequence.token_ids)]
+    assert sequence.scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_stop_strings_end_the_answer(engine: Engine, loaded: LoadedModel) -> None:
+    (free,) = Answer(engine, request(loaded, do_sample=False, max_new_tokens=20)).sequences()
+    stop = str(loaded.tokenizer.decode(list(free.token_ids[:6]))).strip()[-3:]
+    (stopped,) = Answer(engine, request(loaded, do_sample=False, max_new_tokens=20, stop_strings=stop)).sequences()
+    assert stopped.finish_reason == "stop"
+    assert len(stopped.token_ids) <= 6
+    assert stop in loaded.tokenizer.decode(list(stopped.token_ids))
+
+
+def test_max_time_ends_the_answer_as_it_is(engine: Engine, loaded: LoadedModel) -> None:
+    (sequence,) = Answer(engine, long_request(loaded, "r", do_sample=False, max_time=0.3)).sequences()
+    assert sequence.finish_reason == "length"
+    assert 1 < len(sequence.token_ids) < 2000
+
+
+def test_lookup_takes_fewer_steps_to_the_same_answer(loaded: LoadedModel) -> None:
+    """A prompt that repeats itself, and a model made to repeat: the draft is right nearly always."""
+    answers, steps = [], []
+    for drafted in (None, 5):
+        stats: list[StepStats] = []
+        engine = Engine(loaded, sizes=SIZES, on_step=stats.append)
+        bias = [([389, 512], 50.0), ([512, 380], 50.0), ([380, 389], 50.0)]
+        asked = request(
+            loaded,
+            prompt=(389, 512, 380) * 3,
+            do_sample=False,
+            max_new_tokens=30,
+            sequence_bias=bias,
+            prompt_lookup_num_tokens=drafted,
+        )
+        answers.append(Answer(engine, asked).ids())
+        engine.close()
+        steps.append(len(stats))
+    assert answers[0] == answers[1]
+    assert steps[1] <= steps[0] / 3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"do_sample": True},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"do_sample": True, "num_beams": 3},
+        {"do_sample": True, "prompt_lookup_num_tokens": 4},
+    ],
+)
+def test_a_seed_gives_the_same_alone_and_among_32(loaded: LoadedModel, given: dict[str, Any]) -> None:
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=200, token_budget=64, max_rows=64))
+    asked = {"seed": 5, "max_new_tokens": 20, **given}
+    alone = Answer(engine, request(loaded, **asked)).ids()
+    company = [
+        Answer(engine, request(loaded, f"c{i}", prompt=(389 + i,) * (i + 1), do_sample=True, max_new_tokens=30))
+        for i in range(32)
+    ]
+    among = Answer(engine, request(loaded, **asked)).ids()
+    for answer in company:
+        answer.sequences()
+    engine.close()
+    assert among == alone
+
+
+def neighbours(engine: Engine, loaded: LoadedModel) -> list[Answer]:
+    """Requests of several kinds that go on while something happens beside them."""
+    kinds: list[dict[str, Any]] = [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}, {"repetition_penalty": 1.3}]
+    return [
+        Answer(engine, request(loaded, f"n{i}", **{"do_sample": False, "max_new_tokens": 60, **kind}))
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def test_a_request_that_fails_in_a_processor_fails_alone(
+    engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [answer.ids() for answer in neighbours(engine, loaded)]
+    is_asked, apply = logits._PROCESSORS["suppress"]
+
+    def fail(scores: torch.Tensor, at: list[int], rows: list[Row], all_logits: torch.Tensor) -> None:
+        if any(len(row.history) > len(PROMPT) + 5 for row in rows):
+            raise ZeroDivisionError
+        apply(scores, at, rows, all_logits)
+
+    monkeypatch.setitem(logits._PROCESSORS, "suppress", (is_asked, fail))
+    beside = neighbours(engine, loaded)
+    event = Answer(engine, request(loaded, "bad", max_new_tokens=60, suppress_tokens=[1])).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, EngineFailure)
+    assert event.error.message == "Generation failed: ZeroDivisionError."
+    assert [answer.ids() for answer in beside] == expected
+
+
+def test_scores_beyond_numbers_are_the_requests_fault(engine: Engine, loaded: LoadedModel) -> None:
+    expected = [answer.ids() for answer in neighbours(engine, loaded)]
+    extreme: dict[str, Any] = {"sequence_bias": [([124], 1e38), ([221], 1e38)], "repetition_penalty": 1e-30}
+    beside = neighbours(engine, loaded)
+    event = Answer(engine, request(loaded, do_sample=True, max_new_tokens=4, **extreme)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, InvalidRequest)
+    assert event.error.message == "These parameters drive the scores beyond all numbers, to inf or nan."
+    assert [answer.ids() for answer in beside] == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"num_beams": 4}, {"num_return_sequences": 3, "do_sample": True}])
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.15])
+def test_an_abort_in_any_phase_leaves_the_neighbours_alone(
+    engine: Engine, loaded: LoadedModel, given: dict[str, Any], after_s: float
+) -> None:
+    """A prompt of 1,500 tokens takes 24 steps to read, so the first two aborts are amid the prompt."""
+    expected = [answer.ids() for answer in neighbours(engine, loaded)]
+    beside = neighbours(engine, loaded)
+    gone = Answer(
+        engine, request(loaded, "gone", prompt=(389, 512, 380) * 500, max_new_tokens=400, eos_token_id=703, **given)
+    )
+    time.sleep(after_s)
+    engine.abort("gone")
+    assert [answer.ids() for answer in beside] == expected
+    assert gone.events.empty()
+
+
+def test_a_forward_pass_that_fails_ends_its_requests_only(
+    engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Answer(engine, request(loaded, do_sample=False, max_new_tokens=4)).ids()
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._runner, "run", lambda chunks: 1 / 0)
+        event = Answer(engine, request(loaded, max_new_tokens=4)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, EngineFailure)
+    assert event.error.message == "Generation failed: ZeroDivisionError."
+    engine.check_health()
+    assert Answer(engine, request(loaded, do_sample=False, max_new_tokens=4)).ids() == expected
+
+
+def test_the_deadline_ends_a_request(engine: Engine, loaded: LoadedModel) -> None:
+    began = time.monotonic()
+    event = Answer(engine, request(loaded, seconds=0.3, max_new_tokens=2000, eos_token_id=703)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, RequestTimeout)
+    assert time.monotonic() - began < 2
+
+
+def test_what_no_memory_holds_is_refused(loaded: LoadedModel) -> None:
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=20, token_budget=64, max_rows=16))
+    beside = Answer(engine, request(loaded, "small", do_sample=False, max_new_tokens=100, eos_token_id=703))
+    event = Answer(engine, request(loaded, "large", max_new_tokens=1000, eos_token_id=703)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, InvalidRequest)
+    assert event.error.message.startswith("The request needs more than the 320 tokens that the memory for keys")
+    assert len(beside.ids()[0]) == 100
+    engine.close()
+    engine.blocks.check_integrity([])
+
+
+def one_at_a_time(loaded: LoadedModel) -> Engine:
+    return Engine(loaded, max_waiting=2, sizes=EngineSizes(num_blocks=600, token_budget=64, max_rows=1))
+
+
+def test_abort_frees_the_engine_within_a_step(loaded: LoadedModel) -> None:
+    engine = one_at_a_time(loaded)
+    gone = started(engine, long_request(loaded, "long"))
+    engine.abort("long")
+    began = time.monotonic()
+    assert Answer(engine, request(loaded, "next", max_new_tokens=2)).sequences()
+    assert time.monotonic() - began < 1
+    engine.close()
+    assert all(isinstance(event, NewTokens) for event in gone.events.queue)
+
+
+def test_a_full_queue_refuses_and_the_waiting_are_answered(loaded: LoadedModel) -> None:
+    engine = one_at_a_time(loaded)
+    started(engine, long_request(loaded, "running"))
+    waiting = [Answer(engine, request(loaded, name, max_new_tokens=2)) for name in ("a", "b")]
+    with pytest.raises(Overloaded) as caught:
+        Answer(engine, request(loaded, "c", max_new_tokens=2))
+    assert caught.value.message == "2 requests are waiting already, the limit is 2."
+    engine.abort("running")
+    for answer in waiting:
+        answer.sequences()
+    engine.close()
+
+
+def test_an_aborted_request_leaves_the_queue_at_once(loaded: LoadedModel) -> None:
+    engine = one_at_a_time(loaded)
+    started(engine, long_request(loaded, "running"))
+    gone, stays = (Answer(engine, request(loaded, name, max_new_tokens=2)) for name in ("a", "b"))
+    engine.abort("a")
+    late = Answer(engine, request(loaded, "c", max_new_tokens=2))
+    engine.abort("running")
+    for answer in (stays, late):
+        answer.sequences()
+    engine.close()
+    assert gone.events.empty()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_fails_all_it_had(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = one_at_a_time(loaded)
+    hold, held = threading.Event(), threading.Event()
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        held.set()
+        hold.wait(10)
+        raise SystemExit  # no Exception: nothing below the thread's own frame catches it
+
+    monkeypatch.setattr(engine._runner, "run", die)
+    running = Answer(engine, request(loaded, "running"))
+    held.wait(10)
+    waiting = Answer(engine, request(loaded, "waiting"))
+    hold.set()
+    for answer in (running, waiting):
+        event = answer.last()
+        assert isinstance(event, Failed)
+        assert isinstance(event.error, EngineFailure)
+    engine._thread.join(10)
+    with pytest.raises(EngineFailure, match="The engine's thread is dead"):
+        engine.check_health()
+
+
+def test_closing_fails_what_waits(loaded: LoadedModel) -> None:
+    engine = one_at_a_time(loaded)
+    started(engine, long_request(loaded, "running"))
+    waiting = Answer(engine, request(loaded, "waiting"))
+    engine.close()
+    event = waiting.last()
+    assert isinstance(event, Failed)
+    assert event.error.message == "The engine stopped before the request was answered."
+    with pytest.raises(EngineFailure, match="not running"):
+        Answer(engine, request(loaded, "late"))
+    with pytest.raises(EngineFailure, match="The engine's thread is dead"):
+        engine.check_health()
+
+
+def test_a_hung_step_is_unhealthy(engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, held = threading.Event(), threading.Event()
+    run = engine._runner.run
+
+    def hang(chunks: Any) -> torch.Tensor:
+        held.set()
+        hold.wait(30)
+        return run(chunks)
+
+    monkeypatch.setattr(engine._runner, "run", hang)
+    monkeypatch.setattr(engine_module, "SECONDS_STUCK", 0.2)
+    answer = Answer(engine, request(loaded, max_new_tokens=1))
+    held.wait(10)
+    time.sleep(0.3)
+    with pytest.raises(EngineFailure, match="in one step for"):
+        engine.check_health()
+    hold.set()
+    answer.sequences()
+
+
+def test_no_thread_and_no_memory_is_left_over_many_requests(loaded: LoadedModel) -> None:
+    engine = Engine(loaded, max_waiting=1000, sizes=SIZES)
+    for answer in [Answer(engine, request(loaded, f"r{i}", max_new_tokens=3)) for i in range(300)]:
+        answer.sequences()
+    gc.collect()
+    held = sum(isinstance(thing, Generation) for thing in gc.get_objects())
+    engine.close()
+    assert held == 0

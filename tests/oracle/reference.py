@@ -1,0 +1,137 @@
+"""The oracle: one request at a time through ``transformers.generate``.
+
+Slow and right: it defines what every parameter means. Group beam search, which transformers 5 no longer has, is
+oracle.group_beams, held to recorded answers of 4.55.
+"""
+
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList, StopStringCriteria
+
+from phi3_serve import core
+from phi3_serve.core import EngineRequest, Failed, Finished
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.errors import EngineFailure, InvalidRequest
+from phi3_serve.parameters import GenerationParameters
+from tests.oracle.group_beams import GroupBeamSearch
+
+# What of GenerationParameters is handed to generate(); lengths, seed, stop strings and group beams are dealt with here.
+FORWARDED = (
+    *("do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "top_h", "repetition_penalty", "encoder_repetition_penalty"),
+    *(
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "suppress_tokens",
+    ),
+    *(
+        "begin_suppress_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "exponential_decay_length_penalty",
+    ),
+    *(
+        "renormalize_logits",
+        "remove_invalid_values",
+        "guidance_scale",
+        "num_return_sequences",
+        "pad_token_id",
+    ),
+    *("bos_token_id", "eos_token_id", "max_time", "prompt_lookup_num_tokens"),
+)
+
+
+class Oracle:
+    """Answers of ``model.generate``."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._tokenizer = loaded.tokenizer
+
+    def answer(self, request: EngineRequest) -> Finished | Failed:
+        """The sequences, or why transformers refuses the request."""
+        try:
+            return Finished(self._generate(request))
+        except (ValueError, OverflowError) as error:
+            return Failed(InvalidRequest(str(error)))
+        except RuntimeError as error:
+            return Failed(EngineFailure(str(error)))
+
+    @torch.inference_mode()
+    def _generate(self, request: EngineRequest) -> tuple[core.Sequence, ...]:
+        parameters = request.parameters
+        prompt = torch.tensor([request.prompt_ids], device=self._model.device)
+        criteria = StoppingCriteriaList()
+        if parameters.stop_strings:
+            criteria.append(StopStringCriteria(self._tokenizer, parameters.stop_strings))
+        with torch.random.fork_rng():
+            if parameters.seed is not None:
+                torch.manual_seed(parameters.seed)
+            output: Any = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                stopping_criteria=criteria,
+                custom_generate=_group_beam_search(parameters),
+                return_dict_in_generate=True,
+                output_scores=bool(parameters.output_scores),
+                # new tokens, not totals: these win over whatever the checkpoint's own generation config says
+                min_new_tokens=max(0, request.min_length - len(request.prompt_ids)),
+                max_new_tokens=request.max_length - len(request.prompt_ids),
+                **self._arguments(parameters),
+            )
+        return self._sequences(output, request)
+
+    def _arguments(self, parameters: GenerationParameters) -> dict[str, Any]:
+        arguments = {name: value for name in FORWARDED if (value := getattr(parameters, name)) is not None}
+        if parameters.sequence_bias is not None:
+            arguments["sequence_bias"] = [[list(ids), bias] for ids, bias in parameters.sequence_bias]
+        if parameters.negative_prompt_ids is not None:
+            # generate() makes one row per beam or sequence of the prompt, but not of this one
+            num_rows = max(parameters.num_beams or 1, parameters.num_return_sequences or 1)
+            arguments["negative_prompt_ids"] = torch.tensor(
+                [parameters.negative_prompt_ids] * num_rows, device=self._model.device
+            )
+        return arguments
+
+    def _sequences(self, output: Any, request: EngineRequest) -> tuple[core.Sequence, ...]:
+        scores = self._scores(output, request)
+        sequences = []
+        for row, ids in enumerate(output.sequences[:, len(request.prompt_ids) :].tolist()):
+            ids, reason = _cut_at_end(ids, request)
+            kept = None if scores is None else tuple(scores[row][: len(ids)])
+            sequences.append(core.Sequence(tuple(ids), reason, kept))
+        return tuple(sequences)
+
+    def _scores(self, output: Any, request: EngineRequest) -> list[list[float]] | None:
+        if not request.parameters.output_scores:
+            return None
+        rows: list[list[float]] = self._model.compute_transition_scores(
+            output.sequences, output.scores, getattr(output, "beam_indices", None), normalize_logits=True
+        ).tolist()
+        return rows
+
+
+def _group_beam_search(parameters: GenerationParameters) -> GroupBeamSearch | None:
+    if (parameters.num_beam_groups or 1) == 1:
+        return None
+    return GroupBeamSearch(
+        num_groups=parameters.num_beam_groups or 1, diversity_penalty=parameters.diversity_penalty or 0.0
+    )
+
+
+def _cut_at_end(ids: list[int], request: EngineRequest) -> tuple[list[int], core.FinishReason]:
+    """The ids without the padding behind the end, and why they end.
+
+    generate() pads the shorter rows of its output, often with an id that also ends an answer.
+    """
+    ends = set(request.parameters.eos_token_ids())
+    first_end = next((i for i, token in enumerate(ids) if token in ends), None)
+    if first_end is not None:
+        return ids[: first_end + 1], "stop"
+    reached_a_stop_string = (
+        bool(request.parameters.stop_strings) and len(request.prompt_ids) + len(ids) < request.max_length
+    )
+    return ids, "stop" if reached_a_stop_string else "length"
