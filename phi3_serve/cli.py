@@ -32,6 +32,55 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+bench = typer.Typer(help="Measure speed.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("engine")
+def bench_engine(
+    shape: Annotated[str, typer.Option(help="small, mini or medium.")] = "small",
+    concurrency: Annotated[str, typer.Option(help="Requests in flight; several with commas.")] = "1,16",
+    workload: Annotated[str, typer.Option(help="plain, sampled, beams, exotic; several with commas.")] = "plain",
+    peers: Annotated[str, typer.Option(help="generate, batching; several with commas, or none.")] = "",
+    prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a prompt.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
+    requests: Annotated[int, typer.Option(min=0, help="Requests a run; 0: twice the concurrency.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="The type of the weights.")] = "bfloat16",
+    peer_dtype: Annotated[str, typer.Option(help="The type peers compute in; auto: as we do.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it takes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run the engine alone, without Ray, on random weights of a named shape."""
+    from phi3_serve.bench import engine  # torch takes seconds to import
+    from phi3_serve.bench.shapes import SHAPES
+    from phi3_serve.bench.workload import KINDS
+
+    settings = engine.Settings(
+        shape=_one_of("--shape", shape, tuple(SHAPES))[0],
+        device=_one_of("--device", device, ("cpu", "cuda"))[0],
+        dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))[0],
+        peer_dtype=_one_of("--peer-dtype", peer_dtype, ("auto", "float32", "bfloat16", "float16"))[0],
+        concurrency=tuple(int(number) for number in concurrency.split(",")),
+        workloads=_one_of("--workload", workload, KINDS),
+        peers=_one_of("--peers", peers, engine.PEERS) if peers else (),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        requests=requests,
+        rounds=rounds,
+        threads=threads,
+    )
+    engine.run(settings, as_json=as_json)
+
+
+def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    values = tuple(given.split(","))
+    if wrong := [value for value in values if value not in allowed]:
+        raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(allowed)}.", param_hint=option)
+    return values
+
+
 @app.command()
 def up(
     config: Annotated[Path, typer.Argument(help="A Serve config file.")] = Path("serve_config.yaml"),

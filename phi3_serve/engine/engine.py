@@ -46,8 +46,9 @@ RETRY_AFTER_S = 5.0
 class StepStats:
     """One step, for whoever watches."""
 
-    num_tokens: int
-    num_ready: int
+    num_tokens: int  # run through the model
+    num_keys: int  # read by attention, for all of them
+    num_ready: int  # requests whose next tokens were chosen
     seconds: float
 
 
@@ -164,11 +165,19 @@ class Engine:
         for generation in plan.rejected:
             self._answer(generation, Failed(InvalidRequest(self._too_large(generation), "max_length")))
         chunks = list(plan.all_chunks())
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        num_keys = sum(chunk.end for chunk in chunks)
         if chunks:
             self._run_and_choose(plan, chunks)
         if self._on_step is not None:
-            num_tokens = sum(chunk.num_tokens for chunk in chunks)
-            self._on_step(StepStats(num_tokens, len(plan.ready), time.perf_counter() - began))
+            self._on_step(
+                StepStats(
+                    num_tokens=num_tokens,
+                    num_keys=num_keys,
+                    num_ready=len(plan.ready),
+                    seconds=time.perf_counter() - began,
+                )
+            )
 
     def _run_and_choose(self, plan: Plan, chunks: Sequence[Chunk]) -> None:
         try:

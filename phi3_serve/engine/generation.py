@@ -29,13 +29,17 @@ class Generation:
 
     @property
     def room_wanted(self) -> int:
-        """Blocks, if nothing ends early: the prompt once, and each row's answer."""
+        """Blocks, if nothing ends early: the prompt once, and each row's answer.
+
+        Rounded up to a power of two, so that rooms of about one size have one size; see attention.Grid.
+        """
         answer = self.request.max_length - len(self.request.prompt_ids)
-        return sum(
+        wanted = sum(
             -(-len(family[0]) // BLOCK_SIZE) + self.decoding.num_rows * (-(-answer // BLOCK_SIZE) + 1)
             for family in self.decoding.families
             if family
         )
+        return 1 << (wanted - 1).bit_length()
 
     def drop(self, blocks: BlockManager) -> None:
         """Give all blocks and the room back."""

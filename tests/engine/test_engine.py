@@ -323,6 +323,6 @@ def test_no_thread_and_no_memory_is_left_over_many_requests(loaded: LoadedModel)
     for answer in [Answer(engine, request(loaded, f"r{i}", max_new_tokens=3)) for i in range(300)]:
         answer.sequences()
     gc.collect()
-    held = sum(isinstance(thing, Generation) for thing in gc.get_objects())
+    held = sum(type(thing) is Generation for thing in gc.get_objects())
     engine.close()
     assert held == 0

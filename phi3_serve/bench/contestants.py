@@ -1,0 +1,186 @@
+"""Who is measured: the engine, and its peers that are installed beside it."""
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig
+
+from phi3_serve.bench.shapes import NO_END, as_loaded
+from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens
+from phi3_serve.engine.engine import Engine, StepStats
+from phi3_serve.engine.linear import compute_dtype
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.errors import EngineFailure
+
+
+@dataclass(slots=True)
+class Run:
+    """One closed loop: as many requests in flight as wanted, until all are answered."""
+
+    seconds: float
+    num_tokens: int
+    first_token_s: list[float] = field(default_factory=list)
+    steps: list[StepStats] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second."""
+        return self.num_tokens / self.seconds
+
+
+class Contestant(Protocol):
+    """Whoever answers requests."""
+
+    name: str
+
+    def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
+        """Answer ``requests``, ``concurrency`` at a time."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class Ours:
+    """The engine of this package, without Ray."""
+
+    name = "phi3-serve"
+
+    def __init__(self, model: Any, *, max_waiting: int, prefix_cache: bool = False) -> None:
+        self._steps: list[StepStats] = []
+        loaded = as_loaded(model)
+        sizes = EngineSizes.fitting(model, compute_dtype(model.dtype, model.device))
+        sizes = EngineSizes(
+            num_blocks=sizes.num_blocks,
+            token_budget=sizes.token_budget,
+            max_rows=sizes.max_rows,
+            prefix_cache=prefix_cache,
+        )
+        self._engine = Engine(loaded, max_waiting=max_waiting, sizes=sizes, on_step=lambda s: self._steps.append(s))
+
+    def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
+        """Answer ``requests``."""
+        self._steps.clear()
+        result = _closed_loop(self._engine.submit, requests, concurrency)
+        result.steps = list(self._steps)
+        return result
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.close()
+
+
+def _closed_loop(
+    submit: Callable[[EngineRequest, Callable[[EngineEvent], None]], None],
+    requests: list[EngineRequest],
+    concurrency: int,
+) -> Run:
+    done: queue.Queue[EngineEvent] = queue.Queue()
+    result = Run(0.0, 0)
+    waiting = iter(requests)
+
+    def start(request: EngineRequest) -> None:
+        began = time.perf_counter()
+        seen: list[EngineEvent] = []
+
+        def on_event(event: EngineEvent) -> None:
+            if not seen:
+                seen.append(event)
+                result.first_token_s.append(time.perf_counter() - began)
+            if not isinstance(event, NewTokens):
+                done.put(event)
+
+        submit(request, on_event)
+
+    began = time.perf_counter()
+    for request in _first(waiting, concurrency):
+        start(request)
+    for _ in requests:
+        event = done.get()
+        if not isinstance(event, Finished):
+            raise EngineFailure(f"a request failed: {event}")
+        result.num_tokens += sum(len(sequence.token_ids) for sequence in event.sequences)
+        for request in _first(waiting, 1):
+            start(request)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _first(requests: Iterator[EngineRequest], count: int) -> Iterator[EngineRequest]:
+    for _ in range(count):
+        request = next(requests, None)
+        if request is not None:
+            yield request
+
+
+class Pipeline:
+    """``model.generate``, one request at a time: how KAITO's ``/chat`` answered."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.name = f"generate, one at a time, {str(model.dtype).removeprefix('torch.')}"
+
+    @torch.inference_mode()
+    def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
+        """Answer ``requests`` one after another."""
+        began = time.perf_counter()
+        num_tokens = 0
+        for request in requests:
+            prompt = torch.tensor([request.prompt_ids], device=self._model.device)
+            output = self._model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=_generation_config(request)
+            )
+            num_tokens += int(output.shape[1]) - len(request.prompt_ids)
+        return Run(time.perf_counter() - began, num_tokens)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class ContinuousBatching:
+    """transformers' own continuous batching, as ``transformers serve`` runs it."""
+
+    def __init__(self, model: Any, request: EngineRequest) -> None:
+        self.name = f"transformers continuous batching, {str(model.dtype).removeprefix('torch.')}"
+        self._manager = model.init_continuous_batching(generation_config=_generation_config(request))
+        self._manager.start()
+
+    def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
+        """Answer ``requests`` (greedy only)."""
+        began = time.perf_counter()
+        waiting, num_tokens = iter(requests), 0
+        for request in _first(waiting, concurrency):
+            self._add(request)
+        for _ in requests:
+            output = self._manager.get_result(timeout=600)
+            while output is None or not output.is_finished():
+                output = self._manager.get_result(timeout=600)
+            num_tokens += len(output.generated_tokens)
+            for request in _first(waiting, 1):
+                self._add(request)
+        return Run(time.perf_counter() - began, num_tokens)
+
+    def _add(self, request: EngineRequest) -> None:
+        new_tokens = request.max_length - len(request.prompt_ids)
+        self._manager.add_request(list(request.prompt_ids), max_new_tokens=new_tokens)
+
+    def close(self) -> None:
+        """Stop its thread."""
+        self._manager.stop(block=True)
+
+
+def _generation_config(request: EngineRequest) -> GenerationConfig:
+    parameters = request.parameters
+    new_tokens = request.max_length - len(request.prompt_ids)
+    return GenerationConfig(
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens if (parameters.num_beams or 1) > 1 else None,
+        do_sample=parameters.do_sample,
+        num_beams=parameters.num_beams,
+        top_k=parameters.top_k if parameters.do_sample else None,
+        eos_token_id=NO_END,
+        pad_token_id=0,
+    )

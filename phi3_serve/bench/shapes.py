@@ -1,0 +1,76 @@
+"""Models of a named shape with random weights, made in memory: what a forward pass costs depends on sizes alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM
+
+from phi3_serve.catalogue import EMBEDDED_TINY
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.parameters import GenerationParameters
+
+NO_END = -1  # answers end by their length alone, so that every contestant generates as much
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The sizes of a Phi-3 model."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    context_length: int = 4096
+
+
+SHAPES: Mapping[str, Sizes] = {
+    "small": Sizes(hidden_size=1024, intermediate_size=2816, num_layers=16, num_heads=16, num_kv_heads=16),
+    "mini": Sizes(hidden_size=3072, intermediate_size=8192, num_layers=32, num_heads=32, num_kv_heads=32),
+    "medium": Sizes(hidden_size=5120, intermediate_size=17920, num_layers=40, num_heads=40, num_kv_heads=10),
+}
+
+
+def config(shape: str) -> Phi3Config:
+    """The configuration of ``shape``, with Phi-3's vocabulary and 4k context."""
+    sizes = SHAPES[shape]
+    return Phi3Config(
+        vocab_size=32_064,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        max_position_embeddings=sizes.context_length,
+        original_max_position_embeddings=sizes.context_length,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+def build(shape: str, *, device: str, dtype: torch.dtype, seed: int = 0) -> Any:
+    """A Phi3ForCausalLM of ``shape``, weights drawn from ``seed`` on ``device``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            model = Phi3ForCausalLM(config(shape))
+    finally:
+        torch.set_default_dtype(before)
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    return model.eval()
+
+
+def as_loaded(model: Any) -> LoadedModel:
+    """``model`` as the loader would give it."""
+    return LoadedModel(
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(EMBEDDED_TINY, local_files_only=True),
+        defaults=GenerationParameters(),
+        context_length=model.config.max_position_embeddings,
+        vocab_size=model.config.vocab_size,
+    )

@@ -1,0 +1,70 @@
+"""What a benchmark asks: kinds of requests, drawn from a seed."""
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from phi3_serve.core import EngineRequest
+from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters, lengths, resolve
+
+# Each request of the workload "exotic" takes the next of these.
+EXOTIC: tuple[Mapping[str, Any], ...] = (
+    {"repetition_penalty": 1.2},
+    {"no_repeat_ngram_size": 3},
+    {"bad_words_ids": [[5], [6, 7]]},
+    {"min_new_tokens": 64},
+    {"encoder_repetition_penalty": 1.3},
+    {"encoder_no_repeat_ngram_size": 2},
+    {"sequence_bias": [([10], 2.0), ([11, 12], -3.0)]},
+    {"suppress_tokens": list(range(100, 200))},
+    {"exponential_decay_length_penalty": (10, 1.01), "eos_token_id": [2]},
+    {"do_sample": True, "typical_p": 0.9},
+    {"do_sample": True, "top_p": 0.9, "top_k": 0},
+    {"do_sample": True, "top_k": 10, "temperature": 0.7},
+    {"do_sample": True, "min_p": 0.05, "seed": 1},
+    {"do_sample": True, "eta_cutoff": 0.001, "top_h": 0.5},
+    {"renormalize_logits": True, "remove_invalid_values": True},
+    {"begin_suppress_tokens": [5, 6], "forced_eos_token_id": 2},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Requests of one kind."""
+
+    kind: str = "plain"  # plain (greedy), sampled (KAITO's defaults), beams (4), exotic
+    prompt_tokens: int = 32
+    new_tokens: int = 64
+
+    def request(self, number: int, *, vocab_size: int, context: int) -> EngineRequest:
+        """Request ``number``; prompts vary by a quarter in length and share nothing."""
+        draw = random.Random(number)  # noqa: S311 - prompts, not secrets
+        length = draw.randint(self.prompt_tokens * 7 // 8, self.prompt_tokens * 9 // 8)
+        prompt = tuple(draw.randrange(100, vocab_size) for _ in range(length))
+        parameters = resolve(self._parameters(number), GenerationParameters())
+        total = lengths(parameters, prompt=length, prefix=0, context=context)
+        return EngineRequest(
+            request_id=f"{self.kind}-{number}-{time.monotonic_ns()}",
+            prompt_ids=prompt,
+            parameters=parameters,
+            min_length=total.min_length,
+            max_length=total.max_length,
+            stream=True,
+            deadline=time.monotonic() + 3600,
+        )
+
+    def _parameters(self, number: int) -> GenerationParameters:
+        given: dict[str, Any] = {"max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens}
+        if self.kind == "sampled":
+            return GenerationParameters(**given).over(CHAT_DEFAULTS)
+        given |= {"do_sample": False}
+        if self.kind == "beams":
+            given |= {"num_beams": 4}
+        if self.kind == "exotic":
+            given |= EXOTIC[number % len(EXOTIC)]
+        return GenerationParameters(**given)
+
+
+KINDS = ("plain", "sampled", "beams", "exotic")
