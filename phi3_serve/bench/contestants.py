@@ -121,7 +121,7 @@ class Pipeline:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.name = f"generate, one at a time, {str(model.dtype).removeprefix('torch.')}"
+        self.name = f"generate, one by one, {str(model.dtype).removeprefix('torch.')}"
 
     @torch.inference_mode()
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
@@ -144,7 +144,7 @@ class ContinuousBatching:
     """transformers' own continuous batching, as ``transformers serve`` runs it."""
 
     def __init__(self, model: Any, request: EngineRequest) -> None:
-        self.name = f"transformers continuous batching, {str(model.dtype).removeprefix('torch.')}"
+        self.name = f"transformers batching, {str(model.dtype).removeprefix('torch.')}"
         self._manager = model.init_continuous_batching(generation_config=_generation_config(request))
         self._manager.start()
 

@@ -82,7 +82,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
     else:
-        Console().print(_table(settings, bench, lines))
+        Console(width=None if sys.stdout.isatty() else 150).print(_table(settings, bench, lines))
 
 
 class EngineBench:
@@ -171,7 +171,7 @@ def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
     )
     for name in ("who", "workload", "at once", "tokens/s", "ours is", "spread", "step", "first token"):
         table.add_column(name, justify="left" if name in ("who", "workload") else "right")
-    table.add_column("of linear layers", justify="right")
+    table.add_column("of linear", justify="right")
     table.add_column("of roofline", justify="right")
     ours = {(line.workload, line.concurrency): line.tokens_per_s for line in lines if line.name == Ours.name}
     for line in lines:

@@ -31,7 +31,11 @@ class EngineSizes:
         tokens = int(free // (block_bytes(model.config, cache_dtype) // BLOCK_SIZE))
         if not on_gpu:
             tokens = min(tokens, MOST_CONTEXTS * context)
-        return cls(num_blocks=max(1, tokens // BLOCK_SIZE), token_budget=2048 if on_gpu else 512, max_rows=256)
+        num_blocks = max(1, tokens // BLOCK_SIZE)
+        if on_gpu:
+            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=256)
+        # Beyond a hundred rows a CPU multiplies no faster, and a longer step only keeps first tokens waiting.
+        return cls(num_blocks=num_blocks, token_budget=128, max_rows=128)
 
 
 def block_bytes(config: Any, dtype: torch.dtype) -> int:
