@@ -1,0 +1,188 @@
+"""The engine's answers are those of transformers, whatever the parameters and whoever else is in the batch."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.parameters import NAMES
+from phi3_serve.tiny.random_checkpoint import Shape, make
+from tests.engine.asking import Answer, request
+from tests.engine.parity import COMPANY, Parity, cases, draws, modes
+from tests.oracle.reference import Oracle
+
+NUM_CASES = 504
+
+
+@pytest.fixture(scope="module")
+def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
+    parity = Parity(tmp_path_factory.mktemp("parity"), Shape(num_layers=3))
+    yield parity
+    parity.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # generate() warns of parameters that have no effect together
+@pytest.mark.parametrize("seed", range(6))
+def test_random_requests_in_company(parity: Parity, seed: int) -> None:
+    drawn = cases(parity.loaded, seed)
+    counts: Counter[str] = Counter()
+    for _ in range(NUM_CASES // 6 // COMPANY):
+        for result, case, ours, theirs in parity.run(list(islice(drawn, COMPANY))):
+            assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
+            counts[result] += 1
+    assert counts["equal"] > 0.95 * counts.total()
+
+
+def test_every_parameter_is_drawn() -> None:
+    import random
+
+    draw = random.Random(0)
+    drawn = set(draws(draw)).union(*(modes(draw) for _ in range(200)))
+    # these are resolved before the engine: totals from max_length and min_length
+    assert drawn | {"max_length", "min_length", "max_new_tokens"} == set(NAMES)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_were_pushed_out_in_the_fuzz(parity: Parity) -> None:
+    """The fuzz is worth its name only if memory is short in it."""
+    preempted = []
+    scheduler = parity.engine._scheduler
+    preempt = scheduler._preempt
+
+    def count(generation: Any, plan: Any) -> None:
+        preempted.append(generation)
+        preempt(generation, plan)
+
+    scheduler._preempt = count  # type: ignore[method-assign]
+    drawn = cases(parity.loaded, 77)
+    for _ in range(4):
+        parity.run(list(islice(drawn, COMPANY)))
+    scheduler._preempt = preempt  # type: ignore[method-assign]
+    assert preempted
+
+
+GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": 703}
+
+
+def answers_equal(loaded: LoadedModel, engine: Engine, asked: list[Any]) -> None:
+    oracle = Oracle(loaded)
+    answers = [Answer(engine, made) for made in asked]
+    for made, answer in zip(asked, answers, strict=True):
+        theirs = oracle.answer(made)
+        assert not hasattr(theirs, "error"), theirs
+        assert answer.ids() == [s.token_ids for s in theirs.sequences], made.request_id
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    directory = tmp_path_factory.mktemp("longrope")
+    make(directory, Shape(num_layers=2, context_length=4096, long_context_length=16384), seed=3)
+    return load("longrope", str(directory), None, device="cpu", dtype="float32")
+
+
+def prompt(length: int) -> tuple[int, ...]:
+    return tuple(3 + (i * i + 7 * i) % 690 for i in range(length))
+
+
+@pytest.mark.parametrize("length", [4090, 4095, 4096, 4097])
+@pytest.mark.parametrize("given", [{}, {"num_beams": 3}])
+def test_long_rope_is_chosen_for_each_request(longrope: LoadedModel, length: int, given: dict[str, Any]) -> None:
+    """Crossing 4,096 tokens changes RoPE and recomputes all keys, of this request and of no other."""
+    engine = Engine(longrope, sizes=EngineSizes(num_blocks=2500, token_budget=1024, max_rows=64))
+    asked = [request(longrope, "long", prompt=prompt(length), max_new_tokens=12, **GREEDY, **given)]
+    asked += [request(longrope, f"short{i}", prompt=prompt(20 + i)[i:], max_new_tokens=40, **GREEDY) for i in range(3)]
+    answers_equal(longrope, engine, asked)
+    engine.close()
+    engine.blocks.check_integrity([])
+
+
+def test_lookup_stops_at_the_crossing(longrope: LoadedModel) -> None:
+    engine = Engine(longrope, sizes=EngineSizes(num_blocks=600, token_budget=1024, max_rows=64))
+    repeating = ((389, 512, 380, 77) * 1024)[:4085]
+    plain = Answer(engine, request(longrope, prompt=repeating, max_new_tokens=24, **GREEDY)).ids()
+    made = request(longrope, prompt=repeating, max_new_tokens=24, prompt_lookup_num_tokens=8, **GREEDY)
+    assert Answer(engine, made).ids() == plain
+    answers_equal(longrope, engine, [request(longrope, prompt=repeating, max_new_tokens=24, **GREEDY)])
+    engine.close()
+
+
+def test_a_prefix_is_known_by_its_rope_too(longrope: LoadedModel) -> None:
+    """The same tokens have other keys in a long prompt than in a short one."""
+    engine = Engine(longrope, sizes=EngineSizes(num_blocks=1200, token_budget=1024, max_rows=64))
+    for length in (200, 5000, 200, 5000):
+        answers_equal(longrope, engine, [request(longrope, prompt=prompt(5000)[:length], max_new_tokens=6, **GREEDY)])
+    engine.close()
+
+
+@pytest.mark.parametrize("budget", [64, 1024])
+def test_the_window_is_honoured_far_beyond_it(tmp_path: Path, budget: int) -> None:
+    make(tmp_path, Shape(num_layers=3, sliding_window=47), seed=5)
+    loaded = load("window", str(tmp_path), None, device="cpu", dtype="float32")
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=800, token_budget=budget, max_rows=64))
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"num_beams": 4, "num_return_sequences": 4},
+        {"prompt_lookup_num_tokens": 4},
+        {"guidance_scale": 1.5},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    ]
+    lengths = [5, 46, 47, 48, 300]
+    asked = [
+        request(loaded, f"{n}-{i}", prompt=prompt(n), max_new_tokens=60, **GREEDY, **kind)
+        for n in lengths
+        for i, kind in enumerate(kinds)
+    ]
+    oracle = Oracle(loaded)
+    answers = [Answer(engine, made) for made in asked]
+    for made, answer in zip(asked, answers, strict=True):
+        theirs = oracle.answer(request(loaded, prompt=made.prompt_ids, max_new_tokens=60, **plain_of(made)))
+        assert not hasattr(theirs, "error")
+        assert answer.ids() == [s.token_ids for s in theirs.sequences], made.request_id
+    engine.close()
+    engine.blocks.check_integrity([])
+
+
+def plain_of(made: Any) -> dict[str, Any]:
+    """The parameters without lookup, which must not change the answer."""
+    given: dict[str, Any] = made.parameters.given()
+    for name in ("prompt_lookup_num_tokens", "max_new_tokens", "max_length"):
+        given.pop(name, None)
+    return given
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(num_heads=4, num_kv_heads=2, hidden_size=64), Shape(num_heads=4, num_kv_heads=1)]
+)
+def test_grouped_queries(tmp_path: Path, shape: Shape) -> None:
+    """Medium has fewer heads of keys than of queries."""
+    make(tmp_path, shape, seed=2)
+    loaded = load("gqa", str(tmp_path), None, device="cpu", dtype="float32")
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=400, token_budget=64, max_rows=64))
+    asked = [request(loaded, f"{n}", prompt=prompt(n), max_new_tokens=20, **GREEDY) for n in (5, 90, 200)]
+    asked += [request(loaded, f"b{n}", prompt=prompt(n), max_new_tokens=20, num_beams=4, **GREEDY) for n in (5, 90)]
+    answers_equal(loaded, engine, asked)
+    engine.close()
+
+
+def test_without_the_cpu_s_ways_of_reading(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other home gathers tokens and masks them; it has to read the same."""
+    from phi3_serve.engine import attention
+
+    plan = attention.AttentionPlan.__init__
+
+    def gathered(self: Any, *args: Any, **kwargs: Any) -> None:
+        self._in_place = False
+        plan(self, *args, **kwargs)
+
+    monkeypatch.setattr(attention.AttentionPlan, "__init__", gathered)
+    monkeypatch.setattr(
+        attention.AttentionPlan, "_in_place", property(lambda self: False, lambda self, value: None), raising=False
+    )
+    for result, case, ours, theirs in parity.run(list(islice(cases(parity.loaded, 31), 3 * COMPANY))):
+        assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
