@@ -62,7 +62,7 @@ def bench_engine(
         device=_one_of("--device", device, ("cpu", "cuda"))[0],
         dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))[0],
         peer_dtype=_one_of("--peer-dtype", peer_dtype, ("auto", "float32", "bfloat16", "float16"))[0],
-        concurrency=tuple(int(number) for number in concurrency.split(",")),
+        concurrency=_counts("--concurrency", concurrency),
         workloads=_one_of("--workload", workload, KINDS),
         peers=_one_of("--peers", peers, engine.PEERS) if peers else (),
         prompt_tokens=prompt_tokens,
@@ -72,6 +72,12 @@ def bench_engine(
         threads=threads,
     )
     engine.run(settings, as_json=as_json)
+
+
+def _counts(option: str, given: str) -> tuple[int, ...]:
+    if not all(number.isdecimal() and int(number) > 0 for number in given.split(",")):
+        raise typer.BadParameter(f"{given!r} is no list of whole numbers from 1 on.", param_hint=option)
+    return tuple(int(number) for number in given.split(","))
 
 
 def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ FinishReason = Literal["stop", "length"]
 # no node can hold it; it tried to start and cannot.
 State = Literal["ready", "loading", "scaled_to_zero", "unplaceable", "failed"]
 
+MOST_ROWS = 256  # sequences in one step of an engine, on any device
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

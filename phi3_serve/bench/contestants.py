@@ -1,15 +1,20 @@
-"""Who is measured: the engine, and its peers that are installed beside it."""
+"""Who is measured: the engine, and its peers that are installed beside it.
+
+Each builds its own model and runs in a process of its own; see ``bench.apart``.
+"""
 
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import psutil
 import torch
+import transformers
 from transformers import GenerationConfig
 
-from phi3_serve.bench.shapes import NO_END, as_loaded
+from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens
 from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.linear import compute_dtype
@@ -25,6 +30,7 @@ class Run:
     num_tokens: int
     first_token_s: list[float] = field(default_factory=list)
     steps: list[StepStats] = field(default_factory=list)
+    grown_bytes: int = 0  # of the process's memory, from when half of the requests were answered to the end
 
     @property
     def tokens_per_s(self) -> float:
@@ -34,8 +40,6 @@ class Run:
 
 class Contestant(Protocol):
     """Whoever answers requests."""
-
-    name: str
 
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
         """Answer ``requests``, ``concurrency`` at a time."""
@@ -47,19 +51,18 @@ class Contestant(Protocol):
 class Ours:
     """The engine of this package, without Ray."""
 
-    name = "phi3-serve"
-
-    def __init__(self, model: Any, *, max_waiting: int, prefix_cache: bool = False) -> None:
+    def __init__(self, model: Model, *, max_waiting: int, most_blocks: int) -> None:
+        built = build(model)
+        fitting = EngineSizes.fitting(built, compute_dtype(built.dtype, built.device))
+        sizes = replace(fitting, num_blocks=min(fitting.num_blocks, most_blocks), prefix_cache=False)
         self._steps: list[StepStats] = []
-        loaded = as_loaded(model)
-        sizes = EngineSizes.fitting(model, compute_dtype(model.dtype, model.device))
-        sizes = EngineSizes(
-            num_blocks=sizes.num_blocks,
-            token_budget=sizes.token_budget,
-            max_rows=sizes.max_rows,
-            prefix_cache=prefix_cache,
+        self._engine = Engine(
+            as_loaded(built),
+            max_waiting=max_waiting,
+            sizes=sizes,
+            releases_weights=True,
+            on_step=lambda step: self._steps.append(step),
         )
-        self._engine = Engine(loaded, max_waiting=max_waiting, sizes=sizes, on_step=lambda s: self._steps.append(s))
 
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
         """Answer ``requests``."""
@@ -81,6 +84,7 @@ def _closed_loop(
     done: queue.Queue[EngineEvent] = queue.Queue()
     result = Run(0.0, 0)
     waiting = iter(requests)
+    process, halfway_bytes = psutil.Process(), 0
 
     def start(request: EngineRequest) -> None:
         began = time.perf_counter()
@@ -98,7 +102,9 @@ def _closed_loop(
     began = time.perf_counter()
     for request in _first(waiting, concurrency):
         start(request)
-    for _ in requests:
+    for number in range(len(requests)):
+        if number == len(requests) // 2:
+            halfway_bytes = process.memory_info().rss
         event = done.get()
         if not isinstance(event, Finished):
             raise EngineFailure(f"a request failed: {event}")
@@ -106,6 +112,7 @@ def _closed_loop(
         for request in _first(waiting, 1):
             start(request)
     result.seconds = time.perf_counter() - began
+    result.grown_bytes = process.memory_info().rss - halfway_bytes
     return result
 
 
@@ -119,9 +126,9 @@ def _first(requests: Iterator[EngineRequest], count: int) -> Iterator[EngineRequ
 class Pipeline:
     """``model.generate``, one request at a time: how KAITO's ``/chat`` answered."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.name = f"generate, one by one, {str(model.dtype).removeprefix('torch.')}"
+    def __init__(self, model: Model) -> None:
+        transformers.logging.set_verbosity_error()
+        self._model: Any = build(model)
 
     @torch.inference_mode()
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
@@ -143,9 +150,9 @@ class Pipeline:
 class ContinuousBatching:
     """transformers' own continuous batching, as ``transformers serve`` runs it."""
 
-    def __init__(self, model: Any, request: EngineRequest) -> None:
-        self.name = f"transformers batching, {str(model.dtype).removeprefix('torch.')}"
-        self._manager = model.init_continuous_batching(generation_config=_generation_config(request))
+    def __init__(self, model: Model, request: EngineRequest) -> None:
+        transformers.logging.set_verbosity_error()
+        self._manager: Any = build(model).init_continuous_batching(generation_config=_generation_config(request))
         self._manager.start()
 
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:

@@ -1,13 +1,15 @@
 """``phi3-serve bench engine``: the engine alone, beside its peers, against what the machine allows.
 
-Everything is measured in one process and one run, contestants taking turns, so that a slow hour of the machine is
-everybody's. Prompts share nothing, the prefix cache is off, answers have a fixed length.
+Everything is measured in one run, contestants taking turns, so that a slow hour of the machine is everybody's; each
+has a process of its own and waits in it while others run. Prompts share nothing, the prefix cache is off, answers have a fixed length.
 """
 
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +19,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from phi3_serve import __version__
-from phi3_serve.bench.contestants import Contestant, ContinuousBatching, Ours, Pipeline, Run
-from phi3_serve.bench.limits import LinearLayers, Machine, measure_machine, roofline_seconds
-from phi3_serve.bench.shapes import build
+from phi3_serve.bench.apart import Apart
+from phi3_serve.bench.contestants import ContinuousBatching, Ours, Pipeline, Run
+from phi3_serve.bench.limits import Limits, Machine, by_size, roofline_seconds
+from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.workload import Workload
+from phi3_serve.core import MOST_ROWS, EngineRequest
+from phi3_serve.engine.blocks import BLOCK_SIZE
 from phi3_serve.engine.linear import compute_dtype
 
-PEERS = ("generate", "batching")
+PEERS = GENERATE, BATCHING = "generate", "batching"
+LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching"}
+OURS = "phi3-serve"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +60,15 @@ class Line:
     concurrency: int
     tokens_per_s: float
     spread: float  # (largest - smallest) / median
-    step_ms: float | None
-    first_token_ms: float | None
-    of_linear_layers: float | None  # time of the linear layers alone / time taken
-    of_roofline: float | None
+    first_token_ms: float | None = None
+    step_ms: float | None = None
+    of_linear_layers: float | None = None  # time of the linear layers alone / time taken
+    of_roofline: float | None = None
+    grown_mib: float | None = None  # memory of the process, over the second half of the requests
 
 
 def run(settings: Settings, *, as_json: bool) -> None:
     """Measure, print progress on stderr and a table, or JSON, on stdout."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    transformers.logging.set_verbosity_error()
     with _progress() as progress:
         task = progress.add_task(f"making {settings.shape}", total=None)
         bench = EngineBench(settings)
@@ -72,11 +77,10 @@ def run(settings: Settings, *, as_json: bool) -> None:
                 progress.update(task, description=f"round {number + 1}/{settings.rounds}: {name}")
         progress.update(task, description="the linear layers alone")
         lines = bench.lines()
-        bench.close()
     report = {
         "settings": asdict(settings),
         "versions": {"phi3-serve": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": asdict(bench.machine) | {"threads": torch.get_num_threads(), "compute_dtype": str(bench.dtype)},
+        "machine": asdict(bench.machine) | {"compute_dtype": str(bench.dtype)},
         "lines": [asdict(line) for line in lines],
     }
     if as_json:
@@ -86,86 +90,101 @@ def run(settings: Settings, *, as_json: bool) -> None:
 
 
 class EngineBench:
-    """The contestants, and what they have shown so far."""
+    """The contestants, each in its process, and what they have shown so far."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        dtype = getattr(torch, settings.dtype)
-        self.model = build(settings.shape, device=settings.device, dtype=dtype)
-        self.dtype = compute_dtype(dtype, self.model.device)
-        self.machine: Machine = measure_machine(self.model.device, self.dtype)
-        self._ours = Ours(self.model, max_waiting=max(settings.concurrency))
-        self._peers = [peer for name in settings.peers for peer in self._peer(name)]
+        ours = Model(settings.shape, settings.device, getattr(torch, settings.dtype))
+        self.dtype = compute_dtype(ours.dtype, torch.device(ours.device))
+        peer_dtype = self.dtype if settings.peer_dtype == "auto" else getattr(torch, settings.peer_dtype)
+        self._config = config(settings.shape)
+        self._limits = self._apart(partial(Limits, ours))
+        self.machine: Machine = self._limits.call("machine")
+        self._contestants = {
+            OURS: self._apart(
+                partial(Ours, ours, max_waiting=max(settings.concurrency), most_blocks=self._most_blocks())
+            )
+        }
+        theirs = Model(settings.shape, settings.device, peer_dtype)
+        makers = {
+            GENERATE: partial(Pipeline, theirs),
+            BATCHING: partial(ContinuousBatching, theirs, *self._requests("plain", 1)),
+        }
+        for name in settings.peers:
+            self._contestants[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._apart(makers[name])
         self._runs: dict[tuple[str, str, int], list[Run]] = {}
-        self._first_request = 0
 
-    def _peer(self, name: str) -> list[Contestant]:
-        wanted = self.dtype if self.settings.peer_dtype == "auto" else getattr(torch, self.settings.peer_dtype)
-        model: Any = self.model if wanted == self.model.dtype else None
-        if model is None:
-            model = build(self.settings.shape, device=self.settings.device, dtype=wanted)
-        if name == "generate":
-            return [Pipeline(model)]
-        return [ContinuousBatching(model, self._requests("plain", 1)[0])]
+    def _apart(self, make: Callable[[], Any]) -> Apart:
+        return Apart(make, num_threads=self.settings.threads)
 
-    def _requests(self, kind: str, count: int) -> list[Any]:
+    def _most_blocks(self) -> int:
+        """More than all requests in flight need: on a GPU the peers want memory, too."""
+        s = self.settings
+        of_one = (s.prompt_tokens * 9 // 8 + s.new_tokens) // BLOCK_SIZE + 2
+        rows = 4 if "beams" in s.workloads else 1
+        return min(max(s.concurrency), MOST_ROWS) * rows * of_one * 4
+
+    def _requests(self, kind: str, count: int) -> list[EngineRequest]:
         workload = Workload(kind=kind, prompt_tokens=self.settings.prompt_tokens, new_tokens=self.settings.new_tokens)
-        config = self.model.config
-        return [
-            workload.request(number, vocab_size=config.vocab_size, context=config.max_position_embeddings)
-            for number in range(count)
-        ]
+        vocab_size, context = self._config.vocab_size, self._config.max_position_embeddings
+        return [workload.request(number, vocab_size=vocab_size, context=context) for number in range(count)]
 
-    def measure_round(self) -> Any:
+    def measure_round(self) -> Iterator[str]:
         """Let every contestant answer every workload once; yields who is next."""
         for concurrency in self.settings.concurrency:
             for kind in self.settings.workloads:
-                for contestant in (self._ours, *self._peers):
-                    if kind not in ("plain", "beams") and contestant is not self._ours:
+                for name, contestant in self._contestants.items():
+                    if not _can_answer(name, kind):
                         continue
-                    if kind == "beams" and isinstance(contestant, ContinuousBatching):
-                        continue  # it has none
-                    yield f"{contestant.name}, {kind}, concurrency {concurrency}"
+                    yield f"{name}, {kind}, concurrency {concurrency}"
                     count = self.settings.requests or 2 * concurrency
-                    if isinstance(contestant, Pipeline):  # more of the same would show no more
+                    if name.startswith(LABELS[GENERATE]):  # more of the same would show no more
                         count = min(count, 2)
-                    result = contestant.run(self._requests(kind, count), concurrency)
-                    self._runs.setdefault((contestant.name, kind, concurrency), []).append(result)
+                    result = contestant.call("run", self._requests(kind, count), concurrency)
+                    self._runs.setdefault((name, kind, concurrency), []).append(result)
 
     def lines(self) -> list[Line]:
-        """The medians, with the limits of our own lines."""
-        linear = LinearLayers(self.model)
+        """The medians, with the limits of our own lines. Ends the contestants."""
+        for contestant in self._contestants.values():
+            contestant.close()
+        sizes = sorted({size for runs in self._runs.values() for result in runs for size in by_size(result.steps)})
+        linear = self._limits.call("linear_seconds", sizes)
+        self._limits.close()
         return [self._line(key, runs, linear) for key, runs in self._runs.items()]
 
-    def _line(self, key: tuple[str, str, int], runs: list[Run], linear: LinearLayers) -> Line:
+    def _line(self, key: tuple[str, str, int], runs: list[Run], linear: Mapping[int, float]) -> Line:
         rates = [result.tokens_per_s for result in runs]
         median = statistics.median(rates)
         steps = [step for result in runs for step in result.steps]
         seconds = sum(result.seconds for result in runs)
         first = [s for result in runs for s in result.first_token_s]
-        return Line(
+        line = Line(
             *key,
             tokens_per_s=median,
             spread=(max(rates) - min(rates)) / median,
-            step_ms=statistics.median(step.seconds for step in steps) * 1e3 if steps else None,
             first_token_ms=statistics.median(first) * 1e3 if first else None,
-            of_linear_layers=linear.seconds_of(steps) / seconds if steps else None,
-            of_roofline=roofline_seconds(steps, self.model.config, self.machine, self.dtype) / seconds
-            if steps
-            else None,
+        )
+        if not steps:
+            return line
+        return replace(
+            line,
+            step_ms=statistics.median(step.seconds for step in steps) * 1e3,
+            of_linear_layers=sum(count * linear[size] for size, count in by_size(steps).items()) / seconds,
+            of_roofline=roofline_seconds(steps, self._config, self.machine, self.dtype) / seconds,
+            grown_mib=max(result.grown_bytes for result in runs) / 2**20,
         )
 
-    def close(self) -> None:
-        """Stop everybody."""
-        for contestant in (self._ours, *self._peers):
-            contestant.close()
+
+def _can_answer(name: str, kind: str) -> bool:
+    """Peers are asked what they have: transformers' batching no beams, neither of them the rest of the table here."""
+    return name == OURS or kind == "plain" or (kind == "beams" and name.startswith(LABELS[GENERATE]))
 
 
 def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
     machine = bench.machine
     table = Table(
         title=f"{settings.shape}, {settings.dtype} weights computed in {str(bench.dtype).removeprefix('torch.')}, "
-        f"{settings.prompt_tokens} + {settings.new_tokens} tokens, {torch.get_num_threads()} threads, "
+        f"{settings.prompt_tokens} + {settings.new_tokens} tokens, {machine.threads} threads, "
         f"{machine.bytes_per_s / 1e9:.1f} GB/s, {machine.flops_per_s / 1e9:.0f} GFLOP/s",
         title_justify="left",
     )
@@ -173,9 +192,10 @@ def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
         table.add_column(name, justify="left" if name in ("who", "workload") else "right")
     table.add_column("of linear", justify="right")
     table.add_column("of roofline", justify="right")
-    ours = {(line.workload, line.concurrency): line.tokens_per_s for line in lines if line.name == Ours.name}
+    table.add_column("memory", justify="right")
+    ours = {(line.workload, line.concurrency): line.tokens_per_s for line in lines if line.name == OURS}
     for line in lines:
-        is_ours = line.name == Ours.name
+        is_ours = line.name == OURS
         against = ours.get(("plain", line.concurrency)) if is_ours else ours.get((line.workload, line.concurrency))
         ratio = (line.tokens_per_s / against if is_ours else against / line.tokens_per_s) if against else None
         table.add_row(
@@ -191,6 +211,7 @@ def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
             _optional(line.first_token_ms, "{:.0f} ms"),
             _optional(line.of_linear_layers, "{:.0%}"),
             _optional(line.of_roofline, "{:.0%}"),
+            _optional(line.grown_mib, "{:+.0f} MiB"),
         )
     return table
 

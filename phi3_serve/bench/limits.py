@@ -2,15 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from phi3_serve.bench.shapes import Model, config
 from phi3_serve.engine.engine import StepStats
-from phi3_serve.engine.linear import compute_dtype, packed, plain
+from phi3_serve.engine.linear import Linear, compute_dtype, packed, plain
 
 COPIED = 1 << 28  # bytes
 ROUNDS = 3
@@ -21,7 +22,8 @@ class Machine:
     """Measured rates."""
 
     bytes_per_s: float  # read and written by a copy
-    flops_per_s: float  # of the largest matrix multiplication tried
+    flops_per_s: float  # of a large matrix multiplication
+    threads: int  # of torch
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -32,7 +34,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     copy_s = best_seconds(lambda: target.copy_(source), device)
     multiply_s = best_seconds(lambda: a @ b, device)
-    return Machine(2 * COPIED / copy_s, 2 * size**3 / multiply_s)
+    return Machine(2 * COPIED / copy_s, 2 * size**3 / multiply_s, torch.get_num_threads())
 
 
 def best_seconds(act: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
@@ -52,49 +54,58 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-class LinearLayers:
-    """All linear layers of a model and nothing else, each in the form that is fastest: what no engine can undercut."""
+class Limits:
+    """What can be measured of a machine and of a model's linear layers alone, in a process of its own."""
 
-    def __init__(self, model: Any) -> None:
-        dtype = compute_dtype(model.dtype, model.device)
-        self._device = model.device
-        self._dtype = dtype
-        self._seconds: dict[int, float] = {}
-        modules = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        forms = (plain, packed) if model.device.type == "cpu" else (plain,)
-        with torch.inference_mode():
-            self._layers = [
-                (m.weight.shape[1], tuple(form(m.weight.detach().to(dtype)) for form in forms), m is model.lm_head)
-                for m in modules
-            ]
+    def __init__(self, model: Model) -> None:
+        self._device = torch.device(model.device)
+        self._dtype = compute_dtype(model.dtype, self._device)
+        self._config = config(model.shape)
+
+    def machine(self) -> Machine:
+        """The machine's rates."""
+        return measure_machine(self._device, self._dtype)
 
     @torch.inference_mode()
-    def seconds(self, num_tokens: int) -> float:
-        """One pass over ``num_tokens`` rows."""
-        if num_tokens not in self._seconds:
-            inputs = {
-                width: torch.randn(num_tokens, width).to(self._device, self._dtype) for width, _, _ in self._layers
-            }
-            numbers = range(len(self._layers[0][1]))
-            self._seconds[num_tokens] = min(
-                best_seconds(
-                    lambda number=number: [forms[number](inputs[width]) for width, forms, _ in self._layers],  # type: ignore[misc]
-                    self._device,
-                    rounds=2,
-                )
-                for number in numbers
+    def linear_seconds(self, token_counts: Sequence[int]) -> dict[int, float]:
+        """One pass through all linear layers and nothing else, by number of tokens, in the form that is faster.
+
+        No engine can undercut this.
+        """
+        forms = (plain, packed) if self._device.type == "cpu" else (plain,)
+        times = [self._of_form(form, token_counts) for form in forms]
+        return {count: min(of_form[count] for of_form in times) for count in token_counts}
+
+    def _of_form(self, form: Callable[[Tensor], Linear], token_counts: Sequence[int]) -> dict[int, float]:
+        layers = [(inputs, form(self._weight(outputs, inputs))) for outputs, inputs in linear_sizes(self._config)]
+        seconds = {}
+        for count in token_counts:
+            x = {inputs: torch.randn(count, inputs).to(self._device, self._dtype) for inputs, _ in layers}
+            seconds[count] = best_seconds(
+                lambda x=x: [layer(x[inputs]) for inputs, layer in layers],  # type: ignore[misc]
+                self._device,
             )
-        return self._seconds[num_tokens]
+        return seconds
 
-    def seconds_of(self, steps: Iterable[StepStats]) -> float:
-        """What the linear layers alone take for these steps."""
-        counts = Counter(_rounded(step.num_tokens) for step in steps if step.num_tokens)
-        return sum(count * self.seconds(num_tokens) for num_tokens, count in counts.items())
+    def _weight(self, outputs: int, inputs: int) -> Tensor:
+        return torch.randn(outputs, inputs, device=self._device).to(self._dtype)
 
 
-def _rounded(num_tokens: int) -> int:
-    """Few enough different sizes to measure each: exact to 32, then in steps of 16."""
-    return num_tokens if num_tokens <= 32 else -(-num_tokens // 16) * 16
+def linear_sizes(config: Any) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every linear layer of a Phi-3 model, in the order they run."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    of_layer = [
+        (head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads), config.hidden_size),
+        (config.hidden_size, head_dim * config.num_attention_heads),
+        (2 * config.intermediate_size, config.hidden_size),
+        (config.hidden_size, config.intermediate_size),
+    ]
+    return of_layer * config.num_hidden_layers + [(config.vocab_size, config.hidden_size)]
+
+
+def by_size(steps: Iterable[StepStats]) -> Counter[int]:
+    """How many steps there are of each size, rounded to few sizes: exact to 32 tokens, then in steps of 16."""
+    return Counter(n if (n := step.num_tokens) <= 32 else -(-n // 16) * 16 for step in steps if step.num_tokens)
 
 
 def roofline_seconds(steps: Iterable[StepStats], config: Any, machine: Machine, dtype: torch.dtype) -> float:
@@ -103,9 +114,7 @@ def roofline_seconds(steps: Iterable[StepStats], config: Any, machine: Machine, 
     ``t = max((W + keys * kv) / BW, (2 * N * tokens + 4 * L * H * d * keys) / F)``, summed over the steps.
     """
     head_dim = config.hidden_size // config.num_attention_heads
-    per_layer = config.hidden_size * head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    weights = config.num_hidden_layers * (per_layer + 3 * config.hidden_size * config.intermediate_size)
-    weights += config.vocab_size * config.hidden_size
+    weights = sum(outputs * inputs for outputs, inputs in linear_sizes(config))
     kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
     seconds: float = sum(

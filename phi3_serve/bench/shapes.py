@@ -51,14 +51,23 @@ def config(shape: str) -> Phi3Config:
     )
 
 
-def build(shape: str, *, device: str, dtype: torch.dtype, seed: int = 0) -> Any:
-    """A Phi3ForCausalLM of ``shape``, weights drawn from ``seed`` on ``device``."""
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What to build."""
+
+    shape: str
+    device: str
+    dtype: torch.dtype
+
+
+def build(wanted: Model, seed: int = 0) -> Any:
+    """A Phi3ForCausalLM with weights drawn from ``seed``."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(wanted.dtype)
     try:
-        with torch.random.fork_rng(), torch.device(device):
+        with torch.random.fork_rng(), torch.device(wanted.device):
             torch.manual_seed(seed)
-            model = Phi3ForCausalLM(config(shape))
+            model = Phi3ForCausalLM(config(wanted.shape))
     finally:
         torch.set_default_dtype(before)
     model.generation_config = GenerationConfig(pad_token_id=0)

@@ -76,7 +76,7 @@ class Engine:
         )
         self._runner = ModelRunner(loaded.model, num_blocks=sizes.num_blocks, releases_weights=releases_weights)
         self._vocabulary = TokenBytes(loaded.tokenizer)
-        self._most_in_flight = sizes.max_rows + max_waiting
+        self._max_rows = sizes.max_rows
         self._max_waiting = max_waiting
         self._on_step = on_step
         self._generations: dict[str, Generation] = {}  # all that are owed an event
@@ -97,7 +97,7 @@ class Engine:
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise EngineFailure("The engine is not running.")
-            if len(self._generations) >= self._most_in_flight:
+            if self._num_beyond_rows(generation) > self._max_waiting:
                 raise Overloaded(
                     f"{self._max_waiting} requests are waiting already, the limit is {self._max_waiting}.",
                     RETRY_AFTER_S,
@@ -105,6 +105,16 @@ class Engine:
             self._generations[request.request_id] = generation
             self._arrived.append(generation)
             self._changed.notify()
+
+    def _num_beyond_rows(self, newcomer: Generation) -> int:
+        """How many requests would have to wait, were every row of a step taken: the first may take any number."""
+        num_rows = 0
+        in_flight = [*self._generations.values(), newcomer]
+        for number, generation in enumerate(in_flight):
+            num_rows += generation.num_rows
+            if number and num_rows > self._max_rows:
+                return len(in_flight) - number
+        return 0
 
     def abort(self, request_id: str) -> None:
         """Stop a request within one step; see ``core.Engine``."""

@@ -6,6 +6,7 @@ from typing import Any
 import psutil
 import torch
 
+from phi3_serve.core import MOST_ROWS
 from phi3_serve.engine.blocks import BLOCK_SIZE
 
 GPU_SHARE = 0.9  # of what is free once the weights are loaded
@@ -33,7 +34,7 @@ class EngineSizes:
             tokens = min(tokens, MOST_CONTEXTS * context)
         num_blocks = max(1, tokens // BLOCK_SIZE)
         if on_gpu:
-            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=256)
+            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=MOST_ROWS)
         # Beyond a hundred rows a CPU multiplies no faster, and a longer step only keeps first tokens waiting.
         return cls(num_blocks=num_blocks, token_budget=128, max_rows=128)
 

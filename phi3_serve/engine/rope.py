@@ -26,7 +26,7 @@ class Rope:
         self._frequencies = torch.stack([f.float() for f in frequencies]).to(model.device)  # [short and long, half]
 
     def rotation(self, positions: Tensor, is_long: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine, [tokens, 1, rotary dimensions]; see ``rotate``."""
+        """Cosine and signed sine, [tokens, 1, rotary dimensions]; see ``rotate_``."""
         angles = positions[:, None].float() * self._frequencies[is_long]
         cosine, sine = angles.cos() * self.scaling, angles.sin() * self.scaling
         return (
@@ -35,7 +35,7 @@ class Rope:
         )
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate ``x`` [tokens, heads, rotary dimensions]: pairs are half the dimensions apart."""
-    half = x.shape[-1] // 2
-    return torch.addcmul(x * cosine, torch.cat((x[..., half:], x[..., :half]), -1), sine)
+def rotate_(x: Tensor, cosine: Tensor, sine: Tensor) -> None:
+    """Rotate ``x`` [tokens, heads, rotary dimensions] in place: pairs are half the dimensions apart."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cosine).addcmul_(swapped, sine)

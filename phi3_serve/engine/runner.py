@@ -16,7 +16,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 from phi3_serve.engine.attention import AttentionPlan, paged_attention
 from phi3_serve.engine.blocks import BLOCK_SIZE
 from phi3_serve.engine.linear import Linear, compute_dtype, fastest_form
-from phi3_serve.engine.rope import Rope, rotate
+from phi3_serve.engine.rope import Rope, rotate_
 from phi3_serve.engine.scheduler import Chunk
 
 
@@ -49,7 +49,8 @@ class ModelRunner:
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._norm = model.model.norm.weight.detach().to(self.dtype)
         self._layers = self._take_layers(model, releases_weights)
-        shape = (len(self._layers), 2, self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
+        # The keys' heads, then the values'.
+        shape = (len(self._layers), 2 * self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
         # Zeros, since masked reads meet what nobody has written. The system gives memory only as it is written to.
         self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
@@ -83,7 +84,7 @@ class ModelRunner:
                 (torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten().to(self.device)
                 for blocks in zip(*pairs, strict=True)
             )
-            self._cache.index_copy_(3, targets, self._cache.index_select(3, sources))
+            self._cache.index_copy_(2, targets, self._cache.index_select(2, sources))
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -97,7 +98,7 @@ class ModelRunner:
             [c.sequence.is_long_at(len(c.sequence)) for c in chunks for _ in range(c.num_tokens)], device=self.device
         )
         rotation = self.rope.rotation(positions, is_long.long(), self.dtype)
-        num_slots = self._cache.shape[3]
+        num_slots = self._cache.shape[2]
         plan = AttentionPlan(chunks, num_slots=num_slots, window=self._window, dtype=self.dtype, device=self.device)
         hidden = embedding(ids, self._embedding).to(self.dtype)
         for layer, cache in zip(self._layers, self._cache, strict=True):
@@ -114,24 +115,18 @@ class ModelRunner:
         plan: AttentionPlan,
     ) -> Tensor:
         qkv = layer.qkv(self._normed(hidden, layer.attention_norm)).view(len(hidden), -1, self._head_dim)
-        num_rotated = self._num_heads + self._num_kv_heads
-        rotated = self._rotated(qkv[:, :num_rotated], rotation)
-        cache[0].index_copy_(1, slots, rotated[:, self._num_heads :].transpose(0, 1))
-        cache[1].index_copy_(1, slots, qkv[:, num_rotated:].transpose(0, 1))
-        attended = paged_attention(rotated[:, : self._num_heads], cache[0], cache[1], plan, self._head_dim**-0.5)
+        rotary = rotation[0].shape[-1]  # some Phi-3 models rotate only the first of the dimensions
+        rotate_(qkv[:, : self._num_heads + self._num_kv_heads, :rotary], *rotation)
+        query, new = qkv[:, : self._num_heads], qkv[:, self._num_heads :]
+        _wide(cache).index_copy_(1, slots, _wide(new).transpose(0, 1))
+        keys, values = cache[: self._num_kv_heads], cache[self._num_kv_heads :]
+        attended = paged_attention(query, keys, values, plan, self._head_dim**-0.5)
         hidden = hidden + layer.out(attended.reshape(len(hidden), -1))
         gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
         return hidden + layer.down(silu(gate).mul_(up))
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(hidden, weight.shape, weight, self._epsilon)
-
-    @staticmethod
-    def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        cosine, sine = rotation
-        if (rotary := cosine.shape[-1]) == x.shape[-1]:
-            return rotate(x, cosine, sine)
-        return torch.cat((rotate(x[..., :rotary], cosine, sine), x[..., rotary:]), -1)
 
     def _scores(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         wanted: list[int] = []
@@ -141,3 +136,8 @@ class ModelRunner:
             wanted += range(end - chunk.num_logits, end)
         last = hidden[wanted]
         return self._head(self._normed(last, self._norm)).float()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x`` as elements of eight bytes, if they fit: copying by index takes its time by the element."""
+    return x.view(torch.int64) if x.shape[-1] * x.itemsize % 8 == 0 else x

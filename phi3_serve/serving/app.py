@@ -9,6 +9,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 
 from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig
+from phi3_serve.core import MOST_ROWS
 from phi3_serve.serving.cluster import deployment_name
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
@@ -35,7 +36,7 @@ def _replica(model: ModelConfig, placement: Placement, config: AppConfig) -> App
         name=deployment_name(model.served_name),
         ray_actor_options=placement.ray_actor_options,
         # above what the engine takes, so that the engine refuses and says why
-        max_ongoing_requests=2 * config.limits.max_waiting_requests + 16,
+        max_ongoing_requests=MOST_ROWS + 2 * config.limits.max_waiting_requests + 16,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=config.limits.request_timeout_s,
     )(Replica)

@@ -179,13 +179,17 @@ def _load(
 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
+    from phi3_serve.engine.threads import in_passing_thread
     from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+    def start() -> "tuple[LoadedModel, Engine]":
+        loaded = load(name, source, revision, device=device, dtype=dtype)
+        return loaded, BatchingEngine(loaded, max_waiting=max_waiting, releases_weights=True)
 
     torch.set_num_threads(num_threads)
     # It warns of parameters that have no effect, at every request; ours are checked, and KAITO's defaults are such.
     transformers.logging.set_verbosity_error()
-    loaded = load(name, source, revision, device=device, dtype=dtype)
-    engine = BatchingEngine(loaded, max_waiting=max_waiting, releases_weights=True)
+    loaded, engine = in_passing_thread(start)
     return loaded, Phi3Tokenizer(loaded.tokenizer), engine
 
 

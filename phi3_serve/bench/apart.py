@@ -1,0 +1,61 @@
+"""Contestants in processes of their own, so that none has the others' threads and memory beside its own."""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from phi3_serve.engine.threads import in_passing_thread
+from phi3_serve.errors import EngineFailure
+
+
+class Apart:
+    """An object in a process of its own; its methods are called by name, one at a time."""
+
+    def __init__(self, make: Callable[[], Any], *, num_threads: int) -> None:
+        """``make`` and all that is passed and returned have to be picklable; 0 threads are as many as torch takes."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_obey, args=(theirs, make, num_threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The result of ``method``."""
+        self._pipe.send((method, arguments))
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def _answer(self) -> Any:
+        try:
+            error, result = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise EngineFailure(f"The process ended with exit code {self._process.exitcode}.") from None
+        if error is not None:
+            raise EngineFailure(error)
+        return result
+
+
+def _obey(pipe: Connection, make: Callable[[], Any], num_threads: int) -> None:
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    try:
+        obj = in_passing_thread(make)
+        pipe.send((None, None))
+        while True:
+            method, arguments = pipe.recv()
+            pipe.send((None, getattr(obj, method)(*arguments)))
+    except EOFError:  # closed by the other end
+        if hasattr(obj, "close"):
+            obj.close()
+    except Exception:
+        pipe.send((traceback.format_exc(), None))
