@@ -38,7 +38,7 @@ app.add_typer(bench, name="bench")
 
 @bench.command("engine")
 def bench_engine(
-    shape: Annotated[str, typer.Option(help="small, mini or medium.")] = "small",
+    shape: Annotated[str, typer.Option(help="small, mini or medium; probe is for tests.")] = "small",
     concurrency: Annotated[str, typer.Option(help="Requests in flight; several with commas.")] = "1,16",
     workload: Annotated[str, typer.Option(help="plain, sampled, beams, exotic; several with commas.")] = "plain",
     peers: Annotated[str, typer.Option(help="generate, batching; several with commas, or none.")] = "",

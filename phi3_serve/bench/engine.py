@@ -1,7 +1,8 @@
 """``phi3-serve bench engine``: the engine alone, beside its peers, against what the machine allows.
 
 Everything is measured in one run, contestants taking turns, so that a slow hour of the machine is everybody's; each
-has a process of its own and waits in it while others run. Prompts share nothing, the prefix cache is off, answers have a fixed length.
+has a process of its own and waits in it while others run. Prompts share nothing, the prefix cache is off, answers have
+a fixed length.
 """
 
 import json
@@ -31,6 +32,7 @@ from phi3_serve.engine.linear import compute_dtype
 PEERS = GENERATE, BATCHING = "generate", "batching"
 LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching"}
 OURS = "phi3-serve"
+WARM_UP_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ def run(settings: Settings, *, as_json: bool) -> None:
     with _progress() as progress:
         task = progress.add_task(f"making {settings.shape}", total=None)
         bench = EngineBench(settings)
+        for name in bench.warm_up():
+            progress.update(task, description=name)
         for number in range(settings.rounds):
             for name in bench.measure_round():
                 progress.update(task, description=f"round {number + 1}/{settings.rounds}: {name}")
@@ -106,13 +110,19 @@ class EngineBench:
             )
         }
         theirs = Model(settings.shape, settings.device, peer_dtype)
-        makers = {
+        makers: dict[str, Callable[[], Any]] = {
             GENERATE: partial(Pipeline, theirs),
             BATCHING: partial(ContinuousBatching, theirs, *self._requests("plain", 1)),
         }
         for name in settings.peers:
             self._contestants[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._apart(makers[name])
         self._runs: dict[tuple[str, str, int], list[Run]] = {}
+
+    def warm_up(self) -> Iterator[str]:
+        """Let every contestant answer a few short requests that do not count; yields who is next."""
+        for name, contestant in self._contestants.items():
+            yield f"{name}, warming up"
+            contestant.call("run", self._requests("plain", WARM_UP_REQUESTS, new_tokens=4), WARM_UP_REQUESTS)
 
     def _apart(self, make: Callable[[], Any]) -> Apart:
         return Apart(make, num_threads=self.settings.threads)
@@ -124,8 +134,12 @@ class EngineBench:
         rows = 4 if "beams" in s.workloads else 1
         return min(max(s.concurrency), MOST_ROWS) * rows * of_one * 4
 
-    def _requests(self, kind: str, count: int) -> list[EngineRequest]:
-        workload = Workload(kind=kind, prompt_tokens=self.settings.prompt_tokens, new_tokens=self.settings.new_tokens)
+    def _requests(self, kind: str, count: int, new_tokens: int = 0) -> list[EngineRequest]:
+        workload = Workload(
+            kind=kind,
+            prompt_tokens=self.settings.prompt_tokens,
+            new_tokens=new_tokens or self.settings.new_tokens,
+        )
         vocab_size, context = self._config.vocab_size, self._config.max_position_embeddings
         return [workload.request(number, vocab_size=vocab_size, context=context) for number in range(count)]
 

@@ -100,7 +100,7 @@ def linear_sizes(config: Any) -> list[tuple[int, int]]:
         (2 * config.intermediate_size, config.hidden_size),
         (config.hidden_size, config.intermediate_size),
     ]
-    return of_layer * config.num_hidden_layers + [(config.vocab_size, config.hidden_size)]
+    return [*of_layer * config.num_hidden_layers, (config.vocab_size, config.hidden_size)]
 
 
 def by_size(steps: Iterable[StepStats]) -> Counter[int]:

@@ -30,6 +30,7 @@ SHAPES: Mapping[str, Sizes] = {
     "small": Sizes(hidden_size=1024, intermediate_size=2816, num_layers=16, num_heads=16, num_kv_heads=16),
     "mini": Sizes(hidden_size=3072, intermediate_size=8192, num_layers=32, num_heads=32, num_kv_heads=32),
     "medium": Sizes(hidden_size=5120, intermediate_size=17920, num_layers=40, num_heads=40, num_kv_heads=10),
+    "probe": Sizes(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, num_kv_heads=2),  # for tests
 }
 
 

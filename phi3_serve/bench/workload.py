@@ -14,7 +14,7 @@ EXOTIC: tuple[Mapping[str, Any], ...] = (
     {"repetition_penalty": 1.2},
     {"no_repeat_ngram_size": 3},
     {"bad_words_ids": [[5], [6, 7]]},
-    {"min_new_tokens": 64},
+    {"stop_strings": ["never", "to be found"]},
     {"encoder_repetition_penalty": 1.3},
     {"encoder_no_repeat_ngram_size": 2},
     {"sequence_bias": [([10], 2.0), ([11, 12], -3.0)]},

@@ -2,8 +2,7 @@
 
 import time
 from array import array
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
@@ -11,28 +10,21 @@ from phi3_serve.core import FinishReason
 from phi3_serve.engine.logits import Settings
 
 
-class TokenBytes:
-    """What each token of a vocabulary spells, as ``StopStringCriteria`` of transformers 5.23 sees it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-
-    @cached_property
-    def by_id(self) -> dict[int, bytes]:
-        """The bytes of each token id; half a second for 32,000 tokens, so made when a stop string first asks."""
-        mode = StopStringCriteria._get_stop_string_matching_mode(self._tokenizer)
-        spelled, ids = StopStringCriteria.clean_tokenizer_vocab(self._tokenizer, stop_string_matching_mode=mode)
-        as_bytes = (text if isinstance(text, bytes) else text.encode() for text in spelled)
-        return dict(zip(ids, as_bytes, strict=True))
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    """What each token id spells, as ``StopStringCriteria`` of transformers 5.23 sees it."""
+    mode = StopStringCriteria._get_stop_string_matching_mode(tokenizer)
+    spelled, ids = StopStringCriteria.clean_tokenizer_vocab(tokenizer, stop_string_matching_mode=mode)
+    as_bytes = (text if isinstance(text, bytes) else text.encode() for text in spelled)
+    return dict(zip(ids, as_bytes, strict=True))
 
 
 class Stopping:
     """The criteria of one request."""
 
-    def __init__(self, settings: Settings, vocabulary: TokenBytes) -> None:
+    def __init__(self, settings: Settings, vocabulary: Mapping[int, bytes]) -> None:
         strings = settings.parameters.stop_strings or ()
         self._strings = [s.encode() for s in ([strings] if isinstance(strings, str) else strings)]
-        self._bytes = vocabulary.by_id if self._strings else {}
+        self._bytes = vocabulary
         self._longest = max(map(len, self._strings), default=0)
         self._ends = frozenset(settings.ends)
         self._max_length = settings.max_length
@@ -45,7 +37,7 @@ class Stopping:
 
     def reason(self, history: "array[int]", token: int) -> FinishReason | None:
         """Why the sequence of ``history`` and ``token`` ends, or None if it goes on."""
-        if token in self._ends or (self._strings and self.completes_string(history, token)):
+        if token in self._ends or self.completes_string(history, token):
             return "stop"
         if len(history) + 1 >= self._max_length or self.is_late():
             return "length"
@@ -57,7 +49,7 @@ class Stopping:
 
     def completes_string(self, history: Sequence[int], token: int) -> bool:
         """Whether a stop string ends within ``token``."""
-        last = self._bytes.get(token)
+        last = self._bytes.get(token) if self._strings else None
         if last is None:  # ids of the embedding beyond the tokenizer's vocabulary spell nothing
             return False
         before = b""

@@ -6,6 +6,8 @@ runs at once in the engine, in blocks too few for all of them, so that requests 
 oracle answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
 """
 
+import multiprocessing
+import os
 import queue
 import random
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens, Sequence
 from phi3_serve.engine.engine import Engine
@@ -229,22 +232,44 @@ class Parity:
         self.engine.blocks.check_integrity([])
 
 
-def main(num_cases: int, seed: int) -> int:
-    """Run ``num_cases``, print what differs."""
+def fuzz(num_cases: int, seed: int, report: "queue.Queue[Counter[str]]") -> None:
+    """Run ``num_cases`` in this process, print what differs, report the verdicts of each company."""
     torch.set_num_threads(1)
-    counts: Counter[str] = Counter()
+    transformers.logging.set_verbosity_error()
+    done = 0
     with tempfile.TemporaryDirectory() as directory:
         parity = Parity(Path(directory), Shape(num_layers=3))
         drawn = cases(parity.loaded, seed)
-        while counts.total() < num_cases:
-            for result, case, ours, theirs in parity.run([next(drawn) for _ in range(COMPANY)]):
-                counts[result] += 1
+        while done < num_cases:
+            verdicts = parity.run([next(drawn) for _ in range(min(COMPANY, num_cases - done))])
+            for result, case, ours, theirs in verdicts:
                 if result == "differs":
-                    print(f"\n{case.given}\n{case.prompt}\n  engine {ours}\n  oracle {theirs}")
-            print(f"\r{counts.total()} cases: {dict(counts)}", end="", file=sys.stderr, flush=True)
+                    print(f"\n{case.given}\n{case.prompt}\n  engine {ours}\n  oracle {theirs}", flush=True)
+            done += len(verdicts)
+            report.put(Counter(result for result, *_ in verdicts))
         parity.close()
+    report.put(Counter())
+
+
+def main(num_cases: int, seed: int) -> int:
+    """Share ``num_cases`` among the cores; 1 if any differs or is missing."""
+    context = multiprocessing.get_context("spawn")
+    num_processes = os.cpu_count() or 1
+    report: queue.Queue[Counter[str]] = context.Queue()  # type: ignore[assignment]
+    shares = [num_cases // num_processes + (n < num_cases % num_processes) for n in range(num_processes)]
+    workers = [context.Process(target=fuzz, args=(share, seed + n, report)) for n, share in enumerate(shares)]
+    for worker in workers:
+        worker.start()
+    counts: Counter[str] = Counter()
+    while any(worker.is_alive() for worker in workers) or not report.empty():
+        try:
+            counts += report.get(timeout=1)
+        except queue.Empty:
+            continue
+        print(f"\r{counts.total():,} of {num_cases:,} cases: {dict(counts)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return 1 if counts["differs"] else 0
+    all_ended_well = all(worker.exitcode == 0 for worker in workers)
+    return 0 if all_ended_well and counts.total() == num_cases and not counts["differs"] else 1
 
 
 if __name__ == "__main__":

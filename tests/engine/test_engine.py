@@ -4,7 +4,6 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +14,13 @@ from phi3_serve.engine import engine as engine_module
 from phi3_serve.engine import logits
 from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.logits import Row
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
 
 SIZES = EngineSizes(num_blocks=600, token_budget=64, max_rows=16)
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> LoadedModel:
-    return load("tested", str(checkpoint), None, device="cpu", dtype="float32")
 
 
 @pytest.fixture

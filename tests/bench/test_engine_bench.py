@@ -1,0 +1,130 @@
+"""The benchmark end to end on a model of two layers: contestants in real processes, table and JSON."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from phi3_serve.bench.apart import Apart
+from phi3_serve.bench.limits import Machine, linear_sizes, roofline_seconds
+from phi3_serve.bench.shapes import SHAPES, config
+from phi3_serve.cli import app
+from phi3_serve.engine.engine import StepStats
+from phi3_serve.errors import EngineFailure
+
+RUN = CliRunner()
+QUICK = ["--shape", "probe", "--prompt-tokens", "8", "--new-tokens", "3", "--rounds", "1", "--threads", "1"]
+
+
+def test_ours_and_the_peers_are_measured_in_one_run() -> None:
+    given = ["--concurrency", "1,3", "--workload", "plain,beams,exotic", "--peers", "generate,batching", "--json"]
+    result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    found = {(line["name"].split(",")[0], line["workload"], line["concurrency"]) for line in report["lines"]}
+    everywhere = [("phi3-serve", kind) for kind in ("plain", "beams", "exotic")]
+    peers = [("generate", "plain"), ("generate", "beams"), ("transformers batching", "plain")]
+    assert found == {(*who, at_once) for who in (*everywhere, *peers) for at_once in (1, 3)}
+    for line in report["lines"]:
+        assert line["tokens_per_s"] > 0
+        if line["name"] == "phi3-serve":
+            assert line["of_roofline"] > 0
+            assert 0 < line["of_linear_layers"] < 1.5  # a step of microseconds is not measured to the percent
+    assert report["machine"]["bytes_per_s"] > 1e8
+    assert report["machine"]["threads"] == 1
+
+
+def test_the_table_says_what_was_measured() -> None:
+    result = RUN.invoke(app, ["bench", "engine", *QUICK, "--concurrency", "2"])
+    assert result.exit_code == 0, result.output
+    assert "probe, bfloat16 weights computed in" in result.stdout
+    assert "phi3-serve" in result.stdout
+    assert "1 threads" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--shape", "huge"], "'huge' is none of small, mini, medium"),
+        (["--peers", "vllm"], "'vllm' is none of generate, batching."),
+        (["--workload", "plain,odd"], "'odd' is none of plain, sampled, beams, exotic."),
+        (["--concurrency", "1,x"], "'1,x' is no list of whole numbers from 1 on."),
+        (["--concurrency", "0"], "'0' is no list of whole numbers from 1 on."),
+    ],
+)
+def test_bad_options_are_named(given: list[str], message: str) -> None:
+    result = RUN.invoke(app, ["bench", "engine", *given], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_the_roofline_by_hand() -> None:
+    """One layer of hidden size 4: weights (12 + 4 + 16 + 8) * 4 and a vocabulary of 10 * 4."""
+    tiny: Any = type(
+        "Config",
+        (),
+        {
+            "hidden_size": 4,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "vocab_size": 10,
+        },
+    )
+    import torch
+
+    weights = 12 * 4 + 4 * 4 + 16 * 4 + 4 * 8 + 10 * 4
+    assert sum(a * b for a, b in linear_sizes(tiny)) == weights
+    step = StepStats(num_tokens=3, num_keys=50, num_ready=1, seconds=1.0)
+    slow_memory = Machine(bytes_per_s=10.0, flops_per_s=1e12, threads=1)
+    assert roofline_seconds([step], tiny, slow_memory, torch.float32) == (weights * 4 + 50 * 2 * 4 * 4) / 10
+    slow_core = Machine(bytes_per_s=1e12, flops_per_s=10.0, threads=1)
+    assert roofline_seconds([step], tiny, slow_core, torch.float32) == (2 * weights * 3 + 4 * 4 * 50) / 10
+
+
+def test_the_shapes_are_those_of_the_models() -> None:
+    billions = {
+        shape: (sum(a * b for a, b in linear_sizes(config(shape))) + 32_064 * SHAPES[shape].hidden_size) / 1e9
+        for shape in ("small", "mini", "medium")
+    }
+    assert billions == pytest.approx({"small": 0.271, "mini": 3.82, "medium": 13.96}, rel=0.01)
+
+
+def fail() -> None:
+    raise ValueError("not like this")
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.number = 0
+
+    def add(self, number: int) -> int:
+        self.number += number
+        return self.number
+
+    def die(self) -> None:
+        import os
+
+        os._exit(3)
+
+
+@pytest.fixture
+def counter() -> Iterator[Apart]:
+    apart = Apart(Counter, num_threads=1)
+    yield apart
+    apart.close()
+
+
+def test_an_object_in_a_process_of_its_own(counter: Apart) -> None:
+    assert counter.call("add", 2) == 2
+    assert counter.call("add", 3) == 5
+    with pytest.raises(EngineFailure, match="ended with exit code 3"):
+        counter.call("die")
+
+
+def test_what_fails_there_is_told_here() -> None:
+    with pytest.raises(EngineFailure, match="ValueError: not like this"):
+        Apart(fail, num_threads=1)

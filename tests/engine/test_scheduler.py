@@ -1,0 +1,200 @@
+"""What runs when: the scheduler without a model, its steps carried out on paper."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from phi3_serve.core import EngineEvent
+from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager
+from phi3_serve.engine.decoding import Sampling, decoding_for
+from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.logits import Settings
+from phi3_serve.engine.scheduler import Plan, Scheduler
+from phi3_serve.engine.stopping import Stopping
+from tests.engine.asking import request
+
+Make = Callable[..., Generation]
+
+
+def ignore(event: EngineEvent) -> None:
+    pass
+
+
+@pytest.fixture
+def make(loaded: LoadedModel) -> Make:
+    def make(name: str, prompt_tokens: int, new_tokens: int = 4, first_token: int = 3, **given: Any) -> Generation:
+        prompt = tuple(first_token + i % 500 for i in range(prompt_tokens))
+        asked = request(
+            loaded, name, prompt=prompt, max_new_tokens=new_tokens, **{"do_sample": False, "eos_token_id": 703, **given}
+        )
+        settings = Settings(asked)
+        return Generation(asked, ignore, decoding_for(asked, settings, Stopping(settings, {}), None))
+
+    return make
+
+
+class OnPaper:
+    """Steps of a scheduler, every next token being 7."""
+
+    def __init__(self, *, num_blocks: int = 64, token_budget: int = 32, max_rows: int = 8, **options: Any) -> None:
+        prefix_cache = options.pop("prefix_cache", True)
+        self.blocks = BlockManager(num_blocks, prefix_cache=prefix_cache)
+        self.scheduler = Scheduler(self.blocks, token_budget=token_budget, max_rows=max_rows, **options)
+        self.finished: list[str] = []
+        self.started: list[str] = []
+
+    def step(self) -> Plan:
+        plan = self.scheduler.schedule()
+        for chunk in plan.all_chunks():
+            chunk.sequence.num_cached = chunk.end
+        for generation in list(plan.ready):
+            decoding = generation.decoding
+            assert isinstance(decoding, Sampling)
+            of_rows = decoding.begin(self.blocks)
+            decoding.accept([7] * len(of_rows), [], self.blocks, generation.room)
+            if decoding.is_done:
+                self.finished.append(generation.request.request_id)
+                self.scheduler.remove(generation)
+            elif len(decoding.rows) == 1:
+                decoding.rows[0].make_known(self.blocks)
+        for generation in self.scheduler.running:
+            if generation.request.request_id not in self.started:
+                self.started.append(generation.request.request_id)
+        self.check()
+        return plan
+
+    def check(self) -> None:
+        everyone = [*self.scheduler.running, *self.scheduler.waiting]
+        self.blocks.check_integrity([s.table.blocks for g in everyone for s in g.decoding.sequences])
+
+    def run(self, most_steps: int) -> int:
+        for number in range(most_steps):
+            if not self.scheduler.has_work:
+                return number
+            self.step()
+        raise AssertionError(f"not done after {most_steps} steps")
+
+
+def sizes(plan: Plan) -> dict[str, int]:
+    return {g.request.request_id: sum(c.num_tokens for c in chunks) for g, chunks in plan.chunks.items()}
+
+
+def test_a_long_prompt_is_read_in_chunks_beside_those_who_decode(make: Make) -> None:
+    paper = OnPaper()
+    paper.scheduler.add(make("short", 5, new_tokens=10))
+    assert sizes(paper.step()) == {"short": 5}
+    paper.scheduler.add(make("long", 100))
+    seen = [sizes(paper.step()) for _ in range(5)]
+    assert seen == [
+        {"short": 1, "long": 31},
+        {"short": 1, "long": 31},
+        {"short": 1, "long": 31},
+        {"short": 1, "long": 7},
+        {"short": 1, "long": 1},
+    ]
+
+
+def test_a_step_is_never_larger_than_the_budget(make: Make) -> None:
+    paper = OnPaper(num_blocks=400)
+    for number in range(20):
+        paper.scheduler.add(make(f"r{number}", 1 + 17 * number % 90, new_tokens=1 + number % 7))
+    while paper.scheduler.has_work:
+        assert sum(sizes(paper.step()).values()) <= 32
+    assert len(paper.finished) == 20
+
+
+def test_rows_are_limited(make: Make) -> None:
+    paper = OnPaper(token_budget=512, max_rows=8, num_blocks=400)
+    for number in range(4):
+        paper.scheduler.add(make(f"r{number}", 4, do_sample=True, num_return_sequences=3))
+    paper.step()
+    assert paper.started == ["r0", "r1"]
+    paper.run(100)
+    assert len(paper.finished) == 4
+
+
+def test_who_comes_first_is_served_first_and_none_starves(make: Make) -> None:
+    """Memory for about two of forty requests, small and large ones in turns."""
+    paper = OnPaper(num_blocks=14, prefix_cache=False)
+    names = [f"r{number}" for number in range(40)]
+    for number, name in enumerate(names):
+        paper.scheduler.add(make(name, 120 if number % 2 else 5, new_tokens=40, first_token=3 + number))
+    paper.run(5000)
+    assert paper.started == names
+    assert sorted(paper.finished) == sorted(names)
+    assert paper.blocks.num_available == 14
+
+
+def test_the_youngest_is_pushed_out_and_keeps_its_tokens(make: Make) -> None:
+    paper = OnPaper(num_blocks=6, prefix_cache=False)
+    old, young = make("old", 30, new_tokens=40), make("young", 14, new_tokens=60, first_token=100)
+    paper.scheduler.add(old)
+    paper.step()
+    paper.scheduler.add(young)
+    while young not in paper.scheduler.waiting:
+        paper.step()
+        assert old in paper.scheduler.running
+    kept = young.decoding.rows[0].new_token_ids
+    assert len(kept) > 1
+    assert young.decoding.rows[0].num_cached == 0
+    paper.run(500)
+    assert paper.finished == ["old", "young"]
+
+
+def test_what_memory_can_never_hold_is_rejected(make: Make) -> None:
+    paper = OnPaper(num_blocks=3)
+    large = make("large", 20, new_tokens=100)
+    paper.scheduler.add(large)
+    rejected: list[Generation] = []
+    while paper.scheduler.has_work:
+        rejected += paper.step().rejected
+    assert rejected == [large]
+    assert paper.blocks.num_available == 3
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_known_prefix_is_not_computed_again(make: Make, copies: bool) -> None:
+    paper = OnPaper(token_budget=512, copies_prefixes=copies)
+    paper.scheduler.add(make("first", 70))
+    paper.run(10)
+    paper.scheduler.add(make("second", 70))
+    plan = paper.step()
+    assert sizes(plan) == {"second": 70 - 4 * BLOCK_SIZE}
+    assert sum(map(len, plan.copies.values())) == (4 if copies else 0)
+
+
+def test_the_prefix_cache_can_be_switched_off(make: Make) -> None:
+    paper = OnPaper(token_budget=512, prefix_cache=False)
+    for name in ("first", "second"):
+        paper.scheduler.add(make(name, 70))
+        assert sizes(paper.step()) == {name: 70}
+        paper.run(10)
+
+
+def test_forks_share_the_prompt_and_copy_what_they_write_to(make: Make) -> None:
+    paper = OnPaper(token_budget=512)
+    generation = make("forked", 40, new_tokens=10, do_sample=True, num_return_sequences=3)
+    paper.scheduler.add(generation)
+    paper.step()
+    tables = [row.table.blocks for row in generation.decoding.rows]
+    assert tables[0] == tables[1] == tables[2]
+    plan = paper.step()
+    assert [source for source, _ in plan.copies[generation]] == [tables[0][2]] * 2  # the last one to write may stay
+    tables = [row.table.blocks for row in generation.decoding.rows]
+    assert len({table[2] for table in tables}) == 3
+    assert len({tuple(table[:2]) for table in tables}) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_removal_in_any_phase_gives_everything_back(make: Make, steps: int) -> None:
+    paper = OnPaper(prefix_cache=False)
+    gone = make("gone", 80, new_tokens=20, do_sample=True, num_return_sequences=2)
+    paper.scheduler.add(gone)
+    for _ in range(steps):
+        paper.step()
+    paper.scheduler.remove(gone)
+    paper.check()
+    assert not paper.scheduler.has_work
+    assert paper.blocks.num_available == 64
