@@ -133,8 +133,8 @@ def p_value(counts: Counter[int], expected: Tensor) -> float:
     if (rest := total - sum(wanted)) >= 5:
         observed.append(total - sum(observed))
         wanted.append(rest)
-    else:
-        assert total - sum(observed) <= 5 + 5 * rest
+    elif total - sum(observed) > 25:  # many where hardly any are expected
+        return 0.0
     statistic = sum((o - w) ** 2 / w for o, w in zip(observed, wanted, strict=True))
     degrees = torch.tensor((len(wanted) - 1) / 2)
     return float(torch.special.gammaincc(degrees, torch.tensor(statistic / 2)))
@@ -165,4 +165,4 @@ def test_tokens_come_as_often_as_they_should(loaded: LoadedModel, given: dict[st
     with torch.inference_mode():
         scores = loaded.model(torch.tensor([PROMPT])).logits[0, -1].float()
     assert p_value(counts, of_transformers(loaded, scores, given)) > 1e-3
-    assert p_value(counts, of_transformers(loaded, scores, {**given, "temperature": 1.2})) < 1e-6
+    assert p_value(counts, of_transformers(loaded, scores, {**given, "temperature": 0.4})) < 1e-6

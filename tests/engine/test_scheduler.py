@@ -133,6 +133,7 @@ def test_the_youngest_is_pushed_out_and_keeps_its_tokens(make: Make) -> None:
     paper.scheduler.add(old)
     paper.step()
     paper.scheduler.add(young)
+    paper.step()
     while young not in paper.scheduler.waiting:
         paper.step()
         assert old in paper.scheduler.running
@@ -178,7 +179,7 @@ def test_forks_share_the_prompt_and_copy_what_they_write_to(make: Make) -> None:
     generation = make("forked", 40, new_tokens=10, do_sample=True, num_return_sequences=3)
     paper.scheduler.add(generation)
     paper.step()
-    tables = [row.table.blocks for row in generation.decoding.rows]
+    tables = [list(row.table.blocks) for row in generation.decoding.rows]
     assert tables[0] == tables[1] == tables[2]
     plan = paper.step()
     assert [source for source, _ in plan.copies[generation]] == [tables[0][2]] * 2  # the last one to write may stay
