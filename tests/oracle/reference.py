@@ -55,7 +55,8 @@ class Oracle:
         """The sequences, or why transformers refuses the request."""
         try:
             return Finished(self._generate(request))
-        except (ValueError, OverflowError) as error:
+        # IndexError: _beam_search looks for a first end-of-sequence token where there is none
+        except (ValueError, OverflowError, IndexError) as error:
             return Failed(InvalidRequest(str(error)))
         except RuntimeError as error:
             return Failed(EngineFailure(str(error)))
