@@ -1,10 +1,14 @@
 """Stand-ins that are real: what production has between two parts is left out, the parts are not."""
 
 from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 from phi3_serve.core import Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.serving.replica import Replica
+
+# Generation parameters with which only a length or a deadline ends an answer: the one token that would is never drawn.
+ENDLESS: dict[str, Any] = {"eos_token_id": 703, "suppress_tokens": [703]}
 
 
 class LocalBackend:

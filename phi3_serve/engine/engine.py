@@ -155,7 +155,9 @@ class Engine:
                 orphans = list(self._generations.values())
                 self._generations.clear()
             for generation in orphans:
-                generation.on_event(Failed(EngineFailure("The engine stopped before the request was answered.")))
+                self._hand_over(
+                    generation, Failed(EngineFailure("The engine stopped before the request was answered."))
+                )
 
     def _collect(self) -> bool:
         """Wait for work and take over who came and who went; False when the engine is to stop."""
@@ -270,8 +272,16 @@ class Engine:
                 if generation in self._aborted:
                     self._aborted.remove(generation)
                 return
-        generation.on_event(event)
+        self._hand_over(generation, event)
 
     def _tell(self, generation: Generation, event: EngineEvent) -> None:
         if generation.request.request_id in self._generations:
+            self._hand_over(generation, event)
+
+    def _hand_over(self, generation: Generation, event: EngineEvent) -> None:
+        """A listener that raises, because its event loop is closed say, costs its own request only."""
+        try:
             generation.on_event(event)
+        except Exception:
+            logger.exception("the listener of request %s failed", generation.request.request_id)
+            self.abort(generation.request.request_id)

@@ -12,7 +12,7 @@ from phi3_serve.api.routes import create_app
 from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, RequestTimeout
-from tests.support import LocalBackend
+from tests.support import ENDLESS, LocalBackend
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 24}
@@ -150,7 +150,7 @@ def completion_tokens(client: TestClient, body: dict[str, Any]) -> tuple[int, in
         body["generate_kwargs"] = {
             **body.get("generate_kwargs", {}),
             "return_dict_in_generate": True,
-            "eos_token_id": 703,
+            **ENDLESS,
         }
     usage = ask(client, body)["Details"]["usage"]
     return usage["prompt_tokens"], usage["completion_tokens"]

@@ -19,6 +19,7 @@ from phi3_serve.engine.logits import Row
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
+from tests.support import ENDLESS
 
 SIZES = EngineSizes(num_blocks=600, token_budget=64, max_rows=16)
 
@@ -34,7 +35,7 @@ def engine(loaded: LoadedModel) -> Iterator[Engine]:
 
 
 def long_request(loaded: LoadedModel, name: str, **given: Any) -> EngineRequest:
-    return request(loaded, name, **{"max_new_tokens": 2000, "stream": True, "eos_token_id": 703, **given})
+    return request(loaded, name, **{"max_new_tokens": 2000, "stream": True, **ENDLESS, **given})
 
 
 def started(engine: Engine, asked: EngineRequest) -> Answer:
@@ -239,6 +240,22 @@ def test_a_full_queue_refuses_and_the_waiting_are_answered(loaded: LoadedModel) 
     for answer in waiting:
         answer.sequences()
     engine.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_listener_that_fails_loses_its_own_request_only(engine: Engine, loaded: LoadedModel, stream: bool) -> None:
+    expected = [answer.ids() for answer in neighbours(engine, loaded)]
+    called = threading.Event()
+
+    def closed(_: object) -> None:
+        called.set()
+        raise RuntimeError("Event loop is closed")
+
+    beside = neighbours(engine, loaded)
+    engine.submit(request(loaded, "deaf", do_sample=False, max_new_tokens=5, stream=stream), closed)
+    assert called.wait(20)
+    assert [answer.ids() for answer in beside] == expected
+    engine.check_health()
 
 
 def test_an_aborted_request_leaves_the_queue_at_once(loaded: LoadedModel) -> None:

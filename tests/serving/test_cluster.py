@@ -21,11 +21,12 @@ import yaml
 
 from tests.api.test_chat import FULL, GREEDY, PROMPT
 from tests.serving.cluster import BIN, ROOT, Cluster, free_port, running
+from tests.support import ENDLESS
 
 pytestmark = pytest.mark.cluster
 
 README = (ROOT / "README.md").read_text()
-LONG = {"do_sample": True, "max_new_tokens": 1500, "eos_token_id": 703}  # seconds of work
+LONG = {"do_sample": True, "max_new_tokens": 1500, **ENDLESS}  # seconds of work
 
 
 def serve_config(port: int, args: dict[str, Any]) -> str:

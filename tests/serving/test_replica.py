@@ -11,6 +11,7 @@ from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, RawPr
 from phi3_serve.errors import EngineFailure, InvalidRequest, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.serving.replica import Replica
+from tests.support import ENDLESS
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
 
@@ -40,7 +41,7 @@ def test_a_plain_request_has_one_event(replica: Replica) -> None:
 
 
 def test_a_stream_has_deltas_and_then_the_whole(replica: Replica) -> None:
-    *deltas, last = run(replica, request(stream=True, max_new_tokens=300, eos_token_id=703))
+    *deltas, last = run(replica, request(stream=True, max_new_tokens=300, **ENDLESS))
     assert isinstance(last, Done)
     assert "".join(d.text for d in deltas if isinstance(d, Delta)) == last.completions[0].text
     # coalesced: many tokens a message, the first one at once
@@ -61,7 +62,7 @@ def test_a_stream_has_deltas_and_then_the_whole(replica: Replica) -> None:
 )
 def test_the_deadline_holds_in_every_way_of_decoding(replica: Replica, given: dict[str, Any]) -> None:
     began = time.monotonic()
-    (event,) = run(replica, request(timeout_s=0.3, max_new_tokens=2000, eos_token_id=703, **given))
+    (event,) = run(replica, request(timeout_s=0.3, max_new_tokens=2000, **{**ENDLESS, **given}))
     assert isinstance(event, Failed), given
     assert isinstance(event.error, RequestTimeout)
     assert time.monotonic() - began < 3
@@ -71,7 +72,7 @@ def test_the_deadline_holds_in_the_queue(replica: Replica) -> None:
     """A request that still waits when its time is up is not left waiting for the one before it."""
 
     async def second_while_first_runs() -> tuple[Event, float]:
-        first = replica.generate(request(stream=True, max_new_tokens=2000, eos_token_id=703))
+        first = replica.generate(request(stream=True, max_new_tokens=2000, **ENDLESS))
         await anext(first)
         began = time.monotonic()
         late = [event async for event in replica.generate(replace(request(timeout_s=0.1), request_id="late"))]
@@ -105,7 +106,7 @@ def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
                 longest = max(longest, time.monotonic() - began)
 
         ticker = asyncio.create_task(tick())
-        asked = [request(text="knight " * 150_000), request(max_new_tokens=400, eos_token_id=703)]
+        asked = [request(text="knight " * 150_000), request(max_new_tokens=2000, **ENDLESS)]
         began = time.monotonic()
         for one in asked:
             async for _ in replica.generate(one):
