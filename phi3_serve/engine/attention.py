@@ -198,9 +198,10 @@ class AttentionPlan:
 def paged_attention(query: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
     """Softmax attention of ``query`` [tokens, heads, dim] over cached ``keys`` and ``values`` [heads, positions, dim].
 
-    There may be several query heads for each head of keys. Returns [tokens, heads, dim].
+    There may be several query heads for each head of keys. Returns [tokens, heads, dim]; zeros for queries that the
+    plan does not read.
     """
-    output = torch.empty_like(query)
+    output = torch.zeros_like(query)
     if plan.grid is not None:
         output[plan.grid.queries] = _attend_grid(query, keys, values, plan.grid, scale)
     for read in plan.reads:

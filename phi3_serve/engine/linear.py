@@ -17,6 +17,8 @@ logger = logging.getLogger("phi3_serve")
 Linear = Callable[[Tensor], Tensor]
 
 ROWS_PACKED_FOR = 16  # oneDNN chooses the layout for a number of rows; this one loses least at others
+EXACT_ROWS = 32
+ROW_STEP = 8
 TRIAL_ROWS = (1, 16)
 TRIAL_ROUNDS = 7
 
@@ -32,6 +34,14 @@ def packed(weight: Tensor) -> Linear:
     multiply = torch.ops.mkldnn._linear_pointwise.default
     reordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_PACKED_FOR)
     return lambda x: multiply(x, reordered, None, "none", [], "")
+
+
+def padded_rows(count: int) -> int:
+    """How many rows to multiply where ``count`` are wanted.
+
+    For each number of rows oneDNN generates code of its own, which takes milliseconds and is kept, about a megabyte.
+    """
+    return count if count <= EXACT_ROWS else -(-count // ROW_STEP) * ROW_STEP
 
 
 def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:

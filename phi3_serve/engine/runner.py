@@ -15,7 +15,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from phi3_serve.engine.attention import AttentionPlan, paged_attention
 from phi3_serve.engine.blocks import BLOCK_SIZE
-from phi3_serve.engine.linear import Linear, compute_dtype, fastest_form
+from phi3_serve.engine.linear import Linear, compute_dtype, fastest_form, padded_rows
 from phi3_serve.engine.rope import Rope, rotate_
 from phi3_serve.engine.scheduler import Chunk
 
@@ -89,21 +89,24 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """The scores of what follows, float32 [sum of num_logits, vocabulary], in the order of ``chunks``."""
-        ids = torch.tensor([i for chunk in chunks for i in chunk.token_ids], device=self.device)
-        positions = torch.tensor([p for c in chunks for p in range(c.start, c.end)], device=self.device)
+        ids = self._rows([i for chunk in chunks for i in chunk.token_ids])
+        positions = self._rows([p for c in chunks for p in range(c.start, c.end)])
+        is_long = self._rows([int(c.sequence.is_long_at(len(c.sequence))) for c in chunks for _ in range(c.num_tokens)])
         slots = torch.tensor(
             [c.sequence.table.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device
         )
-        is_long = torch.tensor(
-            [c.sequence.is_long_at(len(c.sequence)) for c in chunks for _ in range(c.num_tokens)], device=self.device
-        )
-        rotation = self.rope.rotation(positions, is_long.long(), self.dtype)
+        rotation = self.rope.rotation(positions, is_long, self.dtype)
         num_slots = self._cache.shape[2]
         plan = AttentionPlan(chunks, num_slots=num_slots, window=self._window, dtype=self.dtype, device=self.device)
         hidden = embedding(ids, self._embedding).to(self.dtype)
         for layer, cache in zip(self._layers, self._cache, strict=True):
             hidden = self._run_layer(layer, hidden, cache, rotation, slots, plan)
         return self._scores(hidden, chunks)
+
+    def _rows(self, of_tokens: list[int]) -> Tensor:
+        """One row for each token, and rows that nobody reads up to a number that other steps have too."""
+        padding = [0] * (padded_rows(len(of_tokens)) - len(of_tokens))
+        return torch.tensor(of_tokens + padding, dtype=torch.long, device=self.device)
 
     def _run_layer(
         self,
@@ -118,7 +121,7 @@ class ModelRunner:
         rotary = rotation[0].shape[-1]  # some Phi-3 models rotate only the first of the dimensions
         rotate_(qkv[:, : self._num_heads + self._num_kv_heads, :rotary], *rotation)
         query, new = qkv[:, : self._num_heads], qkv[:, self._num_heads :]
-        _wide(cache).index_copy_(1, slots, _wide(new).transpose(0, 1))
+        _wide(cache).index_copy_(1, slots, _wide(new[: len(slots)]).transpose(0, 1))
         keys, values = cache[: self._num_kv_heads], cache[self._num_kv_heads :]
         attended = paged_attention(query, keys, values, plan, self._head_dim**-0.5)
         hidden = hidden + layer.out(attended.reshape(len(hidden), -1))
@@ -134,8 +137,8 @@ class ModelRunner:
         for chunk in chunks:
             end += chunk.num_tokens
             wanted += range(end - chunk.num_logits, end)
-        last = hidden[wanted]
-        return self._head(self._normed(last, self._norm)).float()
+        last = hidden[self._rows(wanted)]
+        return self._head(self._normed(last, self._norm))[: len(wanted)].float()
 
 
 def _wide(x: Tensor) -> Tensor:
