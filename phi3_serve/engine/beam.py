@@ -7,7 +7,7 @@ Search, https://arxiv.org/abs/1610.02424.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 EarlyStopping = bool | Literal["never"]
@@ -134,7 +134,9 @@ class BeamSearch:
         hypothesis: Callable[[float, Candidate], Hypothesis],
         num_new_tokens: int,
     ) -> list[Candidate]:
-        """The candidates that live on, best first; those that end are kept if they are among the best.
+        """The beams of the next step, best first; candidates that end are kept if they are among the best.
+
+        They also live on, with next to no score, where all others have even less: sampling can leave nobody else.
 
         ``candidates`` are the best continuations, best first, or in the order they were drawn in; ``hypothesis``
         makes one of a score and the candidate that ended it; ``num_new_tokens`` counts the candidate's token.
@@ -145,15 +147,14 @@ class BeamSearch:
                 if ends and score >= LOWEST_SCORE:
                     self.finished.append(hypothesis(score, candidate))
             self.finished = sorted(self.finished, key=lambda found: found.score, reverse=True)[: self._num_beams]
-        going_on = [candidate for candidate, ends in zip(candidates, is_end, strict=True) if not ends]
+        going_on = [
+            replace(candidate, score=candidate.score + NO_SCORE) if ends else candidate
+            for candidate, ends in zip(candidates, is_end, strict=True)
+        ]
         living = sorted(going_on, key=lambda candidate: candidate.score, reverse=True)[: self._num_beams]
-        best = living[0].score if living else NO_SCORE
-        self._can_improve = self._can_improve and self._may_improve(best, num_new_tokens)
+        self._can_improve = self._can_improve and self._may_improve(living[0].score, num_new_tokens)
         is_stopped_early = self._early_stopping is True and self._is_full
-        self.is_done = not self._can_improve or is_stopped_early or not living
-        # The dead fill the places of the living; nothing is chosen after them unless all others are dead, too.
-        while living and len(living) < self._num_beams:
-            living.append(Candidate(NO_SCORE, living[0].token, living[0].beam))
+        self.is_done = not self._can_improve or is_stopped_early or all(is_end)
         return living
 
     @property
@@ -161,9 +162,7 @@ class BeamSearch:
         return len(self.finished) == self._num_beams
 
     def _may_improve(self, best_sum_logprobs: float, num_new_tokens: int) -> bool:
-        if not self._is_full:
-            return True
         to_the_end = self._early_stopping == "never" and self._length_penalty > 0.0
         length = self._max_new_tokens if to_the_end else num_new_tokens
         attainable: float = best_sum_logprobs / length**self._length_penalty
-        return attainable > self.finished[-1].score
+        return attainable > (self.finished[-1].score if self._is_full else NO_SCORE)

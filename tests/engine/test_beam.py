@@ -1,5 +1,7 @@
 """Beam search by hand: which candidates live on, which are finished, when it stops."""
 
+import math
+
 from phi3_serve.engine.beam import BeamSearch, BestHypotheses, Candidate, Hypothesis
 
 
@@ -50,8 +52,20 @@ def test_a_negative_length_penalty_never_hopes_for_length() -> None:
 
 def test_it_ends_when_nothing_lives() -> None:
     beams = search()
-    assert beams.advance([A, B], [True, True], hypothesis, 1) == []
+    beams.advance([A, B], [True, True], hypothesis, 1)
     assert beams.is_done
+
+
+def test_who_ended_lives_on_where_all_others_are_impossible() -> None:
+    """As in transformers, whose best running beam then has about -1e9, more than -inf."""
+    beams = search()
+    impossible = Candidate(-math.inf, 6, 1)
+    assert beams.advance([A, impossible], [True, False], hypothesis, 2) == [
+        Candidate(A.score - 1e9, A.token, A.beam),
+        impossible,
+    ]
+    assert [h.score for h in beams.finished] == [-0.5]
+    assert not beams.is_done
 
 
 def test_only_the_best_hypotheses_of_a_group_are_kept() -> None:
