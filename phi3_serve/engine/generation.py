@@ -28,6 +28,16 @@ class Generation:
         return sum(sequence.num_pending for sequence in self.decoding.sequences)
 
     @property
+    def num_blocks_short(self) -> int:
+        """Blocks to be had before all that is pending has run; sequences share what they begin with."""
+        return sum(
+            sequence.num_blocks_short(sequence.num_pending)
+            - (sequence.num_common_blocks(family[at - 1]) if at and sequence.is_cold else 0)
+            for family in self.decoding.families
+            for at, sequence in enumerate(family)
+        )
+
+    @property
     def room_wanted(self) -> int:
         """Blocks, if nothing ends early: the prompt once, and each row's answer.
 

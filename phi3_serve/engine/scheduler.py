@@ -110,10 +110,11 @@ class Scheduler:
 
     def _follow_crossings(self) -> None:
         for generation in self.running:
-            for sequence in generation.decoding.rows:
-                if sequence.crosses():
-                    sequence.drop(self.blocks, generation.room)
-                    sequence.take_known_prefix(self.blocks)
+            crossing = [sequence for sequence in generation.decoding.rows if sequence.crosses()]
+            for sequence in crossing:
+                sequence.drop(self.blocks, generation.room)
+            if crossing:
+                crossing[0].take_known_prefix(self.blocks)  # the others follow it, see _warm
 
     def _admit(self, plan: Plan) -> bool:
         """Let the first of the queue run, if its tokens fit into the memory that is free."""
@@ -121,18 +122,18 @@ class Scheduler:
         num_rows = generation.num_rows + sum(g.num_rows for g in self.running)
         if self.running and num_rows > self._max_rows:
             return False
-        sequences = generation.decoding.sequences
-        for sequence in sequences:
+        eldest = [family[0] for family in generation.decoding.families if family]
+        for sequence in eldest:
             sequence.take_known_prefix(self.blocks)
-        needed = sum(s.num_blocks_short(s.num_pending) for s in sequences) + num_rows  # each may soon need one more
+        needed = generation.num_blocks_short + num_rows  # each may soon need one more
         if needed > self.blocks.num_available and self.running:
             generation.drop(self.blocks)
             return False
-        kept = 0 if self._copies_prefixes else len(sequences[0].table)
+        kept = 0 if self._copies_prefixes else len(eldest[0].table)
         generation.room = self.blocks.reserve(max(0, generation.room_wanted - kept))
         self.running.append(self.waiting.popleft())
         if self._copies_prefixes:
-            for sequence in sequences:
+            for sequence in eldest:
                 self._copy_prefix(generation, sequence, plan)
         return True
 
@@ -154,12 +155,15 @@ class Scheduler:
             num_drafted = 0
             for sequence in generation.decoding.sequences:
                 sequence.draft = ()
-        is_whole = generation.num_pending + num_drafted <= budget
+        is_warm = not any(s.is_cold for family in generation.decoding.families for s in family[1:])
+        is_whole = is_warm and generation.num_pending + num_drafted <= budget
         if not is_whole and all(s.num_pending == 1 for s in generation.decoding.sequences):
             return 0
         used = 0
         for family in generation.decoding.families:
-            for sequence in family:
+            for at, sequence in enumerate(family):
+                if at and sequence.is_cold and not self._warm(sequence, family[:at]):
+                    break
                 count = (
                     sequence.num_pending + len(sequence.draft)
                     if is_whole
@@ -175,6 +179,16 @@ class Scheduler:
         if is_whole:
             plan.ready.append(generation)
         return used
+
+    def _warm(self, sequence: Sequence, elder: list[Sequence]) -> bool:
+        """Start a pushed-out ``sequence`` again from what it shares with its ``elder``; False until they are cached.
+
+        So a request of many sequences needs no more memory after it was pushed out than before.
+        """
+        if elder[-1].num_pending > 1:
+            return False
+        sequence.take_prefix_of(max(elder, key=sequence.num_common_blocks), self.blocks)
+        return True
 
     def _secure(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: Plan) -> bool:
         """Give ``sequence`` blocks of its own for its next tokens, pushing out younger requests if need be."""

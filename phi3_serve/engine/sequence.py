@@ -1,6 +1,7 @@
 """One sequence of token ids and the blocks that hold its keys and values. Plain Python, no tensors."""
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from phi3_serve.engine.blocks import BLOCK_SIZE, NO_ROOM, ROOT, BlockManager, Room
@@ -82,6 +83,11 @@ class Sequence:
         return len(self.tokens) - self.num_cached
 
     @property
+    def is_cold(self) -> bool:
+        """Whether nothing is cached of what could be."""
+        return not self.num_cached and self.num_pending > 1
+
+    @property
     def new_token_ids(self) -> tuple[int, ...]:
         """The tokens of the answer."""
         return tuple(self.tokens[self.num_prompt_tokens :])
@@ -137,6 +143,26 @@ class Sequence:
             self.table.append(block)
             self._num_known += 1
         self.num_cached = self._num_known * BLOCK_SIZE
+
+    def num_common_blocks(self, other: "Sequence") -> int:
+        """How many full blocks this one and ``other`` begin with alike; at least the last token is in none of them."""
+        most = (min(len(self), len(other)) - 1) // BLOCK_SIZE
+
+        def differs(number: int) -> bool:
+            end = (number + 1) * BLOCK_SIZE
+            return self.tokens[:end] != other.tokens[:end]
+
+        return bisect_left(range(most), True, key=differs)
+
+    def take_prefix_of(self, other: "Sequence", blocks: BlockManager) -> None:
+        """Start from what ``other`` has cached of their common prefix."""
+        self.is_long = self.is_long_at(len(self.tokens))
+        self._prefix = ROOT + self.is_long
+        count = min(self.num_common_blocks(other), other.num_cached // BLOCK_SIZE)
+        for block in other.table.blocks[:count]:
+            blocks.share(block)
+            self.table.append(block)
+        self.num_cached = count * BLOCK_SIZE
 
     def make_known(self, blocks: BlockManager) -> None:
         """Let others find the blocks that are full."""

@@ -144,6 +144,30 @@ def test_the_youngest_is_pushed_out_and_keeps_its_tokens(make: Make) -> None:
     assert paper.finished == ["old", "young"]
 
 
+def test_rows_that_were_pushed_out_share_their_prompt_again(make: Make) -> None:
+    """Eight rows with a common prompt of 4 blocks and 2 of their own each fit into 24; 8 times 6 would not."""
+    paper = OnPaper(num_blocks=24, token_budget=64, max_rows=16, prefix_cache=False)
+    old = make("old", 60, new_tokens=60)
+    forked = make("forked", 66, new_tokens=24, first_token=100, do_sample=True, num_return_sequences=8)
+    paper.scheduler.add(old)
+    paper.scheduler.add(forked)
+    paper.step()
+    paper.step()
+    while forked not in paper.scheduler.waiting:
+        assert forked in paper.scheduler.running
+        paper.step()
+    kept = [len(row.new_token_ids) for row in forked.decoding.rows]
+    assert len(kept) == 8
+    assert min(kept) > 2
+    again = 0
+    for _ in range(200):
+        plan = paper.step()
+        assert not plan.rejected
+        again += sizes(plan).get("forked", 0)
+    assert sorted(paper.finished) == ["forked", "old"]
+    assert again < 66 + 8 * 40  # the prompt once
+
+
 def test_what_memory_can_never_hold_is_rejected(make: Make) -> None:
     paper = OnPaper(num_blocks=3)
     large = make("large", 20, new_tokens=100)
