@@ -113,11 +113,11 @@ def _accept(choice: Choice, number: int, blocks: BlockManager) -> None:
     generation = choice.generation
     decoding = generation.decoding
     if isinstance(decoding, Beams | GroupBeams):
-        decoding.choose(number, choice.scores[: len(choice.rows)], blocks, generation.room)
+        decoding.choose(number, choice.scores[: len(choice.rows)], blocks)
     elif isinstance(decoding, Sampling):
         tokens = choice.tokens if choice.tokens is not None else _draw_seeded(choice, decoding)
         scores = _token_scores(choice, tokens) if generation.request.parameters.output_scores else []
-        choice.new_tokens = decoding.accept(tokens, scores, blocks, generation.room)
+        choice.new_tokens = decoding.accept(tokens, scores, blocks)
 
 
 def _draw_seeded(choice: Choice, decoding: Sampling) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from phi3_serve import core
 from phi3_serve.core import EngineRequest, FinishReason
 from phi3_serve.engine.beam import BeamGroup, BeamSearch, BestHypotheses, Candidate, Hypothesis, best_of
-from phi3_serve.engine.blocks import BlockManager, Room
+from phi3_serve.engine.blocks import BlockManager
 from phi3_serve.engine.logits import Row, Settings
 from phi3_serve.engine.sampling import renormalize, warp
 from phi3_serve.engine.sequence import Sequence
@@ -79,10 +79,10 @@ class Decoding(ABC):
         shadow = shadow_logits[at] if shadow_logits else -1
         return Row(self.settings, self.rows[at].tokens, logits[at], shadow)
 
-    def drop(self, blocks: BlockManager, room: Room) -> None:
+    def drop(self, blocks: BlockManager) -> None:
         """Give all blocks back."""
         for sequence in self.sequences:
-            sequence.drop(blocks, room)
+            sequence.drop(blocks)
 
 
 class Sampling(Decoding):
@@ -116,27 +116,27 @@ class Sampling(Decoding):
             rows.append(Row(self.settings, history, rows[-1].logit + 1))
         return rows
 
-    def accept(self, tokens: Listed[int], scores: Listed[float], blocks: BlockManager, room: Room) -> list[int]:
+    def accept(self, tokens: Listed[int], scores: Listed[float], blocks: BlockManager) -> list[int]:
         """Append the chosen ``tokens``, one for each row scored; the new tokens of the first sequence."""
         if self.rows[0].draft:
-            return self._accept_draft(tokens, scores, blocks, room)
+            return self._accept_draft(tokens, scores, blocks)
         ended = []
         for at, token in enumerate(tokens):
             if self._append(at, token, scores[at] if scores else None):
                 ended.append(at)
         for at in reversed(ended):
-            self._remove(at, blocks, room)
+            self._remove(at, blocks)
         self.is_done = not self.rows
         return list(tokens[:1])
 
-    def _accept_draft(self, tokens: Listed[int], scores: Listed[float], blocks: BlockManager, room: Room) -> list[int]:
+    def _accept_draft(self, tokens: Listed[int], scores: Listed[float], blocks: BlockManager) -> list[int]:
         """The drafted tokens are right as far as they are those that were chosen."""
         draft, self.rows[0].draft = self.rows[0].draft, ()
         new: list[int] = []
         for at, token in enumerate(tokens):
             new.append(token)
             if self._append(0, token, scores[at] if scores else None):
-                self._remove(0, blocks, room)
+                self._remove(0, blocks)
                 self.is_done = True
                 break
             if at < len(draft) and token != draft[at]:
@@ -156,11 +156,11 @@ class Sampling(Decoding):
             self._finished[number] = core.Sequence(sequence.new_token_ids, reason, kept)
         return reason
 
-    def _remove(self, at: int, blocks: BlockManager, room: Room) -> None:
+    def _remove(self, at: int, blocks: BlockManager) -> None:
         del self.numbers[at]
         for family in self.families:
             if family:
-                family.pop(at).drop(blocks, room)
+                family.pop(at).drop(blocks)
 
     def result(self) -> tuple[core.Sequence, ...]:
         """The sequences in their order."""
@@ -181,7 +181,7 @@ class _Beams(Decoding):
         return self.request.parameters.num_beams or 1
 
     @abstractmethod
-    def choose(self, number: int, scores: Tensor, blocks: BlockManager, room: Room) -> None:
+    def choose(self, number: int, scores: Tensor, blocks: BlockManager) -> None:
         """Go on from processed log-probabilities ``scores`` [rows of round ``number``, vocabulary]."""
 
     @property
@@ -189,7 +189,7 @@ class _Beams(Decoding):
         """For each beam; enough that as many as there are beams do not end."""
         return max(2, 1 + len(self.settings.ends))
 
-    def _continue(self, chosen: Listed[Candidate], blocks: BlockManager, room: Room) -> None:
+    def _continue(self, chosen: Listed[Candidate], blocks: BlockManager) -> None:
         """The beams of the next step: forks of those that live on. ``chosen`` name their beam by its row."""
         forked: set[int] = set()
         rows = []
@@ -198,7 +198,7 @@ class _Beams(Decoding):
             rows.append(parent.fork(blocks) if candidate.beam in forked else parent)
             forked.add(candidate.beam)
         for at in set(range(len(self.rows))) - forked:
-            self.rows[at].drop(blocks, room)
+            self.rows[at].drop(blocks)
         for row, candidate in zip(rows, chosen, strict=True):
             _go_on(row, candidate.token)
         # transformers does not reorder the negative prompt's rows with the beams, so these stay where they are
@@ -224,7 +224,7 @@ class Beams(_Beams):
         """One row for each beam."""
         return [self._row(at, logits, shadow_logits) for at in range(len(self.rows))]
 
-    def choose(self, number: int, scores: Tensor, blocks: BlockManager, room: Room) -> None:
+    def choose(self, number: int, scores: Tensor, blocks: BlockManager) -> None:
         """Take the best continuations, or draw them."""
         if self.request.parameters.do_sample:
             scores = warp(scores, [self.settings] * len(scores))
@@ -246,7 +246,7 @@ class Beams(_Beams):
             return
         self._sums = [candidate.score for candidate in living]
         self._scores = [(*self._scores[c.beam], kept.get(c, 0.0)) for c in living]
-        self._continue(living, blocks, room)
+        self._continue(living, blocks)
 
     def _candidates(self, scores: Tensor) -> list[Candidate]:
         """The best continuations of all beams, best first; with sampling drawn without replacement, in that order."""
@@ -325,7 +325,7 @@ class GroupBeams(_Beams):
             row.penalised = penalised
         return rows
 
-    def choose(self, number: int, scores: Tensor, blocks: BlockManager, room: Room) -> None:
+    def choose(self, number: int, scores: Tensor, blocks: BlockManager) -> None:
         """Let group ``number`` choose; the last group's choice ends the step."""
         if len(scores):
             self._advance(number, scores)
@@ -334,7 +334,7 @@ class GroupBeams(_Beams):
         chosen, self._chosen = self._chosen, []
         all_stop = all(self._stops(candidate) for candidate in chosen)
         self._sums = [candidate.score for candidate in chosen]
-        self._continue(chosen, blocks, room)
+        self._continue(chosen, blocks)
         if all_stop or all(group.is_done for group in self._groups):
             self._finish_living()
             self.is_done = True

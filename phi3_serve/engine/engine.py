@@ -68,12 +68,7 @@ class Engine:
         cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
         sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
         self.blocks = BlockManager(sizes.num_blocks, prefix_cache=sizes.prefix_cache)
-        self._scheduler = Scheduler(
-            self.blocks,
-            token_budget=sizes.token_budget,
-            max_rows=sizes.max_rows,
-            copies_prefixes=loaded.model.device.type == "cpu",  # where attention reads in place
-        )
+        self._scheduler = Scheduler(self.blocks, token_budget=sizes.token_budget, max_rows=sizes.max_rows)
         self._runner = ModelRunner(loaded.model, num_blocks=sizes.num_blocks, releases_weights=releases_weights)
         self._vocabulary = token_bytes(loaded.tokenizer)  # half a second for 32,000 tokens
         self._max_rows = sizes.max_rows

@@ -1,8 +1,8 @@
 """The only forward pass: token ids in, scores of the next tokens out.
 
 It runs on the modules of ``Phi3ForCausalLM``, which hold the weights; the order of operations is that of
-modeling_phi3.py in transformers 5.23, with other ways to the same numbers: linear layers packed, one rotation for
-queries and keys, paged keys and values, and no mask over the whole batch.
+modeling_phi3.py in transformers 5.23, with other ways to the same numbers: linear layers packed, what is between them
+in few passes over the data, paged keys and values, and no mask over the whole batch.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, rms_norm, silu
+from torch.nn.functional import embedding
 
 from phi3_serve.engine.attention import AttentionPlan, paged_attention
 from phi3_serve.engine.blocks import BLOCK_SIZE
 from phi3_serve.engine.linear import Linear, compute_dtype, fastest_form, padded_rows
-from phi3_serve.engine.rope import Rope, rotate_
+from phi3_serve.engine.native import operations_for
+from phi3_serve.engine.rope import Rope
 from phi3_serve.engine.scheduler import Chunk
 
 
@@ -51,8 +52,9 @@ class ModelRunner:
         self._layers = self._take_layers(model, releases_weights)
         # The keys' heads, then the values'.
         shape = (len(self._layers), 2 * self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
-        # Zeros, since masked reads meet what nobody has written. The system gives memory only as it is written to.
+        # Zeros, since masked reads may meet what nobody has written. The system gives memory only as it is written to.
         self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._operations = operations_for(self.device, self.dtype, self._head_dim)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
         form = fastest_form(model.model.layers[0].mlp.gate_up_proj.weight.detach().to(self.dtype))
@@ -92,16 +94,14 @@ class ModelRunner:
         ids = self._rows([i for chunk in chunks for i in chunk.token_ids])
         positions = self._rows([p for c in chunks for p in range(c.start, c.end)])
         is_long = self._rows([int(c.sequence.is_long_at(len(c.sequence))) for c in chunks for _ in range(c.num_tokens)])
-        slots = torch.tensor(
-            [c.sequence.table.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device
-        )
+        slots = torch.tensor([c.sequence.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device)
         rotation = self.rope.rotation(positions, is_long, self.dtype)
-        num_slots = self._cache.shape[2]
-        plan = AttentionPlan(chunks, num_slots=num_slots, window=self._window, dtype=self.dtype, device=self.device)
+        plan = AttentionPlan(chunks, self._operations, window=self._window, like=self._cache)
         hidden = embedding(ids, self._embedding).to(self.dtype)
+        delta = torch.zeros_like(hidden)  # what is still to be added to hidden
         for layer, cache in zip(self._layers, self._cache, strict=True):
-            hidden = self._run_layer(layer, hidden, cache, rotation, slots, plan)
-        return self._scores(hidden, chunks)
+            delta = self._run_layer(layer, hidden, delta, cache, rotation, slots, plan)
+        return self._scores(hidden, delta, chunks)
 
     def _rows(self, of_tokens: list[int]) -> Tensor:
         """One row for each token, and rows that nobody reads up to a number that other steps have too."""
@@ -112,35 +112,27 @@ class ModelRunner:
         self,
         layer: _Layer,
         hidden: Tensor,
+        delta: Tensor,
         cache: Tensor,
         rotation: tuple[Tensor, Tensor],
         slots: Tensor,
         plan: AttentionPlan,
     ) -> Tensor:
-        qkv = layer.qkv(self._normed(hidden, layer.attention_norm)).view(len(hidden), -1, self._head_dim)
-        rotary = rotation[0].shape[-1]  # some Phi-3 models rotate only the first of the dimensions
-        rotate_(qkv[:, : self._num_heads + self._num_kv_heads, :rotary], *rotation)
-        query, new = qkv[:, : self._num_heads], qkv[:, self._num_heads :]
-        _wide(cache).index_copy_(1, slots, _wide(new[: len(slots)]).transpose(0, 1))
-        keys, values = cache[: self._num_kv_heads], cache[self._num_kv_heads :]
-        attended = paged_attention(query, keys, values, plan, self._head_dim**-0.5)
-        hidden = hidden + layer.out(attended.reshape(len(hidden), -1))
-        gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
-        return hidden + layer.down(silu(gate).mul_(up))
+        """Add ``delta``, which the layer before gave, to ``hidden``; returns what this layer gives to be added."""
+        do = self._operations
+        normed = do.add_rms_norm(hidden, delta, layer.attention_norm, self._epsilon)
+        qkv = layer.qkv(normed).view(len(hidden), -1, self._head_dim)
+        do.rotate_and_store(qkv, rotation, slots, cache)
+        attended = paged_attention(qkv, cache, plan, self._head_dim**-0.5)
+        normed = do.add_rms_norm(hidden, layer.out(attended), layer.mlp_norm, self._epsilon)
+        return layer.down(do.silu_product(layer.gate_up(normed)))
 
-    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(hidden, weight.shape, weight, self._epsilon)
-
-    def _scores(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+    def _scores(self, hidden: Tensor, delta: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         wanted: list[int] = []
         end = 0
         for chunk in chunks:
             end += chunk.num_tokens
             wanted += range(end - chunk.num_logits, end)
-        last = hidden[self._rows(wanted)]
-        return self._head(self._normed(last, self._norm))[: len(wanted)].float()
-
-
-def _wide(x: Tensor) -> Tensor:
-    """``x`` as elements of eight bytes, if they fit: copying by index takes its time by the element."""
-    return x.view(torch.int64) if x.shape[-1] * x.itemsize % 8 == 0 else x
+        last = self._rows(wanted)
+        normed = self._operations.add_rms_norm(hidden[last], delta[last], self._norm, self._epsilon)
+        return self._head(normed)[: len(wanted)].float()

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 
 from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager, OutOfBlocks
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.sequence import BlockTable, Sequence
-
-MOST_COPIED = 64  # blocks; longer prefixes are shared
+from phi3_serve.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,6 @@ class Chunk:
     sequence: Sequence
     num_tokens: int  # pending ones, then drafted ones
     num_logits: int  # of the last tokens the scores are wanted
-    family: list[Sequence]  # the sequences that share a prompt with this one, itself among them
 
     @property
     def start(self) -> int:
@@ -67,15 +64,12 @@ class Plan:
 class Scheduler:
     """The queue, the running requests, and the blocks they share."""
 
-    def __init__(
-        self, blocks: BlockManager, *, token_budget: int, max_rows: int, copies_prefixes: bool = False
-    ) -> None:
+    def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int) -> None:
         self.blocks = blocks
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
         self._token_budget = max(token_budget, max_rows)
         self._max_rows = max_rows
-        self._copies_prefixes = copies_prefixes  # so that a sequence lies in one piece
 
     @property
     def has_work(self) -> bool:
@@ -104,7 +98,7 @@ class Scheduler:
         for generation in [*decoding, *prefilling]:
             if generation in self.running:  # not pushed out by an older one
                 budget -= self._run(generation, budget, plan)
-        while self.waiting and budget > 0 and self._admit(plan):
+        while self.waiting and budget > 0 and self._admit():
             budget -= self._run(self.running[-1], budget, plan)
         return plan
 
@@ -112,41 +106,25 @@ class Scheduler:
         for generation in self.running:
             crossing = [sequence for sequence in generation.decoding.rows if sequence.crosses()]
             for sequence in crossing:
-                sequence.drop(self.blocks, generation.room)
+                sequence.drop(self.blocks)
             if crossing:
                 crossing[0].take_known_prefix(self.blocks)  # the others follow it, see _warm
 
-    def _admit(self, plan: Plan) -> bool:
+    def _admit(self) -> bool:
         """Let the first of the queue run, if its tokens fit into the memory that is free."""
         generation = self.waiting[0]
         num_rows = generation.num_rows + sum(g.num_rows for g in self.running)
         if self.running and num_rows > self._max_rows:
             return False
-        eldest = [family[0] for family in generation.decoding.families if family]
-        for sequence in eldest:
-            sequence.take_known_prefix(self.blocks)
+        for family in generation.decoding.families:
+            if family:
+                family[0].take_known_prefix(self.blocks)
         needed = generation.num_blocks_short + num_rows  # each may soon need one more
         if needed > self.blocks.num_available and self.running:
             generation.drop(self.blocks)
             return False
-        kept = 0 if self._copies_prefixes else len(eldest[0].table)
-        generation.room = self.blocks.reserve(max(0, generation.room_wanted - kept))
         self.running.append(self.waiting.popleft())
-        if self._copies_prefixes:
-            for sequence in eldest:
-                self._copy_prefix(generation, sequence, plan)
         return True
-
-    def _copy_prefix(self, generation: Generation, sequence: Sequence, plan: Plan) -> None:
-        """Copying a short prefix once costs less than reading it apart at every step."""
-        known = sequence.table.blocks
-        if not known or len(known) > MOST_COPIED or len(known) > self.blocks.num_available:
-            return
-        own = [self.blocks.allocate(generation.room) for _ in known]
-        plan.copies.setdefault(generation, []).extend(zip(known, own, strict=True))
-        sequence.table = BlockTable(own)
-        for block in known:
-            self.blocks.free(block)
 
     def _run(self, generation: Generation, budget: int, plan: Plan) -> int:
         """Put what fits of ``generation`` into the plan; the tokens that takes."""
@@ -174,7 +152,7 @@ class Scheduler:
                 if not self._secure(generation, sequence, count, plan):
                     return 0
                 num_logits = 1 + len(sequence.draft) if is_whole else 0
-                plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, num_logits, family))
+                plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, num_logits))
                 used += count
         if is_whole:
             plan.ready.append(generation)
@@ -209,13 +187,13 @@ class Scheduler:
 
     def _give_blocks(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: Plan) -> None:
         table, blocks = sequence.table, self.blocks
-        if sequence.num_cached % BLOCK_SIZE and blocks.is_shared(last := table.blocks[-1]):
-            own = blocks.allocate(generation.room)
+        if sequence.num_cached % BLOCK_SIZE and blocks.is_shared(last := table[-1]):
+            own = blocks.allocate()
             plan.copies.setdefault(generation, []).append((last, own))
-            blocks.free(last, generation.room)
-            table.replace_last(own)
+            blocks.free(last)
+            table[-1] = own
         for _ in range(sequence.num_blocks_short(num_tokens)):
-            table.append(blocks.allocate(generation.room))
+            table.append(blocks.allocate())
 
     def _preempt(self, generation: Generation, plan: Plan) -> None:
         plan.remove(generation)

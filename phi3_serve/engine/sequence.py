@@ -4,54 +4,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from phi3_serve.engine.blocks import BLOCK_SIZE, NO_ROOM, ROOT, BlockManager, Room
-
-
-class BlockTable:
-    """The blocks of a sequence in order, and the runs of adjacent ones among them."""
-
-    def __init__(self, blocks: Iterable[int] = ()) -> None:
-        self.blocks: list[int] = []
-        self.runs: list[list[int]] = []  # [first block, number of blocks]
-        for block in blocks:
-            self.append(block)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def append(self, block: int) -> None:
-        """Add ``block`` at the end."""
-        self.blocks.append(block)
-        if self.runs and self.runs[-1][0] + self.runs[-1][1] == block:
-            self.runs[-1][1] += 1
-        else:
-            self.runs.append([block, 1])
-
-    def replace_last(self, block: int) -> None:
-        """Put ``block`` in the last one's place."""
-        self.blocks.pop()
-        self.runs[-1][1] -= 1
-        if not self.runs[-1][1]:
-            self.runs.pop()
-        self.append(block)
-
-    def spans(self, start: int, end: int) -> list[slice]:
-        """Where the cache holds the tokens [start, end): as few slices of cache positions as there are runs."""
-        found = []
-        position = 0
-        for first, count in self.runs:
-            low, high = max(start, position), min(end, position + count * BLOCK_SIZE)
-            if low < high:
-                offset = first * BLOCK_SIZE - position
-                found.append(slice(low + offset, high + offset))
-            position += count * BLOCK_SIZE
-            if position >= end:
-                break
-        return found
-
-    def slot(self, position: int) -> int:
-        """Where the cache holds the token at ``position``."""
-        return self.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+from phi3_serve.engine.blocks import BLOCK_SIZE, ROOT, BlockManager
 
 
 class Sequence:
@@ -66,7 +19,7 @@ class Sequence:
         self.tokens = array("q", token_ids)
         self.num_prompt_tokens = len(self.tokens)
         self.num_cached = 0
-        self.table = BlockTable()
+        self.table = array("i")  # its blocks, in order
         self.draft: tuple[int, ...] = ()  # tokens that may come next, to be verified in one pass
         self.is_long = False  # whether what is cached was made with the long RoPE factors
         self._long_from = long_from  # tokens; the length from which RoPE is long
@@ -92,6 +45,10 @@ class Sequence:
         """The tokens of the answer."""
         return tuple(self.tokens[self.num_prompt_tokens :])
 
+    def slot(self, position: int) -> int:
+        """Where the cache holds the token at ``position``."""
+        return self.table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
     def is_long_at(self, length: int) -> bool:
         """Whether a forward pass up to ``length`` tokens takes the long RoPE factors."""
         return self._long_from is not None and length >= self._long_from
@@ -116,17 +73,17 @@ class Sequence:
         twin.num_prompt_tokens = self.num_prompt_tokens
         twin.num_cached = self.num_cached
         twin.is_long = self.is_long
-        twin.table = BlockTable(self.table.blocks)
+        twin.table = self.table[:]
         twin._prefix, twin._num_known = self._prefix, self._num_known
-        for block in twin.table.blocks:
+        for block in twin.table:
             blocks.share(block)
         return twin
 
-    def drop(self, blocks: BlockManager, room: Room = NO_ROOM) -> None:
+    def drop(self, blocks: BlockManager) -> None:
         """Give all blocks back; what was cached is to be computed again."""
-        for block in reversed(self.table.blocks):
-            blocks.free(block, room)
-        self.table = BlockTable()
+        for block in reversed(self.table):
+            blocks.free(block)
+        self.table = array("i")
         self.num_cached = 0
         self._prefix, self._num_known = ROOT, 0
         self.draft = ()
@@ -159,7 +116,7 @@ class Sequence:
         self.is_long = self.is_long_at(len(self.tokens))
         self._prefix = ROOT + self.is_long
         count = min(self.num_common_blocks(other), other.num_cached // BLOCK_SIZE)
-        for block in other.table.blocks[:count]:
+        for block in other.table[:count]:
             blocks.share(block)
             self.table.append(block)
         self.num_cached = count * BLOCK_SIZE
@@ -167,7 +124,7 @@ class Sequence:
     def make_known(self, blocks: BlockManager) -> None:
         """Let others find the blocks that are full."""
         while (self._num_known + 1) * BLOCK_SIZE <= self.num_cached:
-            block = self.table.blocks[self._num_known]
+            block = self.table[self._num_known]
             self._prefix = blocks.make_known(block, self._prefix, self._block_bytes(self._num_known))
             self._num_known += 1
 

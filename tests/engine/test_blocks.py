@@ -6,82 +6,69 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from phi3_serve.engine.blocks import BLOCK_SIZE, NO_ROOM, ROOT, BlockManager, OutOfBlocks, Room
-from phi3_serve.engine.sequence import BlockTable, Sequence
+from phi3_serve.engine.blocks import BLOCK_SIZE, ROOT, BlockManager, OutOfBlocks
+from phi3_serve.engine.operations import cache_positions
+from phi3_serve.engine.sequence import Sequence
 
 NUM_BLOCKS = 12
-
-
-class Holder:
-    """Somebody with blocks: a sequence, and the room it grows into."""
-
-    def __init__(self, sequence: Sequence, room: Room) -> None:
-        self.sequence = sequence
-        self.room = room
 
 
 class BlockAccounts(RuleBasedStateMachine):
     """Sequences come, grow, fork and go. What a block is said to hold has to be what was written into it last."""
 
-    holders = Bundle("holders")
+    sequences = Bundle("sequences")
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = BlockManager(NUM_BLOCKS)
-        self.living: list[Holder] = []
+        self.living: list[Sequence] = []
         self.written: dict[int, tuple[int, ...]] = {}  # block: all tokens up to the end of it
 
-    @rule(
-        target=holders,
-        prompt=strategies.lists(strategies.integers(0, 1), min_size=1, max_size=5),
-        room=strategies.integers(0, 8),
-    )
-    def come(self, prompt: list[int], room: int) -> Holder:
+    @rule(target=sequences, prompt=strategies.lists(strategies.integers(0, 1), min_size=1, max_size=5))
+    def come(self, prompt: list[int]) -> Sequence:
         """Each number of the prompt stands for a block of equal tokens, so that prefixes are often shared."""
-        holder = Holder(Sequence([p for p in prompt for _ in range(BLOCK_SIZE)] + [9]), self.blocks.reserve(room))
-        self.living.append(holder)
-        holder.sequence.take_known_prefix(self.blocks)
-        for number, block in enumerate(holder.sequence.table.blocks):
-            assert self.written[block] == tuple(holder.sequence.tokens[: (number + 1) * BLOCK_SIZE])
-        return holder
+        sequence = Sequence([p for p in prompt for _ in range(BLOCK_SIZE)] + [9])
+        self.living.append(sequence)
+        sequence.take_known_prefix(self.blocks)
+        for number, block in enumerate(sequence.table):
+            assert self.written[block] == tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
+        return sequence
 
-    @rule(holder=holders, new=strategies.integers(0, 20))
-    def run(self, holder: Holder, new: int) -> None:
+    @rule(sequence=sequences, new=strategies.integers(0, 20))
+    def run(self, sequence: Sequence, new: int) -> None:
         """What the scheduler and the engine do in a step, blocks permitting."""
-        if holder not in self.living:
+        if sequence not in self.living:
             return
-        sequence = holder.sequence
         sequence.tokens.extend([2] * new)
         try:
-            if sequence.num_cached % BLOCK_SIZE and self.blocks.is_shared(sequence.table.blocks[-1]):
-                own = self.blocks.allocate(holder.room)
-                self.blocks.free(sequence.table.blocks[-1], holder.room)
-                sequence.table.replace_last(own)
+            if sequence.num_cached % BLOCK_SIZE and self.blocks.is_shared(sequence.table[-1]):
+                own = self.blocks.allocate()
+                self.blocks.free(sequence.table[-1])
+                sequence.table[-1] = own
             for _ in range(sequence.num_blocks_short(sequence.num_pending - 1)):
-                sequence.table.append(self.blocks.allocate(holder.room))
+                sequence.table.append(self.blocks.allocate())
         except OutOfBlocks:
-            sequence.drop(self.blocks, holder.room)
+            sequence.drop(self.blocks)
             return
         first = sequence.num_cached // BLOCK_SIZE
         sequence.num_cached = len(sequence) - 1
         for number in range(first, -(-sequence.num_cached // BLOCK_SIZE)):
-            self.written[sequence.table.blocks[number]] = tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
+            self.written[sequence.table[number]] = tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
         sequence.make_known(self.blocks)
 
-    @rule(target=holders, holder=holders)
-    def fork(self, holder: Holder) -> Holder:
-        if holder not in self.living:
-            return holder
-        twin = Holder(holder.sequence.fork(self.blocks), NO_ROOM)
+    @rule(target=sequences, sequence=sequences)
+    def fork(self, sequence: Sequence) -> Sequence:
+        if sequence not in self.living:
+            return sequence
+        twin = sequence.fork(self.blocks)
         self.living.append(twin)
         return twin
 
-    @rule(holder=holders)
-    def go(self, holder: Holder) -> None:
-        if holder in self.living:
-            self.living.remove(holder)
-            holder.sequence.drop(self.blocks, holder.room)
-            self.blocks.release(holder.room)
+    @rule(sequence=sequences)
+    def go(self, sequence: Sequence) -> None:
+        if sequence in self.living:
+            self.living.remove(sequence)
+            sequence.drop(self.blocks)
 
     @precondition(lambda self: not self.living)
     @rule()
@@ -90,7 +77,7 @@ class BlockAccounts(RuleBasedStateMachine):
 
     @invariant()
     def accounts_agree(self) -> None:
-        self.blocks.check_integrity([holder.sequence.table.blocks for holder in self.living])
+        self.blocks.check_integrity([sequence.table for sequence in self.living])
 
 
 TestBlockAccounts = BlockAccounts.TestCase
@@ -106,31 +93,20 @@ def test_the_integrity_check_finds_each_kind_of_fault() -> None:
     blocks.check_integrity([table])
     with pytest.raises(AssertionError, match=r"blocks \[1\]: held \[0\] times"):
         blocks.check_integrity([table[:1]])
-    blocks._state[0] = 1
-    with pytest.raises(AssertionError, match="block 0 is in state 1, but is held 1 times"):
+    blocks._is_free[0] = True
+    with pytest.raises(AssertionError, match=r"block 0: used, free, idle are \(True, True, False\)"):
         blocks.check_integrity([table])
     blocks, table = fresh()
-    blocks.num_available = 3
+    blocks._num_used = 1
     with pytest.raises(AssertionError, match="3 blocks are said to be available, 2 are"):
         blocks.check_integrity([table])
     blocks, table = fresh()
     blocks._known[ROOT, b""] = 0
     with pytest.raises(AssertionError, match="known prefixes"):
         blocks.check_integrity([table])
-    blocks._state[3] = 3
+    blocks._is_free[3], blocks._idle[3] = False, None
     with pytest.raises(AssertionError, match="block 3 is said to hold a prefix"):
         blocks.check_integrity([table])
-
-
-def test_room_is_adjacent_and_others_take_it_last() -> None:
-    blocks = BlockManager(8)
-    room = blocks.reserve(4)
-    others = [blocks.allocate() for _ in range(4)]
-    assert not set(others) & set(range(room.start, room.end))
-    assert [blocks.allocate(room) for _ in range(3)] == [room.start, room.start + 1, room.start + 2]
-    assert blocks.allocate() == room.end - 1
-    with pytest.raises(OutOfBlocks):
-        blocks.allocate(room)
 
 
 def test_a_known_prefix_is_overwritten_only_when_nothing_else_is_free() -> None:
@@ -152,15 +128,25 @@ def test_without_a_prefix_cache_nothing_is_known() -> None:
     assert blocks.take_known(ROOT, b"a") is None
 
 
-def test_runs_and_spans_of_a_table() -> None:
-    table = BlockTable([4, 5, 9, 2, 3])
-    assert table.runs == [[4, 2], [9, 1], [2, 2]]
-    assert table.spans(0, 80) == [slice(64, 96), slice(144, 160), slice(32, 64)]
-    assert table.spans(20, 40) == [slice(84, 96), slice(144, 152)]
-    table.replace_last(7)
-    assert table.blocks == [4, 5, 9, 2, 7]
-    assert table.spans(48, 80) == [slice(32, 48), slice(112, 128)]
-    assert [table.slot(p) for p in (0, 33, 79)] == [64, 145, 127]
+def test_the_least_recently_used_prefix_is_overwritten_first() -> None:
+    blocks = BlockManager(3)
+    held = [blocks.allocate() for _ in range(3)]
+    for block, name in zip(held, (b"a", b"b", b"c"), strict=True):
+        blocks.make_known(block, ROOT, name)
+    for block in (held[1], held[0], held[2]):
+        blocks.free(block)
+    assert blocks.take_known(ROOT, b"b") is not None  # used again, so it is the last in line
+    blocks.free(held[1])
+    assert [blocks.allocate() for _ in range(3)] == [held[0], held[2], held[1]]
+    with pytest.raises(OutOfBlocks):
+        blocks.allocate()
+
+
+def test_where_a_token_lies() -> None:
+    sequence = Sequence([1])
+    sequence.table.extend([4, 5, 9])
+    assert [sequence.slot(position) for position in (0, 15, 16, 33)] == [64, 79, 80, 145]
+    assert cache_positions(sequence.table, 14, 34).tolist() == [78, 79, *range(80, 96), 144, 145]
 
 
 def test_a_prefix_of_long_rope_is_another_prefix() -> None:

@@ -53,7 +53,7 @@ class OnPaper:
             decoding = generation.decoding
             assert isinstance(decoding, Sampling)
             of_rows = decoding.begin(self.blocks)
-            decoding.accept([7] * len(of_rows), [], self.blocks, generation.room)
+            decoding.accept([7] * len(of_rows), [], self.blocks)
             if decoding.is_done:
                 self.finished.append(generation.request.request_id)
                 self.scheduler.remove(generation)
@@ -67,7 +67,7 @@ class OnPaper:
 
     def check(self) -> None:
         everyone = [*self.scheduler.running, *self.scheduler.waiting]
-        self.blocks.check_integrity([s.table.blocks for g in everyone for s in g.decoding.sequences])
+        self.blocks.check_integrity([s.table for g in everyone for s in g.decoding.sequences])
 
     def run(self, most_steps: int) -> int:
         for number in range(most_steps):
@@ -179,15 +179,12 @@ def test_what_memory_can_never_hold_is_rejected(make: Make) -> None:
     assert paper.blocks.num_available == 3
 
 
-@pytest.mark.parametrize("copies", [False, True])
-def test_a_known_prefix_is_not_computed_again(make: Make, copies: bool) -> None:
-    paper = OnPaper(token_budget=512, copies_prefixes=copies)
+def test_a_known_prefix_is_not_computed_again(make: Make) -> None:
+    paper = OnPaper(token_budget=512)
     paper.scheduler.add(make("first", 70))
     paper.run(10)
     paper.scheduler.add(make("second", 70))
-    plan = paper.step()
-    assert sizes(plan) == {"second": 70 - 4 * BLOCK_SIZE}
-    assert sum(map(len, plan.copies.values())) == (4 if copies else 0)
+    assert sizes(paper.step()) == {"second": 70 - 4 * BLOCK_SIZE}
 
 
 def test_the_prefix_cache_can_be_switched_off(make: Make) -> None:
@@ -203,11 +200,11 @@ def test_forks_share_the_prompt_and_copy_what_they_write_to(make: Make) -> None:
     generation = make("forked", 40, new_tokens=10, do_sample=True, num_return_sequences=3)
     paper.scheduler.add(generation)
     paper.step()
-    tables = [list(row.table.blocks) for row in generation.decoding.rows]
+    tables = [list(row.table) for row in generation.decoding.rows]
     assert tables[0] == tables[1] == tables[2]
     plan = paper.step()
     assert [source for source, _ in plan.copies[generation]] == [tables[0][2]] * 2  # the last one to write may stay
-    tables = [row.table.blocks for row in generation.decoding.rows]
+    tables = [list(row.table) for row in generation.decoding.rows]
     assert len({table[2] for table in tables}) == 3
     assert len({tuple(table[:2]) for table in tables}) == 1
 

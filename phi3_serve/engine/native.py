@@ -1,0 +1,154 @@
+"""The operations between the linear layers as kernels of our own (``kernels.cpp``), for a CPU.
+
+The kernels are compiled when the package is installed, once for each level of x86-64 instructions and once for any
+processor; where no compiler was at hand there are none, and torch computes instead. They are called through ctypes
+with addresses, so everything is checked here: types, sizes, contiguity.
+"""
+
+import ctypes
+import logging
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.operations import Operations, Reader, Row
+
+logger = logging.getLogger("phi3_serve")
+
+LEVELS = {"AVX512": "x86_64_v4", "AVX2": "x86_64_v3"}  # as torch names what the processor has; else:
+ANY_PROCESSOR = "any"
+SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+MOST_DIMENSIONS = 256  # of a head; kernels.cpp
+
+_FUNCTIONS = {
+    "add_rms_norm": [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int],
+    "silu_product": [c_void_p] * 2 + [c_int64] * 2 + [c_int],
+    "rotate_and_store": [c_void_p] * 5 + [c_int64] * 6 + [c_int],
+    "attend": [c_void_p, c_int64] * 3 + [c_void_p] + [c_int64] * 3 + [c_float, c_void_p, c_int64, c_int],
+}
+
+
+def operations_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Operations:
+    """The fastest operations there are for a model."""
+    if device.type != "cpu" or dtype not in SUFFIXES or head_dim > MOST_DIMENSIONS:
+        return Operations()
+    library = kernels()
+    return Operations() if library is None else NativeOperations(library, dtype)
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """The library of this processor's level, if it was compiled."""
+    level = LEVELS.get(torch.backends.cpu.get_cpu_capability(), ANY_PROCESSOR)
+    path = Path(__file__).with_name(f"_kernels_{level}{EXTENSION_SUFFIXES[0]}")
+    try:
+        # torch has loaded the OpenMP runtime by now, and the library shares it and its threads
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        logger.warning(
+            "%s is missing: torch does what it would, more slowly. "
+            "Install phi3-serve again where a C++ compiler (g++) is at hand.",
+            path.name,
+        )
+        return None
+    for name, types in _FUNCTIONS.items():
+        for suffix in SUFFIXES.values():
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes, function.restype = types, None
+    return library
+
+
+class NativeOperations(Operations):
+    """The operations as kernels; see ``Operations``."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        suffix = SUFFIXES[dtype]
+        self._add_rms_norm, self._silu_product, self._rotate_and_store, self._attend = (
+            getattr(library, f"{name}_{suffix}") for name in _FUNCTIONS
+        )
+
+    def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """See ``Operations``."""
+        self._check(hidden, delta, weight)
+        normed = torch.empty_like(hidden)
+        self._add_rms_norm(
+            hidden.data_ptr(),
+            delta.data_ptr(),
+            weight.data_ptr(),
+            normed.data_ptr(),
+            *hidden.shape,
+            epsilon,
+            torch.get_num_threads(),
+        )
+        return normed
+
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+        """See ``Operations``."""
+        self._check(qkv, *rotation, cache)
+        num_kv_heads = len(cache) // 2
+        self._rotate_and_store(
+            qkv.data_ptr(),
+            rotation[0].data_ptr(),
+            rotation[1].data_ptr(),
+            slots.data_ptr(),
+            cache.data_ptr(),
+            cache.stride(0),
+            len(slots),
+            qkv.shape[1] - 2 * num_kv_heads,
+            num_kv_heads,
+            qkv.shape[2],
+            rotation[0].shape[-1],
+            torch.get_num_threads(),
+        )
+
+    def reader(self, rows: list[Row], like: Tensor) -> Reader:
+        """See ``Operations``."""
+        return _KernelReader(rows, self._attend)
+
+    def silu_product(self, gate_up: Tensor) -> Tensor:
+        """See ``Operations``."""
+        self._check(gate_up)
+        rows, width = len(gate_up), gate_up.shape[1] // 2
+        product = gate_up.new_empty(rows, width)
+        self._silu_product(gate_up.data_ptr(), product.data_ptr(), rows, width, torch.get_num_threads())
+        return product
+
+    def _check(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            if tensor.dtype != self._dtype or not tensor.is_contiguous():
+                raise TypeError(f"the kernels want contiguous {self._dtype}, not {tensor.dtype} {tensor.stride()}")
+
+
+class _KernelReader:
+    def __init__(self, rows: list[Row], attend: "ctypes._NamedFuncPointer") -> None:
+        self._attend = attend
+        self._rows = rows  # whose tables must stay where they are
+        self._described = np.array([(r.query, r.table.buffer_info()[0], r.first, r.end) for r in rows], dtype=np.int64)
+        self._longest = max(row.end - row.first for row in rows)
+        self._num_threads = torch.get_num_threads()
+        self._scratch = torch.empty(self._num_threads * self._longest)
+
+    def attend(self, query: Tensor, cache: Tensor, output: Tensor, scale: float) -> None:
+        """See ``Reader``."""
+        self._attend(
+            self._described.ctypes.data,
+            len(self._rows),
+            query.data_ptr(),
+            query.stride(0),
+            cache.data_ptr(),
+            cache.stride(0),
+            output.data_ptr(),
+            query.shape[1],
+            len(cache) // 2,
+            query.shape[2],
+            scale,
+            self._scratch.data_ptr(),
+            self._longest,
+            self._num_threads,
+        )
