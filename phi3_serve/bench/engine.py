@@ -8,7 +8,7 @@ a fixed length.
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -79,7 +79,6 @@ def run(settings: Settings, *, as_json: bool) -> None:
         for number in range(settings.rounds):
             for name in bench.measure_round():
                 progress.update(task, description=f"round {number + 1}/{settings.rounds}: {name}")
-        progress.update(task, description="the linear layers alone")
         lines = bench.lines()
     report = {
         "settings": asdict(settings),
@@ -117,6 +116,7 @@ class EngineBench:
         for name in settings.peers:
             self._contestants[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._apart(makers[name])
         self._runs: dict[tuple[str, str, int], list[Run]] = {}
+        self._linear: dict[int, float] = {}  # seconds of the linear layers alone, by tokens
 
     def warm_up(self) -> Iterator[str]:
         """Let every contestant answer a few short requests that do not count; yields who is next."""
@@ -156,17 +156,18 @@ class EngineBench:
                         count = min(count, 2)
                     result = contestant.call("run", self._requests(kind, count), concurrency)
                     self._runs.setdefault((name, kind, concurrency), []).append(result)
+        yield "the linear layers alone"
+        sizes = sorted({size for runs in self._runs.values() for result in runs for size in by_size(result.steps)})
+        for size, seconds in self._limits.call("linear_seconds", sizes).items():
+            self._linear[size] = min(seconds, self._linear.get(size, seconds))
 
     def lines(self) -> list[Line]:
         """The medians, with the limits of our own lines. Ends the contestants."""
-        for contestant in self._contestants.values():
+        for contestant in (*self._contestants.values(), self._limits):
             contestant.close()
-        sizes = sorted({size for runs in self._runs.values() for result in runs for size in by_size(result.steps)})
-        linear = self._limits.call("linear_seconds", sizes)
-        self._limits.close()
-        return [self._line(key, runs, linear) for key, runs in self._runs.items()]
+        return [self._line(key, runs) for key, runs in self._runs.items()]
 
-    def _line(self, key: tuple[str, str, int], runs: list[Run], linear: Mapping[int, float]) -> Line:
+    def _line(self, key: tuple[str, str, int], runs: list[Run]) -> Line:
         rates = [result.tokens_per_s for result in runs]
         median = statistics.median(rates)
         steps = [step for result in runs for step in result.steps]
@@ -183,7 +184,7 @@ class EngineBench:
         return replace(
             line,
             step_ms=statistics.median(step.seconds for step in steps) * 1e3,
-            of_linear_layers=sum(count * linear[size] for size, count in by_size(steps).items()) / seconds,
+            of_linear_layers=sum(count * self._linear[size] for size, count in by_size(steps).items()) / seconds,
             of_roofline=roofline_seconds(steps, self._config, self.machine, self.dtype) / seconds,
             grown_mib=max(result.grown_bytes for result in runs) / 2**20,
         )

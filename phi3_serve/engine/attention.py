@@ -79,25 +79,31 @@ def paged_attention(qkv: Tensor, cache: Tensor, plan: AttentionPlan, scale: floa
     There may be several query heads for each head of keys. Returns [tokens, heads * dim]; zeros for tokens that are
     in no chunk.
     """
-    num_kv_heads = len(cache) // 2
-    query, keys, values = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
-    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    output[plan.num_tokens :] = 0
+    num_heads = qkv.shape[1] - len(cache)
+    output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
+    if plan.num_tokens < len(qkv):
+        output[plan.num_tokens :] = 0
     if plan.reader is not None:
-        plan.reader.attend(query, cache, output, scale)
+        plan.reader.attend(qkv[:, :num_heads], cache, output, scale)
     for read in plan.reads:
-        q, k, v = (x[read.queries].transpose(0, 1) for x in (query, keys, values))
-        if read.before is not None:
-            k_before, v_before = cache[:, read.before].chunk(2)
-            k, v = torch.cat((k_before, k), 1), torch.cat((v_before, v), 1)
-        answer = scaled_dot_product_attention(
-            q[None],
-            k[None],
-            v[None],
-            attn_mask=read.mask,
-            is_causal=read.mask is None,
-            scale=scale,
-            enable_gqa=len(q) != len(k),
-        )
-        output[read.queries] = answer[0].transpose(0, 1)
+        output[read.queries] = _attend(qkv[read.queries].transpose(0, 1), cache, read, scale).transpose(0, 1)
     return output.flatten(1)
+
+
+def _attend(qkv: Tensor, cache: Tensor, read: Read, scale: float) -> Tensor:
+    """``qkv`` is [heads + 2 * kv_heads, queries, dim]; returns [heads, queries, dim]."""
+    num_kv_heads = len(cache) // 2
+    query, keys, values = qkv.split((len(qkv) - 2 * num_kv_heads, num_kv_heads, num_kv_heads))
+    if read.before is not None:
+        keys_before, values_before = cache[:, read.before].chunk(2)
+        keys, values = torch.cat((keys_before, keys), 1), torch.cat((values_before, values), 1)
+    answer = scaled_dot_product_attention(
+        query[None],
+        keys[None],
+        values[None],
+        attn_mask=read.mask,
+        is_causal=read.mask is None,
+        scale=scale,
+        enable_gqa=len(query) != num_kv_heads,
+    )
+    return answer[0]

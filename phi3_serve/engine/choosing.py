@@ -41,7 +41,7 @@ def choose(choices: Sequence[Choice], logits: Tensor, blocks: BlockManager) -> N
         for choice in due:
             choice.rows = choice.generation.decoding.score_rows(number, choice.logits, choice.shadow_logits)
         _together(due, lambda some: _score(some, logits))
-        _together([c for c in due if c.error is None and _is_shared(c)], _take_or_draw)
+        _together([c for c in due if c.error is None and _is_drawn_together(c)], _draw)
         for choice in due:
             if choice.error is None:
                 _together([choice], lambda one, number=number: _accept(one[0], number, blocks))  # type: ignore[misc]
@@ -72,37 +72,52 @@ def _translated(error: Exception, choice: Choice) -> Phi3ServeError:
 
 
 def _score(choices: Sequence[Choice], logits: Tensor) -> None:
-    """Processed scores of all rows; log-probabilities where beams are searched."""
+    """Processed scores of all rows, log-probabilities where beams are searched; the likeliest token where greedy."""
     rows = [row for choice in choices for row in choice.rows]
     if not rows:
         return
-    scores = logits[[row.logit for row in rows]]
-    of_beams = [at for at, row in enumerate(rows) if (row.settings.parameters.num_beams or 1) > 1]
+    scores = _processed(rows, logits)
+    likeliest = _argmax(scores)
+    first = 0
+    for choice in choices:
+        mine = slice(first, first + len(choice.rows))
+        first = mine.stop
+        choice.scores = scores[mine]
+        if _is_sampling(choice) and not choice.generation.request.parameters.do_sample:
+            choice.tokens = likeliest[mine]
+
+
+def _processed(rows: Sequence[Row], logits: Tensor) -> Tensor:
+    at = [row.logit for row in rows]
+    of_beams = [number for number, row in enumerate(rows) if (row.settings.parameters.num_beams or 1) > 1]
+    if not of_beams and not any(row.settings.processors for row in rows) and at == list(range(len(logits))):
+        return logits  # nobody changes them, and two megabytes need not be copied
+    scores = logits[at]
     if of_beams:
         scores[of_beams] = scores[of_beams].log_softmax(-1)
     process(scores, rows, logits)
-    first = 0
-    for choice in choices:
-        choice.scores = scores[first : first + len(choice.rows)]
-        first += len(choice.rows)
+    return scores
 
 
-def _is_shared(choice: Choice) -> bool:
-    """Whether its tokens are chosen together with others': greedily, or with nobody's seed."""
-    decoding = choice.generation.decoding
-    return isinstance(decoding, Sampling) and (decoding.is_greedy or decoding.generator is None)
+def _argmax(scores: Tensor) -> list[int]:
+    """The first of the largest, of each row."""
+    on_cpu = scores.device.type == "cpu"  # where numpy takes a sixth of the time
+    found: list[int] = (scores.numpy().argmax(-1) if on_cpu else scores.argmax(-1)).tolist()
+    return found
 
 
-def _take_or_draw(choices: Sequence[Choice]) -> None:
-    greedy = [c for c in choices if not c.generation.request.parameters.do_sample]
-    drawn = [c for c in choices if c.generation.request.parameters.do_sample]
-    if greedy:
-        _deal(greedy, torch.cat([c.scores for c in greedy]).argmax(-1).tolist())
-    if drawn:
-        _deal(drawn, draw(torch.cat([c.scores for c in drawn]), [row.settings for c in drawn for row in c.rows]))
+def _is_sampling(choice: Choice) -> bool:
+    return isinstance(choice.generation.decoding, Sampling)
 
 
-def _deal(choices: Sequence[Choice], tokens: list[int]) -> None:
+def _is_drawn_together(choice: Choice) -> bool:
+    """Whether its tokens are drawn together with others', with nobody's seed."""
+    return _is_sampling(choice) and choice.tokens is None and choice.generation.decoding.generator is None
+
+
+def _draw(choices: Sequence[Choice]) -> None:
+    scores = torch.cat([choice.scores for choice in choices])
+    tokens = draw(scores, [row.settings for choice in choices for row in choice.rows])
     first = 0
     for choice in choices:
         choice.tokens = tokens[first : first + len(choice.rows)]

@@ -99,11 +99,6 @@ class Sampling(Decoding):
         """One row for each sequence asked for."""
         return self.request.parameters.num_return_sequences or 1
 
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        return not self.request.parameters.do_sample
-
     def score_rows(self, number: int, logits: Listed[int], shadow_logits: Listed[int]) -> list[Row]:
         """One row for each sequence, or one for each drafted token and one for the token after them."""
         draft = self.rows[0].draft

@@ -130,6 +130,7 @@ class _KernelReader:
         self._attend = attend
         self._rows = rows  # whose tables must stay where they are
         self._described = np.array([(r.query, r.table.buffer_info()[0], r.first, r.end) for r in rows], dtype=np.int64)
+        self._address = self._described.ctypes.data
         self._longest = max(row.end - row.first for row in rows)
         self._num_threads = torch.get_num_threads()
         self._scratch = torch.empty(self._num_threads * self._longest)
@@ -137,7 +138,7 @@ class _KernelReader:
     def attend(self, query: Tensor, cache: Tensor, output: Tensor, scale: float) -> None:
         """See ``Reader``."""
         self._attend(
-            self._described.ctypes.data,
+            self._address,
             len(self._rows),
             query.data_ptr(),
             query.stride(0),
