@@ -116,7 +116,7 @@ class EngineBench:
         for name in settings.peers:
             self._contestants[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._apart(makers[name])
         self._runs: dict[tuple[str, str, int], list[Run]] = {}
-        self._linear: dict[int, float] = {}  # seconds of the linear layers alone, by tokens
+        self._linear: list[dict[int, float]] = []  # in each round the seconds of the linear layers alone, by tokens
 
     def warm_up(self) -> Iterator[str]:
         """Let every contestant answer a few short requests that do not count; yields who is next."""
@@ -157,9 +157,8 @@ class EngineBench:
                     result = contestant.call("run", self._requests(kind, count), concurrency)
                     self._runs.setdefault((name, kind, concurrency), []).append(result)
         yield "the linear layers alone"
-        sizes = sorted({size for runs in self._runs.values() for result in runs for size in by_size(result.steps)})
-        for size, seconds in self._limits.call("linear_seconds", sizes).items():
-            self._linear[size] = min(seconds, self._linear.get(size, seconds))
+        sizes = sorted({size for runs in self._runs.values() for size in by_size(runs[-1].steps)})
+        self._linear.append(self._limits.call("linear_seconds", sizes))
 
     def lines(self) -> list[Line]:
         """The medians, with the limits of our own lines. Ends the contestants."""
@@ -184,7 +183,10 @@ class EngineBench:
         return replace(
             line,
             step_ms=statistics.median(step.seconds for step in steps) * 1e3,
-            of_linear_layers=sum(count * self._linear[size] for size, count in by_size(steps).items()) / seconds,
+            of_linear_layers=statistics.median(
+                sum(count * linear[size] for size, count in by_size(result.steps).items()) / result.seconds
+                for result, linear in zip(runs, self._linear, strict=True)
+            ),
             of_roofline=roofline_seconds(steps, self._config, self.machine, self.dtype) / seconds,
             grown_mib=max(result.grown_bytes for result in runs) / 2**20,
         )

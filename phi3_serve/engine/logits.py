@@ -32,7 +32,7 @@ class Settings:
         self.min_length = request.min_length
         self.max_length = request.max_length
         self.ends = list(p.eos_token_ids())
-        self.prompt = torch.tensor(sorted(set(request.prompt_ids)))
+        self.prompt = np.unique(request.prompt_ids)
         self.biases = _biases(p.sequence_bias or ())
         self.bans = _bans(p.bad_words_ids or (), self.ends)
         self.forced_ends = _as_list(p.forced_eos_token_id)
@@ -86,12 +86,14 @@ def _bad_words(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> Non
 
 
 def _add_biases(scores: Tensor, at: list[int], rows: list[Row], biases: list[Biases]) -> None:
-    total = torch.zeros(len(at), scores.shape[1])
-    for number, row in enumerate(rows):
-        due = [(token, bias) for before, token, bias in biases[number] if _ends_with(row.history, before)]
-        tokens, added = [token for token, _ in due], [bias for _, bias in due]
-        total[number].index_add_(0, torch.tensor(tokens, dtype=torch.int64), torch.tensor(added))
-    scores[at] += total.to(scores.device)
+    totals: dict[tuple[int, int], np.float32] = {}
+    for number, row, of_row in zip(at, rows, biases, strict=True):
+        for before, token, bias in of_row:
+            if _ends_with(row.history, before):
+                totals[number, token] = totals.get((number, token), np.float32(0)) + np.float32(bias)
+    if totals:
+        numbers, ids = torch.tensor(list(totals), device=scores.device).T
+        scores[numbers, ids] += torch.tensor(list(totals.values()), device=scores.device)
 
 
 def _diversity(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
@@ -102,20 +104,25 @@ def _diversity(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> Non
 
 
 def _encoder_repetition(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
-    occurs = _marked(scores, [row.settings.prompt for row in rows])
-    penalty = _column(rows, lambda p: 1 / _given(p.encoder_repetition_penalty), scores)
-    _penalise(scores, at, occurs, penalty)
+    penalties = [1 / _given(row.settings.parameters.encoder_repetition_penalty) for row in rows]
+    _penalise(scores, at, [row.settings.prompt for row in rows], penalties)
 
 
 def _repetition(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
-    occurs = _marked(scores, [torch.from_numpy(_ids(row.history)) for row in rows])
-    _penalise(scores, at, occurs, _column(rows, lambda p: p.repetition_penalty, scores))
+    penalties = [_given(row.settings.parameters.repetition_penalty) for row in rows]
+    _penalise(scores, at, [_ids(row.history) for row in rows], penalties)
 
 
-def _penalise(scores: Tensor, at: list[int], occurs: Tensor, penalty: Tensor) -> None:
-    """Keskar et al. 2019, CTRL, https://arxiv.org/abs/1909.05858, section 4.1."""
-    given = scores[at]
-    scores[at] = torch.where(occurs, torch.where(given < 0, given * penalty, given / penalty), given)
+def _penalise(scores: Tensor, at: list[int], tokens: list[Any], penalties: list[float]) -> None:
+    """Each row's ``tokens``, of which some may stand there twice, by its penalty.
+
+    Keskar et al. 2019, CTRL, https://arxiv.org/abs/1909.05858, section 4.1.
+    """
+    counts = [len(of_row) for of_row in tokens]
+    numbers, ids = torch.from_numpy(np.repeat(at, counts)), torch.from_numpy(np.concatenate(tokens))
+    penalty = torch.from_numpy(np.repeat(np.array(penalties, dtype=np.float32), counts)).to(scores.device)
+    given = scores[numbers, ids]
+    scores[numbers, ids] = torch.where(given < 0, given * penalty, given / penalty)
 
 
 def _no_repeat_ngram(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
@@ -205,14 +212,6 @@ _PROCESSORS: dict[str, tuple[Callable[[Settings], object], _Apply]] = {
 def _column(rows: list[Row], read: Callable[[GenerationParameters], float | None], like: Tensor) -> Tensor:
     """One parameter of each row, [rows, 1]."""
     return torch.tensor([[read(row.settings.parameters)] for row in rows], dtype=like.dtype, device=like.device)
-
-
-def _marked(scores: Tensor, ids: list[Tensor]) -> Tensor:
-    """For each row which tokens are among ``ids``, bool [rows, vocabulary]."""
-    marks = torch.zeros(len(ids), scores.shape[1], dtype=torch.bool)
-    for number, of_row in enumerate(ids):
-        marks[number, of_row] = True
-    return marks.to(scores.device)
 
 
 def _forbid(scores: Tensor, at: list[int], tokens: Sequence[Sequence[int]]) -> None:

