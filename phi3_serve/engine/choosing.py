@@ -83,7 +83,7 @@ def _score(choices: Sequence[Choice], logits: Tensor) -> None:
         mine = slice(first, first + len(choice.rows))
         first = mine.stop
         choice.scores = scores[mine]
-        if _is_sampling(choice) and not choice.generation.request.parameters.do_sample:
+        if choice.generation.decoding.settings.is_greedy:
             choice.tokens = likeliest[mine]
 
 

@@ -43,6 +43,11 @@ class Settings:
         self.processors = tuple(name for name, (is_asked, _) in _PROCESSORS.items() if is_asked(self))
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken at every step."""
+        return not self.parameters.do_sample and (self.parameters.num_beams or 1) == 1
+
+    @property
     def is_guided(self) -> bool:
         """Whether each row has a second one, of the negative prompt."""
         return self.parameters.guidance_scale not in (None, 1.0)
@@ -184,6 +189,10 @@ def _begin_suppress(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -
     )
 
 
+def _renormalize(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
+    scores[at] = scores[at].log_softmax(-1)
+
+
 _Apply = Callable[[Tensor, list[int], list[Row], Tensor], None]
 
 # name: (whether a request asks for it, what it does); the order is that of transformers, diversity where 4.55 had it.
@@ -206,6 +215,8 @@ _PROCESSORS: dict[str, tuple[Callable[[Settings], object], _Apply]] = {
     ),
     "suppress": (lambda s: s.parameters.suppress_tokens, _suppress),
     "begin_suppress": (lambda s: s.parameters.begin_suppress_tokens, _begin_suppress),
+    # After the warpers, where there are any; a greedy choice sees it only where scores are inf: then they become nan.
+    "renormalize": (lambda s: s.parameters.renormalize_logits and s.is_greedy, _renormalize),
 }
 
 

@@ -95,7 +95,7 @@ def _temperature(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
 def _top_h(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
     """Top-H: https://arxiv.org/abs/2509.02510"""
     top, ids = scores.topk(min(TOP_H_CANDIDATES, scores.shape[1]))
-    categorical = torch.distributions.Categorical(logits=top)
+    categorical = torch.distributions.Categorical(logits=top, validate_args=False)
     threshold = categorical.entropy()[:, None] * _column(rows, lambda p: p.top_h, scores)
     is_kept = torch.cumsum(-categorical.probs * categorical.probs.log(), dim=-1) <= threshold
     is_kept[:, 0] = True
@@ -110,8 +110,9 @@ def _top_k(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
 def _top_p(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
     """Nucleus: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751
 
-    Of equal scores on the edge, which bfloat16 has many of, those with the lowest ids go first. In transformers that is
-    left to ``torch.sort``, which keeps to no order there.
+    Of equal scores on the edge some go, and transformers leaves it to ``torch.sort`` which, an order of no kind that
+    takes it two milliseconds. It is asked where all that is left is equal, as several forced tokens are; elsewhere,
+    where equal scores come from bfloat16, those with the lowest ids go.
     """
     ascending = _ascending(scores)
     is_beyond = ascending.softmax(-1).cumsum(-1) <= _column(rows, lambda p: 1 - (p.top_p or 0.0), scores)
@@ -122,6 +123,10 @@ def _top_p(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
     if bool(num_tied.any()):
         is_equal = scores == lowest_kept
         is_removed |= is_equal & (is_equal.cumsum(-1) <= num_tied)
+        is_at_top = (num_tied > 0) & (lowest_kept == ascending[:, -1:])
+        for number in is_at_top.flatten().nonzero().flatten().tolist():
+            order = scores[number : number + 1].sort(dim=-1).indices[0]
+            is_removed[number, order] = torch.arange(len(order), device=order.device) < num_removed[number]
     return scores.masked_fill(is_removed, NEVER)
 
 
@@ -158,7 +163,7 @@ def _epsilon(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
 def _eta(scores: Tensor, rows: Sequence[Settings]) -> Tensor:
     """Eta sampling: Hewitt et al. 2022, https://arxiv.org/abs/2210.15191"""
     epsilon = _column(rows, lambda p: p.eta_cutoff, scores)
-    entropy = torch.distributions.Categorical(logits=scores).entropy()[:, None]
+    entropy = torch.distributions.Categorical(logits=scores, validate_args=False).entropy()[:, None]
     return _cut_below(scores, torch.min(epsilon, epsilon.sqrt() * torch.exp(-entropy)), rows)
 
 

@@ -6,6 +6,7 @@ runs at once in the engine, in blocks too few for all of them, so that requests 
 oracle answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
 """
 
+import copy
 import multiprocessing
 import os
 import queue
@@ -33,7 +34,10 @@ from tests.oracle.reference import Oracle
 
 COMPANY = 12  # requests in flight at once
 VOCAB = 704
-CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
+PAD = 643  # its embedding is zero: after a prompt of it alone all tokens score the same
+MEANT = [token for token in range(3, VOCAB) if token != PAD]
+CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "forced_bos_token_id"}
+SHAKES, SHAKEN_BY = 16, 2e-6
 
 
 @dataclass
@@ -120,7 +124,7 @@ def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
     table = draws(draw)
     number = 0
     while True:
-        prompt = tuple(draw.randrange(3, VOCAB) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
+        prompt = tuple(draw.choice(MEANT) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
         if draw.random() < 0.3:  # n-grams that repeat
             prompt = (prompt * 6)[: max(len(prompt), 12)]
         given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 4, 8, 16, 24, 40])}
@@ -132,7 +136,7 @@ def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
         if "num_beams" in given:
             given["max_new_tokens"] = max(2, given["max_new_tokens"])  # a forced first and last token makes all equal
         if "num_beams" in given and given["do_sample"] and "guidance_scale" in given:
-            # Where cutoffs leave fewer tokens than beams draw, the rest is drawn of probability 0, which ties decide;
+            # Where cutoffs or a forced token leave fewer tokens than beams draw, the rest is drawn of probability 0, which ties decide;
             # by way of the negative prompt's rows, which stay where they are, these change the living beams.
             given = {name: value for name, value in given.items() if name not in CUTOFFS} | {"top_k": 0}
         case = Case(prompt, given)
@@ -203,6 +207,20 @@ def verdict(case: Case, ours: tuple[list[int], EngineEvent], theirs: EngineEvent
     return "equal"
 
 
+def shaken(loaded: LoadedModel, seed: int) -> LoadedModel:
+    """``loaded`` with another head, each weight of it moved by two parts in a million."""
+    model = copy.deepcopy(loaded.model)
+    head = model.lm_head.weight.data
+    head *= 1 + SHAKEN_BY * torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(loaded, model=model)
+
+
+def _is_same_answer(one: EngineEvent, other: EngineEvent) -> bool:
+    if not isinstance(one, Finished) or not isinstance(other, Finished):
+        return type(one) is type(other)
+    return [s.token_ids for s in one.sequences] == [s.token_ids for s in other.sequences]
+
+
 class Parity:
     """An engine with few blocks, its oracle, and the checkpoint of both."""
 
@@ -210,6 +228,7 @@ class Parity:
         make(directory, shape, seed=7)
         self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
         self.oracle = Oracle(self.loaded)
+        self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
         # 56 blocks are 896 tokens: enough for any one request, too few for a dozen with beams
         self.engine = Engine(self.loaded, sizes=EngineSizes(num_blocks=56, token_budget=96, max_rows=64))
 
@@ -220,11 +239,21 @@ class Parity:
         plain = [
             replace(c.request, parameters=replace(c.request.parameters, prompt_lookup_num_tokens=None)) for c in some
         ]
-        theirs = [self.oracle.answer(request) for request in plain]
-        return [
-            (verdict(case, mine, other), case, mine[1], other)
-            for case, mine, other in zip(some, ours, theirs, strict=True)
-        ]
+        verdicts: list[tuple[str, Case, EngineEvent, EngineEvent]] = []
+        for case, request, mine in zip(some, plain, ours, strict=True):
+            theirs = self.oracle.answer(request)
+            result = verdict(case, mine, theirs)
+            if result == "differs" and self.is_close_call(request, theirs):
+                result = "too close to call"
+            verdicts.append((result, case, mine[1], theirs))
+        return verdicts
+
+    def is_close_call(self, request: EngineRequest, theirs: EngineEvent) -> bool:
+        """Whether transformers itself answers otherwise once its weights move by two parts in a million.
+
+        Two candidates then differ by less than float32 resolves, and the order of its sums decides.
+        """
+        return any(not _is_same_answer(oracle.answer(request), theirs) for oracle in self._shaken)
 
     def close(self) -> None:
         """Stop; every block has to be back."""
@@ -252,7 +281,7 @@ def fuzz(num_cases: int, seed: int, report: "queue.Queue[Counter[str]]") -> None
 
 
 def main(num_cases: int, seed: int) -> int:
-    """Share ``num_cases`` among the cores; 1 if any differs or is missing."""
+    """Share ``num_cases`` among the cores; 1 if any differs or is missing, or many are too close to call."""
     context = multiprocessing.get_context("spawn")
     num_processes = os.cpu_count() or 1
     report: queue.Queue[Counter[str]] = context.Queue()  # type: ignore[assignment]
@@ -269,7 +298,9 @@ def main(num_cases: int, seed: int) -> int:
         print(f"\r{counts.total():,} of {num_cases:,} cases: {dict(counts)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     all_ended_well = all(worker.exitcode == 0 for worker in workers)
-    return 0 if all_ended_well and counts.total() == num_cases and not counts["differs"] else 1
+    is_complete = all_ended_well and counts.total() == num_cases
+    is_equal = not counts["differs"] and counts["too close to call"] <= 1 + num_cases / 1000
+    return 0 if is_complete and is_equal else 1
 
 
 if __name__ == "__main__":
