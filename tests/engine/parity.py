@@ -2,8 +2,8 @@
 
 ``python -m tests.engine.parity NUM_CASES [SEED]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
 ``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
-runs at once in the engine, in blocks too few for all of them, so that requests are pushed out and computed again; the
-oracle answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
+runs at once in the engine, in blocks too few for all of them, and some are pushed out and computed again; the oracle
+answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
 """
 
 import copy
@@ -13,6 +13,7 @@ import queue
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,19 +25,21 @@ import torch
 import transformers
 
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens, Sequence
-from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters, check_token_ids, lengths, resolve
 from phi3_serve.tiny.random_checkpoint import Shape, make
 from tests.oracle.reference import Oracle
 
-COMPANY = 12  # requests in flight at once
+COMPANY = 24  # requests in flight at once
 VOCAB = 704
 PAD = 643  # its embedding is zero: after a prompt of it alone all tokens score the same
 MEANT = [token for token in range(3, VOCAB) if token != PAD]
 CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "forced_bos_token_id"}
+PUSHED_OUT = 0.1  # of the steps
 SHAKES, SHAKEN_BY = 16, 2e-6
 
 
@@ -99,6 +102,7 @@ def draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
 def modes(draw: random.Random) -> dict[str, Any]:
     """How tokens are chosen: greedy, drawn, several drawn, beams, drawn beams, groups of beams."""
     beams = draw.choice([2, 3, 4, 6])
+    groups = draw.choice([2, 3, 4])
     return draw.choice(
         [
             {"do_sample": False},
@@ -109,10 +113,10 @@ def modes(draw: random.Random) -> dict[str, Any]:
             {"do_sample": True, "num_beams": beams, "seed": draw.randrange(2**40)},
             {
                 "do_sample": False,
-                "num_beams": 2 * beams,
-                "num_beam_groups": draw.choice([2, beams]),
+                "num_beams": 2 * groups,
+                "num_beam_groups": draw.choice([2, groups]),
                 "diversity_penalty": draw.choice([0.3, 1.0, 5.0]),
-                "num_return_sequences": draw.randint(1, beams),
+                "num_return_sequences": draw.randint(1, groups),
             },
         ]
     )
@@ -127,12 +131,16 @@ def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
         prompt = tuple(draw.choice(MEANT) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
         if draw.random() < 0.3:  # n-grams that repeat
             prompt = (prompt * 6)[: max(len(prompt), 12)]
-        given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 4, 8, 16, 24, 40])}
+        given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 4, 8, 16, 40, 80])}
         given |= {name: table[name]() for name in draw.sample(list(table), draw.choice([0, 1, 1, 2, 3, 5, 8]))}
         given["min_new_tokens"] = min(given.get("min_new_tokens", 0), given["max_new_tokens"])
         given |= modes(draw)
         if "num_beams" in given and isinstance(given.get("forced_eos_token_id"), list):
             given["forced_eos_token_id"] = 643  # of equal candidates torch.topk takes any
+        num_rows = given.get("num_beams", given.get("num_return_sequences", 1)) * (1 + ("guidance_scale" in given))
+        most = 16 if num_rows > 4 else 40 if num_rows > 2 else 80  # any one request fits into the few blocks there are
+        for name in ("max_new_tokens", "min_new_tokens"):
+            given[name] = min(given[name], most)
         if "num_beams" in given:
             given["max_new_tokens"] = max(2, given["max_new_tokens"])  # a forced first and last token makes all equal
         if "num_beams" in given and given["do_sample"] and "guidance_scale" in given:
@@ -167,14 +175,6 @@ def last_event(events: "queue.Queue[EngineEvent]") -> tuple[list[int], EngineEve
         if not isinstance(event, NewTokens):
             return streamed, event
         streamed += event.token_ids
-
-
-def answers(engine: Any, requests: list[EngineRequest]) -> list[tuple[list[int], EngineEvent]]:
-    """The answers to ``requests``, all asked at once."""
-    queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in requests]
-    for request, events in zip(requests, queues, strict=True):
-        engine.submit(request, events.put)
-    return [last_event(events) for events in queues]
 
 
 def is_same(ours: Sequence, theirs: Sequence) -> bool:
@@ -228,13 +228,17 @@ class Parity:
         make(directory, shape, seed=7)
         self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
         self.oracle = Oracle(self.loaded)
+        self._all_are_there = threading.Event()
+        self._draw = random.Random(0)
         self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
-        # 56 blocks are 896 tokens: enough for any one request, too few for a dozen with beams
-        self.engine = Engine(self.loaded, sizes=EngineSizes(num_blocks=56, token_budget=96, max_rows=64))
+        # 31 blocks are 496 tokens: enough for any one request, too few for those that come with it
+        self.engine = Engine(
+            self.loaded, sizes=EngineSizes(num_blocks=31, token_budget=96, max_rows=64), on_step=self._between_steps
+        )
 
     def run(self, some: list[Case]) -> list[tuple[str, Case, EngineEvent, EngineEvent]]:
         """Verdicts on ``some`` cases that keep each other company."""
-        ours = answers(self.engine, [case.request for case in some])
+        ours = self.answers([case.request for case in some])
         # What lookup drafts must not change the answer, so the oracle does without; with a seed its draws would differ.
         plain = [
             replace(c.request, parameters=replace(c.request.parameters, prompt_lookup_num_tokens=None)) for c in some
@@ -247,6 +251,22 @@ class Parity:
                 result = "too close to call"
             verdicts.append((result, case, mine[1], theirs))
         return verdicts
+
+    def answers(self, requests: list[EngineRequest]) -> list[tuple[list[int], EngineEvent]]:
+        """The answers to ``requests``; the engine's first step ends when all have come, so that they share the rest."""
+        queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in requests]
+        self._all_are_there.clear()
+        for request, events in zip(requests, queues, strict=True):
+            self.engine.submit(request, events.put)
+        self._all_are_there.set()
+        return [last_event(events) for events in queues]
+
+    def _between_steps(self, _: StepStats) -> None:
+        """On the engine's thread: memory is short at times, but seldom in the midst of an answer, so push some out."""
+        self._all_are_there.wait()
+        scheduler = self.engine._scheduler
+        if len(scheduler.running) > 1 and self._draw.random() < PUSHED_OUT:
+            scheduler._preempt(scheduler.running[-1], Plan())
 
     def is_close_call(self, request: EngineRequest, theirs: EngineEvent) -> bool:
         """Whether transformers itself answers otherwise once its weights move by two parts in a million.

@@ -59,7 +59,7 @@ def test_every_parameter_is_drawn() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_blocks_were_pushed_out_in_the_fuzz(parity: Parity) -> None:
-    """The fuzz is worth its name only if memory is short in it."""
+    """The fuzz is worth its name only if answers are interrupted in it."""
     preempted = []
     scheduler = parity.engine._scheduler
     preempt = scheduler._preempt
@@ -73,7 +73,7 @@ def test_blocks_were_pushed_out_in_the_fuzz(parity: Parity) -> None:
     for _ in range(4):
         parity.run(list(islice(drawn, COMPANY)))
     scheduler._preempt = preempt  # type: ignore[method-assign]
-    assert preempted
+    assert len(preempted) > 20
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": 703}
