@@ -143,6 +143,8 @@ def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
             given[name] = min(given[name], most)
         if "num_beams" in given:
             given["max_new_tokens"] = max(2, given["max_new_tokens"])  # a forced first and last token makes all equal
+        if "num_beams" in given and "exponential_decay_length_penalty" in given:
+            given.pop("remove_invalid_values", None)  # ends that are ruled out come back with one huge score for all
         if "num_beams" in given and given["do_sample"] and "guidance_scale" in given:
             # Where cutoffs or a forced token leave fewer tokens than beams draw, the rest is drawn of probability 0, which ties decide;
             # by way of the negative prompt's rows, which stay where they are, these change the living beams.
