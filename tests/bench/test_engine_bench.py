@@ -48,7 +48,8 @@ def test_the_table_says_what_was_measured() -> None:
     ("given", "message"),
     [
         (["--shape", "huge"], "'huge' is none of small, mini, medium"),
-        (["--peers", "vllm"], "'vllm' is none of generate, batching."),
+        (["--peers", "vllm"], "vllm is not installed beside phi3-serve."),
+        (["--peers", "llama"], "'llama' is none of generate, batching, vllm."),
         (["--workload", "plain,odd"], "'odd' is none of plain, sampled, beams, exotic."),
         (["--concurrency", "1,x"], "'1,x' is no list of whole numbers from 1 on."),
         (["--concurrency", "0"], "'0' is no list of whole numbers from 1 on."),
