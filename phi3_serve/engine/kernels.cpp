@@ -4,6 +4,9 @@
 // function splits its rows among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float or
 // bfloat16 in memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 #include <algorithm>
@@ -257,6 +260,95 @@ void attend(const Row *rows, int64_t num_rows, const T *query, int64_t query_str
     of_dimensions(rows, num_rows, query, query_stride, cache, output, heads, scale, scratch, longest, threads);
 }
 
+#ifdef __AVX512BF16__
+
+constexpr int64_t PANEL = 16;  // columns: one register of float
+constexpr int64_t MOST_ROWS = 16;  // that one pass over the weights answers
+constexpr int64_t AHEAD = 4096;  // numbers; further ahead in the weights than the processor looks by itself
+
+// R rows by P panels: out[r][c] = sum over k of x[k][r] * weight[c][k]. Both are laid out in pairs of k, which is what
+// the instruction multiplies: x [pairs][MOST_ROWS], a pair in 32 bits; each panel of the weights [pairs][PANEL][2].
+template <int R, int P>
+inline void multiply_block(const bfloat16 *weight, const uint32_t *x, int64_t pairs, bfloat16 *out, int64_t out_stride,
+                           const bfloat16 *next) {
+    __m512 sum[R][P];
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) sum[r][p] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < pairs; ++k) {
+        __builtin_prefetch(next + k * 2 * PANEL);
+        __m512bh w[P];
+#pragma GCC unroll 3
+        for (int p = 0; p < P; ++p) w[p] = (__m512bh)_mm512_loadu_si512(weight + (p * pairs + k) * 2 * PANEL);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const __m512bh pair = (__m512bh)_mm512_set1_epi32(x[k * MOST_ROWS + r]);
+#pragma GCC unroll 3
+            for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], w[p], pair);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p)
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + r * out_stride + p * PANEL),
+                                (__m256i)_mm512_cvtneps_pbh(sum[r][p]));
+}
+
+// multiply_block for `rows` <= R.
+template <int R, int P>
+void multiply_rows(int64_t rows, const bfloat16 *weight, const uint32_t *x, int64_t pairs, bfloat16 *out,
+                   int64_t out_stride, const bfloat16 *next) {
+    if constexpr (R > 0) {
+        if (rows == R)
+            multiply_block<R, P>(weight, x, pairs, out, out_stride, next);
+        else
+            multiply_rows<R - 1, P>(rows, weight, x, pairs, out, out_stride, next);
+    }
+}
+
+// out [rows, outputs] = x [rows, inputs] * weight^T, weight in panels; `pairs_of_x` holds x as multiply_block wants it.
+// The weights come from memory, which takes as long as multiplying sixteen rows by them. So up to sixteen rows one pass
+// over the weights does all of them; beyond, three panels stay in the core's cache until all rows are done, eight at a
+// time, while the next three are called for.
+void multiply(const bfloat16 *weight, const bfloat16 *x, uint32_t *pairs_of_x, bfloat16 *out, int64_t rows,
+              int64_t inputs, int64_t outputs, int threads) {
+    constexpr int64_t GROUP = 3, FEW_ROWS = MOST_ROWS / 2;
+    const int64_t pairs = inputs / 2, panels = outputs / PANEL, panel_size = inputs * PANEL;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)  // by k, since threads that share cache lines of rows would wait for each other
+        for (int64_t k = 0; k < pairs; ++k)
+            for (int64_t row = 0; row < rows; ++row)
+                std::memcpy(pairs_of_x + (row / MOST_ROWS * pairs + k) * MOST_ROWS + row % MOST_ROWS,
+                            x + row * inputs + 2 * k, sizeof(uint32_t));
+        if (rows <= MOST_ROWS) {
+#pragma omp for schedule(static)
+            for (int64_t panel = 0; panel < panels; ++panel) {
+                const bfloat16 *w = weight + panel * panel_size;
+                multiply_rows<MOST_ROWS, 1>(rows, w, pairs_of_x, pairs, out + panel * PANEL, outputs, w + AHEAD);
+            }
+        } else {
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < panels; first += GROUP) {
+                const bfloat16 *w = weight + first * panel_size;
+                for (int64_t row = 0; row < rows; row += FEW_ROWS) {
+                    const int64_t count = std::min(FEW_ROWS, rows - row);
+                    const int64_t next = first + GROUP + row / FEW_ROWS;  // one panel of the next three at a time
+                    const bfloat16 *ahead = next < std::min(first + 2 * GROUP, panels) ? weight + next * panel_size : w;
+                    const uint32_t *x_rows = pairs_of_x + row / MOST_ROWS * pairs * MOST_ROWS + row % MOST_ROWS;
+                    bfloat16 *o = out + row * outputs + first * PANEL;
+                    if (panels - first >= 3)
+                        multiply_rows<FEW_ROWS, 3>(count, w, x_rows, pairs, o, outputs, ahead);
+                    else if (panels - first == 2)
+                        multiply_rows<FEW_ROWS, 2>(count, w, x_rows, pairs, o, outputs, ahead);
+                    else
+                        multiply_rows<FEW_ROWS, 1>(count, w, x_rows, pairs, o, outputs, ahead);
+                }
+            }
+        }
+    }
+}
+
+#endif  // __AVX512BF16__
+
 }  // namespace
 
 #define EXPORT(T, SUFFIX)                                                                                             \
@@ -286,3 +378,11 @@ void attend(const Row *rows, int64_t num_rows, const T *query, int64_t query_str
 
 EXPORT(float, float32)
 EXPORT(bfloat16, bfloat16)
+
+#ifdef __AVX512BF16__
+extern "C" void multiply_bfloat16(const void *weight, const void *x, void *pairs_of_x, void *out, int64_t rows,
+                                  int64_t inputs, int64_t outputs, int threads) {
+    multiply(static_cast<const bfloat16 *>(weight), static_cast<const bfloat16 *>(x),
+             static_cast<uint32_t *>(pairs_of_x), static_cast<bfloat16 *>(out), rows, inputs, outputs, threads);
+}
+#endif

@@ -1,16 +1,19 @@
 """Linear layers in the form that this machine multiplies fastest.
 
-On a CPU oneDNN can hold a weight in its own blocked layout, reordered once instead of at every call; which form is
-faster depends on the processor, so it is tried on one layer when a model is loaded.
+On a CPU there are three: torch's; oneDNN's blocked layout, reordered once instead of at every call; and panels for the
+kernel of our own. Which is faster depends on the processor, so they are tried when a model is loaded.
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from phi3_serve.engine.kernels import MULTIPLY, kernels
 
 logger = logging.getLogger("phi3_serve")
 
@@ -19,8 +22,10 @@ Linear = Callable[[Tensor], Tensor]
 ROWS_PACKED_FOR = 16  # oneDNN chooses the layout for a number of rows; this one loses least at others
 EXACT_ROWS = 32
 ROW_STEP = 8
-TRIAL_ROWS = (1, 16)
-TRIAL_ROUNDS = 7
+PANEL, MOST_ROWS = 16, 16  # outputs, rows; kernels.cpp has the same
+TRIAL_ROWS = (1, 16, 128)
+TRIAL_ROUNDS = 5
+TRIAL_BYTES = 1 << 28  # of weights; more than caches hold
 
 
 def plain(weight: Tensor) -> Linear:
@@ -34,6 +39,45 @@ def packed(weight: Tensor) -> Linear:
     multiply = torch.ops.mkldnn._linear_pointwise.default
     reordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_PACKED_FOR)
     return lambda x: multiply(x, reordered, None, "none", [], "")
+
+
+def paneled(weight: Tensor) -> Linear:
+    """The layer of ``weight`` [out, in], bfloat16, in panels of sixteen outputs for ``kernels.cpp``.
+
+    Raises:
+        RuntimeError: there is no such kernel for this processor or type.
+    """
+    library = kernels()
+    if library is None or not hasattr(library, MULTIPLY) or weight.dtype != torch.bfloat16:
+        raise RuntimeError(f"no kernel of our own for {weight.dtype} on this processor")
+    outputs, inputs = weight.shape
+    if outputs % PANEL or inputs % 2:
+        return packed(weight)
+    multiply = getattr(library, MULTIPLY)
+    panels = weight.view(outputs // PANEL, PANEL, inputs // 2, 2).transpose(1, 2).contiguous()
+
+    def layer(x: Tensor) -> Tensor:
+        rows = len(x)
+        if x.shape != (rows, inputs) or x.dtype != torch.bfloat16 or not x.is_contiguous():
+            raise TypeError(f"the kernel wants contiguous bfloat16 [rows, {inputs}], not {x.dtype} {list(x.shape)}")
+        pairs = torch.empty(-(-rows // MOST_ROWS) * MOST_ROWS * inputs // 2, dtype=torch.int32)
+        out = x.new_empty(rows, outputs)
+        multiply(
+            panels.data_ptr(),
+            x.data_ptr(),
+            pairs.data_ptr(),
+            out.data_ptr(),
+            rows,
+            inputs,
+            outputs,
+            torch.get_num_threads(),
+        )
+        return out
+
+    return layer
+
+
+FORMS = (plain, packed, paneled)
 
 
 def padded_rows(count: int) -> int:
@@ -56,25 +100,36 @@ def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 @torch.inference_mode()
-def fastest_form(weight: Tensor) -> Callable[[Tensor], Linear]:
-    """``plain`` or ``packed``, whichever takes less time over one and over sixteen rows of ``weight``."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Linear]:
+    """The form of ``FORMS`` that takes the least time for few, some and many rows, each number of rows weighing alike.
+
+    ``weights`` [out, in] are those of the same linear layer in each decoder layer, to be multiplied in ``dtype``. So many
+    of them are tried, one after another, that they come from memory, as in a step, unless the whole model fits into the
+    processor's caches.
+    """
+    if weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return plain
-    try:
-        forms = {form: form(weight) for form in (plain, packed)}
-        times = {form: sum(_seconds(layer, weight, rows) for rows in TRIAL_ROWS) for form, layer in forms.items()}
-    except RuntimeError as error:  # this build or processor has no such layout
-        logger.info("linear layers stay plain: %s", str(error).split("\n", 1)[0])
-        return plain
-    logger.info("linear layers: plain %.2f ms, packed %.2f ms", times[plain] * 1e3, times[packed] * 1e3)
-    return min(times, key=lambda form: times[form])
+    tried = [weight.to(dtype) for weight in weights[: -(-TRIAL_BYTES // weights[0].nbytes)]]
+    times: dict[Callable[[Tensor], Linear], list[float]] = {}
+    for form in FORMS:
+        try:
+            layers = [form(weight) for weight in tried]
+            times[form] = [_seconds(layers, tried[0], rows) for rows in TRIAL_ROWS]
+        except RuntimeError as error:  # this build or processor has no such form
+            logger.info("linear layers are not %s: %s", form.__name__, str(error).split("\n", 1)[0])
+            continue
+        shown = ", ".join(f"{seconds * 1e3:.2f}" for seconds in times[form])
+        logger.info("linear layers %s: %s ms for %s rows", form.__name__, shown, TRIAL_ROWS)
+    return min(times, key=lambda form: math.prod(times[form]))
 
 
-def _seconds(layer: Linear, weight: Tensor, rows: int) -> float:
+def _seconds(layers: Sequence[Linear], weight: Tensor, rows: int) -> float:
+    """The time of one of ``layers``, all of which take what ``weight`` takes."""
     x = torch.randn(rows, weight.shape[1]).to(weight.dtype)
     seconds = []
     for _ in range(TRIAL_ROUNDS):
         began = time.perf_counter()
-        layer(x)
+        for layer in layers:
+            layer(x)
         seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(seconds) / len(layers)

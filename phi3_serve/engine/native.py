@@ -1,36 +1,16 @@
-"""The operations between the linear layers as kernels of our own (``kernels.cpp``), for a CPU.
+"""The operations between the linear layers as kernels of our own, for a CPU.
 
-The kernels are compiled when the package is installed, once for each level of x86-64 instructions and once for any
-processor; where no compiler was at hand there are none, and torch computes instead. They are called through ctypes
-with addresses, so everything is checked here: types, sizes, contiguity.
+The kernels are called with addresses, so everything is checked here: types, sizes, contiguity.
 """
 
 import ctypes
-import logging
-from ctypes import c_float, c_int, c_int64, c_void_p
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from phi3_serve.engine.kernels import MOST_DIMENSIONS, SUFFIXES, kernels
 from phi3_serve.engine.operations import Operations, Reader, Row
-
-logger = logging.getLogger("phi3_serve")
-
-LEVELS = {"AVX512": "x86_64_v4", "AVX2": "x86_64_v3"}  # as torch names what the processor has; else:
-ANY_PROCESSOR = "any"
-SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-MOST_DIMENSIONS = 256  # of a head; kernels.cpp
-
-_FUNCTIONS = {
-    "add_rms_norm": [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int],
-    "silu_product": [c_void_p] * 2 + [c_int64] * 2 + [c_int],
-    "rotate_and_store": [c_void_p] * 5 + [c_int64] * 6 + [c_int],
-    "attend": [c_void_p, c_int64] * 3 + [c_void_p] + [c_int64] * 3 + [c_float, c_void_p, c_int64, c_int],
-}
 
 
 def operations_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Operations:
@@ -41,37 +21,16 @@ def operations_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> O
     return Operations() if library is None else NativeOperations(library, dtype)
 
 
-@cache
-def kernels() -> ctypes.CDLL | None:
-    """The library of this processor's level, if it was compiled."""
-    level = LEVELS.get(torch.backends.cpu.get_cpu_capability(), ANY_PROCESSOR)
-    path = Path(__file__).with_name(f"_kernels_{level}{EXTENSION_SUFFIXES[0]}")
-    try:
-        # torch has loaded the OpenMP runtime by now, and the library shares it and its threads
-        library = ctypes.CDLL(str(path))
-    except OSError:
-        logger.warning(
-            "%s is missing: torch does what it would, more slowly. "
-            "Install phi3-serve again where a C++ compiler (g++) is at hand.",
-            path.name,
-        )
-        return None
-    for name, types in _FUNCTIONS.items():
-        for suffix in SUFFIXES.values():
-            function = getattr(library, f"{name}_{suffix}")
-            function.argtypes, function.restype = types, None
-    return library
-
-
 class NativeOperations(Operations):
     """The operations as kernels; see ``Operations``."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self._dtype = dtype
         suffix = SUFFIXES[dtype]
-        self._add_rms_norm, self._silu_product, self._rotate_and_store, self._attend = (
-            getattr(library, f"{name}_{suffix}") for name in _FUNCTIONS
-        )
+        self._add_rms_norm = getattr(library, f"add_rms_norm_{suffix}")
+        self._silu_product = getattr(library, f"silu_product_{suffix}")
+        self._rotate_and_store = getattr(library, f"rotate_and_store_{suffix}")
+        self._attend = getattr(library, f"attend_{suffix}")
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See ``Operations``."""

@@ -57,7 +57,7 @@ class ModelRunner:
         self._operations = operations_for(self.device, self.dtype, self._head_dim)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
-        form = fastest_form(model.model.layers[0].mlp.gate_up_proj.weight.detach().to(self.dtype))
+        form = fastest_form([layer.mlp.gate_up_proj.weight.detach() for layer in model.model.layers], self.dtype)
 
         def take(module: nn.Linear) -> Linear:
             layer = form(module.weight.detach().to(self.dtype))

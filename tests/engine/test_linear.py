@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,16 +37,32 @@ def test_the_trial_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return layer
 
-    monkeypatch.setattr(linear, "packed", slow)
-    assert fastest_form(weight) is plain
-    monkeypatch.setattr(linear, "packed", packed)
-    monkeypatch.setattr(linear, "plain", slow)
-    assert fastest_form(weight) is packed
+    monkeypatch.setattr(linear, "FORMS", (plain, slow))
+    assert fastest_form([weight], torch.float32) is plain
+    monkeypatch.setattr(linear, "FORMS", (slow, packed))
+    assert fastest_form([weight], torch.float32) is packed
+
+
+def test_a_form_that_is_slow_for_many_rows_alone_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as fast for 1 and 16 rows, ten times as slow for 128: prompts would wait."""
+    taken = {"steady": {1: 2.0, 16: 2.0, 128: 2.0}, "hasty": {1: 1.0, 16: 1.0, 128: 20.0}}
+
+    def form_of(name: str) -> Callable[[torch.Tensor], linear.Linear]:
+        def form(weight: torch.Tensor) -> linear.Linear:
+            return lambda x: x.new_full((1,), taken[name][len(x)])
+
+        form.__name__ = name
+        return form
+
+    forms = (form_of("hasty"), form_of("steady"))
+    monkeypatch.setattr(linear, "FORMS", forms)
+    monkeypatch.setattr(linear, "_seconds", lambda layers, weight, rows: float(layers[0](weight.new_zeros(rows, 8))))
+    assert fastest_form([torch.randn(8, 8)], torch.float32) is forms[1]
 
 
 def test_a_form_that_this_build_lacks_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(weight: torch.Tensor) -> linear.Linear:
         raise RuntimeError("mkldnn: no")
 
-    monkeypatch.setattr(linear, "packed", missing)
-    assert fastest_form(torch.randn(8, 8)) is plain
+    monkeypatch.setattr(linear, "FORMS", (missing, plain))
+    assert fastest_form([torch.randn(8, 8)], torch.float32) is plain

@@ -12,29 +12,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.engine import native
+from phi3_serve.engine import kernels as kernels_module
 from phi3_serve.engine.blocks import BLOCK_SIZE
-from phi3_serve.engine.native import NativeOperations, kernels, operations_for
+from phi3_serve.engine.kernels import MOST_DIMENSIONS, kernels, level
+from phi3_serve.engine.linear import paneled
+from phi3_serve.engine.native import NativeOperations, operations_for
 from phi3_serve.engine.operations import Operations, Row
 
 CPU = torch.device("cpu")
-HAS = {"any": "DEFAULT", "x86_64_v3": "AVX2", "x86_64_v4": "AVX512"}  # level: as torch names it
+LEVELS = ["any", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16"]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}  # bfloat16: two units in the last place
 NUM_BLOCKS = 40
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to have made kernels with")
 
 
-def levels() -> list[str]:
-    capability = torch.backends.cpu.get_cpu_capability()
-    ranks = list(HAS.values())
-    return list(HAS)[: ranks.index(capability) + 1] if capability in ranks else ["any"]
-
-
-@pytest.fixture(params=levels())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=LEVELS[: LEVELS.index(level()) + 1])
+def each_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every kernel of this test is that of one level."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: HAS[request.param])
+    monkeypatch.setattr(kernels_module, "level", lambda: request.param)
     kernels.cache_clear()
     yield str(request.param)
     kernels.cache_clear()
@@ -46,9 +42,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def ours(level: str, dtype: torch.dtype) -> Operations:
+def ours(each_level: str, dtype: torch.dtype) -> Operations:
     operations = operations_for(CPU, dtype, 64)
-    assert isinstance(operations, NativeOperations), f"the kernels of level {level} were not built"
+    assert isinstance(operations, NativeOperations), f"the kernels of level {each_level} were not built"
     return operations
 
 
@@ -132,6 +128,37 @@ def test_large_scores_and_no_numbers_stay_where_they_are(ours: Operations, dtype
     assert output[0].isfinite().all()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 8, 15, 16, 17, 23, 24, 31, 32, 50, 129])
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 2), (32, 64), (48, 30), (64, 1024), (352, 96), (17, 64)])
+def test_paneled_layers(rows: int, outputs: int, inputs: int) -> None:
+    """Panels in groups of three and what is left, rows in all remainders; 17 outputs are no panels."""
+    weight, x = torch.randn(outputs, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
+    if level() != "x86_64_v4_bf16":
+        with pytest.raises(RuntimeError, match="no kernel of our own"):
+            paneled(weight)
+        return
+    expected = x.double() @ weight.double().T
+    found = paneled(weight)(x)
+    assert found.shape == expected.shape
+    # one rounding of the sum to bfloat16, and those of summing in float32
+    assert ((found.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-5 * inputs**0.5).all()
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    if level() != "x86_64_v4_bf16":
+        pytest.skip("no kernel of our own on this processor")
+    layer = paneled(torch.randn(112, 640).bfloat16())
+    x = torch.randn(40, 640).bfloat16()
+    alone = torch.cat([layer(x[at : at + 1].contiguous()) for at in range(40)])
+    for rows in (3, 16, 20, 40):
+        assert torch.equal(layer(x[:rows].contiguous()), alone[:rows])
+
+
+def test_paneled_layers_are_for_bfloat16_alone() -> None:
+    with pytest.raises(RuntimeError, match=r"no kernel of our own for torch\.float32"):
+        paneled(torch.randn(16, 16))
+
+
 def test_what_the_kernels_cannot_read_is_refused(ours: Operations, dtype: torch.dtype) -> None:
     other = torch.float16
     with pytest.raises(TypeError, match="the kernels want contiguous"):
@@ -144,13 +171,13 @@ def test_torch_computes_what_the_kernels_do_not() -> None:
     for device, dtype, head_dim in (
         (torch.device("cuda"), torch.bfloat16, 64),
         (CPU, torch.float16, 64),
-        (CPU, torch.float32, native.MOST_DIMENSIONS + 1),
+        (CPU, torch.float32, MOST_DIMENSIONS + 1),
     ):
         assert type(operations_for(device, dtype, head_dim)) is Operations
 
 
 def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [".nowhere.so"])
+    monkeypatch.setattr(kernels_module, "EXTENSION_SUFFIXES", [".nowhere.so"])
     kernels.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, logger="phi3_serve"):
