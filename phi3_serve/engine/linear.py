@@ -103,9 +103,9 @@ def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Linear]:
     """The form of ``FORMS`` that takes the least time for few, some and many rows, each number of rows weighing alike.
 
-    ``weights`` [out, in] are those of the same linear layer in each decoder layer, to be multiplied in ``dtype``. So many
-    of them are tried, one after another, that they come from memory, as in a step, unless the whole model fits into the
-    processor's caches.
+    ``weights`` [out, in] are those of the same linear layer in each decoder layer, to be multiplied in ``dtype``. So
+    many of them are tried, one after another, that they come from memory, as in a step, unless the whole model fits
+    into the processor's caches.
     """
     if weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return plain
