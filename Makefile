@@ -11,8 +11,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 help:
 	@echo "make serve    serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
 	@echo "make test     run the tests, real Ray clusters among them"
-	@echo "make fuzz     compare 20,000 random requests with transformers, token for token; half an hour on two cores"
-	@echo "make bench    the engine beside transformers on this machine, in tokens per second; five minutes"
+	@echo "make fuzz     compare 20,000 random requests with transformers, token for token; five minutes on two cores"
+	@echo "make bench    the engine beside transformers on this machine, in tokens per second; three minutes"
 	@echo "make lint     formatting, lint rules, strict types, import contracts"
 	@echo "make format   let ruff format and mend"
 	@echo "make setup    only make $(VENV), with every version of constraints.txt"

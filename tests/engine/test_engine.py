@@ -72,7 +72,7 @@ def test_stop_strings_end_the_answer(engine: Engine, loaded: LoadedModel) -> Non
 
 
 def test_max_time_ends_the_answer_as_it_is(engine: Engine, loaded: LoadedModel) -> None:
-    (sequence,) = Answer(engine, long_request(loaded, "r", do_sample=False, max_time=0.3)).sequences()
+    (sequence,) = Answer(engine, long_request(loaded, "r", do_sample=False, max_time=0.1)).sequences()
     assert sequence.finish_reason == "length"
     assert 1 < len(sequence.token_ids) < 2000
 
@@ -166,9 +166,16 @@ def test_scores_beyond_numbers_are_the_requests_fault(engine: Engine, loaded: Lo
 @pytest.mark.parametrize("given", [{}, {"num_beams": 4}, {"num_return_sequences": 3, "do_sample": True}])
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.15])
 def test_an_abort_in_any_phase_leaves_the_neighbours_alone(
-    engine: Engine, loaded: LoadedModel, given: dict[str, Any], after_s: float
+    engine: Engine, loaded: LoadedModel, given: dict[str, Any], after_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt of 1,500 tokens takes 24 steps to read, so the first two aborts are amid the prompt."""
+    run = engine._runner.run
+
+    def take_two_milliseconds(chunks: Any) -> torch.Tensor:
+        time.sleep(0.002)
+        return run(chunks)
+
+    monkeypatch.setattr(engine._runner, "run", take_two_milliseconds)
     expected = [answer.ids() for answer in neighbours(engine, loaded)]
     beside = neighbours(engine, loaded)
     gone = Answer(
@@ -196,10 +203,22 @@ def test_a_forward_pass_that_fails_ends_its_requests_only(
 
 def test_the_deadline_ends_a_request(engine: Engine, loaded: LoadedModel) -> None:
     began = time.monotonic()
-    event = Answer(engine, request(loaded, seconds=0.3, max_new_tokens=2000, eos_token_id=703)).last()
+    event = Answer(engine, request(loaded, seconds=0.1, max_new_tokens=2000, eos_token_id=703)).last()
     assert isinstance(event, Failed)
     assert isinstance(event.error, RequestTimeout)
     assert time.monotonic() - began < 2
+
+
+def test_the_deadline_holds_in_the_queue(loaded: LoadedModel) -> None:
+    """A request that still waits when its time is up is not left waiting for the one before it."""
+    engine = one_at_a_time(loaded)
+    started(engine, long_request(loaded, "running"))
+    began = time.monotonic()
+    event = Answer(engine, request(loaded, "late", seconds=0.1)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, RequestTimeout)
+    assert 0.1 <= time.monotonic() - began < 1
+    engine.close()
 
 
 def test_what_no_memory_holds_is_refused(loaded: LoadedModel) -> None:
