@@ -116,11 +116,11 @@ def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Ten
             layers = [form(weight) for weight in tried]
             times[form] = [_seconds(layers, tried[0], rows) for rows in TRIAL_ROWS]
         except RuntimeError as error:  # this build or processor has no such form
-            logger.info("linear layers are not %s: %s", form.__name__, str(error).split("\n", 1)[0])
-            continue
-        shown = ", ".join(f"{seconds * 1e3:.2f}" for seconds in times[form])
-        logger.info("linear layers %s: %s ms for %s rows", form.__name__, shown, TRIAL_ROWS)
-    return min(times, key=lambda form: math.prod(times[form]))
+            logger.debug("linear layers are not %s: %s", form.__name__, str(error).split("\n", 1)[0])
+    fastest = min(times, key=lambda form: math.prod(times[form]))
+    shown = ", ".join(f"{seconds * 1e3:.2f}" for seconds in times[fastest])
+    logger.info("linear layers are %s: %s ms for %s rows", fastest.__name__, shown, TRIAL_ROWS)
+    return fastest
 
 
 def _seconds(layers: Sequence[Linear], weight: Tensor, rows: int) -> float:
