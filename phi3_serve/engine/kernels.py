@@ -30,18 +30,19 @@ _ARGUMENTS: dict[str, list[Any]] = {
 
 @cache
 def kernels() -> ctypes.CDLL | None:
-    """The library, if it was compiled."""
-    path = Path(__file__).with_name(f"_kernels_{level()}{EXTENSION_SUFFIXES[0]}")
-    try:
-        # torch has loaded the OpenMP runtime by now, and the library shares it and its threads
-        library = ctypes.CDLL(str(path))
-    except OSError:
+    """The library of the best level that was compiled."""
+    paths = [Path(__file__).with_name(f"_kernels_{level}{EXTENSION_SUFFIXES[0]}") for level in levels()]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         logger.warning(
             "%s is missing: torch does what it would, more slowly. "
             "Install phi3-serve again where a C++ compiler (g++) is at hand.",
-            path.name,
+            paths[0].name,
         )
         return None
+    library = ctypes.CDLL(
+        str(path)
+    )  # torch has loaded the OpenMP runtime by now; the library shares it, and its threads
     for name, types in _ARGUMENTS.items():
         for suffix in SUFFIXES.values():
             _declare(getattr(library, f"{name}_{suffix}"), types)
@@ -50,12 +51,15 @@ def kernels() -> ctypes.CDLL | None:
     return library
 
 
-def level() -> str:
-    """What this processor can do, as far as torch lets it, in the names of the libraries."""
+def levels() -> tuple[str, ...]:
+    """What this processor can run, as far as torch lets it, best first, in the names of the libraries."""
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability == "AVX512":
-        return "x86_64_v4_bf16" if torch.cpu._is_avx512_bf16_supported() else "x86_64_v4"
-    return "x86_64_v3" if capability == "AVX2" else "any"
+    if capability not in ("AVX512", "AVX2"):
+        return ("any",)
+    if capability == "AVX2":
+        return ("x86_64_v3", "any")
+    multiplies_bfloat16 = ("x86_64_v4_bf16",) if torch.cpu._is_avx512_bf16_supported() else ()
+    return (*multiplies_bfloat16, "x86_64_v4", "x86_64_v3", "any")
 
 
 def _declare(function: "ctypes._NamedFuncPointer", types: list[Any]) -> None:

@@ -14,23 +14,22 @@ from torch import Tensor
 
 from phi3_serve.engine import kernels as kernels_module
 from phi3_serve.engine.blocks import BLOCK_SIZE
-from phi3_serve.engine.kernels import MOST_DIMENSIONS, kernels, level
+from phi3_serve.engine.kernels import MOST_DIMENSIONS, MULTIPLY, kernels, levels
 from phi3_serve.engine.linear import paneled
 from phi3_serve.engine.native import NativeOperations, operations_for
 from phi3_serve.engine.operations import Operations, Row
 
 CPU = torch.device("cpu")
-LEVELS = ["any", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16"]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}  # bfloat16: two units in the last place
 NUM_BLOCKS = 40
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to have made kernels with")
 
 
-@pytest.fixture(params=LEVELS[: LEVELS.index(level()) + 1])
+@pytest.fixture(params=levels())
 def each_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every kernel of this test is that of one level."""
-    monkeypatch.setattr(kernels_module, "level", lambda: request.param)
+    monkeypatch.setattr(kernels_module, "levels", lambda: (request.param,))
     kernels.cache_clear()
     yield str(request.param)
     kernels.cache_clear()
@@ -128,12 +127,16 @@ def test_large_scores_and_no_numbers_stay_where_they_are(ours: Operations, dtype
     assert output[0].isfinite().all()
 
 
+def multiplies_bfloat16() -> bool:
+    return "x86_64_v4_bf16" in levels() and hasattr(kernels(), MULTIPLY)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 8, 15, 16, 17, 23, 24, 31, 32, 50, 129])
 @pytest.mark.parametrize(("outputs", "inputs"), [(16, 2), (32, 64), (48, 30), (64, 1024), (352, 96), (17, 64)])
 def test_paneled_layers(rows: int, outputs: int, inputs: int) -> None:
     """Panels in groups of three and what is left, rows in all remainders; 17 outputs are no panels."""
     weight, x = torch.randn(outputs, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
-    if level() != "x86_64_v4_bf16":
+    if not multiplies_bfloat16():
         with pytest.raises(RuntimeError, match="no kernel of our own"):
             paneled(weight)
         return
@@ -145,7 +148,7 @@ def test_paneled_layers(rows: int, outputs: int, inputs: int) -> None:
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
-    if level() != "x86_64_v4_bf16":
+    if not multiplies_bfloat16():
         pytest.skip("no kernel of our own on this processor")
     layer = paneled(torch.randn(112, 640).bfloat16())
     x = torch.randn(40, 640).bfloat16()
@@ -187,6 +190,16 @@ def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog:
         assert "a C++ compiler (g++)" in caplog.text
     finally:
         kernels.cache_clear()
+
+
+def test_the_best_level_that_was_compiled_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may be too old for one of them."""
+    kernels.cache_clear()
+    monkeypatch.setattr(kernels_module, "levels", lambda: ("of_the_future", *levels()))
+    library = kernels()
+    assert library is not None
+    assert f"_kernels_{levels()[0]}." in library._name
+    kernels.cache_clear()
 
 
 def test_the_kernels_share_the_threads_of_torch() -> None:
