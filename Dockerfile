@@ -2,14 +2,17 @@
 #   docker build -t phi3-serve:0.1.0 .
 FROM python:3.11-slim
 
-# wget: KubeRay's probes call it. g++: compiles phi3_serve/engine/kernels.cpp
-RUN apt-get update && apt-get install -y --no-install-recommends wget g++ && rm -rf /var/lib/apt/lists/*
+# wget: KubeRay's probes call it
+RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 ray && install -d -o ray -g ray /app /weights
 WORKDIR /app
 
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY phi3_serve/ phi3_serve/
-RUN pip install --no-cache-dir -c constraints.txt .
+# g++ compiles phi3_serve/engine/kernels.cpp and is not needed afterwards
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev \
+    && pip install --no-cache-dir -c constraints.txt . \
+    && apt-get purge -y --auto-remove g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY serve_config.yaml ./
 
 USER ray
