@@ -1,8 +1,9 @@
-// What a step does between the linear layers, on a CPU: RMSNorm, rotation, attention over the paged cache, SiLU.
+// What a step does on a CPU, but for choosing tokens: RMSNorm, rotation, attention over the paged cache, SiLU, and
+// linear layers in bfloat16.
 //
-// native.py calls these with addresses and sizes it has checked; nothing here allocates, fails or keeps state. Each
-// function splits its rows among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float or
-// bfloat16 in memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
+// native.py and linear.py call these with addresses of contiguous numbers; nothing here allocates, fails or keeps state.
+// Each function splits its work among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float
+// or bfloat16 in memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>

@@ -1,6 +1,6 @@
 """The operations between the linear layers as kernels of our own, for a CPU.
 
-The kernels are called with addresses, so everything is checked here: types, sizes, contiguity.
+The kernels are called with addresses, so types and contiguity are checked here; shapes go along as they are.
 """
 
 import ctypes
@@ -68,6 +68,7 @@ class NativeOperations(Operations):
 
     def reader(self, rows: list[Row], like: Tensor) -> Reader:
         """See ``Operations``."""
+        self._check(like)
         return _KernelReader(rows, self._attend)
 
     def silu_product(self, gate_up: Tensor) -> Tensor:

@@ -43,7 +43,6 @@ class ModelRunner:
         self.dtype = compute_dtype(model.dtype, self.device)
         self.rope = Rope(model)
         self._window: int | None = config.sliding_window
-        self._num_heads: int = config.num_attention_heads
         self._num_kv_heads: int = config.num_key_value_heads
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._epsilon: float = config.rms_norm_eps

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phi3_serve.engine import native
 from phi3_serve.engine.engine import Engine
@@ -177,6 +178,38 @@ def test_grouped_queries(tmp_path: Path, shape: Shape) -> None:
     asked += [request(loaded, f"b{n}", prompt=prompt(n), max_new_tokens=20, num_beams=4, **GREEDY) for n in (5, 90)]
     answers_equal(loaded, engine, asked)
     engine.close()
+
+
+def test_bfloat16_is_float32_but_for_its_rounding(tmp_path: Path) -> None:
+    """Its scores are as near to those of float32 as those of transformers in bfloat16 are, over the same weights."""
+    make(tmp_path, Shape(num_layers=3, num_heads=4, num_kv_heads=2, hidden_size=128, intermediate_size=192), seed=4)
+    half = load("half", str(tmp_path), None, device="cpu", dtype="bfloat16")
+    whole = load("whole", str(tmp_path), None, device="cpu", dtype="float32")
+    whole.model.load_state_dict(half.model.state_dict())  # the weights as rounded
+    engine = Engine(half, sizes=EngineSizes(num_blocks=400, token_budget=64, max_rows=64))
+    asked = [
+        request(half, f"r{n}", prompt=prompt(n), max_new_tokens=30, output_scores=True, **GREEDY)
+        for n in (1, 5, 17, 60, 200)
+    ]
+    ours, theirs = [], []
+    for made, answer in zip(asked, [Answer(engine, made) for made in asked], strict=True):
+        (found,) = answer.sequences()
+        ids = torch.tensor([made.prompt_ids + found.token_ids])
+        with torch.inference_mode():
+            exact, rounded = (
+                x.model(ids)
+                .logits[0, len(made.prompt_ids) - 1 : -1]
+                .float()
+                .log_softmax(-1)
+                .gather(1, ids.T[-30:])[:, 0]
+                for x in (whole, half)
+            )
+        assert found.scores is not None
+        ours.append((torch.tensor(found.scores) - exact).abs())
+        theirs.append((rounded - exact).abs())
+    engine.close()
+    assert torch.cat(ours).mean() < 1.25 * torch.cat(theirs).mean()
+    assert torch.cat(ours).max() < 2 * torch.cat(theirs).max()
 
 
 @pytest.mark.filterwarnings("ignore")
