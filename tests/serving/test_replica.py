@@ -39,8 +39,10 @@ def test_a_plain_request_has_one_event(replica: Replica) -> None:
     assert event.usage.prompt_tokens == 18
 
 
-def test_a_stream_has_deltas_and_then_the_whole(replica: Replica) -> None:
-    *deltas, last = run(replica, request(stream=True, max_new_tokens=300, **ENDLESS))
+def test_a_stream_has_deltas_and_then_the_whole(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a token takes so long that the loop can send the first before the next ones are there
+    monkeypatch.setattr(replica._engine, "_on_step", lambda step: time.sleep(0.003))
+    *deltas, last = run(replica, request(stream=True, max_new_tokens=300, do_sample=False, **ENDLESS))
     assert isinstance(last, Done)
     assert "".join(d.text for d in deltas if isinstance(d, Delta)) == last.completions[0].text
     # coalesced: many tokens a message, the first one at once
