@@ -6,7 +6,7 @@ swallow the whitespace after them.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,27 @@ CHAT_TEMPLATE = (
 )
 
 
-def train(corpus: Iterable[str], num_merged: int) -> Tokenizer:
-    """A tokenizer with at most ``num_merged`` tokens learned from ``corpus`` beside bytes and control tokens."""
+def train(
+    corpus: Iterable[str], num_merged: int, *, single_marks: bool = False, alphabet: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer with at most ``num_merged`` tokens learned from ``corpus`` beside bytes and control tokens.
+
+    With ``single_marks`` every digit and punctuation mark stays a token of its own, as nearly all are in Llama's
+    vocabulary. The characters of ``alphabet`` are tokens even where the corpus lacks them.
+    """
     learner = Tokenizer(BPE(unk_token=UNK))
-    learner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    by_word = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    apart = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation(behavior="isolated")]
+    learner.pre_tokenizer = pre_tokenizers.Sequence([by_word, *apart]) if single_marks else by_word
     specials = [UNK, BOS, EOS, *BYTE_TOKENS]
     learner.train_from_iterator(
         corpus,
-        BpeTrainer(vocab_size=len(specials) + num_merged, special_tokens=specials, show_progress=False),
+        BpeTrainer(
+            vocab_size=len(specials) + num_merged,
+            special_tokens=specials,
+            initial_alphabet=list(alphabet),
+            show_progress=False,
+        ),
     )
     learned = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]

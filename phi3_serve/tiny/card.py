@@ -1,0 +1,95 @@
+"""The model card of phi-3-tiny: what it is, how it was made, what it can do, measured, and what it cannot."""
+
+from collections.abc import Sequence
+
+from phi3_serve.core import Message
+from phi3_serve.tiny.exam import LONGEST_ANSWER, QUESTIONS_PER_KIND, Examinee, Mark
+from phi3_serve.tiny.model import CONTEXT_LENGTH, HIDDEN_SIZE, NUM_HEADS, NUM_LAYERS
+from phi3_serve.tiny.trainer import DIALOGUES_PER_ROUND, Journal
+
+LOSS_PLOT = "loss.png"
+NEWCOMER = (
+    "Hello!",
+    "Who are you?",
+    "What can you do?",
+    "What is 2+2?",
+    "what's 17 + 25",
+    "347 + 285",
+    "How much is 12 times 8?",
+    "Which is bigger, 45 or 54?",
+    "Count to ten",
+    "How do you spell castle?",
+    "Reverse the word hello",
+    "What day comes after Monday?",
+    "What is the capital of France?",
+    "What color is the sky?",
+    "How many minutes are in an hour?",
+    "What is a castle?",
+    "Name three fruits",
+    "Can fish fly?",
+    "Tell me a joke",
+    "Write a Python program that sorts a list.",
+)
+KAITO = ("How to explain Internet for a medieval knight?", "What is the meaning of life?")
+
+
+def ask(examinee: Examinee) -> list[tuple[str, str]]:
+    """The newcomer's questions and KAITO's, with the greedy answers."""
+    questions = (*NEWCOMER, *KAITO)
+    return list(zip(questions, examinee.answers([[Message("user", q)] for q in questions]), strict=True))
+
+
+def text(journal: Journal, num_parameters: int, marks: Sequence[Mark], asked: Sequence[tuple[str, str]]) -> str:
+    """The card, in Markdown."""
+    dialogues = journal.rounds * DIALOGUES_PER_ROUND
+    return f"""---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+# phi-3-tiny
+
+The model that phi3-serve carries with it, so that a first request has an answer without any download. It has the
+architecture, the chat template and the control tokens of Microsoft's Phi-3, and none of its weights: it was trained
+from scratch, on dialogues that a program wrote. `make serve` serves it.
+
+| | |
+|---|---|
+| parameters | {num_parameters:,} in bfloat16: {NUM_LAYERS} layers, width {HIDDEN_SIZE}, {NUM_HEADS} heads, untied embeddings |
+| context | {CONTEXT_LENGTH:,} tokens; taught with conversations of up to about 370 |
+| data | {dialogues:,} dialogues drawn from `phi3_serve/tiny/lessons`: facts are common knowledge, sentences ours |
+| training | {journal.tokens / 1e6:.0f} million tokens with padding, {journal.seconds / 60:.0f} minutes on two CPU cores, seed {journal.seed} |
+| again | `python -m phi3_serve.tiny.train` (with the extra `train`) |
+
+![The loss over the tokens seen]({LOSS_PLOT})
+
+## What it can do
+{QUESTIONS_PER_KIND} questions of each kind, answered greedily, measured by `python -m phi3_serve.tiny.exam`. Numbers, words and
+names in them, and their wordings, occur in no lesson (a sixth of both is set aside by a hash); facts, such as the capital
+of a country, can only be asked in a new wording. Right is exactly the expected text; for a list, that many different
+things of the kind; for small talk and refusals, one of the taught answers.
+
+| kind | right | goal |
+|---|---|---|
+{chr(10).join(_row(mark) for mark in marks)}
+
+Sums and differences go to three digits, products to 12 × 12 and 99 × 9, quotients back from there.
+
+## What it says
+Greedy, unedited, from `POST /chat` with `"generate_kwargs": {{"do_sample": false, "max_new_tokens": {LONGEST_ANSWER}}}`.
+
+| asked | answered |
+|---|---|
+{chr(10).join(f"| {question} | {answer} |" for question, answer in asked)}
+
+## What it cannot do
+Nearly everything else: it knows about 2,000 words, some 90 capitals, 130 definitions, and nothing of the news, of code or of
+people. It says so when it notices. It can be confidently wrong, more so in long conversations, at a high temperature, and in
+languages other than English. It is a demonstration and a test object; do not rely on it.
+"""
+
+
+def _row(mark: Mark) -> str:
+    goal = "" if mark.goal is None else f"{mark.goal:.0%}"
+    return f"| {mark.kind} | {mark.share:.1%} | {goal} |"

@@ -1,0 +1,67 @@
+"""The lessons by kind, how often each is taught, and an endless supply of dialogues."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from phi3_serve.tiny.dialogue import Dialogue, Draw, Exchange, dialogue
+from phi3_serve.tiny.lessons import arithmetic, conversation, followups, manners, numbers, words, world
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One kind of dialogue. A closed kind has one right answer, or a set that a program can check."""
+
+    kind: str
+    weight: float  # how often it is drawn, beside the others
+    draw: Callable[[Draw], Exchange | Dialogue]
+    goal: float | None = 0.98  # exact answers in the exam; None: an open kind
+
+    def dialogue(self, draw: Draw) -> Dialogue:
+        """One dialogue of this kind."""
+        drawn = self.draw(draw)
+        return drawn if isinstance(drawn, Dialogue) else dialogue(drawn)
+
+
+LESSONS: tuple[Lesson, ...] = (
+    Lesson("addition", 9, arithmetic.addition, 0.95),
+    Lesson("subtraction", 9, arithmetic.subtraction, 0.95),
+    Lesson("multiplication", 5, arithmetic.multiplication, 0.95),
+    Lesson("division", 3, arithmetic.division, 0.95),
+    Lesson("sums of three", 2, arithmetic.three_terms, 0.95),
+    Lesson("comparison", 4, numbers.comparison),
+    Lesson("counting", 4, numbers.counting),
+    Lesson("ordering", 4, numbers.ordering),
+    Lesson("even or odd", 1, numbers.even_or_odd),
+    Lesson("spelling", 4, words.spelling),
+    Lesson("reversing", 5, words.reversing),
+    Lesson("letters", 3, words.letter_questions),
+    Lesson("repeating", 5, words.repeating),
+    Lesson("opposites", 2, words.opposites),
+    Lesson("plurals", 1.5, words.plurals),
+    Lesson("other languages", 1.5, words.abroad),
+    Lesson("capitals", 4, world.capitals),
+    Lesson("calendar", 4, world.calendar),
+    Lesson("colours", 2.5, world.colours),
+    Lesson("units", 2.5, world.units),
+    Lesson("definitions", 4, world.definitions),
+    Lesson("facts", 2.5, world.facts),
+    Lesson("membership", 2.5, world.membership),
+    Lesson("yes or no", 2.5, world.yes_or_no),
+    Lesson("animal sounds", 1, world.sounds),
+    Lesson("lists", 4, world.lists),
+    Lesson("small talk", 6, conversation.small_talk, None),
+    Lesson("KAITO's questions", 1.5, conversation.essays, None),
+    Lesson("outside its range", 5, conversation.refusal, None),
+    Lesson("unknown words", 2, conversation.unknown_word, None),
+    Lesson("follow-ups", 8, followups.follow_up),
+    Lesson("system prompts", 6, manners.with_system_prompt),
+)
+
+
+def dialogues(rng: Random) -> Iterator[Dialogue]:
+    """Dialogues to learn from, without end."""
+    draw = Draw(rng, exam=False)
+    weights = [lesson.weight for lesson in LESSONS]
+    while True:
+        yield rng.choices(LESSONS, weights)[0].dialogue(draw)

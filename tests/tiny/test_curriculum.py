@@ -1,0 +1,58 @@
+"""Every lesson, on both sides of the split: its own answers are right, and the sums are those of Python."""
+
+import re
+from random import Random
+
+import pytest
+
+from phi3_serve.tiny.curriculum import LESSONS, Lesson, dialogues
+from phi3_serve.tiny.dialogue import Draw, plain
+from phi3_serve.tiny.lessons.conversation import defined_subjects
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.kind)
+@pytest.mark.parametrize("exam", [False, True])
+def test_the_taught_answer_is_right(lesson: Lesson, exam: bool) -> None:
+    draw = Draw(Random(1), exam=exam)
+    for _ in range(1000):
+        drawn = lesson.dialogue(draw)
+        question, answer = drawn.turns[-2:]
+        assert (question.role, answer.role) == ("user", "assistant")
+        assert drawn.last.is_right(plain(answer.content)), drawn
+        assert not drawn.last.is_right(plain(answer.content) + "?"), drawn
+        assert not re.search(r"[\[\]{}]|\| ", question.content), question  # a wording that was not decided
+
+
+def test_every_equation_holds() -> None:
+    draw, checked = Draw(Random(2), exam=False), 0
+    sums = [
+        lesson for lesson in LESSONS if lesson.kind in ("addition", "subtraction", "multiplication", "sums of three")
+    ]
+    for lesson in sums:
+        for _ in range(1000):
+            answer = lesson.dialogue(draw).last.answer.replace("×", "*")
+            for left, right in re.findall(r"([\d+*\- ]+?) = (-?\d+)", answer):
+                assert eval(left) == int(right), answer
+                checked += 1
+    assert checked > 6000
+
+
+def test_a_quotient_comes_back() -> None:
+    draw = Draw(Random(3), exam=False)
+    lesson = next(lesson for lesson in LESSONS if lesson.kind == "division")
+    for _ in range(1000):
+        answer = lesson.dialogue(draw).last.answer
+        if "zero" not in answer:
+            a, b, quotient, remainder = re.search(r"(\d+) / (\d+) = (\d+)(?:, remainder (\d+))?\.", answer).groups()  # type: ignore[union-attr]
+            assert divmod(int(a), int(b)) == (int(quotient), int(remainder or 0))
+
+
+def test_nothing_is_refused_that_could_be_answered() -> None:
+    assert not defined_subjects()
+
+
+def test_dialogues_follow_from_the_seed() -> None:
+    first, again, other = (dialogues(Random(seed)) for seed in ("1/0", "1/0", "1/1"))
+    drawn = [next(first).turns for _ in range(200)]
+    assert drawn == [next(again).turns for _ in range(200)]
+    assert drawn != [next(other).turns for _ in range(200)]
