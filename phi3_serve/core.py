@@ -79,20 +79,33 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities under the model's own scores, before any parameter changed them."""
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...]  # token ids with theirs, likeliest first
+
+
+@dataclass(frozen=True, slots=True)
 class Sequence:
-    """One generated sequence: the new token ids, and per id the log-probability where scores were asked for."""
+    """One generated sequence: the new token ids, and what was asked for beside each.
+
+    ``scores`` are log-probabilities after every parameter had its say, ``logprobs`` those before.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     scores: tuple[float, ...] | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated sequence as text."""
+    """One generated sequence as text; ``pieces`` spell every token id that its logprobs name."""
 
     text: str
     sequence: Sequence
+    pieces: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ TokenIds = Annotated[list[TokenId], Len(1, 1024)]
 
 MAX_BEAMS = 64
 MAX_SEQUENCES = 64
+MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,10 @@ class GenerationParameters:
     """Sample among the likeliest tokens that hold this fraction of the entropy."""
     repetition_penalty: Annotated[float, Gt(0)] | None = None
     """Scales down the score of tokens already in prompt or answer; 1 is off."""
+    presence_penalty: Annotated[float, Ge(-2), Le(2)] | None = None
+    """Taken from the score of each token that is in the answer already, as OpenAI's API defines it; 0 is off."""
+    frequency_penalty: Annotated[float, Ge(-2), Le(2)] | None = None
+    """Taken from a token's score for each time it is in the answer already, as OpenAI's API defines it; 0 is off."""
     encoder_repetition_penalty: Annotated[float, Gt(0)] | None = None
     """Scales up the score of tokens of the prompt; 1 is off."""
     length_penalty: Annotated[float, Ge(-32), Le(32)] | None = None
@@ -113,6 +118,9 @@ class GenerationParameters:
     """Answers to one prompt; with beams at most num_beams, else only with do_sample."""
     output_scores: bool | None = None
     """Give per-token scores in Details."""
+    top_logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS)] | None = None
+    """Give in Details the log-probability of each token under the model's own scores, and that of so many of the
+    likeliest ones; not with beams."""
     return_dict_in_generate: bool | None = None
     """Give Details (token ids, finish reason) beside Result."""
     pad_token_id: TokenId | None = None
@@ -460,6 +468,14 @@ def _lookup_is_single(p: GenerationParameters) -> None:
         )
 
 
+def _logprobs_are_of_one_search(p: GenerationParameters) -> None:
+    if p.top_logprobs is not None and (p.num_beams or 1) > 1:
+        raise InvalidRequest(
+            "`top_logprobs` is not offered with `num_beams` above 1; `output_scores` gives the beams' scores.",
+            "top_logprobs",
+        )
+
+
 def _suppressed_is_not_forced(p: GenerationParameters) -> None:
     forced = p.forced_eos_token_id
     forced_ids = () if forced is None else (forced,) if isinstance(forced, int) else tuple(forced)
@@ -472,5 +488,6 @@ _CHECKS: tuple[Callable[[GenerationParameters], None], ...] = (
     _groups_divide_beams,
     _sequences_fit_the_search,
     _lookup_is_single,
+    _logprobs_are_of_one_search,
     _suppressed_is_not_forced,
 )

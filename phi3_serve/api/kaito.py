@@ -125,7 +125,7 @@ class ChatResponse(BaseModel):
     Results: list[str] | None = Field(None, description="The sequences one by one, where there are several.")
     Details: dict[str, Any] | None = Field(
         None,
-        description="Token ids, finish reasons and scores; with return_dict_in_generate or output_scores.",
+        description="Token ids, finish reasons, scores; with return_dict_in_generate, output_scores or top_logprobs.",
     )
 
 
@@ -170,7 +170,7 @@ def from_done(done: Done, body: ChatRequest, request: GenerationRequest) -> dict
     answer: dict[str, Any] = {"Result": "".join(texts)}
     if len(texts) > 1:
         answer["Results"] = texts
-    if request.parameters.return_dict_in_generate or request.parameters.output_scores:
+    if _asks_for_details(request.parameters):
         answer["Details"] = {
             "sequences": [_details(completion.sequence) for completion in done.completions],
             "usage": {
@@ -181,11 +181,18 @@ def from_done(done: Done, body: ChatRequest, request: GenerationRequest) -> dict
     return answer
 
 
+def _asks_for_details(parameters: GenerationParameters) -> bool:
+    return bool(parameters.return_dict_in_generate or parameters.output_scores or parameters.top_logprobs is not None)
+
+
 def _details(sequence: core.Sequence) -> dict[str, Any]:
     details: dict[str, Any] = {"token_ids": sequence.token_ids, "finish_reason": sequence.finish_reason}
     if sequence.scores is not None:
         # JSON has no infinities; a forced token can have been impossible
         details["scores"] = [score if math.isfinite(score) else None for score in sequence.scores]
+    if sequence.logprobs is not None:
+        details["logprobs"] = [of_token.chosen for of_token in sequence.logprobs]
+        details["top_logprobs"] = [of_token.likeliest for of_token in sequence.logprobs]
     return details
 
 

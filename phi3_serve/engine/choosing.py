@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from phi3_serve.core import TokenLogprobs
 from phi3_serve.engine.blocks import BlockManager
 from phi3_serve.engine.decoding import Beams, GroupBeams, Sampling
 from phi3_serve.engine.generation import Generation
@@ -44,7 +45,7 @@ def choose(choices: Sequence[Choice], logits: Tensor, blocks: BlockManager) -> N
         _together([c for c in due if c.error is None and _is_drawn_together(c)], _draw)
         for choice in due:
             if choice.error is None:
-                _together([choice], lambda one, number=number: _accept(one[0], number, blocks))  # type: ignore[misc]
+                _together([choice], lambda one, number=number: _accept(one[0], number, logits, blocks))  # type: ignore[misc]
         number += 1
 
 
@@ -124,7 +125,7 @@ def _draw(choices: Sequence[Choice]) -> None:
         first += len(choice.rows)
 
 
-def _accept(choice: Choice, number: int, blocks: BlockManager) -> None:
+def _accept(choice: Choice, number: int, logits: Tensor, blocks: BlockManager) -> None:
     generation = choice.generation
     decoding = generation.decoding
     if isinstance(decoding, Beams | GroupBeams):
@@ -132,7 +133,9 @@ def _accept(choice: Choice, number: int, blocks: BlockManager) -> None:
     elif isinstance(decoding, Sampling):
         tokens = choice.tokens if choice.tokens is not None else _draw_seeded(choice, decoding)
         scores = _token_scores(choice, tokens) if generation.request.parameters.output_scores else []
-        choice.new_tokens = decoding.accept(tokens, scores, blocks)
+        most = generation.request.parameters.top_logprobs
+        logprobs = [] if most is None else _logprobs(choice, tokens, logits, most)
+        choice.new_tokens = decoding.accept(tokens, scores, logprobs, blocks)
 
 
 def _draw_seeded(choice: Choice, decoding: Sampling) -> list[int]:
@@ -160,3 +163,14 @@ def _token_scores(choice: Choice, tokens: list[int]) -> list[float]:
         scores = warp(scores.clone(), [row.settings for row in choice.rows[: len(tokens)]])
     picked = scores.log_softmax(-1).gather(1, torch.tensor(tokens, device=scores.device)[:, None])
     return picked.flatten().tolist()
+
+
+def _logprobs(choice: Choice, tokens: list[int], logits: Tensor, most: int) -> list[TokenLogprobs]:
+    """Of ``tokens`` and of the ``most`` likeliest beside each, under the logits as the model gave them."""
+    of_rows = logits[[row.logit for row in choice.rows[: len(tokens)]]].float().log_softmax(-1)
+    chosen = of_rows.gather(1, torch.tensor(tokens, device=of_rows.device)[:, None]).flatten().tolist()
+    values, ids = (found.tolist() for found in of_rows.topk(min(most, of_rows.shape[1])))
+    return [
+        TokenLogprobs(of_token, tuple(zip(i, v, strict=True)))
+        for of_token, i, v in zip(chosen, ids, values, strict=True)
+    ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve import core
-from phi3_serve.core import EngineRequest, FinishReason
+from phi3_serve.core import EngineRequest, FinishReason, TokenLogprobs
 from phi3_serve.engine.beam import BeamGroup, BeamSearch, BestHypotheses, Candidate, Hypothesis, best_of
 from phi3_serve.engine.blocks import BlockManager
 from phi3_serve.engine.logits import Row, Settings
@@ -93,6 +93,7 @@ class Sampling(Decoding):
         self.numbers = list(range(self.num_rows))  # which sequence of the answer each row is
         self._finished: dict[int, core.Sequence] = {}
         self._scores: list[list[float]] = [[] for _ in self.numbers]
+        self._logprobs: list[list[TokenLogprobs]] = [[] for _ in self.numbers]
 
     @property
     def num_rows(self) -> int:
@@ -111,26 +112,37 @@ class Sampling(Decoding):
             rows.append(Row(self.settings, history, rows[-1].logit + 1))
         return rows
 
-    def accept(self, tokens: Listed[int], scores: Listed[float], blocks: BlockManager) -> list[int]:
-        """Append the chosen ``tokens``, one for each row scored; the new tokens of the first sequence."""
+    def accept(
+        self,
+        tokens: Listed[int],
+        scores: Listed[float],
+        logprobs: Listed[TokenLogprobs],
+        blocks: BlockManager,
+    ) -> list[int]:
+        """Append the chosen ``tokens``, one for each row scored; the new tokens of the first sequence.
+
+        ``scores`` and ``logprobs`` are empty where they were not asked for.
+        """
         if self.rows[0].draft:
-            return self._accept_draft(tokens, scores, blocks)
+            return self._accept_draft(tokens, scores, logprobs, blocks)
         ended = []
         for at, token in enumerate(tokens):
-            if self._append(at, token, scores[at] if scores else None):
+            if self._append(at, token, scores[at : at + 1], logprobs[at : at + 1]):
                 ended.append(at)
         for at in reversed(ended):
             self._remove(at, blocks)
         self.is_done = not self.rows
         return list(tokens[:1])
 
-    def _accept_draft(self, tokens: Listed[int], scores: Listed[float], blocks: BlockManager) -> list[int]:
+    def _accept_draft(
+        self, tokens: Listed[int], scores: Listed[float], logprobs: Listed[TokenLogprobs], blocks: BlockManager
+    ) -> list[int]:
         """The drafted tokens are right as far as they are those that were chosen."""
         draft, self.rows[0].draft = self.rows[0].draft, ()
         new: list[int] = []
         for at, token in enumerate(tokens):
             new.append(token)
-            if self._append(0, token, scores[at] if scores else None):
+            if self._append(0, token, scores[at : at + 1], logprobs[at : at + 1]):
                 self._remove(0, blocks)
                 self.is_done = True
                 break
@@ -138,17 +150,20 @@ class Sampling(Decoding):
                 break
         return new
 
-    def _append(self, at: int, token: int, score: float | None) -> FinishReason | None:
+    def _append(
+        self, at: int, token: int, score: Listed[float], logprobs: Listed[TokenLogprobs]
+    ) -> FinishReason | None:
         sequence, number = self.rows[at], self.numbers[at]
         reason = self._stopping.reason(sequence.tokens, token)
         _go_on(sequence, token)
         if self.shadows:
             _go_on(self.shadows[at], token)
-        if score is not None:
-            self._scores[number].append(score)
+        self._scores[number] += score
+        self._logprobs[number] += logprobs
         if reason is not None:
             kept = tuple(self._scores[number]) if self._gives_scores else None
-            self._finished[number] = core.Sequence(sequence.new_token_ids, reason, kept)
+            of_tokens = tuple(self._logprobs[number]) if self.request.parameters.top_logprobs is not None else None
+            self._finished[number] = core.Sequence(sequence.new_token_ids, reason, kept, of_tokens)
         return reason
 
     def _remove(self, at: int, blocks: BlockManager) -> None:

@@ -118,6 +118,15 @@ def _repetition(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> No
     _penalise(scores, at, [_ids(row.history) for row in rows], penalties)
 
 
+def _presence_and_frequency(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> None:
+    """OpenAI's penalties, over the answer alone: https://platform.openai.com/docs/guides/text-generation."""
+    for number, row in zip(at, rows, strict=True):
+        p = row.settings.parameters
+        tokens, counts = np.unique(_ids(row.history)[row.settings.num_prompt_tokens :], return_counts=True)
+        taken = (p.presence_penalty or 0.0) + (p.frequency_penalty or 0.0) * counts.astype(np.float32)
+        scores[number, torch.from_numpy(tokens)] -= torch.from_numpy(taken).to(scores)
+
+
 def _penalise(scores: Tensor, at: list[int], tokens: list[Any], penalties: list[float]) -> None:
     """Each row's ``tokens``, of which some may stand there twice, by its penalty.
 
@@ -196,12 +205,17 @@ def _renormalize(scores: Tensor, at: list[int], rows: list[Row], _: Tensor) -> N
 _Apply = Callable[[Tensor, list[int], list[Row], Tensor], None]
 
 # name: (whether a request asks for it, what it does); the order is that of transformers, diversity where 4.55 had it.
+# presence_and_frequency, which is OpenAI's and not in transformers, stands beside the penalty that is most like it.
 _PROCESSORS: dict[str, tuple[Callable[[Settings], object], _Apply]] = {
     "guidance": (lambda s: s.is_guided, _guidance),
     "sequence_bias": (lambda s: s.biases, _sequence_bias),
     "diversity": (lambda s: s.parameters.diversity_penalty, _diversity),
     "encoder_repetition": (lambda s: s.parameters.encoder_repetition_penalty not in (None, 1.0), _encoder_repetition),
     "repetition": (lambda s: s.parameters.repetition_penalty not in (None, 1.0), _repetition),
+    "presence_and_frequency": (
+        lambda s: s.parameters.presence_penalty or s.parameters.frequency_penalty,
+        _presence_and_frequency,
+    ),
     "no_repeat_ngram": (lambda s: s.parameters.no_repeat_ngram_size, _no_repeat_ngram),
     "encoder_no_repeat_ngram": (lambda s: s.prompt_ngrams, _encoder_no_repeat_ngram),
     "bad_words": (lambda s: s.bans, _bad_words),

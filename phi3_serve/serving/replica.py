@@ -20,6 +20,7 @@ from phi3_serve.core import (
     GenerationRequest,
     NewTokens,
     RawPrompt,
+    Sequence,
     Usage,
 )
 from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, RequestTimeout
@@ -143,12 +144,20 @@ class Replica:
         completions = []
         for sequence in finished.sequences:
             text = self._tokenizer.decode(sequence.token_ids)
-            completions.append(Completion(clean_up(text) if request.clean_up_tokenization_spaces else text, sequence))
+            shown = clean_up(text) if request.clean_up_tokenization_spaces else text
+            completions.append(Completion(shown, sequence, self._tokenizer.pieces(_named_ids(sequence))))
         usage = Usage(
             prompt_tokens=len(engine_request.prompt_ids),
             completion_tokens=sum(len(s.token_ids) for s in finished.sequences),
         )
         return Done(tuple(completions), usage)
+
+
+def _named_ids(sequence: Sequence) -> set[int]:
+    """The token ids that the sequence's logprobs speak of."""
+    if sequence.logprobs is None:
+        return set()
+    return {*sequence.token_ids, *(i for of_token in sequence.logprobs for i, _ in of_token.likeliest)}
 
 
 async def _drain(events: asyncio.Queue[EngineEvent], deadline: float) -> tuple[list[int], Finished | Failed | None]:

@@ -9,7 +9,7 @@ control token swallows, the normaliser, the place of the space prefix) is the to
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import tokenizers
@@ -69,6 +69,10 @@ class Phi3Tokenizer:
         """The text of ``token_ids`` without control tokens."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
+    def pieces(self, token_ids: Iterable[int]) -> dict[int, bytes]:
+        """What each of ``token_ids`` spells within a text, control tokens by their names; nothing for other ids."""
+        return {i: _spelled(token) for i in token_ids if (token := self._tokenizer.id_to_token(i)) is not None}
+
     def detokenizer(self) -> Detokenizer:
         """A fresh detokenizer for one sequence."""
         return Detokenizer(self.decode, visible_ids=self._visible_ids, byte_ids=self._byte_ids)
@@ -76,6 +80,12 @@ class Phi3Tokenizer:
     def stream(self, *, clean_up: bool) -> TextStream:
         """A fresh text stream for one answer."""
         return TextStream(self.detokenizer(), clean_up=clean_up)
+
+
+def _spelled(token: str) -> bytes:
+    if _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
 def _twin(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:

@@ -53,7 +53,7 @@ class OnPaper:
             decoding = generation.decoding
             assert isinstance(decoding, Sampling)
             of_rows = decoding.begin(self.blocks)
-            decoding.accept([7] * len(of_rows), [], self.blocks)
+            decoding.accept([7] * len(of_rows), [], [], self.blocks)
             if decoding.is_done:
                 self.finished.append(generation.request.request_id)
                 self.scheduler.remove(generation)
