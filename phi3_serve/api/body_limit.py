@@ -3,7 +3,7 @@
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phi3_serve.api.failures import detail
+from phi3_serve.api.failures import refusal
 
 
 class BodyLimitMiddleware:
@@ -20,7 +20,7 @@ class BodyLimitMiddleware:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            await detail(413, self._message)(scope, receive, send)
+            await refusal(scope["path"], 413, self._message)(scope, receive, send)
             return
         num_bytes = 0
 

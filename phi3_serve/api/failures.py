@@ -38,37 +38,78 @@ STATUS: Mapping[type[Phi3ServeError], int] = {
     Phi3ServeError: 500,
 }
 
+# OpenAI's codes, where it has one.
+CODE: Mapping[type[Phi3ServeError], str] = {
+    UnknownModel: "model_not_found",
+    Overloaded: "rate_limit_exceeded",
+    ModelUnavailable: "model_unavailable",
+    RequestTimeout: "timeout",
+}
+
 
 def status_of(error: Phi3ServeError) -> int:
     """The HTTP status of ``error``."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def answer_failures_as_detail(app: FastAPI) -> None:
-    """Make every failure of ``app`` KAITO's ``{"detail": ...}``."""
+def answer_failures(app: FastAPI) -> None:
+    """Make every failure of ``app`` KAITO's ``{"detail": ...}``, and under ``/v1`` OpenAI's ``{"error": ...}``."""
 
     @app.exception_handler(Phi3ServeError)
     async def ours(request: Request, error: Phi3ServeError) -> Response:
-        return detail(status_of(error), error.message, retry_after(error))
+        body = openai_error(error) if _is_openai(request.url.path) else {"detail": error.message}
+        return _json(status_of(error), body, retry_after(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return detail(422, [_problem(problem, request) for problem in error.errors()])
+        problems = [_problem(problem, request) for problem in error.errors()]
+        if not _is_openai(request.url.path):
+            return _json(422, {"detail": problems})
+        place = ".".join(str(part) for part in problems[0]["loc"] if part != "body")
+        message = f"{place}: {problems[0]['msg']}" if place else problems[0]["msg"]
+        return _json(400, _error(400, message, place or None, None))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return detail(error.status_code, error.detail, dict(error.headers or {}))
+        return refusal(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("unexpected failure of %s %s", request.method, request.url.path, exc_info=error)
-        return detail(500, "Internal Server Error")
+        return refusal(request.url.path, 500, "Internal Server Error")
 
 
-def detail(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
-    """``{"detail": content}``, in ASCII so that no text of a client, a lone surrogate say, can break it."""
-    body = json.dumps({"detail": content}, ensure_ascii=True)
-    return Response(body, status, headers, media_type="application/json")
+def refusal(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that says only what is wrong, in the manner of the API that ``path`` belongs to."""
+    body = _error(status, message, None, None) if _is_openai(path) else {"detail": message}
+    return _json(status, body, headers)
+
+
+def openai_error(error: Phi3ServeError) -> dict[str, Any]:
+    """``error`` as OpenAI's API says it."""
+    code = next((CODE[cls] for cls in type(error).__mro__ if cls in CODE), None)
+    param = error.param if isinstance(error, InvalidRequest) else None
+    return _error(status_of(error), error.message, param, code)
+
+
+def _error(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+    kind = (
+        "invalid_request_error"
+        if status < 500 and status != 429
+        else "rate_limit_error"
+        if status == 429
+        else "server_error"
+    )
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _is_openai(path: str) -> bool:
+    return path == "/v1" or (path.startswith("/v1/") and path != "/v1/chat")
+
+
+def _json(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """In ASCII, so that no text of a client, a lone surrogate say, can break it."""
+    return Response(json.dumps(body, ensure_ascii=True), status, headers, media_type="application/json")
 
 
 def retry_after(error: Phi3ServeError) -> dict[str, str]:

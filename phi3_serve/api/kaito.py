@@ -6,14 +6,13 @@ call it: unknown top-level fields pass, as they did there; unknown generate para
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
-from phi3_serve import core, parameters
+from phi3_serve import core
+from phi3_serve.api.fields import GenerateKwargs, number
 from phi3_serve.core import Done, GenerationRequest, RawPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import CHAT_DEFAULTS, Characters, GenerationParameters
@@ -22,30 +21,6 @@ from phi3_serve.text.template import render
 PROMPT_REQUIRED = "Text generation parameter prompt required"
 MESSAGES_REQUIRED = "Conversational parameter messages required"
 ONE_OF_BOTH = "`prompt` and `messages` exclude each other; send one of them."
-
-_TAKES_BOOL = frozenset(f.name for f in fields(GenerationParameters) if "bool" in str(f.type))
-
-
-def _refuse_by_name(given: Any) -> Any:
-    """Names before values, so that an unknown name is a 400 that knows the nearest one."""
-    if not isinstance(given, dict):
-        return given
-    kept = parameters.refuse_by_name({str(name): value for name, value in given.items()})
-    for name, value in kept.items():
-        if name not in _TAKES_BOOL:
-            _refuse_boolean(value, name)
-    return kept
-
-
-def _refuse_boolean(value: Any, name: str) -> Any:
-    """A number is asked for, and Python counts True as 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("not_a_boolean", "`{name}` does not take true or false", {"name": name})
-    return value
-
-
-def _number(name: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _refuse_boolean(value, name))
 
 
 class ChatMessage(BaseModel):
@@ -97,24 +72,22 @@ class ChatRequest(BaseModel):
     """Put before the prompt; not counted by max_length and not part of Result."""
     handle_long_generation: Literal["hole"] | None = None
     """"hole" drops the start of a prompt that leaves no room for the answer."""
-    generate_kwargs: Annotated[GenerationParameters | None, BeforeValidator(_refuse_by_name)] = Field(
-        default_factory=GenerationParameters
-    )
+    generate_kwargs: GenerateKwargs | None = Field(default_factory=GenerationParameters)
     """Generate parameters by name. What is not given here has KAITO's default: max_length 200, do_sample true,
     top_k 10 and so on; null as a whole means the model's own generation config instead."""
     stream: bool = False
     """Stream the answer as server-sent events."""
     model: str | None = None
     """The model that answers; by default the config's default_model. The path /{model}/chat wins over it."""
-    temperature: Annotated[float, Ge(0), _number("temperature")] | None = None
+    temperature: Annotated[float, Ge(0), number("temperature")] | None = None
     """As in generate_kwargs, which wins."""
-    top_p: Annotated[float, Ge(0), Le(1), _number("top_p")] | None = None
+    top_p: Annotated[float, Ge(0), Le(1), number("top_p")] | None = None
     """As in generate_kwargs, which wins."""
-    top_k: Annotated[int, Ge(0), _number("top_k")] | None = None
+    top_k: Annotated[int, Ge(0), number("top_k")] | None = None
     """As in generate_kwargs, which wins."""
-    repetition_penalty: Annotated[float, Gt(0), _number("repetition_penalty")] | None = None
+    repetition_penalty: Annotated[float, Gt(0), number("repetition_penalty")] | None = None
     """As in generate_kwargs, which wins."""
-    max_tokens: Annotated[int, Ge(1), _number("max_tokens")] | None = None
+    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | None = None
     """max_new_tokens of generate_kwargs, which wins, as does its max_length."""
 
 

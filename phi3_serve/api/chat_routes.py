@@ -1,0 +1,86 @@
+"""KAITO's ``POST /chat``, plain and streamed."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from phi3_serve.api import kaito, sse
+from phi3_serve.api.answering import NO_END, Answering, Events, last
+from phi3_serve.api.kaito import ChatRequest, ChatResponse
+from phi3_serve.core import Delta, Done, GenerationRequest
+from phi3_serve.errors import EngineFailure, Phi3ServeError
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A parameter is refused, or contradicts another or the model"},
+    404: {"description": "The model is not served here"},
+    408: {"description": "The request did not finish in time"},
+    413: {"description": "The body is too large"},
+    422: {"description": "A field has the wrong type or is out of range"},
+    429: {"description": "Too many requests are waiting; Retry-After says when to come again"},
+    503: {"description": "The model is loading (then with Retry-After), or cannot run here"},
+}
+
+
+def chat_router(answering: Answering) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+
+    async def answer(body: ChatRequest, model: str | None) -> Response:
+        request = kaito.to_request(
+            body,
+            model=answering.model_named(model),
+            request_id=uuid.uuid4().hex,
+            timeout_s=answering.config.limits.request_timeout_s,
+        )
+        events = answering.events(request)
+        if body.stream:
+            return await _streamed(events, body, request)
+        async with aclosing(events):
+            return JSONResponse(kaito.from_done(await last(events), body, request))
+
+    @router.post("/chat", response_model=ChatResponse, responses=_FAILURES)
+    async def chat(body: ChatRequest) -> Response:
+        """Continue a prompt, or answer a conversation."""
+        return await answer(body, body.model)
+
+    @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_FAILURES)
+    async def chat_with(model: str, body: ChatRequest) -> Response:
+        """As `/chat`, with the model named by the path: a KAITO client needs only a new base URL."""
+        return await answer(body, model)
+
+    return router
+
+
+async def _streamed(events: Events, body: ChatRequest, request: GenerationRequest) -> Response:
+    """The answer as it comes; what fails before the first event still has its own status."""
+    first = await anext(events, None)
+    if first is None:
+        raise EngineFailure(NO_END)
+    return StreamingResponse(_sse_events(first, events, body, request), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+
+
+async def _sse_events(
+    first: Delta | Done, rest: Events, body: ChatRequest, request: GenerationRequest
+) -> AsyncIterator[bytes]:
+    """Deltas, then what the plain call would have answered; the deltas joined are its Result."""
+    async with aclosing(rest):
+        if prompt := kaito.shown_prompt(body):
+            yield sse.event({"Delta": prompt})
+        event: Delta | Done | None = first
+        try:
+            while isinstance(event, Delta):
+                yield sse.event({"Delta": event.text})
+                event = await anext(rest, None)
+            if event is None:
+                raise EngineFailure(NO_END)
+            answer = kaito.from_done(event, body, request)
+            if event is first and (whole := answer["Result"][len(prompt) :]):  # beams: nothing could be streamed
+                yield sse.event({"Delta": whole})
+            yield sse.event(answer)
+            yield sse.END
+        except Phi3ServeError as error:
+            yield sse.event({"detail": error.message}, name="error")

@@ -1,0 +1,37 @@
+"""OpenAI's ``stop``: the text ends before the first of these strings; transformers' stop_strings stay in it."""
+
+from collections.abc import Sequence
+
+
+class StopText:
+    """Cuts a text that comes in pieces. What may turn out to be the start of a stop string is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._longest = max(map(len, self._stops), default=0)
+        self._held = ""
+        self._is_over = False
+
+    def add(self, text: str) -> str:
+        """The text that ``text`` settles, perhaps none yet."""
+        if self._is_over:
+            return ""
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self._is_over = True
+            return self._give(min(found))
+        return self._give(len(self._held) - self._length_of_start())
+
+    def finish(self) -> str:
+        """What was held back to the end."""
+        return "" if self._is_over else self._give(len(self._held))
+
+    def _length_of_start(self) -> int:
+        """Of the longest end of the held text that a stop string starts with."""
+        longest = min(self._longest - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stops)), 0)
+
+    def _give(self, length: int) -> str:
+        given, self._held = self._held[:length], self._held[length:]
+        return given
