@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM
 
 from phi3_serve.tiny import tokenizer as tiny_tokenizer
+from phi3_serve.tiny.copying import begin_with_copying
 from phi3_serve.tiny.curriculum import LESSONS
 from phi3_serve.tiny.dialogue import Draw, plain
 
@@ -55,7 +56,8 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Any:
         pad_token_id=end_of_text,
     )
     torch.manual_seed(seed)
-    model = Phi3ForCausalLM(config)
+    model: Any = Phi3ForCausalLM(config)
+    begin_with_copying(model)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=[end_of_text, tokenizer.token_to_id("<|assistant|>"), tokenizer.token_to_id("<|end|>")],

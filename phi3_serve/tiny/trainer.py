@@ -22,9 +22,9 @@ from phi3_serve.tiny.encoding import DialogueEncoder, Encoded
 
 DIALOGUES_PER_ROUND = 2560
 TOKENS_PER_BATCH = 2048  # padding included
-MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3  # at their highest
+MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # at their highest
 WEIGHT_DECAY = 0.01
-WARM_UP, COOL_DOWN = 0.01, 0.5  # shares of the training
+WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
 _NOT_LEARNED = -100
 
 
