@@ -79,6 +79,32 @@ def bench_engine(
     engine.run(settings, as_json=as_json)
 
 
+@bench.command("http")
+def bench_http(
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "phi-3-tiny",
+    concurrency: Annotated[str, typer.Option(help="Streams at once; several with commas.")] = "1,16",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, which warms up.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a running server through its endpoints: time to the first token, tokens per second."""
+    from phi3_serve.bench import http
+
+    settings = http.Settings(
+        url=url.rstrip("/"),
+        model=model,
+        concurrency=_counts("--concurrency", concurrency),
+        new_tokens=new_tokens,
+        rounds=rounds,
+    )
+    try:
+        http.run(settings, as_json=as_json)
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
+
+
 def _counts(option: str, given: str) -> tuple[int, ...]:
     if not all(number.isdecimal() and int(number) > 0 for number in given.split(",")):
         raise typer.BadParameter(f"{given!r} is no list of whole numbers from 1 on.", param_hint=option)

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -17,6 +20,7 @@ from phi3_serve.api.routes import create_app
 from phi3_serve.config import AppConfig
 from phi3_serve.serving.replica import Replica
 from phi3_serve.tiny.random_checkpoint import Shape, make
+from tests.serving.cluster import free_port
 from tests.support import LocalBackend
 
 
@@ -64,6 +68,20 @@ def backend(replica: Replica) -> LocalBackend:
 def client(backend: LocalBackend, config: AppConfig) -> Iterator[TestClient]:
     with TestClient(create_app(backend, config)) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def server_url(backend: LocalBackend, config: AppConfig) -> Iterator[str]:
+    """The same app behind a real socket."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(backend, config), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture(scope="session")

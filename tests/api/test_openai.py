@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,16 +9,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import uvicorn
 from openai import AsyncOpenAI, OpenAI
 from starlette.testclient import TestClient
 
 from phi3_serve.api.openai import REFUSED, ChatCompletionRequest, CompletionRequest
-from phi3_serve.api.routes import create_app
-from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded
-from tests.serving.cluster import free_port
 from tests.support import ENDLESS, LocalBackend
 
 QUESTION: list[Any] = [{"role": "user", "content": "How to explain Internet for a medieval knight?"}]
@@ -28,16 +23,8 @@ GREEDY: dict[str, Any] = {"model": "tested", "temperature": 0, "max_tokens": 24}
 
 
 @pytest.fixture(scope="module")
-def base_url(backend: LocalBackend, config: AppConfig) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(backend, config), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}/v1"
-    server.should_exit = True
-    thread.join()
+def base_url(server_url: str) -> str:
+    return f"{server_url}/v1"
 
 
 @pytest.fixture(scope="module")

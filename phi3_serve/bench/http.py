@@ -1,0 +1,182 @@
+"""``phi3-serve bench http``: a running server, measured as its clients see it.
+
+Streams of one question over ``/chat`` and ``/v1/chat/completions``, in turns, so many at a time. Tokens are those that
+the server counts.
+"""
+
+import http.client
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from phi3_serve.errors import Phi3ServeError
+
+QUESTION = "How to explain Internet for a medieval knight?"
+_TIMEOUT_S = 600
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to measure."""
+
+    url: str
+    model: str
+    concurrency: tuple[int, ...]
+    new_tokens: int  # at most
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One answer as it came."""
+
+    first_token_s: float
+    seconds: float
+    num_tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of this answer, from the request to the end."""
+        return self.num_tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One endpoint at one concurrency: medians over all answers, and of the rounds for the whole."""
+
+    endpoint: str
+    concurrency: int
+    answers: int
+    tokens: float  # of an answer
+    first_token_ms: float
+    stream_tokens_per_s: float
+    all_tokens_per_s: float
+
+
+def run(settings: Settings, *, as_json: bool) -> None:
+    """Measure, and print a table, or JSON, on stdout.
+
+    Raises:
+        Phi3ServeError: the server cannot be reached, or refuses the question.
+    """
+    lines = list(measure(settings))
+    if as_json:
+        print(json.dumps({"settings": asdict(settings), "lines": [asdict(line) for line in lines]}))
+    else:
+        Console(width=None if sys.stdout.isatty() else 130).print(_table(settings, lines))
+
+
+def measure(settings: Settings) -> Iterator[Line]:
+    """All endpoints take turns within a round; the first round only warms up."""
+    cases = [(endpoint, at_once) for endpoint in ENDPOINTS for at_once in settings.concurrency]
+    found: dict[tuple[str, int], list[tuple[float, list[Stream]]]] = {case: [] for case in cases}
+    for number in track(range(settings.rounds + 1), "Measuring", console=Console(stderr=True)):
+        for endpoint, at_once in cases:
+            seconds, streams = _at_once(settings, endpoint, at_once)
+            if number:
+                found[endpoint, at_once].append((seconds, streams))
+    for (endpoint, at_once), runs in found.items():
+        streams = [stream for _, of_run in runs for stream in of_run]
+        yield Line(
+            endpoint,
+            at_once,
+            len(streams),
+            statistics.median(s.num_tokens for s in streams),
+            1000 * statistics.median(s.first_token_s for s in streams),
+            statistics.median(s.tokens_per_s for s in streams),
+            statistics.median(sum(s.num_tokens for s in of_run) / seconds for seconds, of_run in runs),
+        )
+
+
+def _at_once(settings: Settings, endpoint: str, number: int) -> tuple[float, list[Stream]]:
+    began = time.perf_counter()
+    with ThreadPoolExecutor(number) as pool:
+        streams = list(pool.map(lambda _: _ask(settings, endpoint), range(number)))
+    return time.perf_counter() - began, streams
+
+
+def _ask(settings: Settings, endpoint: str) -> Stream:
+    """One answer, read as it comes."""
+    make_body, text_of, tokens_of = ENDPOINTS[endpoint]
+    address = urlsplit(settings.url)
+    connect = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    connection = connect(address.netloc, timeout=_TIMEOUT_S)
+    first, tokens = None, None
+    began = time.perf_counter()
+    try:
+        body = json.dumps(make_body(settings))
+        connection.request("POST", address.path.rstrip("/") + endpoint, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise Phi3ServeError(f"{settings.url}{endpoint} answered {answer.status}: {answer.read(2000).decode()}")
+        for line in answer:
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                continue
+            event = json.loads(line[len(b"data: ") :])
+            if first is None and text_of(event):
+                first = time.perf_counter() - began
+            tokens = tokens_of(event) or tokens
+    except OSError as error:
+        raise Phi3ServeError(f"{settings.url} cannot be reached: {error}") from error
+    finally:
+        connection.close()
+    if first is None or tokens is None:
+        raise Phi3ServeError(f"{settings.url}{endpoint}: the stream ended without its last event")
+    return Stream(first, time.perf_counter() - began, tokens)
+
+
+def _chat_body(settings: Settings) -> Body:
+    kwargs = {"do_sample": False, "max_new_tokens": settings.new_tokens, "return_dict_in_generate": True}
+    messages = [{"role": "user", "content": QUESTION}]
+    return {"model": settings.model, "messages": messages, "stream": True, "generate_kwargs": kwargs}
+
+
+def _openai_body(settings: Settings) -> Body:
+    return {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": settings.new_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def _openai_text(event: Body) -> str:
+    return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+
+
+# How an endpoint is asked, the text of one of its events, and how many tokens its last event counts.
+ENDPOINTS: Mapping[str, tuple[Callable[[Settings], Body], Callable[[Body], str], Callable[[Body], int | None]]] = {
+    "/chat": (
+        _chat_body,
+        lambda event: event.get("Delta", ""),
+        lambda event: event.get("Details", {}).get("usage", {}).get("completion_tokens"),
+    ),
+    "/v1/chat/completions": (
+        _openai_body,
+        _openai_text,
+        lambda event: (event.get("usage") or {}).get("completion_tokens"),
+    ),
+}
+
+
+def _table(settings: Settings, lines: list[Line]) -> Table:
+    table = Table(title=f"{settings.model} at {settings.url}, streamed, greedy", title_justify="left")
+    for heading in ("Endpoint", "At once", "Answers", "Tokens", "First token, ms", "Tokens/s, one", "Tokens/s, all"):
+        table.add_column(heading, justify="left" if heading == "Endpoint" else "right")
+    for line in lines:
+        numbers = (line.tokens, line.first_token_ms, line.stream_tokens_per_s, line.all_tokens_per_s)
+        table.add_row(line.endpoint, str(line.concurrency), str(line.answers), *(f"{n:,.0f}" for n in numbers))
+    return table
