@@ -165,6 +165,23 @@ def _check_local_checkpoints(config: AppConfig) -> None:
 
 
 @app.command()
+def chat(
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="The model to ask; by default the first that is ready.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling; /set takes every generate parameter.")] = None,
+) -> None:
+    """Talk to a running server in the terminal."""
+    from phi3_serve import terminal
+
+    try:
+        terminal.chat(url, model, system, {} if temperature is None else {"temperature": temperature})
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the catalogue: what each variant needs, and whether it fits this machine."""
     device, memory = _device_memory()

@@ -5,6 +5,7 @@ name with the reason; a null, or the value that asks for nothing, passes.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
@@ -273,11 +274,15 @@ def parameters_of(body: Body) -> GenerationParameters:
     top_logprobs = body.top_logprobs_wanted()
     if top_logprobs is not None and body.stream:
         raise InvalidRequest("`logprobs` is not offered with `stream`; send one of them.", "logprobs")
+    temperature = body.temperature if given.temperature is None else given.temperature
+    if temperature == 0:  # transformers calls that do_sample false, and refuses the number
+        given = replace(given, temperature=None)
+    is_search = temperature == 0 or (given.num_beams or 1) > 1
     limited = given.max_new_tokens is None and given.max_length is None
     own = GenerationParameters(
         max_new_tokens=body.most_tokens() if limited else None,
         temperature=body.temperature or None,
-        do_sample=False if body.temperature == 0 or (given.num_beams or 1) > 1 else None,
+        do_sample=False if is_search else None,
         top_p=body.top_p,
         seed=None if body.seed is None else body.seed % 2**63,
         presence_penalty=body.presence_penalty,

@@ -4,7 +4,6 @@ Streams of one question over ``/chat`` and ``/v1/chat/completions``, in turns, s
 the server counts.
 """
 
-import http.client
 import json
 import statistics
 import sys
@@ -13,16 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from phi3_serve.errors import Phi3ServeError
+from phi3_serve.client import Client, Unreachable
 
 QUESTION = "How to explain Internet for a medieval knight?"
-_TIMEOUT_S = 600
 Body = Mapping[str, Any]
 
 
@@ -109,30 +106,14 @@ def _at_once(settings: Settings, endpoint: str, number: int) -> tuple[float, lis
 def _ask(settings: Settings, endpoint: str) -> Stream:
     """One answer, read as it comes."""
     make_body, text_of, tokens_of = ENDPOINTS[endpoint]
-    address = urlsplit(settings.url)
-    connect = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    connection = connect(address.netloc, timeout=_TIMEOUT_S)
     first, tokens = None, None
     began = time.perf_counter()
-    try:
-        body = json.dumps(make_body(settings))
-        connection.request("POST", address.path.rstrip("/") + endpoint, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        if answer.status != http.client.OK:
-            raise Phi3ServeError(f"{settings.url}{endpoint} answered {answer.status}: {answer.read(2000).decode()}")
-        for line in answer:
-            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                continue
-            event = json.loads(line[len(b"data: ") :])
-            if first is None and text_of(event):
-                first = time.perf_counter() - began
-            tokens = tokens_of(event) or tokens
-    except OSError as error:
-        raise Phi3ServeError(f"{settings.url} cannot be reached: {error}") from error
-    finally:
-        connection.close()
+    for event in Client(settings.url).stream(endpoint, make_body(settings)):
+        if first is None and text_of(event):
+            first = time.perf_counter() - began
+        tokens = tokens_of(event) or tokens
     if first is None or tokens is None:
-        raise Phi3ServeError(f"{settings.url}{endpoint}: the stream ended without its last event")
+        raise Unreachable(f"{settings.url}{endpoint}: the stream ended without its last event")
     return Stream(first, time.perf_counter() - began, tokens)
 
 

@@ -44,6 +44,9 @@ def chat(client: TestClient, **kwargs: Any) -> str:
 def test_the_answer_is_that_of_chat(sdk: OpenAI, client: TestClient) -> None:
     answer = sdk.chat.completions.create(messages=QUESTION, **GREEDY)
     assert answer.choices[0].message.content == chat(client, do_sample=False, max_new_tokens=24)
+    by_kwargs = {"generate_kwargs": {"temperature": 0, "max_new_tokens": 24}}
+    again = sdk.chat.completions.create(model="tested", messages=QUESTION, extra_body=by_kwargs)
+    assert again.choices[0].message.content == answer.choices[0].message.content
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason == "length"
     assert answer.object == "chat.completion"

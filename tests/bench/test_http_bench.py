@@ -32,7 +32,7 @@ def test_both_endpoints_are_measured(server_url: str) -> None:
 def test_a_refusal_and_a_server_that_is_not_there(server_url: str) -> None:
     refused = RUN.invoke(app, ["bench", "http", "--url", server_url, "--model", "nobody", "--rounds", "1"])
     assert refused.exit_code == 2
-    assert "answered 404" in refused.stderr
+    assert "Model nobody is not served here" in refused.stderr
     absent = RUN.invoke(app, ["bench", "http", "--url", f"http://127.0.0.1:{free_port()}", "--rounds", "1"])
     assert absent.exit_code == 2
     assert "cannot be reached" in absent.stderr

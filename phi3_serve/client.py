@@ -1,0 +1,90 @@
+"""A client of a running server: JSON and server-sent events over the standard library."""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from phi3_serve.errors import Phi3ServeError
+
+_TIMEOUT_S = 600
+_END = b"data: [DONE]"
+_DATA = b"data: "
+
+
+class Refused(Phi3ServeError):
+    """The server answered with an error; ``retry_after_s`` where it says when to come again."""
+
+    def __init__(self, message: str, status: int, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.args = (message, status, retry_after_s)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Unreachable(Phi3ServeError):
+    """Nobody listens there, or the connection broke."""
+
+
+class Client:
+    """One server. Every call is a connection of its own, so an answer that is given up is cut off there and then."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
+        self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._root = parts.netloc, parts.path
+
+    def get(self, path: str) -> Any:
+        """The JSON at ``path``.
+
+        Raises:
+            Refused: it is not there, or not now.
+            Unreachable: nobody answers.
+        """
+        with closing(self._make(self._host, timeout=_TIMEOUT_S)) as connection:
+            return json.loads(self._answer(connection, "GET", path, None).read())
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        """Post ``body`` and give each event's JSON as it comes, without the closing ``[DONE]``.
+
+        Raises:
+            Refused: before the first event.
+            Unreachable: nobody answers, or the stream breaks off.
+        """
+        with closing(self._make(self._host, timeout=_TIMEOUT_S)) as connection:
+            answer = self._answer(connection, "POST", path, body)
+            try:
+                for line in answer:
+                    if line.startswith(_END):
+                        return
+                    if line.startswith(_DATA):
+                        yield json.loads(line[len(_DATA) :])
+            except (OSError, http.client.HTTPException) as error:
+                raise Unreachable(f"{self.url}: the answer broke off: {error}") from error
+
+    def _answer(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> http.client.HTTPResponse:
+        sent = None if body is None else json.dumps(body)
+        try:
+            connection.request(method, self._root + path, sent, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status == http.client.OK:
+                return answer
+            raise _refusal(answer)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"{self.url} cannot be reached: {error}") from error
+
+
+def _refusal(answer: http.client.HTTPResponse) -> Refused:
+    text = answer.read(100_000).decode(errors="replace")
+    try:
+        body = json.loads(text)
+        message = body["error"]["message"] if "error" in body else body["detail"]
+    except (ValueError, KeyError, TypeError):
+        message = text[:500]
+    retry_after = answer.getheader("Retry-After", "")
+    return Refused(str(message), answer.status, float(retry_after) if retry_after.isdecimal() else None)
