@@ -155,7 +155,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(screen: Screen, backend: Lo
     screen.type("/set max_new_tokens 3\n")
     at = screen.wait_for("> ", screen.wait_for("max_new_tokens 3", at))
     screen.type("Hi\n")
-    screen.wait_for("3 tokens, ", at)
+    screen.wait_for("> ", screen.wait_for("3 tokens, ", at))
     screen.type("\x04")
     assert screen.process.wait(20) == 0
     assert "Tell me everything" in (tmp_path / "phi3-serve" / "chat_history").read_text()

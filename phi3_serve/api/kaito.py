@@ -105,13 +105,13 @@ class ChatResponse(BaseModel):
 class MessageResponse(BaseModel):
     """KAITO's ``GET /``."""
 
-    message: str = "Server is running"
+    message: str = Field(default="Server is running", description="Always this.")
 
 
 class HealthStatus(BaseModel):
     """KAITO's ``GET /health``."""
 
-    status: str = "Healthy"
+    status: str = Field(default="Healthy", description="Always this.")
 
 
 def to_request(body: ChatRequest, *, model: str, request_id: str, timeout_s: float) -> GenerationRequest:

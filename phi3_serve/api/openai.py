@@ -127,13 +127,15 @@ class Body(BaseModel):
 class TextPart(BaseModel):
     """A piece of a message."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
     type: Literal["text"]
+    """Pictures and sound are not offered."""
     text: Characters
+    """The text; pieces are joined without a separator."""
 
 
-class ChatMessage(BaseModel):
+class ChatCompletionMessage(BaseModel):
     """One turn."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -176,7 +178,7 @@ class ChatCompletionRequest(Body):
         }
     )
 
-    messages: Annotated[list[ChatMessage], Len(1, 1024)]
+    messages: Annotated[list[ChatCompletionMessage], Len(1, 1024)]
     """The conversation: at most one system message at the start, then user and assistant in turn, the user last."""
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
     """Most tokens of the answer; the newer name of max_tokens, over which it wins."""

@@ -18,10 +18,10 @@ _LEAST = -9999.0  # JSON has no infinities; OpenAI's own value for what is all b
 class Model(BaseModel):
     """One served model."""
 
-    id: str
-    object: Literal["model"] = "model"
+    id: str = Field(description="The name to ask for.")
+    object: Literal["model"] = Field(default="model", description="Always this.")
     created: int = Field(description="When this server started, seconds since 1970.")
-    owned_by: str = "phi3-serve"
+    owned_by: str = Field(default="phi3-serve", description="Always this.")
     root: str = Field(description="Where the weights come from.")
     max_model_len: int | None = Field(description="Tokens of prompt and answer together; null where not known yet.")
     state: str = Field(description="ready, loading, scaled_to_zero, unplaceable or failed.")
@@ -31,27 +31,31 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     """All of them."""
 
-    object: Literal["list"] = "list"
-    data: list[Model]
+    object: Literal["list"] = Field(default="list", description="Always this.")
+    data: list[Model] = Field(description="In the order of the config.")
 
 
 class UsageCounts(BaseModel):
     """Tokens read and made."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: int = Field(description="Of the prompts, each counted once.")
+    completion_tokens: int = Field(description="Of all answers.")
+    total_tokens: int = Field(description="Both together.")
 
 
 class Answer(BaseModel):
     """A chat completion or a text completion, as the ``openai`` SDK types them."""
 
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: list[dict[str, Any]]
-    usage: UsageCounts
+    id: str = Field(description="Of this request.")
+    object: str = Field(
+        description="`chat.completion` or `text_completion`; of a stream's parts `chat.completion.chunk`."
+    )
+    created: int = Field(description="When, seconds since 1970.")
+    model: str = Field(description="The model that answered.")
+    choices: list[dict[str, Any]] = Field(
+        description="The answers: `index`, `message` (or `text`; in a stream `delta`), `finish_reason`, `logprobs`."
+    )
+    usage: UsageCounts = Field(description="Tokens.")
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The HTTP half: every route, over a backend that it knows only by ``core.Backend``."""
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from phi3_serve import __version__
 from phi3_serve.api import kaito
@@ -11,6 +11,7 @@ from phi3_serve.api.chat_routes import chat_router
 from phi3_serve.api.failures import answer_failures
 from phi3_serve.api.kaito import HealthStatus, MessageResponse
 from phi3_serve.api.openai_routes import openai_router
+from phi3_serve.api.reference import as_page, reference
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend
 from phi3_serve.errors import EngineFailure
@@ -23,6 +24,8 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
         title="phi3-serve",
         description="Microsoft's Phi-3 models behind KAITO's POST /chat and OpenAI's API.",
         version=__version__,
+        docs_url=None,  # FastAPI's page loads its scripts from elsewhere
+        redoc_url=None,
     )
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
     answer_failures(app)
@@ -50,6 +53,11 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
         is_ready = states[config.default_model_name].state == "ready"
         models = {name: {"state": s.state, **({"detail": s.detail} if s.detail else {})} for name, s in states.items()}
         return JSONResponse({"ready": is_ready, "models": models}, 200 if is_ready else 503)
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> str:
+        """Show what every endpoint takes."""
+        return as_page(reference(app.openapi()))
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:

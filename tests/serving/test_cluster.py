@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
 import pytest
 import torch
 import yaml
+from openai import OpenAI
 
 from tests.api.test_chat import FULL, GREEDY, PROMPT
 from tests.serving.cluster import BIN, ROOT, Cluster, free_port, running
@@ -208,7 +210,7 @@ def test_failures_keep_their_status_and_text_through_ray(cluster: Cluster) -> No
     streamed = cluster.call("/chat", {"prompt": "a", "stream": True, "generate_kwargs": {"eos_token_id": 9999}})
     assert (streamed.status, streamed.body["detail"]) == (
         400,
-        "`eos_token_id` holds token id 9999; this model's ids go from 0 to 703.",
+        "`eos_token_id` holds token id 9999; this model's ids go from 0 to 1791.",
     )
 
 
@@ -254,11 +256,43 @@ def test_the_commands_of_the_readme_are_answered(cluster: Cluster, command: str)
     if "stream" in command:
         assert done.stdout.endswith("data: [DONE]\n\n")
     else:
-        assert "Result" in json.loads(done.stdout)
+        assert {"Result", "choices"} & set(json.loads(done.stdout))
+
+
+def test_the_sdk_gets_what_kaitos_examples_get(cluster: Cluster) -> None:
+    """The same greedy text from the same model by every road: raw prompt, conversation, SDK, streamed or not."""
+    with OpenAI(base_url=f"{cluster.url}/v1", api_key="none") as sdk:
+        for question in (PROMPT, FULL["prompt"]):
+            kwargs = {"do_sample": False, "max_new_tokens": 300}
+            body = {"prompt": question, "return_full_text": False, "generate_kwargs": kwargs}
+            expected = cluster.call("/chat", body).body["Result"]
+            text = question.removeprefix("<|user|> ").removesuffix("<|end|><|assistant|>")
+            asked: dict[str, Any] = {"model": "phi-3-tiny", "messages": [{"role": "user", "content": text}]}
+            assert cluster.call("/chat", {"messages": asked["messages"], "generate_kwargs": kwargs}).body == {
+                "Result": expected
+            }
+            plain = sdk.chat.completions.create(**asked, temperature=0)
+            assert plain.choices[0].message.content == expected
+            assert plain.choices[0].finish_reason == "stop"
+            stream = list(sdk.chat.completions.create(**asked, temperature=0, stream=True))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected
+            assert stream[-1].choices[0].finish_reason == "stop"
+            raw = sdk.completions.create(model="phi-3-tiny", prompt=question, temperature=0, max_tokens=300)
+            assert raw.choices[0].text == expected
+
+
+def test_openai_errors_through_ray(cluster: Cluster) -> None:
+    messages: list[Any] = [{"role": "user", "content": "Hi"}]
+    with OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as sdk:
+        assert {m.id for m in sdk.models.list()} >= {"phi-3-tiny", "mine", "phi-3-mini-4k-instruct"}
+        with pytest.raises(openai.InternalServerError, match="needs 1 GPU"):
+            sdk.chat.completions.create(model="phi-3-mini-4k-instruct", messages=messages)
+        with pytest.raises(openai.BadRequestError, match="ids go from 0 to 1791"):
+            sdk.chat.completions.create(model="phi-3-tiny", messages=messages, logit_bias={"5000": 1}, stream=True)
 
 
 def test_the_readme_has_an_example_of_each_kind() -> None:
-    assert len(README_COMMANDS) == 4
+    assert len(README_COMMANDS) == 5
     assert sum("stream" in command for command in README_COMMANDS) == 1
 
 

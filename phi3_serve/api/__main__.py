@@ -1,0 +1,10 @@
+"""``python -m phi3_serve.api`` prints the description of the API, which ``docs/api.md`` holds."""
+
+from typing import Any, cast
+
+from phi3_serve.api.reference import as_markdown, reference
+from phi3_serve.api.routes import create_app
+from phi3_serve.config import AppConfig
+
+no_backend: Any = cast(Any, None)  # nothing is asked of it
+print(as_markdown(reference(create_app(no_backend, AppConfig()).openapi())), end="")

@@ -1,0 +1,252 @@
+"""The description of every endpoint, made of the OpenAPI document, as Markdown and as a page without scripts.
+
+``python -m phi3_serve.api`` prints the Markdown; ``docs/api.md`` is its output.
+"""
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from phi3_serve.parameters import CHAT_DEFAULTS, LIBRARY_DEFAULTS
+
+_PARAMETERS = "GenerationParameters"
+_URL = "http://127.0.0.1:8000"
+_HEADINGS = ("field", "takes", "default", "meaning")
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The fields of one object: rows of what ``_HEADINGS`` names. Text between backticks is code."""
+
+    name: str
+    about: str
+    rows: tuple[tuple[str, str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route."""
+
+    title: str  # method and path
+    about: str
+    takes: Table | None
+    example: str | None
+    statuses: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Everything that is described."""
+
+    title: str
+    endpoints: tuple[Endpoint, ...]
+    objects: tuple[Table, ...]  # that fields refer to
+
+
+def reference(document: Schema) -> Reference:
+    """What the OpenAPI ``document`` says."""
+    schemas: Mapping[str, Schema] = document["components"]["schemas"]
+    routes = [(path, method, route) for path, methods in document["paths"].items() for method, route in methods.items()]
+    seen: set[str] = set()
+    endpoints = tuple(_endpoint(path, method, route, schemas, seen) for path, method, route in routes)
+    own = {_body_name(route) for _, _, route in routes}
+    objects = [_table(name, schemas[name]) for name in sorted(schemas) if name not in own and "HTTP" not in name]
+    mentioned = [t for t in objects if t.name != "ValidationError"]
+    return Reference(document["info"]["title"], endpoints, tuple(mentioned))
+
+
+def as_markdown(described: Reference) -> str:
+    """For ``docs/api.md``."""
+    return "\n".join(_markdown_lines(described)) + "\n"
+
+
+def as_page(described: Reference) -> str:
+    """One HTML document: no script, nothing from elsewhere."""
+    body = "".join(_html_blocks(described))
+    title = html.escape(described.title)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}: the API</title><style>{_STYLE}</style><main><h1>{title}: the API</h1>"
+        f'<p>The same as a machine reads it: <a href="openapi.json">openapi.json</a></p>{body}</main></html>'
+    )
+
+
+def _endpoint(path: str, method: str, route: Schema, schemas: Mapping[str, Schema], seen: set[str]) -> Endpoint:
+    """``seen`` are the bodies that are described already; a second route with the same one says so in words."""
+    name = _body_name(route)
+    if name is not None and name in seen:
+        name = None
+    elif name is not None:
+        seen.add(name)
+    takes = None if name is None else _table(name, schemas[name])
+    example = None
+    if name is not None and (examples := schemas[name].get("examples")):
+        shown = path.replace("{model}", "phi-3-tiny")
+        body = json.dumps(examples[0], indent=2)
+        example = f"curl {_URL}{shown} -H \"Content-Type: application/json\" -d '{body}'"
+    statuses = tuple((code, _sentence(r["description"])) for code, r in route["responses"].items() if code != "200")
+    return Endpoint(f"{method.upper()} {path}", _sentence(route.get("description", "")), takes, example, statuses)
+
+
+def _body_name(route: Schema) -> str | None:
+    schema = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    return _referred(schema)
+
+
+def _table(name: str, schema: Schema) -> Table:
+    required = schema.get("required", ())
+    rows = tuple(
+        (f"`{field}`", takes(of_field), _default(name, field, of_field, field in required), _sentence(_about(of_field)))
+        for field, of_field in schema.get("properties", {}).items()
+    )
+    return Table(name, _sentence(schema.get("description", "")), rows)
+
+
+def _default(name: str, field: str, schema: Schema, is_required: bool) -> str:
+    if is_required:
+        return "required"
+    if name == _PARAMETERS:
+        of_chat, of_library = getattr(CHAT_DEFAULTS, field), getattr(LIBRARY_DEFAULTS, field)
+        value = of_library if of_chat is None else of_chat
+    else:
+        value = schema.get("default")
+    return "" if value is None else f"`{json.dumps(value)}`"
+
+
+def takes(schema: Schema) -> str:
+    """In words, which values a field takes; null, which is always the same as leaving it out, is not mentioned."""
+    if (name := _referred(schema)) is not None:
+        return name
+    if "anyOf" in schema:
+        return " or ".join(takes(option) for option in schema["anyOf"] if option.get("type") != "null") or "null"
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    kind = _KINDS.get(schema.get("type", ""))
+    return "anything" if kind is None else kind(schema)
+
+
+def _number(schema: Schema) -> str:
+    word = "whole number" if schema["type"] == "integer" else "number"
+    low = f"at least {schema['minimum']:g}" if "minimum" in schema else ""
+    low = f"above {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else low
+    high = f"at most {schema['maximum']:g}" if "maximum" in schema else ""
+    high = f"below {schema['exclusiveMaximum']:g}" if "exclusiveMaximum" in schema else high
+    return ", ".join(part for part in (word, low, high) if part)
+
+
+def _string(schema: Schema) -> str:
+    return "text" + _counted(schema, "Length", "characters")
+
+
+def _array(schema: Schema) -> str:
+    if "prefixItems" in schema:
+        return f"[{'; '.join(takes(item) for item in schema['prefixItems'])}]"
+    return f"list{_counted(schema, 'Items', 'items')} of {takes(schema.get('items', {}))}"
+
+
+def _object(schema: Schema) -> str:
+    values = schema.get("additionalProperties")
+    return f"object of {takes(values)}" if isinstance(values, dict) and values else "object"
+
+
+def _counted(schema: Schema, what: str, unit: str) -> str:
+    low, high = schema.get(f"min{what}"), schema.get(f"max{what}")
+    if not high:
+        return f" ({low} {unit} or more)" if low else ""
+    return f" ({low or 0} to {high} {unit})"
+
+
+_KINDS: Mapping[str, Callable[[Schema], str]] = {
+    "integer": _number,
+    "number": _number,
+    "string": _string,
+    "boolean": lambda _: "`true` or `false`",
+    "array": _array,
+    "object": _object,
+    "null": lambda _: "null",
+}
+
+
+def _referred(schema: Schema) -> str | None:
+    name = schema.get("$ref", "").rsplit("/", 1)[-1]
+    return name or None
+
+
+def _about(schema: Schema) -> str:
+    return str(schema.get("description", ""))
+
+
+def _sentence(text: str) -> str:
+    """On one line, with a full stop."""
+    joined = " ".join(text.split())
+    return joined if not joined or joined.endswith((".", "!", "?")) else f"{joined}."
+
+
+def _markdown_lines(described: Reference) -> Iterator[str]:
+    yield f"# {described.title}: the API"
+    yield ""
+    yield "Made of the models that check the requests, by `python -m phi3_serve.api`. A server shows it at `/docs`."
+    for endpoint in described.endpoints:
+        yield from ("", f"## {endpoint.title}", "", endpoint.about)
+        if endpoint.takes is not None:
+            yield from ("", *_markdown_table(_HEADINGS, endpoint.takes.rows))
+        if endpoint.example is not None:
+            yield from ("", "```bash", endpoint.example, "```")
+        if endpoint.statuses:
+            yield from ("", *_markdown_table(("status", "when"), endpoint.statuses))
+    for table in described.objects:
+        yield from ("", f"## {table.name}", "", table.about, "", *_markdown_table(_HEADINGS, table.rows))
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield "|---" * len(headings) + "|"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _html_blocks(described: Reference) -> Iterator[str]:
+    names = {table.name for table in described.objects}
+    for endpoint in described.endpoints:
+        yield f"<h2>{html.escape(endpoint.title)}</h2><p>{html.escape(endpoint.about)}</p>"
+        if endpoint.takes is not None:
+            yield _html_table(_HEADINGS, endpoint.takes.rows, names)
+        if endpoint.example is not None:
+            yield f"<pre>{html.escape(endpoint.example)}</pre>"
+        if endpoint.statuses:
+            yield _html_table(("status", "when"), endpoint.statuses, names)
+    for table in described.objects:
+        yield f'<h2 id="{table.name}">{table.name}</h2><p>{html.escape(table.about)}</p>'
+        yield _html_table(_HEADINGS, table.rows, names)
+
+
+def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], names: set[str]) -> str:
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{_html_cell(cell, names)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _html_cell(text: str, names: set[str]) -> str:
+    shown = re.sub(r"`(.*?)`", r"<code>\1</code>", html.escape(text, quote=False))
+    linked = (rf'<a href="#{word}">{word}</a>' if word in names else word for word in re.split(r"(\w+)", shown))
+    return "".join(linked)
+
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 }
+main { max-width: 70rem; margin: 0 auto; padding: 1rem }
+div { overflow-x: auto }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #8884 }
+h2 { margin-top: 2.5rem; font-family: ui-monospace, monospace; font-size: 1.15rem }
+code, pre { font: .9em ui-monospace, monospace; background: #8882; border-radius: 4px; padding: 0 .25em }
+pre { padding: .75rem; overflow-x: auto }
+""".strip()

@@ -1,0 +1,88 @@
+"""The description of the API: what is written is what the models say, and its examples run."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from phi3_serve.api.kaito import ChatRequest
+from phi3_serve.api.openai import ChatCompletionRequest, CompletionRequest
+from phi3_serve.api.reference import takes
+from phi3_serve.parameters import NAMES
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+def test_the_document_is_what_the_models_say() -> None:
+    printed = subprocess.run([sys.executable, "-m", "phi3_serve.api"], capture_output=True, text=True, check=True)
+    assert DOCUMENT.read_text(encoding="utf-8") == printed.stdout, "python -m phi3_serve.api > docs/api.md"
+
+
+def test_every_field_has_its_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*?) \|$", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    assert not [name for name, meaning in rows if not meaning.strip()]
+    fields = {*ChatRequest.model_fields, *ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
+    assert {*NAMES, *fields} <= {name for name, _ in rows}
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name in ("href", "src"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    page = Page()
+    page.feed(answer.text)
+    assert "script" not in page.tags
+    assert set(page.links) - {"openapi.json"} == {f"#{name}" for name in page.ids} & set(page.links)
+    for name in (*NAMES, "POST /chat", "POST /v1/chat/completions", "GET /v1/models"):
+        assert name in page.text, name
+
+
+@pytest.mark.parametrize("example", re.findall(r"```bash\n(curl .*?)\n```", DOCUMENT.read_text(), re.S))
+def test_its_examples_are_answered(client: TestClient, example: str) -> None:
+    found = re.fullmatch(
+        r"curl http://127\.0\.0\.1:8000(\S+) -H \"Content-Type: application/json\" -d '(.*)'", example, re.S
+    )
+    assert found is not None
+    body = {**json.loads(found[2]), "model": "tested"}
+    assert client.post(found[1].replace("phi-3-tiny", "tested"), json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]}, "whole number, at least 0"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "number, above 0, at most 1"),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3}, "list (1 to 3 items) of text"),
+        ({"const": "never"}, '`"never"`'),
+        ({"$ref": "#/components/schemas/TextPart"}, "TextPart"),
+        ({}, "anything"),
+    ],
+)
+def test_words(schema: dict[str, object], words: str) -> None:
+    assert takes(schema) == words
