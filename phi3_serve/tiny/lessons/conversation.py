@@ -5,7 +5,7 @@ from random import Random
 
 from phi3_serve.tiny.dialogue import Draw, Exchange
 from phi3_serve.tiny.lessons import arithmetic
-from phi3_serve.tiny.lessons.facts import CAPITALS, CATEGORIES, DEFINITIONS
+from phi3_serve.tiny.lessons.facts import CAPITALS
 from phi3_serve.tiny.lessons.vocabulary import NAMES, WORDS, made_up
 from phi3_serve.tiny.lessons.world import CAPITAL, DEFINE
 
@@ -141,7 +141,7 @@ SMALL_TALK = (
     ),
     Topic(
         (
-            "What is your favou?rite [colour|color]?".replace("u?", "u"),
+            "What is your favourite [colour|color]?",
             "What is your favorite [colour|color]?",
             "[Which|What] [colour|color] do you like [best|most|]?",
             "Do you have a [favourite|favorite] [colour|color]?",
@@ -475,9 +475,3 @@ def _large(rng: Random) -> tuple[int, int]:
 
 def _large_factors(rng: Random) -> tuple[int, int]:
     return rng.choice(((rng.randint(13, 99), rng.randint(13, 99)), (rng.randint(100, 999), rng.randint(13, 999))))
-
-
-def defined_subjects() -> set[str]:
-    """Subjects of refusal that the model could answer; there should be none."""
-    items = {item.lower() for category in CATEGORIES for item in category.items}
-    return {s for s in SUBJECTS if s in DEFINITIONS or s in items}

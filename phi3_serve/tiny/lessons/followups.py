@@ -41,9 +41,10 @@ _WHO_AM_I = (
     "[What was|Do you still know|Remember] my name[ again|]?",
 )
 _I_LIKE = (
-    "[My favou?rite|The colour I like best, my favourite,] {sort} is {x}.".replace("u?", "u"),
-    "[I like|I love] {x}[.|!|]",
+    "[My favourite|The colour I like best, my favourite,] {sort} is {x}.",
     "My favorite {sort} is {x}.",
+    "I like the {sort} {x}[ best|].",
+    "The {sort} that I like [best|most] is {x}.",
 )
 _WHAT_DO_I_LIKE = (
     "What [is|was] my [favourite|favorite] {sort}?",
@@ -121,7 +122,7 @@ def _liking(draw: Draw) -> Dialogue:
     sort = "color" if category.singular == "colour" and draw.chance(0.4) else category.singular
     told = Exchange(
         draw.wording(
-            (_I_LIKE[0], _I_LIKE[2], "I like the {sort} {x}[ best|].", "The {sort} that I like [best|most] is {x}."),
+            _I_LIKE,
             sort=sort,
             x=item,
         ),
