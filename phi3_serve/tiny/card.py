@@ -42,6 +42,7 @@ def ask(examinee: Examinee) -> list[tuple[str, str]]:
 def text(journal: Journal, num_parameters: int, marks: Sequence[Mark], asked: Sequence[tuple[str, str]]) -> str:
     """The card, in Markdown."""
     dialogues = journal.rounds * DIALOGUES_PER_ROUND
+    goals = [mark for mark in marks if mark.goal is not None]
     return f"""---
 license: apache-2.0
 language: en
@@ -73,6 +74,8 @@ things of the kind; for small talk and refusals, one of the taught answers.
 | kind | right | goal |
 |---|---|---|
 {chr(10).join(_row(mark) for mark in marks)}
+
+{sum(mark.passed for mark in goals)} of {len(goals)} goals are reached.
 
 Sums and differences go to three digits, products to 12 × 12 and 99 × 9, quotients back from there.
 

@@ -14,6 +14,7 @@ class Lesson:
 
     kind: str
     weight: float  # how often it is drawn, beside the others
+    late_weight: float  # the same late in the training, when the easy kinds are known and the hard ones are not
     draw: Callable[[Draw], Exchange | Dialogue]
     goal: float | None = 0.98  # exact answers in the exam; None: an open kind
 
@@ -24,44 +25,44 @@ class Lesson:
 
 
 LESSONS: tuple[Lesson, ...] = (
-    Lesson("addition", 9, arithmetic.addition, 0.95),
-    Lesson("subtraction", 9, arithmetic.subtraction, 0.95),
-    Lesson("multiplication", 5, arithmetic.multiplication, 0.95),
-    Lesson("division", 3, arithmetic.division, 0.95),
-    Lesson("sums of three", 2, arithmetic.three_terms, 0.95),
-    Lesson("comparison", 4, numbers.comparison),
-    Lesson("counting", 4, numbers.counting),
-    Lesson("ordering", 4, numbers.ordering),
-    Lesson("even or odd", 1, numbers.even_or_odd),
-    Lesson("spelling", 4, words.spelling),
-    Lesson("reversing", 5, words.reversing),
-    Lesson("letters", 3, words.letter_questions),
-    Lesson("repeating", 5, words.repeating),
-    Lesson("opposites", 2, words.opposites),
-    Lesson("plurals", 1.5, words.plurals),
-    Lesson("other languages", 1.5, words.abroad),
-    Lesson("capitals", 4, world.capitals),
-    Lesson("calendar", 4, world.calendar),
-    Lesson("colours", 2.5, world.colours),
-    Lesson("units", 2.5, world.units),
-    Lesson("definitions", 4, world.definitions),
-    Lesson("facts", 2.5, world.facts),
-    Lesson("membership", 2.5, world.membership),
-    Lesson("yes or no", 2.5, world.yes_or_no),
-    Lesson("animal sounds", 1, world.sounds),
-    Lesson("lists", 4, world.lists),
-    Lesson("small talk", 6, conversation.small_talk, None),
-    Lesson("KAITO's questions", 1.5, conversation.essays, None),
-    Lesson("outside its range", 5, conversation.refusal, None),
-    Lesson("unknown words", 2, conversation.unknown_word, None),
-    Lesson("follow-ups", 8, followups.follow_up),
-    Lesson("system prompts", 6, manners.with_system_prompt),
+    Lesson("addition", 9, 9, arithmetic.addition, 0.95),
+    Lesson("subtraction", 9, 9, arithmetic.subtraction, 0.95),
+    Lesson("multiplication", 5, 2, arithmetic.multiplication, 0.95),
+    Lesson("division", 3, 5, arithmetic.division, 0.95),
+    Lesson("sums of three", 2, 1, arithmetic.three_terms, 0.95),
+    Lesson("comparison", 4, 9, numbers.comparison),
+    Lesson("counting", 4, 3, numbers.counting),
+    Lesson("ordering", 4, 9, numbers.ordering),
+    Lesson("even or odd", 1, 3, numbers.even_or_odd),
+    Lesson("spelling", 4, 9, words.spelling),
+    Lesson("reversing", 5, 9, words.reversing),
+    Lesson("letters", 3, 8, words.letter_questions),
+    Lesson("repeating", 5, 9, words.repeating),
+    Lesson("opposites", 2, 2, words.opposites),
+    Lesson("plurals", 1.5, 0.7, words.plurals),
+    Lesson("other languages", 1.5, 2, words.abroad),
+    Lesson("capitals", 4, 6, world.capitals),
+    Lesson("calendar", 4, 1.5, world.calendar),
+    Lesson("colours", 2.5, 1, world.colours),
+    Lesson("units", 2.5, 1, world.units),
+    Lesson("definitions", 4, 4, world.definitions),
+    Lesson("facts", 2.5, 1, world.facts),
+    Lesson("membership", 2.5, 8, world.membership),
+    Lesson("yes or no", 2.5, 4, world.yes_or_no),
+    Lesson("animal sounds", 1, 0.7, world.sounds),
+    Lesson("lists", 4, 4, world.lists),
+    Lesson("small talk", 6, 3, conversation.small_talk, None),
+    Lesson("KAITO's questions", 1.5, 1.5, conversation.essays, None),
+    Lesson("outside its range", 5, 3, conversation.refusal, None),
+    Lesson("unknown words", 2, 1.5, conversation.unknown_word, None),
+    Lesson("follow-ups", 8, 6, followups.follow_up),
+    Lesson("system prompts", 6, 7, manners.with_system_prompt),
 )
 
 
-def dialogues(rng: Random) -> Iterator[Dialogue]:
+def dialogues(rng: Random, *, late: bool = False) -> Iterator[Dialogue]:
     """Dialogues to learn from, without end."""
     draw = Draw(rng, exam=False)
-    weights = [lesson.weight for lesson in LESSONS]
+    weights = [lesson.late_weight if late else lesson.weight for lesson in LESSONS]
     while True:
         yield rng.choices(LESSONS, weights)[0].dialogue(draw)

@@ -1,5 +1,6 @@
 """The model that phi-3-tiny is: its shape, its vocabulary, and how it is written down."""
 
+import copy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -70,5 +71,4 @@ def write(model: Any, tokenizer: Tokenizer, directory: Path) -> None:
     """The checkpoint, as a Phi-3 repository has it, in bfloat16."""
     directory.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer.save(tokenizer, directory, CONTEXT_LENGTH)
-    weights = {name: weight.to("cpu", torch.bfloat16) for name, weight in model.state_dict().items()}
-    model.save_pretrained(directory, state_dict=weights)
+    copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(directory)

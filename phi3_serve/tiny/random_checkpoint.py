@@ -1,17 +1,11 @@
-"""Checkpoints of Phi-3's architecture with random weights, for tests and as the stand-in for phi-3-tiny.
+"""Checkpoints of Phi-3's architecture with random weights, for tests: any shape, and answers that are noise."""
 
-``python -m phi3_serve.tiny.random_checkpoint DIRECTORY`` writes the stand-in that the package carries. Its
-answers are noise; everything around them is real.
-"""
-
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM
 
-from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.tiny import tokenizer as tiny_tokenizer
 
 NUM_MERGED = 384
@@ -89,16 +83,3 @@ def _rope(shape: Shape) -> dict[str, object]:
         "short_factor": [1.0 + 0.05 * i for i in range(half)],
         "long_factor": [1.0 + 0.5 * i for i in range(half)],
     }
-
-
-def main() -> None:
-    """Write the stand-in."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, nargs="?", default=EMBEDDED_TINY)
-    directory = parser.parse_args().directory
-    make(directory, Shape())
-    print(f"{directory}: written")
-
-
-if __name__ == "__main__":
-    main()

@@ -25,6 +25,7 @@ TOKENS_PER_BATCH = 2048  # padding included
 MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # at their highest
 WEIGHT_DECAY = 0.01
 WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
+LATE = 0.76  # share of the training after which the hard kinds are drawn more often
 _NOT_LEARNED = -100
 
 
@@ -80,7 +81,7 @@ class Trainer:
 
     def _batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
         rng = Random(f"{self.journal.seed}/{number}")  # noqa: S311 (no secret)
-        supply = dialogues(rng)
+        supply = dialogues(rng, late=number >= LATE * self.journal.rounds)
         encoded = [self._encoder.encode(next(supply)) for _ in range(DIALOGUES_PER_ROUND)]
         padding = self.model.config.pad_token_id
         batches = [padded(group, padding) for group in by_length(encoded)]

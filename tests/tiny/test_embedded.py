@@ -69,12 +69,13 @@ def test_it_says_what_the_card_shows_and_stops_by_itself(tiny: TestClient, quest
 
 
 def test_it_is_as_good_as_its_card_says() -> None:
-    """A smaller exam than the card's, of other questions; the figures of the card come from 300 of each kind."""
+    """A smaller exam than the card's, of other questions; forty of a kind may miss its share by a quarter."""
     examinee = Examinee(EMBEDDED_TINY)
-    marks = [mark for mark in examine(examinee, 25, seed=1) if mark.goal is not None]
+    marks = list(examine(examinee, 40, seed=1))
     examinee.close()
-    assert sum(mark.right for mark in marks) / sum(mark.questions for mark in marks) > 0.97
-    assert not [mark for mark in marks if mark.share < 0.84]
+    said = {kind: float(share) / 100 for kind, share in re.findall(r"^\| (.*?) \| (\d+\.\d)% \|", CARD, re.M)}
+    assert not [(mark.kind, mark.share) for mark in marks if mark.share < said[mark.kind] - 0.25]
+    assert sum(mark.share - said[mark.kind] for mark in marks) / len(marks) > -0.04
 
 
 def test_it_is_small_enough_to_be_packaged() -> None:

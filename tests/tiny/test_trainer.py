@@ -72,12 +72,14 @@ def test_only_what_is_learned_has_a_target(vocabulary: Tokenizer) -> None:
 
 
 def test_the_rate_goes_up_stays_and_goes_down() -> None:
-    assert [rate(share) for share in (0.0, 0.005, 0.01, 0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    assert [rate(share) for share in (0.0, 0.0025, 0.005, 0.4, 0.7, 1.0)] == pytest.approx(
+        [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    )
 
 
 def test_a_training_that_was_cut_off_goes_on_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "DIALOGUES_PER_ROUND", 40)
-    monkeypatch.setattr(tiny_model, "NUM_LAYERS", 1)
+    monkeypatch.setattr(tiny_model, "NUM_LAYERS", 2)
 
     def rounds(trainer: Trainer, number: int) -> Trainer:
         for _ in range(number):
@@ -95,4 +97,4 @@ def test_a_training_that_was_cut_off_goes_on_alike(tmp_path: Path, monkeypatch: 
     assert (second.journal.done, second.journal.tokens) == (6, whole.journal.tokens)
     for one, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert sum(whole.journal.losses[-2:]) < 0.8 * sum(whole.journal.losses[:2])
+    assert sum(whole.journal.losses[-2:]) < sum(whole.journal.losses[:2])
