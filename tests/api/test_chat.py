@@ -385,7 +385,7 @@ def test_other_routes(client: TestClient) -> None:
     assert metrics["cpu_info"]["memory"]["total"].endswith(" GB")
     assert client.get("/chat").status_code == 405
     assert client.get("/nowhere").json() == {"detail": "Not Found"}
-    assert "swagger" in client.get("/docs").text
+    assert "max_new_tokens" in client.get("/docs").text
 
 
 def test_metrics_for_prometheus(backend: LocalBackend, config: AppConfig) -> None:

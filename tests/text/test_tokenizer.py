@@ -106,12 +106,12 @@ def copy_with(directory: Path, change: Callable[[dict[str, Any]], None]) -> Any:
 
 
 def test_added_words_that_are_no_control_tokens_stay_words(tmp_path: Path) -> None:
-    word = {"id": 654, "content": "<tool>", "special": False, "normalized": False}
+    word = {"id": len(HF), "content": "<tool>", "special": False, "normalized": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False}
     hf = copy_with(tmp_path, lambda t: t["added_tokens"].append({**word, **flags}))
     messages = [{"role": "user", "content": "use the <tool>, please"}]
     expected = hf.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert 654 in expected
+    assert len(HF) in expected
     assert Phi3Tokenizer(hf).encode(render([Message("user", "use the <tool>, please")])) == expected
 
 
