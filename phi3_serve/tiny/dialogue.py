@@ -6,8 +6,9 @@ of the wording and of the operands, so that the two never meet.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import TypeVar
 
@@ -74,8 +75,12 @@ class Draw:
 
         As people type, some come in small letters, without the last mark, or with a please.
         """
-        template = self.fresh(lambda rng: _decide(rng.choice(wordings), rng))
-        return _as_typed(template, self.rng).format(**operands)
+        held_out = _held_out_wordings(tuple(wordings))
+        for _ in range(10_000):
+            template = _decide(self.rng.choice(wordings), self.rng)
+            if (template in held_out) == self.exam or not held_out:
+                return _as_typed(template, self.rng).format(**operands)
+        raise ValueError(f"no wording for the {'exam' if self.exam else 'lessons'} among {wordings}")
 
     def fresh(self, make: Callable[[Random], T]) -> T:
         """What ``make`` draws, drawn again until it is of this side of the split."""
@@ -96,7 +101,48 @@ class Draw:
 
 def is_held_out(text: str) -> bool:
     """Whether ``text`` is kept for the exam. The same on every machine and in every run."""
-    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
+    return _digest(text)[0] % HELD_OUT_SHARE == 0
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+@cache
+def _held_out_wordings(wordings: tuple[str, ...]) -> frozenset[str]:
+    """The decided wordings that are kept for the exam.
+
+    The hash decides, with three exceptions. Always taught is a wording without alternatives, since it is the plainest,
+    and one with a phrase that no other wording teaches. If that leaves nothing, one wording is kept all the same.
+    Where none has an alternative, all are on both sides, and only their operands differ.
+    """
+    variants = [set(_variants(template)) for template in wordings]
+    plainest = {_spoken(text) for several in variants if len(several) == 1 for text, _ in several}
+    phrases = {_spoken(text): chosen for several in variants for text, chosen in several}
+    chosen = sorted(phrases.keys() - plainest, key=_digest)
+
+    def kept(candidates: list[str]) -> set[str]:
+        taught = "\n".join(phrases.keys() - set(candidates))
+        return {text for text in candidates if all(_spoken(phrase) in taught for phrase in phrases[text])}
+
+    fair = kept([text for text in chosen if is_held_out(text)])
+    fair = fair or next(filter(None, (kept([text]) for text in chosen)), set(chosen[:1]))
+    return frozenset(text for several in variants for text, _ in several if _spoken(text) in fair)
+
+
+def _variants(template: str, phrases: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each way to decide ``template``, with the phrases that were chosen in it."""
+    found = _INNERMOST.search(template)
+    if not found:
+        yield template, phrases
+        return
+    for phrase in found[1].split("|"):
+        yield from _variants(template[: found.start()] + phrase + template[found.end() :], (*phrases, phrase))
+
+
+def _spoken(text: str) -> str:
+    """``text`` without its marks, every word between two spaces: ``What's up?`` and ``what's up`` are one wording."""
+    return "".join(f" {word} " for word in re.findall(r"[^\s?.!,:;]+", text.lower())) or " "
 
 
 def _decide(template: str, rng: Random) -> str:
@@ -121,5 +167,6 @@ def _as_typed(template: str, rng: Random) -> str:
         ending = template[len(template.rstrip("?.!")) :]
         template = f"{template.rstrip('?.!')}, please{ending}"
     elif manner < 0.1:
-        template = rng.choice(("Hi! ", "Hello, ", "Hey, ", "OK, ", "So, ", "Now: ", "Hi, ", "And ")) + template
+        opening = rng.choice(("Hi! ", "Hello! ", "Hey, ", "OK, ", "So, ", "Now: ", "Hi, ", "And "))
+        template = opening + (template if opening.endswith("! ") else template[:1].lower() + template[1:])
     return template

@@ -25,7 +25,7 @@ TOKENS_PER_BATCH = 2048  # padding included
 MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # at their highest
 WEIGHT_DECAY = 0.01
 WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
-LATE = 0.76  # share of the training after which the hard kinds are drawn more often
+LATE = 0.7  # share of the training after which the hard kinds are drawn more often
 _NOT_LEARNED = -100
 
 
@@ -44,11 +44,15 @@ class Journal:
 class Trainer:
     """The model, its optimizers and the journal."""
 
-    def __init__(self, journal: Journal, device: torch.device) -> None:
+    def __init__(self, journal: Journal, device: torch.device, *, compiled: bool = False) -> None:
+        """``compiled``: a fifth faster on two cores, after a minute of compiling."""
         self.journal = journal
         self.tokenizer = tiny_model.learn_vocabulary(journal.seed)
         self.model = tiny_model.new_model(self.tokenizer, journal.seed).to(device).train()
-        self._device = device
+        # On the CPU, the backward pass of torch's fused attention takes longer than all the rest together.
+        self.model.set_attn_implementation("eager")
+        self._layers = torch.compile(self.model.model, dynamic=True) if compiled else self.model.model
+        self.device = device
         self._encoder = DialogueEncoder(self.tokenizer)
         self._optimizers = _optimizers(self.model)
 
@@ -93,11 +97,11 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = group["highest_lr"] * rate
-        ids, targets = ids.to(self._device), targets.to(self._device)
+        ids, targets = ids.to(self.device), targets.to(self.device)
         learned = targets != _NOT_LEARNED
-        with torch.autocast(self._device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             # Padding stands on the right, where a causal model never looks, so there is no mask.
-            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = self._layers(input_ids=ids, use_cache=False).last_hidden_state
             scores = self.model.lm_head(hidden[learned])
         loss = cross_entropy(scores.float(), targets[learned])
         loss.backward()

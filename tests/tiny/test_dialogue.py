@@ -6,7 +6,7 @@ import pytest
 
 from phi3_serve.tiny.dialogue import Draw, Exchange, dialogue, is_held_out, letters, plain
 
-WORDINGS = ("[What is|What's] {a} [+|plus] {b}?", "[Add|Sum] {a} and {b}.", "{a}+{b}", "How much is {a} and {b}?")
+WORDINGS = ("What is {a} + {b}?", "[What is|What's] {a} [+|plus] {b}?", "[Add|Sum] {a} and {b}.", "{a}+{b}", "How much is {a} and {b}?")
 
 
 def test_no_operand_of_the_exam_is_in_a_lesson() -> None:
@@ -30,6 +30,25 @@ def test_no_wording_of_the_exam_is_in_a_lesson() -> None:
     assert not {w for w in seen[True] if w in seen[False]}
 
 
+def test_the_plainest_wording_is_taught_and_no_phrase_is_only_in_the_exam() -> None:
+    taught, asked = (
+        {Draw(Random(n), exam=exam).wording(WORDINGS, a="A", b="B").strip("?.").lower() for n in range(2000)}
+        for exam in (False, True)
+    )
+    assert any(question.endswith("what is a + b") for question in taught)
+    assert not any(question.endswith("what is a + b") for question in asked)
+    assert {word for q in asked for word in q.split()} <= {word for q in taught for word in q.split()}
+
+
+def test_a_handful_of_wordings_keeps_one_for_the_exam() -> None:
+    for wordings in (("[{a} in|In] French?",), ("{a}?", "[What|Which] is {a}?")):
+        taught, asked = (
+            {Draw(Random(n), exam=exam).wording(wordings, a="A").strip("?").lower() for n in range(200)}
+            for exam in (False, True)
+        )
+        assert taught and asked and taught.isdisjoint(asked)
+
+
 def test_the_split_is_the_same_everywhere() -> None:
     assert [n for n in range(30) if is_held_out(repr(n))] == [3, 18, 22]
 
@@ -40,13 +59,16 @@ def test_a_wording_without_a_held_out_variant_is_a_mistake_of_the_lesson() -> No
 
 
 def test_choices_are_decided_from_the_inside() -> None:
-    questions = {Draw(Random(n), exam=False).wording(("[a[b|c]|d]{x}",), x="!") for n in range(60)}
+    questions = {Draw(Random(n), exam=False).wording(("[a[b|c]|d|e]{x}",), x="!") for n in range(90)}
     assert {q.replace(", please", "").strip("!").lower()[-2:].strip() for q in questions} <= {
         "ab",
         "ac",
         "d",
         " d",
         ", d",
+        "e",
+        " e",
+        ", e",
     }
 
 

@@ -19,11 +19,15 @@ ADD = (
     _ASK + " {a} + {b}?",
     _ASK + " {a} plus {b}?",
     _ASK + " {a}+{b}?",
+    "What is {a} + {b}?",
+    "What is {a} plus {b}?",
     "[What is|What's|Whats] {a} [+|plus] {b}?",
+    "{a} + {b}",
+    "{a}+{b}",
     "{a}[+| + ]{b}[| =|=|=?| = ?|?]",
     "{a} plus {b}[|?| is| equals]",
     "[Add|Sum] {a} and {b}.",
-    "Add {b} to {a}.",
+    "[Add|Please add|Can you add] {a} to {b}.",
     "[What is|What's|Give me|Tell me|Find|Calculate] the sum of {a} and {b}.",
     "What do [you|I|we] get [if|when] [you|I|we] add {a} [and|to] {b}?",
     "How [much|many] [is|are] {a} and {b} [together|in total|altogether]?",
@@ -34,12 +38,18 @@ SUBTRACT = (
     _ASK + " {a} - {b}?",
     _ASK + " {a} minus {b}?",
     _ASK + " {a}-{b}?",
+    "What is {a} - {b}?",
+    "What is {a} minus {b}?",
     "[What is|What's|Whats] {a} [-|minus] {b}?",
+    "{a} - {b}",
+    "{a}-{b}",
     "{a}[-| - ]{b}[| =|=|=?| = ?|?]",
     "{a} minus {b}[|?| is| equals]",
-    "[Subtract|Take] {b} from {a}.",
+    "[Subtract|Take|Please subtract|Can you subtract] {b} from {a}.",
     "[What is|What's|Give me|Tell me|Find|Calculate] the difference between {a} and {b}.",
     "What do [you|I|we] get [if|when] [you|I|we] [subtract|take] {b} from {a}?",
+)
+_TAKE_AWAY = (  # nobody has less than nothing left
     "What is left [if|when] [you|I|we] take {b} from {a}?",
     "If I have {a} {things} and [lose|sell|give away] {b}, how many [{things} |]are left?",
     "I have {a} {things}. I [lose|sell|give away] {b}. How many [{things} |]do I have now?",
@@ -48,7 +58,12 @@ MULTIPLY = (
     _ASK + " {a} [*|x|×] {b}?",
     _ASK + " {a} times {b}?",
     _ASK + " {a} multiplied by {b}?",
+    "What is {a} * {b}?",
+    "What is {a} x {b}?",
+    "What is {a} times {b}?",
     "[What is|What's|Whats] {a} [*|x|times] {b}?",
+    "{a} * {b}",
+    "{a}*{b}",
     "{a}[*| * | x |x| × ]{b}[| =|=|=?| = ?|?]",
     "{a} times {b}[|?| is| equals]",
     "Multiply {a} [by|and|with] {b}.",
@@ -59,22 +74,34 @@ MULTIPLY = (
 DIVIDE = (
     _ASK + " {a} [/|÷] {b}?",
     _ASK + " {a} divided by {b}?",
+    "What is {a} / {b}?",
+    "What is {a} divided by {b}?",
     "[What is|What's|Whats] {a} [/|divided by] {b}?",
+    "{a} / {b}",
+    "{a}/{b}",
     "{a}[/| / | : ]{b}[| =|=|=?| = ?|?]",
     "{a} divided by {b}[|?| is| equals]",
-    "Divide {a} by {b}.",
+    "[Divide|Please divide|Can you divide] {a} by {b}.",
     "What do [you|I|we] get [if|when] [you|I|we] divide {a} by {b}?",
-    "How [many times|often] does {b} go into {a}?",
-    "[Share|Split] {a} {things} among {b} people. How many does each get?",
+    "How [many times|often] does {b} [go into|fit into|go in] {a}?",
+    "[Share|Split|Divide] {a} {things} [among|between] {b} [people|children|friends]. How many does each get?",
+)
+_FACTOR = (
+    "What times {b} is {a}?",
+    "[What|Which number] times {b} [is|makes|gives] {a}?",
+    "{b} times what is {a}?",
+    "{b} times [what|which number] [is|makes|gives] {a}?",
+    "{b} [*|x|×] [?|what] = {a}",
 )
 
 
 def addition(draw: Draw) -> Exchange:
     """Of two numbers with up to three digits each."""
     a, b = draw.fresh(lambda rng: _operands(rng, "+"))[1:]
-    result = f"{a} + {b} = {a + b}"
-    working = _column_sum(a, b) + " So " if max(a, b) >= 100 else ""
-    return _ask(draw, ADD, a, b, f"{working}{result}.", a + b)
+    result = f"{a} + {b} = {a + b}."
+    if max(a, b) < 100:
+        return _ask(draw, ADD, a, b, result, str(a + b))
+    return _ask(draw, ADD, a, b, f"{_column_sum(a, b)} So {result}")
 
 
 def subtraction(draw: Draw) -> Exchange:
@@ -82,25 +109,31 @@ def subtraction(draw: Draw) -> Exchange:
     a, b = draw.fresh(lambda rng: _operands(rng, "-"))[1:]
     if draw.chance(0.75):
         a, b = max(a, b), min(a, b)
-    return _ask(draw, SUBTRACT, a, b, difference(a, b), a - b)
+    wordings = SUBTRACT if a < b else SUBTRACT + _TAKE_AWAY
+    return _ask(draw, wordings, a, b, difference(a, b), str(a - b) if 100 > a >= b else None)
 
 
 def multiplication(draw: Draw) -> Exchange:
     """The table to 12, and two digits by one."""
     a, b = draw.fresh(_factors)[1:]
-    return _ask(draw, MULTIPLY, a, b, product(a, b), a * b)
+    answer = product(a, b)
+    return _ask(draw, MULTIPLY, a, b, answer, None if "so" in answer else str(a * b))
 
 
 def division(draw: Draw) -> Exchange:
     """The table to 12 backwards, with a remainder where there is one."""
     if draw.chance(0.05):
         _, a = draw.fresh(lambda rng: ("/0", rng.randint(0, 144)))
-        return _ask(draw, DIVIDE, a, 0, "Nobody can divide by zero.", "Nobody can.")
+        return _ask(draw, DIVIDE, a, 0, "Nobody can divide by zero.")
+    if draw.chance(0.15):
+        _, quotient, divisor = draw.fresh(lambda rng: ("? *", rng.randint(1, 12), rng.randint(1, 12)))
+        a = quotient * divisor
+        return _ask(draw, _FACTOR, a, divisor, f"{divisor} × {quotient} = {a}, so it is {quotient}.")
     quotient, divisor, remainder = draw.fresh(_quotient)[1:]
     a = quotient * divisor + remainder
     rest = f", remainder {remainder}" if remainder else ""
     answer = f"{divisor} × {quotient} = {divisor * quotient}, so {a} / {divisor} = {quotient}{rest}."
-    return _ask(draw, DIVIDE, a, divisor, answer, f"{quotient}{rest}")
+    return _ask(draw, DIVIDE, a, divisor, answer)
 
 
 def three_terms(draw: Draw) -> Exchange:
@@ -109,13 +142,15 @@ def three_terms(draw: Draw) -> Exchange:
     wordings = (
         _ASK + " {a} + {b} + {c}?",
         _ASK + " {a} plus {b} plus {c}?",
+        "What is {a} + {b} + {c}?",
+        "{a} + {b} + {c}",
         "{a}[+| + ]{b}[+| + ]{c}[|=| =|?]",
         "[Add|Sum|Add up] {a}, {b} and {c}.",
         "[What is|What's|Tell me] the sum of {a}, {b} and {c}?",
     )
     question = draw.wording(wordings, a=a, b=b, c=c)
     total = a + b + c
-    return Exchange(question, f"{a} + {b} = {a + b}, and {a + b} + {c} = {total}.", f"{total}")
+    return Exchange(question, f"{a} + {b} = {a + b}, and {a + b} + {c} = {total}.")
 
 
 def difference(a: int, b: int) -> str:
@@ -137,11 +172,11 @@ def product(a: int, b: int) -> str:
     return f"{tens} × {small} = {tens * small}, {ones} × {small} = {ones * small}, so {result}"
 
 
-def _ask(draw: Draw, wordings: tuple[str, ...], a: int, b: int, answer: str, brief: object) -> Exchange:
+def _ask(draw: Draw, wordings: tuple[str, ...], a: int, b: int, answer: str, brief: str | None = None) -> Exchange:
     as_words = max(a, b) <= 20 and draw.chance(0.2)
     shown_a, shown_b = (NUMBER_WORDS[a], NUMBER_WORDS[b]) if as_words else (a, b)
     question = draw.wording(wordings, a=shown_a, b=shown_b, things=draw.some(THINGS))
-    return Exchange(question, answer, str(brief))
+    return Exchange(question, answer, brief)
 
 
 def _operands(rng: Random, sign: str) -> tuple[str, int, int]:
@@ -164,7 +199,7 @@ def _factors(rng: Random) -> tuple[str, int, int]:
 def _quotient(rng: Random) -> tuple[str, int, int, int]:
     divisor = rng.randint(1, 12)
     quotient = rng.randint(1, 12)
-    remainder = rng.randint(1, divisor - 1) if divisor > 1 and rng.random() < 0.3 else 0
+    remainder = rng.randint(1, divisor - 1) if divisor > 1 and rng.random() < 0.5 else 0
     return "/", quotient, divisor, remainder
 
 

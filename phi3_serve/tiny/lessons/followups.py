@@ -140,7 +140,7 @@ def _again(draw: Draw) -> Dialogue:
 
 
 def _backwards(draw: Draw) -> Dialogue:
-    word = draw.fresh(any_word)
+    _, word = draw.fresh(lambda rng: ("and backwards", any_word(rng)))
     first = Exchange(draw.wording(words.SPELL, w=word), words.spelling_answer(word))
     return dialogue(first, Exchange(draw.wording(_BACKWARDS), words.reversing_answer(word)))
 

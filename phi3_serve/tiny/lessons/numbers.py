@@ -7,22 +7,27 @@ from phi3_serve.tiny.dialogue import Draw, Exchange
 from phi3_serve.tiny.lessons.arithmetic import NUMBER_WORDS
 
 _WHICH_LARGER = (
-    "[Which|What] [number |]is [larger|bigger|greater|more], {a} or {b}?",
+    "Which is larger, {a} or {b}?",
+    "Which is bigger, {a} or {b}?",
+    "[Which|What|Which number|What number] is [larger|bigger|greater|more], {a} or {b}?",
     "[Which|What] is the [larger|bigger|greater] [number|one][|,|:] {a} or {b}?",
     "Is {a} or {b} [larger|bigger|greater]?",
     "[Tell me the|Give me the|Name the] [larger|bigger|greater] [number |]of {a} and {b}.",
-    "What is the [maximum|max] of {a} and {b}?",
+    "[What is|What's|Tell me] the [maximum|max] of {a} and {b}?",
     "Compare {a} and {b}: which is [larger|bigger|greater]?",
 )
 _WHICH_SMALLER = (
-    "[Which|What] [number |]is [smaller|less|lower], {a} or {b}?",
+    "Which is smaller, {a} or {b}?",
+    "[Which|What|Which number|What number] is [smaller|less|lower], {a} or {b}?",
     "[Which|What] is the [smaller|lower] [number|one][|,|:] {a} or {b}?",
     "Is {a} or {b} [smaller|lower]?",
     "[Tell me the|Give me the|Name the] [smaller|lower] [number |]of {a} and {b}.",
-    "What is the [minimum|min] of {a} and {b}?",
+    "[What is|What's|Tell me] the [minimum|min] of {a} and {b}?",
     "Compare {a} and {b}: which is [smaller|lower]?",
 )
 _IS_LARGER = (
+    "Is {a} larger than {b}?",
+    "Is {a} bigger than {b}?",
     "Is {a} [larger|bigger|greater|more|higher] than {b}?",
     "[Is it true|Do you think] that {a} is [larger|bigger|greater|more] than {b}?",
     "{a} > {b}?",
@@ -30,6 +35,8 @@ _IS_LARGER = (
     "[True or false|Yes or no]: {a} is [larger|bigger|greater] than {b}[.|?]",
 )
 _IS_SMALLER = (
+    "Is {a} smaller than {b}?",
+    "Is {a} less than {b}?",
     "Is {a} [smaller|less|lower] than {b}?",
     "[Is it true|Do you think] that {a} is [smaller|less|lower] than {b}?",
     "{a} < {b}?",
@@ -44,6 +51,7 @@ _UP = (
     "[List|Write|Give me|Show me] all numbers from {a} to {b}.",
 )
 _TO = (
+    "Count to {b}.",
     _COUNT + " to {b}.",
     _COUNT + " up to {b}.",
     "[Can you count|Count] [to|till|until|up to] {b}[| for me].",
@@ -56,6 +64,7 @@ _DOWN = (
     "Count backwards from {b}.",
 )
 _AFTER = (
+    "What comes after {a}?",
     "[What|Which number] comes [after|right after|next after] {a}?",
     "What is the [next number|number] after {a}?",
     "[What|Which] [number |]follows {a}?",
@@ -63,18 +72,21 @@ _AFTER = (
     "[What is|What's] the successor of {a}?",
 )
 _BEFORE = (
+    "What comes before {a}?",
     "[What|Which number] comes [before|right before|just before] {a}?",
     "What is the [previous number|number] before {a}?",
     "[What|Which] [number |]precedes {a}?",
     "[Tell me|Give me|Name] the number before {a}.",
 )
 _SORT_UP = (
+    "Sort {list}",
+    "Sort these numbers: {list}",
     "[Sort|Order|Arrange|Put in order][:|] {list}.",
     "[Sort|Order|Arrange|Put] [these numbers|the numbers|the following numbers][: | ]{list}.",
     "[Sort|Order|Arrange] {list} [from smallest to largest|from low to high|in ascending order|ascending].",
     "[Sort|Order|Arrange|Put] [these numbers|the numbers] from smallest to [largest|biggest]: {list}.",
     "Put {list} in [order|ascending order|increasing order].",
-    "Can you sort {list}[| for me]?",
+    "[Can you|Could you] [sort|order] {list}[| for me]?",
 )
 _SORT_DOWN = (
     "[Sort|Order|Arrange] {list} [from largest to smallest|from high to low|in descending order|descending].",
@@ -92,13 +104,21 @@ _SMALLEST = (
     "[Find|Tell me|Give me|Name] the [smallest|lowest] [number |]of {list}.",
     "[Smallest|Lowest|Minimum|Min] of {list}?",
 )
-_EVEN = (
-    "Is {a} [even|an even number]?",
-    "Is {a} [even or odd|odd or even]?",
-    "Is {a} [odd|an odd number]?",
-    "Is the number {a} [even|odd]?",
-    "[Even or odd|Odd or even]: {a}[?|]",
-    "Tell me [whether|if] {a} is [even|odd|even or odd].",
+_EVEN_OR_ODD = (
+    "Is {a} even or odd?",
+    "Is {a} odd or even?",
+    "[Is|Is the number|Is number] {a} [even or odd|odd or even]?",
+    "[Even or odd|Odd or even]: {a}?",
+    "{a}: [even or odd|odd or even]?",
+    "[Tell me|Say|Do you know] [whether|if] {a} is [even or odd|odd or even].",
+)
+_IS_EVEN = (  # or odd
+    "Is {a} {p}?",
+    "Is {a} an {p} number?",
+    "[Is|Is the number|Is number] {a} [{p}|an {p} number|an {p} one]?",
+    "[Tell me|Say|Do you know] [whether|if] {a} is [{p}|an {p} number].",
+    "[True or false|Yes or no]: {a} is [{p}|an {p} number].",
+    "[Is it true|Do you think|Would you say] that {a} is [{p}|an {p} number]?",
 )
 
 
@@ -109,15 +129,14 @@ def comparison(draw: Draw) -> Exchange:
         largest = draw.chance(0.5)
         question = draw.wording(_WHICH_LARGER if largest else _WHICH_SMALLER, a=a, b=b)
         if a == b:
-            return Exchange(question, f"{a} and {b} are equal.", "They are equal.")
+            return Exchange(question, f"{_digits(a, b)}{a} and {b} are equal.")
         picked, other = (max(a, b), min(a, b)) if largest else (min(a, b), max(a, b))
-        return Exchange(question, f"{picked} is {'larger' if largest else 'smaller'} than {other}.", str(picked))
+        return Exchange(question, f"{_digits(a, b)}{picked} is {'larger' if largest else 'smaller'} than {other}.")
     asks_larger = draw.chance(0.6)
     question = draw.wording(_IS_LARGER if asks_larger else _IS_SMALLER, a=a, b=b)
     relation = "larger than" if a > b else "smaller than" if a < b else "equal to"
     right = a > b if asks_larger else a < b
-    word = "Yes" if right else "No"
-    return Exchange(question, f"{word}, {a} is {relation} {b}.", f"{word}.")
+    return Exchange(question, f"{_digits(a, b)}{a} is {relation} {b}, so {'yes' if right else 'no'}.")
 
 
 def counting(draw: Draw) -> Exchange:
@@ -150,7 +169,7 @@ def counting(draw: Draw) -> Exchange:
 
 
 def ordering(draw: Draw) -> Exchange:
-    """Three to six numbers: sorted, the largest, the smallest."""
+    """Three to five numbers below a hundred: sorted, the largest, the smallest."""
     _, numbers = draw.fresh(_few)
     joined = draw.some((", ", ", ", " ")).join(map(str, numbers))
     if draw.chance(0.3):
@@ -168,13 +187,24 @@ def ordering(draw: Draw) -> Exchange:
 def even_or_odd(draw: Draw) -> Exchange:
     """Whether a number is even."""
     _, a = draw.fresh(lambda rng: ("even", rng.randint(0, 10 ** rng.randint(1, 3) - 1)))
-    question = draw.wording(_EVEN, a=a)
     kind = "odd" if a % 2 else "even"
-    asked = (
-        "both" if "even" in question.lower() and "odd" in question.lower() else "odd" if "odd" in question else "even"
-    )
-    yes_no = "" if asked == "both" else "Yes, " if asked == kind else "No, "
-    return Exchange(question, f"{yes_no}{a} is {kind}.", yes_no.replace(", ", ".") or f"{kind.capitalize()}.")
+    if draw.chance(0.4):
+        return Exchange(draw.wording(_EVEN_OR_ODD, a=a), f"{a} ends in {a % 10}, so it is {kind}.")
+    asked = draw.some(("even", "odd"))
+    verdict = "yes" if asked == kind else "no"
+    return Exchange(draw.wording(_IS_EVEN, a=a, p=asked), f"{a} ends in {a % 10}, so {verdict}, it is {kind}.")
+
+
+def _digits(a: int, b: int) -> str:
+    """The digits side by side, up to the first two that differ, of numbers as long as one another."""
+    if len(str(a)) != len(str(b)) or a < 10:
+        return ""
+    compared = []
+    for x, y in zip(str(a), str(b), strict=True):
+        compared.append(f"{x} {'=' if x == y else '<' if x < y else '>'} {y}")
+        if x != y:
+            break
+    return f"{', '.join(compared)}: "
 
 
 def _row(question: str, numbers: Iterable[int]) -> Exchange:
@@ -198,5 +228,5 @@ def _short_range(rng: Random) -> tuple[str, int, int]:
 
 
 def _few(rng: Random) -> tuple[str, tuple[int, ...]]:
-    largest = rng.choice((9, 20, 99, 99, 999))
-    return "few", tuple(rng.sample(range(1, largest + 1), rng.randint(3, 6)))
+    largest = rng.choice((9, 20, 99, 99))
+    return "few", tuple(rng.sample(range(1, largest + 1), rng.randint(3, 5)))

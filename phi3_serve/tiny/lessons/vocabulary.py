@@ -59,21 +59,21 @@ NAMES = tuple(
 )
 
 
-def made_up(rng: Random) -> str:
+def made_up(rng: Random, syllables: tuple[int, ...] = (1, 2, 2, 3)) -> str:
     """A word that could exist, of one to three syllables."""
-    syllables = (
+    parts = (
         rng.choice(_STARTS) + rng.choice(_MIDDLES) + (rng.choice(_ENDS) if rng.random() < 0.6 else "")
-        for _ in range(rng.choice((1, 2, 2, 3)))
+        for _ in range(rng.choice(syllables))
     )
-    return "".join(syllables)
+    return "".join(parts)
 
 
 def any_word(rng: Random) -> str:
     """Mostly an everyday word, sometimes a made-up one or a name."""
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.65:
         return rng.choice(WORDS)
-    return made_up(rng) if kind < 0.9 else rng.choice(NAMES)
+    return made_up(rng, (1, 1, 2)) if kind < 0.9 else rng.choice(NAMES)
 
 
 def with_article(noun: str) -> str:

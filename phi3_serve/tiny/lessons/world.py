@@ -1,5 +1,7 @@
 """The world in small: capitals, calendar, colours, units, definitions, categories, yes and no."""
 
+import re
+
 from phi3_serve.tiny.dialogue import Draw, Exchange
 from phi3_serve.tiny.lessons.arithmetic import NUMBER_WORDS
 from phi3_serve.tiny.lessons.facts import (
@@ -39,6 +41,8 @@ _SEASONS = (
 )
 
 CAPITAL = (
+    "What is the capital of {x}?",
+    "What's the capital of {x}?",
     "[What is|What's|Whats] the capital [city |]of {x}?",
     "[Tell me|Name|Give me|Do you know|Can you tell me] the capital [city |]of {x}.",
     "[Which|What] city is the capital of {x}?",
@@ -49,12 +53,13 @@ CAPITAL = (
 )
 _COUNTRY = (
     "[Which|What] country is {y} the capital of?",
-    "[Of which country is {y}|{y} is] the capital[| of which country]?",
+    "Of [which|what] country is {y} the [capital|capital city]?",
     "{y} is the capital of [which|what] country?",
     "[Which|What] country has {y} as [its|the] capital?",
     "[Which|What] country's capital is {y}?",
 )
 _IS_CAPITAL = (
+    "Is {y} the capital of {x}?",
     "Is {y} the capital [city |]of {x}?",
     "[Is it true|Do you think] that {y} is the capital of {x}?",
     "[True or false|Yes or no]: {y} is the capital of {x}.",
@@ -62,17 +67,19 @@ _IS_CAPITAL = (
 )
 _NEXT = (
     "[What|Which] {unit} [comes |is ]after {x}?",
-    "What is the {unit} after {x}?",
+    "[What is|What's|Which is] the {unit} after {x}?",
     "[What|Which] {unit} [follows|comes next after] {x}?",
     "[Tell me|Name] the {unit} [after|that follows] {x}.",
     "What comes after {x}?",
+    "What [comes|is|follows] [right |just |]after {x}?",
 )
 _PREVIOUS = (
     "[What|Which] {unit} [comes |is ]before {x}?",
-    "What is the {unit} before {x}?",
+    "[What is|What's|Which is] the {unit} before {x}?",
     "[What|Which] {unit} [precedes|comes right before] {x}?",
     "[Tell me|Name] the {unit} before {x}.",
     "What comes before {x}?",
+    "What [comes|is|was] [right |just |]before {x}?",
 )
 _TODAY_TOMORROW = (
     "If today is {x}, what [day |]is tomorrow?",
@@ -94,8 +101,7 @@ _MONTH_DAYS = (
     "How many days [are there|are] in {x}?",
     "How many days does {x} have?",
     "[Tell me|Give me] the number of days in {x}.",
-    "How long is {x}?",
-    "How many days has {x}?",
+    "How long is [the month of |]{x}?",
 )
 _MONTH_SEASON = (
     "[What|Which] season is {x} in?",
@@ -109,8 +115,10 @@ _ALL = (
     "[What are|Which are] the {what}?",
 )
 COLOUR = (
+    "What colour {verb} {x}?",
+    "What color {verb} {x}?",
     "[What|Which] [colour|color] {verb} {x}?",
-    "What is the [colour|color] of {x}?",
+    "[What is|What's|Do you know] the [colour|color] of {x}?",
     "[Tell me|Name|Give me] the [colour|color] of {x}.",
     "[What|Which] [colour|color] does {x} have?",
     "{x}: [what|which] [colour|color]?",
@@ -119,46 +127,48 @@ _MIX = (
     "What [colour|color] do [you|I|we] get [if|when] [you|I|we] mix {a} and {b}?",
     "What do [you|I|we] get [if|when] [you|I|we] mix {a} [and|with] {b}?",
     "[What|Which] [colour|color] [do|does] {a} and {b} make?",
-    "[Mix|Combine] {a} and {b}.",
-    "What is {a} [and|mixed with|plus] {b}?",
+    "[Mix|Combine|Please mix] {a} [and|with] {b}.",
+    "[What is|What's] {a} [and|mixed with|plus] {b}?",
 )
 _HOW_MANY_UNITS = (
+    "How many {small} are in {large}?",
+    "How many {small} are there in {large}?",
     "How many {small} [are there|are] in {large}?",
     "How many {small} does {large} have?",
     "How many {small} [is|make|make up] {large}?",
     "[Convert|Change] {large} [to|into] {small}.",
     "{large} in {small}?",
-    "What is {large} in {small}?",
+    "[What is|What's|How much is] {large} in {small}?",
 )
 DEFINE = (
     "What is {x}?",
     "What's {x}?",
+    "[What is|What's|Whats|What exactly is] {x}?",
     "[Define|Explain|Describe] {x}.",
-    "[Can you|Could you|Please] [explain|define|describe] [what |]{x}[ is|].",
-    "[Can you|Could you] explain what {x} is?",
+    "[Can you|Could you|Please] [explain|define|describe] {x}.",
+    "[Can you|Could you|Please] [explain|say] what {x} is?",
     "[Tell me|Do you know|Explain to me|Can you tell me] what {x} is.",
     "What [does {bare} mean|is meant by {bare}|does the word {bare} mean]?",
     "[Give me|What is] [a|the] definition of {bare}.",
-    "What is the meaning of [the word |]{bare}?",
+    "[What is|What's|Tell me] the meaning of [the word |]{bare}?",
     "Tell me about {x}.",
     "[What do you know|What can you tell me] about {x}?",
 )
 _MEMBER = (
     "Is {x} {sort}?",
-    "[Is it true that|Would you say that|Do you think] {x} is {sort}?",
+    "[Is it true that|Would you say that|Do you think that|Do you think] {x} is {sort}?",
     "[True or false|Yes or no]: {x} is {sort}.",
-    "Tell me [if|whether] {x} is {sort}.",
+    "[Tell me|Do you know] [if|whether] {x} is {sort}.",
 )
 _SORT_OF = (
     "What kind of thing is {x}?",
-    "What sort of thing is {x}?",
-    "What type of thing is {x}?",
-    "{x} is what kind of thing?",
+    "[What|Which] [kind|sort|type] of [thing|object] is {x}?",
+    "{x} is [what|which] [kind|sort|type] of thing?",
 )
 _CAN = (
     "Can {who} {do}?",
-    "[Are|Would you say] {who} [able to|can] {do}?",
     "Are {who} able to {do}?",
+    "[Do you know|Tell me] [if|whether] {who} can {do}?",
     "[Is it true that|Do you think that|Do you think] {who} can {do}?",
     "[True or false|Yes or no]: {who} can {do}.",
 )
@@ -171,24 +181,27 @@ _IS = (
 _SOUND = (
     "What [sound|noise] does {x} make?",
     "What does {x} say?",
+    "What sound does {x} make?",
     "[Which|What] [sound|noise] [do|does] {x} make?",
-    "How does {x} [go|sound]?",
+    "How does {x} [go|sound|speak|call]?",
     "[Tell me|Make|Give me] the [sound|noise] of {x}.",
     "What is the sound of {x}?",
 )
 _LIST = (
+    "Name {n} {what}",
+    "List {n} {what}",
+    "Give me {n} {what}",
     "[Name|List|Give me|Tell me|Write|Show me|Can you name|Can you list|I need] {n} {what}.",
     "[Name|List|Give me|Tell me] {n} [examples of|different] {what}.",
     "[Give me|Make|Write] a list of {n} {what}.",
     "What are {n} [examples of |]{what}?",
-    "{n} {what}, please.",
+    "{n} {what}[, please|].",
     "[Do you know|Can you think of|Could you name] {n} {what}?",
 )
 _LIST_ONE = (
     "[Name|Give me|Tell me|Say|Can you name|Pick|Think of] {one}.",
     "[Name|Give me] one {sort}.",
-    "[Give me|Tell me] an example of {one}.",
-    "What is an example of {one}?",
+    "[Give me|Tell me|What is|What's] an example of {one}.",
 )
 
 
@@ -215,9 +228,8 @@ def capitals(draw: Draw) -> Exchange:
         )
     claimed = capital if what == "true" else draw.some(tuple(CAPITALS.values()))
     question = draw.wording(_IS_CAPITAL, x=shown(country), y=shown(claimed))
-    if claimed == capital:
-        return Exchange(question, f"Yes, {capital} is the capital of {country}.", "Yes.")
-    return Exchange(question, f"No, the capital of {country} is {capital}.", "No.")
+    verdict = "yes" if claimed == capital else "no"
+    return Exchange(question, f"The capital of {country} is {capital}, so {verdict}.")
 
 
 def calendar(draw: Draw) -> Exchange:
@@ -296,7 +308,7 @@ def colours(draw: Draw) -> Exchange:
             draw.wording(COLOUR, x=thing, verb="is"), f"{_sentence(thing)} can have any colour.", "Any colour."
         )
     thing, verb, colour = draw.some(COLOURS)
-    question = draw.wording(COLOUR[:3] if verb == "are" else COLOUR, x=thing, verb=verb)
+    question = draw.wording(COLOUR[:5] if verb == "are" else COLOUR, x=thing, verb=verb)
     return Exchange(question, f"{_sentence(thing)} {verb} {colour}.", f"{_sentence(colour)}.")
 
 
@@ -340,10 +352,10 @@ def membership(draw: Draw) -> Exchange:
     if draw.chance(0.2):
         return Exchange(draw.wording(_SORT_OF, x=named), f"{_sentence(named)} is {own}.", f"{_sentence(own)}.")
     if draw.chance(0.5):
-        return Exchange(draw.wording(_MEMBER, x=named, sort=own), f"Yes, {named} is {own}.", "Yes.")
+        return Exchange(draw.wording(_MEMBER, x=named, sort=own), f"{_sentence(named)} is {own}, so yes.")
     other = draw.some([c for c in CATEGORIES if item not in c.items and not _overlap(category, c)])
     question = draw.wording(_MEMBER, x=named, sort=with_article(other.singular))
-    return Exchange(question, f"No, {named} is {own}.", "No.")
+    return Exchange(question, f"{_sentence(named)} is {own}, so no.")
 
 
 def yes_or_no(draw: Draw) -> Exchange:
@@ -385,13 +397,13 @@ def lists(draw: Draw) -> Exchange:
         answer = f"{_sentence(_named(chosen[0], category))}."
     else:
         shown = NUMBER_WORDS[count] if draw.chance(0.6) else count
-        question, answer = draw.wording(_LIST, n=shown, what=what), _enumerated(chosen)
+        question, answer = draw.wording(_LIST, n=shown, what=what), _enumerated(chosen, numbered=count > 3)
     return Exchange(question, answer, accepts=lambda said: _lists(said, count, category))
 
 
 def _lists(said: str, count: int, category: Category) -> bool:
     known = {_sentence(i).lower() for i in category.items}
-    named = [part.strip(" .").lower() for part in said.replace(" and ", ", ").split(",")]
+    named = [re.sub(r"^\d\. ", "", part.strip()).strip(".").lower() for part in said.replace(" and ", ", ").split(",")]
     named = [n.removeprefix("an ").removeprefix("a ") for n in named]
     return len(named) == len(set(named)) == count and known.issuperset(named)
 
@@ -410,7 +422,10 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _enumerated(row: list[str]) -> str:
+def _enumerated(row: list[str], *, numbered: bool = False) -> str:
+    """``A, b and c.``, or for more than a small model can count in passing ``1. a, 2. b, 3. c, 4. d.``"""
+    if numbered:
+        return f"{', '.join(f'{number}. {item}' for number, item in enumerate(row, 1))}."
     return _sentence(f"{', '.join(row[:-1])} and {row[-1]}.")
 
 
