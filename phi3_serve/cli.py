@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -170,15 +171,28 @@ def chat(
     model: Annotated[str | None, typer.Option(help="The model to ask; by default the first that is ready.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of sampling; /set takes every generate parameter.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PHI3_SERVE_API_KEY", help="Where the server asks for one.")
+    ] = None,
 ) -> None:
     """Talk to a running server in the terminal."""
     from phi3_serve import terminal
 
     try:
-        terminal.chat(url, model, system, {} if temperature is None else {"temperature": temperature})
+        terminal.chat(url, model, system, {} if temperature is None else {"temperature": temperature}, api_key)
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
+
+
+@app.command()
+def key() -> None:
+    """Make an API key, and the line of the config that lets it in."""
+    from phi3_serve.api.gate import hash_of
+
+    made = secrets.token_urlsafe(32)
+    typer.echo(f"The key, for those who ask; it is stored nowhere:\n\n    {made}\n")
+    typer.echo(f"Its hash, for `args` of the Serve config:\n\n    auth:\n      key_hashes: [{hash_of(made)}]")
 
 
 @app.command()

@@ -31,8 +31,11 @@ class Unreachable(Phi3ServeError):
 class Client:
     """One server. Every call is a connection of its own, so an answer that is given up is cut off there and then."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
         self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._root = parts.netloc, parts.path
@@ -70,7 +73,7 @@ class Client:
     ) -> http.client.HTTPResponse:
         sent = None if body is None else json.dumps(body)
         try:
-            connection.request(method, self._root + path, sent, {"Content-Type": "application/json"})
+            connection.request(method, self._root + path, sent, self._headers)
             answer = connection.getresponse()
             if answer.status == http.client.OK:
                 return answer

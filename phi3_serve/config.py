@@ -116,6 +116,8 @@ class LimitsConfig(StrictModel):
     """Largest request body; beyond it 413."""
     max_waiting_requests: int = Field(default=64, ge=0)
     """Requests that may wait in one replica beside the running one; beyond it 429."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that may pass between two pieces of a request body; beyond it 408."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds from arrival in the replica to the last token; beyond it 408."""
 
@@ -127,6 +129,22 @@ class ClusterConfig(StrictModel):
     """True where an autoscaler adds nodes: a resource that no node has now is then waited for."""
 
 
+class AuthConfig(StrictModel):
+    """Who may ask."""
+
+    key_hashes: tuple[str, ...] = ()
+    """SHA-256, in hex, of each API key that is accepted; none: nobody is asked for a key. `phi3-serve key` makes one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for number, key_hash in enumerate(self.key_hashes):
+            if not re.fullmatch(r"[0-9a-f]{64}", key_hash):
+                raise ValueError(
+                    f"key_hashes[{number}] must be 64 hexadecimal digits, the SHA-256 of a key; `phi3-serve key` makes both"
+                )
+        return self
+
+
 class HttpConfig(StrictModel):
     """The HTTP half."""
 
@@ -134,6 +152,8 @@ class HttpConfig(StrictModel):
     """CPU cores that an ingress replica reserves."""
     replicas: int = Field(default=1, ge=1)
     """Ingress replicas."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins, `https://chat.example.org` say, whose pages may call this server; by default none but its own."""
 
 
 def _every_variant() -> tuple[ModelConfig, ...]:
@@ -151,6 +171,8 @@ class AppConfig(StrictModel):
     """Limits on requests."""
     cluster: ClusterConfig = ClusterConfig()
     """Facts about the cluster."""
+    auth: AuthConfig = AuthConfig()
+    """API keys."""
     http: HttpConfig = HttpConfig()
     """The ingress."""
 

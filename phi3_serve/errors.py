@@ -3,6 +3,8 @@
 Phi3ServeError                 everything this project raises on purpose
 ├── InvalidRequest             the request is wrong; sending it again changes nothing
 │   └── UnknownModel           the request names a model that this server does not declare
+├── Unauthorized               the request carries no API key that this server knows
+├── UnsupportedBody            the body comes in a form that is not taken
 ├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
 ├── Overloaded                 the queue is full; try again later
 ├── RequestTimeout             the request's own deadline passed
@@ -36,6 +38,14 @@ class InvalidRequest(Phi3ServeError):
 
 class UnknownModel(InvalidRequest):
     """The request names a model that is not declared in the config."""
+
+
+class Unauthorized(Phi3ServeError):
+    """The server asks for an API key, and the request carries none that it knows."""
+
+
+class UnsupportedBody(Phi3ServeError):
+    """The request's body is packed or encoded in a way that is not taken."""
 
 
 class ModelUnavailable(Phi3ServeError):

@@ -240,13 +240,15 @@ def _typed() -> Iterator[str]:
             readline.write_history_file(HISTORY)
 
 
-def chat(url: str, model: str | None, system: str | None, parameters: dict[str, Any]) -> None:
+def chat(
+    url: str, model: str | None, system: str | None, parameters: dict[str, Any], api_key: str | None = None
+) -> None:
     """Talk to ``model`` at ``url``, or to the first model that is ready there.
 
     Raises:
         Phi3ServeError: the server cannot be reached, or does not serve the model.
     """
-    client = Client(url)
+    client = Client(url, api_key)
     if model is None:
         served = client.get("/v1/models")["data"]
         model = next((m["id"] for m in served if m["state"] == "ready"), served[0]["id"])

@@ -4,12 +4,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -71,17 +72,30 @@ def client(backend: LocalBackend, config: AppConfig) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="session")
-def server_url(backend: LocalBackend, config: AppConfig) -> Iterator[str]:
-    """The same app behind a real socket."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(backend, config), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+def serve_app() -> Iterator[Callable[[FastAPI], str]]:
+    """Put an app behind a real socket; gives its URL."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def serve(app: FastAPI) -> str:
+        port = free_port()
+        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        running.append((server, thread))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{port}"
+
+    yield serve
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def server_url(backend: LocalBackend, config: AppConfig, serve_app: Callable[[FastAPI], str]) -> str:
+    """The app of ``client`` behind a real socket."""
+    return serve_app(create_app(backend, config))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""A limit on request bodies that answers in our JSON; Starlette's own answers in plain text."""
+"""Limits on request bodies that answer in our JSON; Starlette's own answers in plain text."""
+
+import asyncio
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,14 +9,15 @@ from phi3_serve.api.failures import refusal
 
 
 class BodyLimitMiddleware:
-    """Refuses a body by its Content-Length before it is read, and a chunked one once it has grown too large."""
+    """Refuses a body by its Content-Length before it is read, and a chunked one once it has grown or dragged on too far."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer 413."""
+        """Let the request through, or answer 413 or 408."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -22,12 +25,18 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             await refusal(scope["path"], 413, self._message)(scope, receive, send)
             return
-        num_bytes = 0
+        num_bytes, is_complete = 0, False
 
         async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_complete
+            try:
+                # After the body comes only the news that the client has gone, and that may take as long as it likes.
+                async with asyncio.timeout(None if is_complete else self._timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"No piece of the body came for {self._timeout_s:g} seconds.") from None
             num_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
             if num_bytes > self._max_bytes:
                 raise HTTPException(413, self._message)
             return message

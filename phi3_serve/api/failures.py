@@ -19,7 +19,9 @@ from phi3_serve.errors import (
     Overloaded,
     Phi3ServeError,
     RequestTimeout,
+    Unauthorized,
     UnknownModel,
+    UnsupportedBody,
 )
 
 logger = logging.getLogger("ray.serve")
@@ -30,6 +32,8 @@ _NAME = re.compile(r"[A-Za-z_]\w{0,63}")
 STATUS: Mapping[type[Phi3ServeError], int] = {
     InvalidRequest: 400,
     UnknownModel: 404,
+    Unauthorized: 401,
+    UnsupportedBody: 415,
     RequestTimeout: 408,
     Overloaded: 429,
     ModelUnavailable: 503,
@@ -41,6 +45,7 @@ STATUS: Mapping[type[Phi3ServeError], int] = {
 # OpenAI's codes, where it has one.
 CODE: Mapping[type[Phi3ServeError], str] = {
     UnknownModel: "model_not_found",
+    Unauthorized: "invalid_api_key",
     Overloaded: "rate_limit_exceeded",
     ModelUnavailable: "model_unavailable",
     RequestTimeout: "timeout",
@@ -57,8 +62,7 @@ def answer_failures(app: FastAPI) -> None:
 
     @app.exception_handler(Phi3ServeError)
     async def ours(request: Request, error: Phi3ServeError) -> Response:
-        body = openai_error(error) if _is_openai(request.url.path) else {"detail": error.message}
-        return _json(status_of(error), body, retry_after(error))
+        return answer_to(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -75,8 +79,16 @@ def answer_failures(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("unexpected failure of %s %s", request.method, request.url.path, exc_info=error)
+        name = f"{request.method} {request.url.path} ({request.state.request_id})"
+        logger.error("unexpected failure of %s", name, exc_info=error)
         return refusal(request.url.path, 500, "Internal Server Error")
+
+
+def answer_to(path: str, error: Phi3ServeError) -> Response:
+    """``error`` in the manner of the API that ``path`` belongs to."""
+    body = openai_error(error) if _is_openai(path) else {"detail": error.message}
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else retry_after(error)
+    return _json(status_of(error), body, headers)
 
 
 def refusal(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

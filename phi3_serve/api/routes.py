@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
 from phi3_serve.api import kaito
@@ -9,6 +10,7 @@ from phi3_serve.api.answering import Answering
 from phi3_serve.api.body_limit import BodyLimitMiddleware
 from phi3_serve.api.chat_routes import chat_router
 from phi3_serve.api.failures import answer_failures
+from phi3_serve.api.gate import GateMiddleware
 from phi3_serve.api.kaito import HealthStatus, MessageResponse
 from phi3_serve.api.openai_routes import openai_router
 from phi3_serve.api.reference import as_page, reference
@@ -16,10 +18,11 @@ from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend
 from phi3_serve.errors import EngineFailure
 from phi3_serve.observability.metrics import CONTENT_TYPE, asks_for_prometheus
+from phi3_serve.web.page import chat_page
 
 
-def create_app(backend: Backend, config: AppConfig) -> FastAPI:
-    """The ASGI app."""
+def create_app(backend: Backend, config: AppConfig, *, behind_ray: bool = False) -> FastAPI:
+    """The ASGI app; ``behind_ray``: Serve's proxy stands before it and names the answers."""
     app = FastAPI(
         title="phi3-serve",
         description="Microsoft's Phi-3 models behind KAITO's POST /chat and OpenAI's API.",
@@ -27,7 +30,14 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes, timeout_s=config.limits.body_timeout_s
+    )
+    app.add_middleware(GateMiddleware, key_hashes=config.auth.key_hashes, names_answers=not behind_ray)
+    if config.http.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.http.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
     answer_failures(app)
     answering = Answering(backend, config)
     app.include_router(chat_router(answering))
@@ -58,6 +68,12 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
     async def docs() -> str:
         """Show what every endpoint takes."""
         return as_page(reference(app.openapi()))
+
+    @app.get("/ui", response_class=HTMLResponse, include_in_schema=False)
+    async def ui() -> Response:
+        """Give the chat page."""
+        page = chat_page()
+        return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy, "Cache-Control": "no-cache"})
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:

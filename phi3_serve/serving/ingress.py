@@ -32,7 +32,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app, built in the process that runs it."""
-        return create_app(self._backend, self._config)
+        return create_app(self._backend, self._config, behind_ray=True)
 
 
 class HandleBackend:

@@ -1,0 +1,398 @@
+"""The chat page in a real Chromium, over a real replica and a real socket."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+from starlette.testclient import TestClient
+
+from phi3_serve.api.gate import hash_of
+from phi3_serve.api.routes import create_app
+from phi3_serve.config import AppConfig
+from phi3_serve.core import VariantState
+from phi3_serve.errors import ModelUnavailable
+from phi3_serve.web.page import chat_page
+from tests.support import ENDLESS, LocalBackend
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
+)
+QUESTION = "How to explain Internet for a medieval knight?"
+GREEDY = {"temperature": 0, "max_new_tokens": 24}
+
+
+class Browser:
+    """What a person does with the page, and sees of it."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str) -> None:
+        self.driver = driver
+        self.url = url
+
+    def open(self, **kept: Any) -> "Browser":
+        """The page, with ``kept`` in the browser's storage."""
+        self.driver.get(f"{self.url}/health")
+        self.driver.execute_script("localStorage.clear()")
+        for name, value in kept.items():
+            self.driver.execute_script("localStorage.setItem(arguments[0], arguments[1])", f"phi3.{name}", json.dumps(value))
+        self.complaints()  # /health has no icon
+        self.driver.get(f"{self.url}/ui")
+        self.until(lambda: self.one("#state").get_attribute("data-state") != "away")
+        return self
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def until(self, condition: Callable[[], Any], seconds: float = 15) -> Any:
+        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
+
+    def ask(self, text: str) -> str:
+        self.one("#prompt").send_keys(text, Keys.ENTER)
+        return self.answer()
+
+    def answer(self) -> str:
+        """The last answer, once it is whole."""
+        self.until(lambda: self.all(".turn.assistant .figures, .turn.assistant .trouble:not(.waiting)"))
+        self.until(lambda: not self.all(".turn.live"))
+        return self.all(".turn.assistant")[-1].find_element(By.CSS_SELECTOR, ".text").text
+
+    def press(self, label: str, turn: int = -1) -> None:
+        buttons = self.all(".turn")[turn].find_elements(By.CSS_SELECTOR, "button")
+        next(b for b in buttons if b.text == label).click()
+
+    def complaints(self) -> list[str]:
+        """What Chromium's console says went wrong."""
+        return [line["message"] for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        "--window-size=1280,860",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(driver: webdriver.Chrome, server_url: str) -> Browser:
+    driver.set_window_size(1280, 860)
+    return Browser(driver, server_url)
+
+
+def values(**given: Any) -> dict[str, Any]:
+    return {"system": "", "values": given}
+
+
+def by_chat(client: TestClient, **kwargs: Any) -> str:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "generate_kwargs": kwargs}
+    text: str = client.post("/chat", json=body).json()["Result"]
+    return text
+
+
+def squeezed(text: str) -> str:
+    """A browser shows the spaces at the ends of lines no more than a person sees them."""
+    return " ".join(text.split())
+
+
+def test_the_answer_is_that_of_chat(browser: Browser, client: TestClient) -> None:
+    browser.open(settings=values(**GREEDY))
+    assert squeezed(browser.ask(QUESTION)) == squeezed(by_chat(client, do_sample=False, max_new_tokens=24))
+    figures = browser.one(".turn.assistant .figures").text
+    assert figures.startswith("24 tokens · ")
+    assert "first after " in figures
+    assert browser.one("#send").is_displayed()
+    assert not browser.one("#stop").is_displayed()
+    assert browser.complaints() == []
+
+
+def test_nothing_comes_from_elsewhere(browser: Browser) -> None:
+    browser.open()
+    browser.until(lambda: browser.all("#p-temperature"))
+    loaded = browser.driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert loaded
+    assert all(name.startswith((browser.url, "data:")) for name in loaded)
+    assert browser.complaints() == []
+
+
+def test_the_policy_lets_nothing_else_run(browser: Browser, client: TestClient) -> None:
+    browser.open()
+    browser.driver.execute_script(
+        """const s = document.createElement("script"); s.textContent = "window.ran = true"; document.body.append(s);
+        const i = document.createElement("div"); i.innerHTML = "<img src=x onerror='window.ran = true'>"; document.body.append(i)"""
+    )
+    time.sleep(0.3)
+    assert browser.driver.execute_script("return window.ran") is None
+    assert any("Content Security Policy" in line for line in browser.complaints())
+    page = client.get("/ui")
+    assert page.headers["content-security-policy"] == chat_page().policy
+    assert "unsafe" not in chat_page().policy
+    assert page.text == chat_page().html
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+
+
+def test_text_is_inert(browser: Browser) -> None:
+    wicked = "<img src=x onerror='window.ran = true'><script>window.ran = true</script> **bold** `code` [a](javascript:alert(1))"
+    fenced = "```html\n<b>not bold</b>\n```\n\n- one\n- <i>two</i>"
+    turns = [{"role": "user", "content": wicked}, {"role": "assistant", "content": f"{wicked}\n\n{fenced}"}]
+    browser.open(talks=[{"id": "1", "title": wicked, "turns": turns}], current="1")
+    text = browser.one(".turn.assistant .text")
+    assert [e.tag_name for e in text.find_elements(By.CSS_SELECTOR, "*")] == ["p", "strong", "code", "pre", "code", "ul", "li", "li"]
+    assert "<img src=x onerror='window.ran = true'>" in text.text
+    assert "<b>not bold</b>" in text.text
+    assert browser.one(".turn.user .text").text == wicked
+    assert browser.driver.execute_script("return window.ran") is None
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("how", ["escape", "button"])
+def test_an_answer_can_be_stopped(browser: Browser, backend: LocalBackend, how: str) -> None:
+    browser.open(settings=values(max_new_tokens=2000, **ENDLESS))
+    browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
+    browser.until(lambda: len(browser.one(".turn.assistant .text").text) > 20)
+    assert browser.one("#stop").is_displayed()
+    if how == "escape":
+        browser.one("#prompt").send_keys(Keys.ESCAPE)
+    else:
+        browser.one("#stop").click()
+    browser.until(lambda: not browser.all(".turn.live"))
+    kept = browser.answer()
+    assert len(kept) > 20
+    assert browser.one(".turn.assistant .figures").text.startswith("stopped")
+    time.sleep(0.5)
+    assert browser.answer() == kept
+    browser.until(lambda: not backend.replica._engine._scheduler.has_work, 3)
+
+
+def test_regenerate_edit_and_carry_on(browser: Browser) -> None:
+    browser.open(settings=values(**GREEDY))
+    first = browser.ask(QUESTION)
+    browser.press("Regenerate")
+    assert browser.answer() == first
+    second = browser.ask("And shorter?")
+    assert len(browser.all(".turn")) == 4
+    browser.press("Edit", 0)
+    area = browser.one("textarea.edit")
+    assert area.get_attribute("value") == QUESTION
+    area.clear()
+    area.send_keys("What is the meaning of life?", Keys.ENTER)
+    browser.until(lambda: len(browser.all(".turn")) == 2)
+    changed = browser.answer()
+    assert changed not in (first, second)
+    assert browser.one(".turn.user .text").text == "What is the meaning of life?"
+
+
+def test_conversations_are_kept_in_the_browser(browser: Browser) -> None:
+    browser.open(settings=values(**GREEDY))
+    answer = browser.ask(QUESTION)
+    browser.one("#new").click()
+    assert browser.all(".tries button")
+    browser.ask("Second")
+    browser.driver.refresh()
+    browser.until(lambda: len(browser.all("#talks li")) == 2)
+    assert [b.text for b in browser.all("#talks .title")] == ["Second", QUESTION]
+    assert browser.one(".turn.user .text").text == "Second"
+    browser.all("#talks .title")[1].click()
+    assert browser.answer() == answer
+    browser.all("#talks .drop")[1].click()
+    assert [b.text for b in browser.all("#talks .title")] == ["Second"]
+
+
+def test_the_curl_line_gets_the_same_answer(browser: Browser) -> None:
+    browser.open(settings=values(**GREEDY) | {"system": "It's a 'test'."})
+    answer = browser.ask(QUESTION)
+    browser.press("Show as curl")
+    line = browser.one("#curl pre").text
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=60)
+    said = json.loads(done.stdout)["choices"][0]["message"]["content"]
+    assert squeezed(said) == squeezed(answer)
+
+
+def test_every_parameter_has_its_place_meaning_and_range(browser: Browser, client: TestClient) -> None:
+    browser.open()
+    browser.until(lambda: browser.all("#p-temperature"))
+    properties = client.get("/openapi.json").json()["components"]["schemas"]["GenerationParameters"]["properties"]
+    shown = {f.get_attribute("id").removeprefix("p-") for f in browser.all("#settings [id^='p-']")}  # type: ignore[union-attr]
+    assert set(properties) - shown == {"num_return_sequences", "top_logprobs", "output_scores", "return_dict_in_generate"}
+    browser.one("#open-settings").click()
+    field = browser.one("#p-top_p").find_element(By.XPATH, "..")
+    assert properties["top_p"]["description"] in field.text
+    assert "from 0 to 1." in field.text
+    assert browser.one("#p-top_p").get_attribute("placeholder") == "default: 1"
+
+
+def test_settings_reach_the_model_and_bad_ones_are_explained(browser: Browser, client: TestClient) -> None:
+    browser.open(settings=values(temperature=0))
+    browser.one("#open-settings").click()
+    browser.until(lambda: browser.all("#p-max_new_tokens"))
+    browser.one("#p-max_new_tokens").send_keys("5", Keys.TAB)
+    browser.one("#system").send_keys("Be brief.", Keys.TAB)
+    body = {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}],
+        "generate_kwargs": {"do_sample": False, "max_new_tokens": 5},
+    }
+    assert squeezed(browser.ask(QUESTION)) == squeezed(client.post("/chat", json=body).json()["Result"])
+    browser.one("#p-top_p").send_keys("7", Keys.TAB)
+    browser.press("Regenerate")
+    browser.until(lambda: browser.all(".trouble"))
+    assert "top_p" in browser.one(".trouble").text
+    browser.one("#reset").click()
+    browser.until(lambda: browser.one("#p-top_p").get_attribute("value") == "")
+    assert browser.one("#system").get_attribute("value") == ""
+
+
+class WakingBackend(LocalBackend):
+    """Answers as the ingress does while a model is not ready."""
+
+    async def generate(self, request: Any) -> Any:
+        state = self.state_of["tested"]
+        if state.state != "ready":
+            raise ModelUnavailable(f"Model tested is loading. {state.detail}", state.retry_after_s)
+        async for event in super().generate(request):
+            yield event
+
+
+@pytest.fixture
+def waking(backend: LocalBackend, config: AppConfig, serve_app: Callable[[FastAPI], str]) -> tuple[WakingBackend, str]:
+    waking = WakingBackend(backend.replica)
+    waking.state_of = {"tested": VariantState("loading", "40 % of the weights", 2)}
+    return waking, serve_app(create_app(waking, config))
+
+
+def test_a_model_that_loads_is_waited_for(driver: webdriver.Chrome, waking: tuple[WakingBackend, str]) -> None:
+    backend, url = waking
+    browser = Browser(driver, url).open(settings=values(**GREEDY))
+    assert browser.one("#state").text == "loading: 40 % of the weights"
+    browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
+    browser.until(lambda: "Asking again in" in browser.one(".trouble.waiting").text)
+    backend.state_of = {"tested": VariantState("ready")}
+    assert browser.answer()
+    browser.until(lambda: browser.one("#state").text.startswith("ready"))
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (VariantState("scaled_to_zero"), "asleep; starts when asked"),
+        (VariantState("unplaceable", "It needs 1 GPU; this cluster has none."), "cannot run here: It needs 1 GPU; this cluster has none."),
+        (VariantState("failed", "no weights"), "could not be started: no weights"),
+    ],
+)
+def test_each_state_is_told(
+    driver: webdriver.Chrome, waking: tuple[WakingBackend, str], state: VariantState, shown: str
+) -> None:
+    backend, url = waking
+    backend.state_of = {"tested": state}
+    browser = Browser(driver, url).open()
+    assert browser.one("#state").text == shown
+    assert browser.one("#state").get_attribute("data-state") == state.state
+    assert shown.split(":")[0] in Select(browser.one("#model")).options[0].text
+    if state.state == "unplaceable":
+        browser.one("#prompt").send_keys("hi", Keys.ENTER)
+        browser.until(lambda: browser.all(".trouble"))
+        assert "this cluster has none" in browser.one(".trouble").text
+
+
+def test_a_key_is_asked_for_and_sent(
+    driver: webdriver.Chrome, backend: LocalBackend, config: AppConfig, serve_app: Callable[[FastAPI], str]
+) -> None:
+    guarded = AppConfig.model_validate({**config.model_dump(), "auth": {"key_hashes": [hash_of("open sesame")]}})
+    browser = Browser(driver, serve_app(create_app(backend, guarded)))
+    driver.get(f"{browser.url}/health")
+    driver.execute_script("localStorage.clear()")
+    driver.get(f"{browser.url}/ui")
+    browser.until(lambda: "asks for an API key" in browser.one("#state").text)
+    browser.one("#open-settings").click()
+    browser.one("#key").send_keys("open sesame", Keys.TAB)
+    browser.until(lambda: browser.one("#state").get_attribute("data-state") == "ready")
+    assert browser.ask("hi")
+    browser.press("Show as curl")
+    assert "open sesame" not in browser.one("#curl pre").text
+
+
+def test_a_server_that_goes_away_is_told(browser: Browser) -> None:
+    browser.open()
+    browser.driver.execute_cdp_cmd("Network.enable", {})
+    offline: Mapping[str, Any] = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", dict(offline))
+    try:
+        browser.one("#prompt").send_keys("hi", Keys.ENTER)
+        browser.until(lambda: browser.all(".trouble"))
+        assert browser.one(".trouble").text == "The server cannot be reached."
+    finally:
+        browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**offline, "offline": False})
+        browser.complaints()
+
+
+def test_it_fits_a_phone(browser: Browser) -> None:
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True}
+    )
+    try:
+        browser.open(settings=values(**GREEDY))
+        browser.ask(QUESTION)
+        widths = browser.driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1] == 390
+        assert not browser.one("#new").is_displayed()
+        browser.one("#open-side").click()
+        browser.until(lambda: browser.one("#new").is_displayed())
+        browser.until(lambda: browser.one("#side").rect["x"] == 0)
+        browser.one("#new").click()
+        browser.until(lambda: not browser.one("#new").is_displayed())
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_keyboard_reaches_everything_and_nothing_is_nameless(browser: Browser) -> None:
+    browser.open(settings=values(**GREEDY))
+    browser.ask(QUESTION)
+    nameless = browser.driver.execute_script(
+        """return [...document.querySelectorAll("button, select, input, textarea")].filter(e =>
+            !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    reached = set()
+    for _ in range(40):
+        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+        reached.add(browser.driver.execute_script("const e = document.activeElement; return e.id || e.textContent"))
+    assert {"theme", "new", "model", "open-settings", "prompt", "send", "Copy", "Edit", "Regenerate", "Show as curl"} <= reached
+
+
+@pytest.mark.parametrize("chosen", ["light", "dark"])
+def test_light_and_dark(browser: Browser, tmp_path: Path, chosen: str) -> None:
+    browser.open(theme=chosen)
+    ground = browser.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert ground == {"light": "rgb(251, 250, 248)", "dark": "rgb(21, 23, 26)"}[chosen]
+    picture = tmp_path / "page.png"
+    assert browser.driver.save_screenshot(str(picture))
+    assert picture.stat().st_size > 10_000
