@@ -133,14 +133,15 @@ class AuthConfig(StrictModel):
     """Who may ask."""
 
     key_hashes: tuple[str, ...] = ()
-    """SHA-256, in hex, of each API key that is accepted; none: nobody is asked for a key. `phi3-serve key` makes one."""
+    """SHA-256, in hex, of each API key that is accepted; none: nobody is asked for one. `phi3-serve key` makes it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for number, key_hash in enumerate(self.key_hashes):
             if not re.fullmatch(r"[0-9a-f]{64}", key_hash):
                 raise ValueError(
-                    f"key_hashes[{number}] must be 64 hexadecimal digits, the SHA-256 of a key; `phi3-serve key` makes both"
+                    f"key_hashes[{number}] must be 64 hexadecimal digits, the SHA-256 of a key; "
+                    "`phi3-serve key` makes both"
                 )
         return self
 

@@ -50,10 +50,20 @@ class RawPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt as the ids of its tokens, taken as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A rendered conversation: control tokens and text, apart."""
 
     segments: tuple[Special | Text, ...]
+
+
+Prompt = RawPrompt | TokenPrompt | Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +72,7 @@ class GenerationRequest:
 
     request_id: str
     model: str
-    prompt: RawPrompt | Conversation
+    prompt: Prompt
     parameters: GenerationParameters
     stream: bool = False
     clean_up_tokenization_spaces: bool = False

@@ -4,7 +4,7 @@ This file is the only list of them. The API validates against it, the OpenAPI do
 engines read it. The meaning of each is that of ``transformers.generate`` 5.23 (group beams: of 4.55).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -317,6 +317,14 @@ def check_token_ids(parameters: GenerationParameters, vocab_size: int) -> None:
     if len(suppressed) >= vocab_size:
         raise InvalidRequest(
             "`suppress_tokens` holds the whole vocabulary; nothing is left to generate.", "suppress_tokens"
+        )
+
+
+def check_prompt_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    """InvalidRequest where a prompt of token ids names one that the model's vocabulary lacks."""
+    if (worst := max(token_ids, default=0)) >= vocab_size:
+        raise InvalidRequest(
+            f"`prompt` holds token id {worst}; this model's ids go from 0 to {vocab_size - 1}.", "prompt"
         )
 
 

@@ -9,7 +9,7 @@ from phi3_serve.api.failures import refusal
 
 
 class BodyLimitMiddleware:
-    """Refuses a body by its Content-Length before it is read, and a chunked one once it has grown or dragged on too far."""
+    """Refuses a body by its Content-Length before it is read, and a chunked one once it is too long or too slow."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app

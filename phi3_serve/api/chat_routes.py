@@ -14,11 +14,14 @@ from phi3_serve.api.kaito import ChatRequest, ChatResponse
 from phi3_serve.core import Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 
-_FAILURES: dict[int | str, dict[str, Any]] = {
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: sse.DOCUMENTED,
     400: {"description": "A parameter is refused, or contradicts another or the model"},
+    401: {"description": "The server asks for an API key, and this is none of its keys"},
     404: {"description": "The model is not served here"},
     408: {"description": "The request did not finish in time"},
     413: {"description": "The body is too large"},
+    415: {"description": "The body is packed, by a Content-Encoding"},
     422: {"description": "A field has the wrong type or is out of range"},
     429: {"description": "Too many requests are waiting; Retry-After says when to come again"},
     503: {"description": "The model is loading (then with Retry-After), or cannot run here"},
@@ -42,12 +45,12 @@ def chat_router(answering: Answering) -> APIRouter:
         async with aclosing(events):
             return JSONResponse(kaito.from_done(await last(events), body, request))
 
-    @router.post("/chat", response_model=ChatResponse, responses=_FAILURES)
+    @router.post("/chat", response_model=ChatResponse, responses=_ANSWERS)
     async def chat(body: ChatRequest) -> Response:
         """Continue a prompt, or answer a conversation."""
         return await answer(body, body.model)
 
-    @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_FAILURES)
+    @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_ANSWERS)
     async def chat_with(model: str, body: ChatRequest) -> Response:
         """As `/chat`, with the model named by the path: a KAITO client needs only a new base URL."""
         return await answer(body, model)

@@ -4,7 +4,7 @@ Source: the API reference as the ``openai`` SDK 3.57 types it. Every field that 
 name with the reason; a null, or the value that asks for nothing, passes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from phi3_serve import core
 from phi3_serve.api.fields import GenerateKwargs, number
-from phi3_serve.core import GenerationRequest, RawPrompt
+from phi3_serve.core import GenerationRequest, RawPrompt, TokenPrompt
 from phi3_serve.errors import InvalidRequest, nearest
 from phi3_serve.parameters import MAX_SEQUENCES, MAX_TOP_LOGPROBS, NAMES, Characters, GenerationParameters, StopString
 from phi3_serve.text.template import render
 
 MAX_PROMPTS = 16
+# Most ids of a prompt: the longest context of the family. The vocabulary is checked where it is known.
+TokenIds = Annotated[list[Annotated[int, Ge(0), number("prompt")]], Len(1, 131_072)]
 _WHOLE_CONTEXT = 2**31 - 1  # as max_length it is cut to the model's context
 # temperature 1 and nothing cut off: what OpenAI documents, and not transformers' greedy choice or its top_k of 50
 _SAMPLED = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=_WHOLE_CONTEXT)
@@ -213,17 +215,45 @@ class CompletionRequest(Body):
         }
     )
 
-    prompt: Characters | Annotated[list[Characters], Len(1, MAX_PROMPTS)]
-    """The text to continue, or several; used as it is: control tokens that it spells are control tokens."""
+    prompt: (
+        Characters
+        | Annotated[list[Characters], Len(1, MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Len(1, MAX_PROMPTS)]
+    )
+    """The text to continue, or its token ids, or several of either; used as it is: control tokens that it spells are
+    control tokens."""
     echo: bool | None = None
     """Put the prompt before the answer."""
     logprobs: Annotated[int, Ge(0), Le(5), number("logprobs")] | None = None
     """Give the log-probability of each token and of so many of the likeliest; not with stream or echo."""
 
     @property
-    def prompts(self) -> list[str]:
-        """The prompts as a list."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> list[RawPrompt | TokenPrompt]:
+        """The prompts as a list.
+
+        Raises:
+            InvalidRequest: one of them is empty.
+        """
+        is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        several: Sequence[Any] = [self.prompt] if is_one else self.prompt
+        for number_, prompt in enumerate(several, 1):
+            if not prompt:
+                raise InvalidRequest(f"Prompt {number_} is empty; there is nothing to continue.", "prompt")
+        return [RawPrompt(p) if isinstance(p, str) else TokenPrompt(tuple(p)) for p in several]
+
+    def echoed(self) -> list[str]:
+        """What stands before each answer.
+
+        Raises:
+            InvalidRequest: echo of token ids.
+        """
+        if not self.echo:
+            return []
+        texts = [prompt.text for prompt in self.prompts if isinstance(prompt, RawPrompt)]
+        if len(texts) < len(self.prompts):
+            raise InvalidRequest("`echo` is not offered for a prompt of token ids.", "echo")
+        return [text for text in texts for _ in range(self.n or 1)]
 
     def most_tokens(self) -> int | None:
         """Most tokens of the answer: OpenAI's 16, where the caller says nothing."""
@@ -252,11 +282,7 @@ def completion_requests(
     body: CompletionRequest, *, model: str, timeout_s: float, request_id: str
 ) -> list[GenerationRequest]:
     """What the body asks of a replica, prompt by prompt."""
-    for number_, prompt in enumerate(body.prompts):
-        if not prompt:
-            raise InvalidRequest(f"Prompt {number_ + 1} is empty; there is nothing to continue.", "prompt")
-    prompts = [RawPrompt(prompt) for prompt in body.prompts]
-    return _requests(body, prompts, model=model, timeout_s=timeout_s, request_id=request_id)
+    return _requests(body, body.prompts, model=model, timeout_s=timeout_s, request_id=request_id)
 
 
 def parameters_of(body: Body) -> GenerationParameters:
@@ -297,7 +323,7 @@ def parameters_of(body: Body) -> GenerationParameters:
 
 
 def _requests(
-    body: Body, prompts: "list[RawPrompt] | list[core.Conversation]", *, model: str, timeout_s: float, request_id: str
+    body: Body, prompts: Sequence[core.Prompt], *, model: str, timeout_s: float, request_id: str
 ) -> list[GenerationRequest]:
     parameters = parameters_of(body)
     answers = _answers(parameters, body.n or 1)

@@ -24,9 +24,11 @@ from phi3_serve.text.stop import StopText
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"description": "A field is refused, has the wrong type, is out of range, or contradicts another"},
+    401: {"description": "The server asks for an API key, and this is none of its keys"},
     404: {"description": "The model is not served here"},
     408: {"description": "The request did not finish in time"},
     413: {"description": "The body is too large"},
+    415: {"description": "The body is packed, by a Content-Encoding"},
     429: {"description": "Too many requests are waiting; Retry-After says when to come again"},
     503: {"description": "The model is loading (then with Retry-After), or cannot run here"},
 }
@@ -53,7 +55,7 @@ def openai_router(answering: Answering) -> APIRouter:
         found = answering.model_named(name)
         return await model(next(m for m in answering.config.models if m.served_name == found))
 
-    @router.post("/chat/completions", response_model=Answer)
+    @router.post("/chat/completions", response_model=Answer, responses={200: sse.DOCUMENTED})
     async def chat_completions(body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
         name, request_id = answering.model_named(body.model), uuid.uuid4().hex
@@ -61,13 +63,12 @@ def openai_router(answering: Answering) -> APIRouter:
         shape = Shape(is_chat=True, model=name, id=f"chatcmpl-{request_id}", stops=body.stops)
         return await _answer(answering, body, requests, shape)
 
-    @router.post("/completions", response_model=Answer)
+    @router.post("/completions", response_model=Answer, responses={200: sse.DOCUMENTED})
     async def completions(body: CompletionRequest) -> Response:
         """Continue a text."""
         name, request_id = answering.model_named(body.model), uuid.uuid4().hex
         requests = openai.completion_requests(body, model=name, timeout_s=timeout_s, request_id=request_id)
-        echoed = [prompt for prompt in body.prompts for _ in range(body.n or 1)] if body.echo else []
-        shape = Shape(is_chat=False, model=name, id=f"cmpl-{request_id}", stops=body.stops, echoed=echoed)
+        shape = Shape(is_chat=False, model=name, id=f"cmpl-{request_id}", stops=body.stops, echoed=body.echoed())
         return await _answer(answering, body, requests, shape)
 
     return router

@@ -7,6 +7,11 @@ MEDIA_TYPE = "text/event-stream"
 # No proxy may hold events back: nginx reads X-Accel-Buffering.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 END = b"data: [DONE]\n\n"
+# For the OpenAPI document, beside the JSON of the plain answer.
+DOCUMENTED: dict[str, Any] = {
+    "description": "The answer; with stream, the events that make it",
+    "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+}
 
 
 def event(data: Any, name: str | None = None) -> bytes:

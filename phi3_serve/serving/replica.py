@@ -24,7 +24,7 @@ from phi3_serve.core import (
     Usage,
 )
 from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, RequestTimeout
-from phi3_serve.parameters import check_token_ids, kept_by_hole, lengths, resolve
+from phi3_serve.parameters import check_prompt_ids, check_token_ids, kept_by_hole, lengths, resolve
 from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Replica:
         check_token_ids(parameters, self._loaded.vocab_size)
         context = self._loaded.context_length
         ids = self._tokenizer.encode(request.prompt)
+        check_prompt_ids(ids, self._loaded.vocab_size)
         if not ids:
             raise InvalidRequest("The prompt holds no token.", "prompt")
         if request.truncate_prompt:

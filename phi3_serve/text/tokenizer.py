@@ -15,7 +15,7 @@ from typing import cast
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from phi3_serve.core import Conversation, RawPrompt, Special
+from phi3_serve.core import Prompt, RawPrompt, Special, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.template import SPECIAL_TOKENS
@@ -48,7 +48,7 @@ class Phi3Tokenizer:
         self._visible_ids = frozenset(backend.get_vocab().values()) - control_ids
         self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
-    def encode(self, prompt: RawPrompt | Conversation) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids.
 
         Raises:
@@ -56,6 +56,8 @@ class Phi3Tokenizer:
         """
         if isinstance(prompt, RawPrompt):
             return self._tokenizer.encode(prompt.prefix + prompt.text).ids
+        if isinstance(prompt, TokenPrompt):
+            return list(prompt.token_ids)
         for segment in prompt.segments:
             if isinstance(segment, Special) and segment.token not in self._names:
                 raise InvalidRequest(

@@ -39,11 +39,13 @@ def guarded(backend: LocalBackend, config: AppConfig) -> Iterator[TestClient]:
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 def test_each_key_opens(guarded: TestClient, key: str, scheme: str) -> None:
-    headers = {"Authorization": f"{scheme} {key}".encode()}
+    headers = {b"Authorization": f"{scheme} {key}".encode()}
     assert guarded.post("/chat", json=QUESTION, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic first-key", "first-key"])
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic first-key", "first-key"]
+)
 def test_no_other_does(guarded: TestClient, authorization: str | None) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
     refused = guarded.post("/chat", json=QUESTION, headers=headers)
@@ -82,7 +84,7 @@ def test_our_client_sends_its_key(backend: LocalBackend, config: AppConfig, serv
 def test_an_id_comes_back_cleaned(client: TestClient) -> None:
     assert client.get("/", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     sent = b"\x1b[31m" + b"a" * 10_000 + b"\x1b[0m"
-    assert client.get("/", headers={"x-request-id": sent}).headers["x-request-id"] == "31m" + "a" * 125
+    assert client.get("/", headers={b"x-request-id": sent}).headers["x-request-id"] == "31m" + "a" * 125
     first, second = (client.get("/").headers["x-request-id"] for _ in range(2))
     assert first != second
     assert cleaned_id("\n\r ") != ""
@@ -133,7 +135,9 @@ def test_a_body_that_stops_coming_is_given_up(backend: LocalBackend, config: App
     limits = {"body_timeout_s": 0.3, "max_body_bytes": 10_000}
     url = urlsplit(serve_app(create_app(backend, with_args(config, limits=limits))))
     with socket.create_connection((url.hostname or "", url.port or 0)) as connection:
-        connection.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(
+            b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
         began = time.monotonic()
         answer = connection.recv(10_000)
         assert b" 408 " in answer.split(b"\r\n")[0]
@@ -163,9 +167,7 @@ def test_prompts_are_not_logged(client: TestClient, backend: LocalBackend, caplo
     assert secret not in caplog.text
 
 
-def test_a_failure_that_nobody_expected_names_the_request(
-    config: AppConfig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failure_that_nobody_expected_names_the_request(config: AppConfig, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         async def states(self) -> Any:
             await asyncio.sleep(0)

@@ -13,8 +13,9 @@ from openai import AsyncOpenAI, OpenAI
 from starlette.testclient import TestClient
 
 from phi3_serve.api.openai import REFUSED, ChatCompletionRequest, CompletionRequest
-from phi3_serve.core import VariantState
+from phi3_serve.core import RawPrompt, VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded
+from phi3_serve.serving.replica import Replica
 from tests.support import ENDLESS, LocalBackend
 
 QUESTION: list[Any] = [{"role": "user", "content": "How to explain Internet for a medieval knight?"}]
@@ -55,6 +56,28 @@ def test_the_answer_is_that_of_chat(sdk: OpenAI, client: TestClient) -> None:
     assert answer.usage
     assert answer.usage.completion_tokens == 24
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 24
+
+
+def test_text_completions_take_token_ids(sdk: OpenAI, replica: Replica) -> None:
+    ids = replica._tokenizer.encode(RawPrompt(PROMPT))
+    expected = sdk.completions.create(prompt=PROMPT, **GREEDY).choices[0].text
+    assert sdk.completions.create(prompt=ids, **GREEDY).choices[0].text == expected
+    several = sdk.completions.create(prompt=[ids, ids[:3]], **GREEDY)
+    assert [c.text == expected for c in several.choices] == [True, False]
+    wrong: list[tuple[Any, str]] = [
+        ([704], "from 0 to 703"),
+        ([-1], "prompt"),
+        ([True], "prompt"),
+        ([[]], "prompt"),
+        ([], "prompt"),
+        ([1.5], "prompt"),
+        (["a", 5], "prompt"),
+    ]
+    for prompt, message in wrong:
+        with pytest.raises(openai.BadRequestError, match=message):
+            sdk.completions.create(prompt=prompt, **GREEDY)
+    with pytest.raises(openai.BadRequestError, match="`echo` is not offered for a prompt of token ids"):
+        sdk.completions.create(prompt=ids, echo=True, **GREEDY)
 
 
 def test_text_completions_take_a_raw_prompt(sdk: OpenAI, client: TestClient) -> None:

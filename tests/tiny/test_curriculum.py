@@ -44,8 +44,8 @@ def test_a_quotient_comes_back() -> None:
     for _ in range(1000):
         answer = lesson.dialogue(draw).last.answer
         if "it is" in answer:
-            b, quotient, a = map(int, re.findall(r"\d+", answer)[:3])
-            assert b * quotient == a
+            factor, other, product = map(int, re.findall(r"\d+", answer)[:3])
+            assert factor * other == product
         elif "zero" not in answer:
             a, b, quotient, remainder = re.search(r"(\d+) / (\d+) = (\d+)(?:, remainder (\d+))?\.", answer).groups()  # type: ignore[union-attr]
             assert divmod(int(a), int(b)) == (int(quotient), int(remainder or 0))

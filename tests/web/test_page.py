@@ -45,7 +45,9 @@ class Browser:
         self.driver.get(f"{self.url}/health")
         self.driver.execute_script("localStorage.clear()")
         for name, value in kept.items():
-            self.driver.execute_script("localStorage.setItem(arguments[0], arguments[1])", f"phi3.{name}", json.dumps(value))
+            self.driver.execute_script(
+                "localStorage.setItem(arguments[0], arguments[1])", f"phi3.{name}", json.dumps(value)
+            )
         self.complaints()  # /health has no icon
         self.driver.get(f"{self.url}/ui")
         self.until(lambda: self.one("#state").get_attribute("data-state") != "away")
@@ -76,7 +78,7 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What Chromium's console says went wrong."""
-        return [line["message"] for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
+        return [line["message"] for line in self.driver.get_log("browser")  # type: ignore[no-untyped-call] if line["level"] == "SEVERE"]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,16 @@ def test_text_is_inert(browser: Browser) -> None:
     turns = [{"role": "user", "content": wicked}, {"role": "assistant", "content": f"{wicked}\n\n{fenced}"}]
     browser.open(talks=[{"id": "1", "title": wicked, "turns": turns}], current="1")
     text = browser.one(".turn.assistant .text")
-    assert [e.tag_name for e in text.find_elements(By.CSS_SELECTOR, "*")] == ["p", "strong", "code", "pre", "code", "ul", "li", "li"]
+    assert [e.tag_name for e in text.find_elements(By.CSS_SELECTOR, "*")] == [
+        "p",
+        "strong",
+        "code",
+        "pre",
+        "code",
+        "ul",
+        "li",
+        "li",
+    ]
     assert "<img src=x onerror='window.ran = true'>" in text.text
     assert "<b>not bold</b>" in text.text
     assert browser.one(".turn.user .text").text == wicked
@@ -177,6 +188,7 @@ def test_text_is_inert(browser: Browser) -> None:
 
 @pytest.mark.parametrize("how", ["escape", "button"])
 def test_an_answer_can_be_stopped(browser: Browser, backend: LocalBackend, how: str) -> None:
+    engine: Any = backend.replica._engine
     browser.open(settings=values(max_new_tokens=2000, **ENDLESS))
     browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
     browser.until(lambda: len(browser.one(".turn.assistant .text").text) > 20)
@@ -191,7 +203,7 @@ def test_an_answer_can_be_stopped(browser: Browser, backend: LocalBackend, how: 
     assert browser.one(".turn.assistant .figures").text.startswith("stopped")
     time.sleep(0.5)
     assert browser.answer() == kept
-    browser.until(lambda: not backend.replica._engine._scheduler.has_work, 3)
+    browser.until(lambda: not engine._scheduler.has_work, 3)
 
 
 def test_regenerate_edit_and_carry_on(browser: Browser) -> None:
@@ -243,11 +255,16 @@ def test_every_parameter_has_its_place_meaning_and_range(browser: Browser, clien
     browser.until(lambda: browser.all("#p-temperature"))
     properties = client.get("/openapi.json").json()["components"]["schemas"]["GenerationParameters"]["properties"]
     shown = {f.get_attribute("id").removeprefix("p-") for f in browser.all("#settings [id^='p-']")}  # type: ignore[union-attr]
-    assert set(properties) - shown == {"num_return_sequences", "top_logprobs", "output_scores", "return_dict_in_generate"}
+    assert set(properties) - shown == {
+        "num_return_sequences",
+        "top_logprobs",
+        "output_scores",
+        "return_dict_in_generate",
+    }
     browser.one("#open-settings").click()
     field = browser.one("#p-top_p").find_element(By.XPATH, "..")
     assert properties["top_p"]["description"] in field.text
-    assert "from 0 to 1." in field.text
+    assert "From 0 to 1." in field.text
     assert browser.one("#p-top_p").get_attribute("placeholder") == "default: 1"
 
 
@@ -304,7 +321,10 @@ def test_a_model_that_loads_is_waited_for(driver: webdriver.Chrome, waking: tupl
     ("state", "shown"),
     [
         (VariantState("scaled_to_zero"), "asleep; starts when asked"),
-        (VariantState("unplaceable", "It needs 1 GPU; this cluster has none."), "cannot run here: It needs 1 GPU; this cluster has none."),
+        (
+            VariantState("unplaceable", "It needs 1 GPU; this cluster has none."),
+            "cannot run here: It needs 1 GPU; this cluster has none.",
+        ),
         (VariantState("failed", "no weights"), "could not be started: no weights"),
     ],
 )
@@ -385,7 +405,18 @@ def test_the_keyboard_reaches_everything_and_nothing_is_nameless(browser: Browse
     for _ in range(40):
         browser.driver.switch_to.active_element.send_keys(Keys.TAB)
         reached.add(browser.driver.execute_script("const e = document.activeElement; return e.id || e.textContent"))
-    assert {"theme", "new", "model", "open-settings", "prompt", "send", "Copy", "Edit", "Regenerate", "Show as curl"} <= reached
+    assert {
+        "theme",
+        "new",
+        "model",
+        "open-settings",
+        "prompt",
+        "send",
+        "Copy",
+        "Edit",
+        "Regenerate",
+        "Show as curl",
+    } <= reached
 
 
 @pytest.mark.parametrize("chosen", ["light", "dark"])
