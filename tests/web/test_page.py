@@ -78,7 +78,8 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What Chromium's console says went wrong."""
-        return [line["message"] for line in self.driver.get_log("browser")  # type: ignore[no-untyped-call] if line["level"] == "SEVERE"]
+        lines = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [line["message"] for line in lines if line["level"] == "SEVERE"]
 
 
 @pytest.fixture(scope="module")
