@@ -87,6 +87,9 @@ def bench_http(
     concurrency: Annotated[str, typer.Option(help="Streams at once; several with commas.")] = "1,16",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, which warms up.")] = 5,
+    engine: Annotated[
+        Path | None, typer.Option(help="A checkpoint: the engine alone over it takes part. `embedded`: phi-3-tiny's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a running server through its endpoints: time to the first token, tokens per second."""
@@ -98,6 +101,7 @@ def bench_http(
         concurrency=_counts("--concurrency", concurrency),
         new_tokens=new_tokens,
         rounds=rounds,
+        engine=catalogue.EMBEDDED_TINY if engine == Path("embedded") else engine,
     )
     try:
         http.run(settings, as_json=as_json)

@@ -11,14 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from phi3_serve.bench.alone import EngineAlone, Stream
+from phi3_serve.bench.apart import Apart
 from phi3_serve.client import Client, Unreachable
 
+ENGINE = "the engine alone"
 QUESTION = "How to explain Internet for a medieval knight?"
 Body = Mapping[str, Any]
 
@@ -32,20 +37,7 @@ class Settings:
     concurrency: tuple[int, ...]
     new_tokens: int  # at most
     rounds: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """One answer as it came."""
-
-    first_token_s: float
-    seconds: float
-    num_tokens: int
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Of this answer, from the request to the end."""
-        return self.num_tokens / self.seconds
+    engine: Path | None  # the checkpoint that the server runs, for the engine alone beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +61,34 @@ def run(settings: Settings, *, as_json: bool) -> None:
     """
     lines = list(measure(settings))
     if as_json:
-        print(json.dumps({"settings": asdict(settings), "lines": [asdict(line) for line in lines]}))
+        print(
+            json.dumps(
+                {
+                    "settings": {**asdict(settings), "engine": str(settings.engine)},
+                    "lines": [asdict(line) for line in lines],
+                }
+            )
+        )
     else:
         Console(width=None if sys.stdout.isatty() else 130).print(_table(settings, lines))
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """All endpoints take turns within a round; the first round only warms up."""
-    cases = [(endpoint, at_once) for endpoint in ENDPOINTS for at_once in settings.concurrency]
+    """All endpoints, and the engine alone, take turns within a round; the first round only warms up."""
+    contestants = [*([ENGINE] if settings.engine else []), *ENDPOINTS]
+    alone = Apart(partial(_engine_alone, settings.engine), num_threads=1) if settings.engine else None
+    cases = [(endpoint, at_once) for endpoint in contestants for at_once in settings.concurrency]
     found: dict[tuple[str, int], list[tuple[float, list[Stream]]]] = {case: [] for case in cases}
     for number in track(range(settings.rounds + 1), "Measuring", console=Console(stderr=True)):
         for endpoint, at_once in cases:
-            seconds, streams = _at_once(settings, endpoint, at_once)
+            if alone and endpoint == ENGINE:
+                seconds, streams = alone.call("streams", at_once, settings.new_tokens)
+            else:
+                seconds, streams = _at_once(settings, endpoint, at_once)
             if number:
                 found[endpoint, at_once].append((seconds, streams))
+    if alone:
+        alone.close()
     for (endpoint, at_once), runs in found.items():
         streams = [stream for _, of_run in runs for stream in of_run]
         yield Line(
@@ -94,6 +100,12 @@ def measure(settings: Settings) -> Iterator[Line]:
             statistics.median(s.tokens_per_s for s in streams),
             statistics.median(sum(s.num_tokens for s in of_run) / seconds for seconds, of_run in runs),
         )
+
+
+def _engine_alone(checkpoint: Path) -> EngineAlone:
+    engine = EngineAlone(checkpoint)
+    engine.set_question(QUESTION)
+    return engine
 
 
 def _at_once(settings: Settings, endpoint: str, number: int) -> tuple[float, list[Stream]]:

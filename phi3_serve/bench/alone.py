@@ -1,0 +1,87 @@
+"""The engine without a server around it, streaming: what HTTP, Ray and text are measured against."""
+
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Message, NewTokens
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.loader import load
+from phi3_serve.parameters import GenerationParameters, lengths, resolve
+from phi3_serve.text.template import render
+from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One answer as it came."""
+
+    first_token_s: float
+    seconds: float
+    num_tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of this answer, from the request to the end."""
+        return self.num_tokens / self.seconds
+
+
+class EngineAlone:
+    """The engine over a checkpoint on the CPU."""
+
+    def __init__(self, directory: Path) -> None:
+        self._loaded = load("alone", str(directory), None, device="cpu", dtype="float32")
+        self._engine = Engine(self._loaded, max_waiting=1 << 20, releases_weights=True)
+        self._prompt: Sequence[int] = ()
+        self._asked = 0
+
+    def set_question(self, question: str) -> None:
+        """What every stream asks; encoded here, as the replica does it before the engine is asked."""
+        tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
+        self._prompt = tokenizer.encode(render([Message("user", question)]))
+
+    def streams(self, number: int, new_tokens: int) -> tuple[float, list[Stream]]:
+        """So many greedy answers at once: seconds for all, and each as it came."""
+        events: queue.Queue[tuple[int, float, EngineEvent]] = queue.Queue()
+        began = time.perf_counter()
+        for index in range(number):
+            self._engine.submit(
+                self._request(new_tokens),
+                lambda event, index=index: events.put((index, time.perf_counter(), event)),  # type: ignore[misc]
+            )
+        first: dict[int, float] = {}
+        tokens = [0] * number
+        done: list[Stream] = []
+        while len(done) < number:
+            index, now, event = events.get(timeout=_TIMEOUT_S)
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, NewTokens):
+                first.setdefault(index, now - began)
+                tokens[index] += len(event.token_ids)
+            else:
+                done.append(Stream(first.get(index, now - began), now - began, tokens[index]))
+        return time.perf_counter() - began, done
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._engine.close()
+
+    def _request(self, new_tokens: int) -> EngineRequest:
+        asked = GenerationParameters(do_sample=False, max_new_tokens=new_tokens)
+        parameters = resolve(asked, self._loaded.defaults)
+        total = lengths(parameters, prompt=len(self._prompt), prefix=0, context=self._loaded.context_length)
+        self._asked += 1
+        return EngineRequest(
+            request_id=f"alone-{self._asked}",
+            prompt_ids=tuple(self._prompt),
+            parameters=parameters,
+            min_length=total.min_length,
+            max_length=total.max_length,
+            stream=True,
+            deadline=time.monotonic() + _TIMEOUT_S,
+        )
