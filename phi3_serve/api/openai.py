@@ -185,7 +185,8 @@ class ChatCompletionRequest(Body):
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
     """Most tokens of the answer; the newer name of max_tokens, over which it wins."""
     logprobs: bool | None = None
-    """Give the log-probability of each token, under the model's own scores; not with stream."""
+    """Give the log-probability of each token, under the model's own scores; in a stream all of them come
+    with the finish_reason."""
     top_logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS), number("top_logprobs")] | None = None
     """Give so many of the likeliest tokens at each place; needs logprobs."""
 
@@ -226,7 +227,8 @@ class CompletionRequest(Body):
     echo: bool | None = None
     """Put the prompt before the answer."""
     logprobs: Annotated[int, Ge(0), Le(5), number("logprobs")] | None = None
-    """Give the log-probability of each token and of so many of the likeliest; not with stream or echo."""
+    """Give the log-probability of each token and of so many of the likeliest; not with echo. In a stream
+    all of them come with the finish_reason."""
 
     @property
     def prompts(self) -> list[RawPrompt | TokenPrompt]:
@@ -300,8 +302,6 @@ def parameters_of(body: Body) -> GenerationParameters:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
     top_logprobs = body.top_logprobs_wanted()
-    if top_logprobs is not None and body.stream:
-        raise InvalidRequest("`logprobs` is not offered with `stream`; send one of them.", "logprobs")
     temperature = body.temperature if given.temperature is None else given.temperature
     if temperature == 0:  # transformers calls that do_sample false, and refuses the number
         given = replace(given, temperature=None)

@@ -92,9 +92,10 @@ class Shape:
         """The next piece of a choice's text."""
         return self._part(index, {"content": text} if self.is_chat else text, None)
 
-    def end(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """How a choice ended."""
-        return self._part(index, {} if self.is_chat else "", finish_reason)
+    def end(self, index: int, completion: Completion) -> dict[str, Any]:
+        """How a choice ended, with the log-probabilities of all its tokens where they were asked for."""
+        part = self._part(index, {} if self.is_chat else "", completion.sequence.finish_reason)
+        return {**part, "logprobs": self._logprobs(completion, self._cut(completion.text))}
 
     def before(self, index: int) -> str:
         """What is echoed before a choice's text."""
@@ -105,16 +106,22 @@ class Shape:
         return {"index": index, key: content, "logprobs": None, "finish_reason": finish_reason}
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        stop = StopText(self.stops)
-        text = self.before(index) + stop.add(completion.text) + stop.finish()
+        text = self.before(index) + self._cut(completion.text)
         content = (
             {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
         )
-        logprobs = None
-        if completion.sequence.logprobs is not None:
-            tokens = _scored_tokens(completion, text)
-            logprobs = {"content": tokens, "refusal": None} if self.is_chat else _in_columns(tokens)
+        logprobs = self._logprobs(completion, text)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": completion.sequence.finish_reason}
+
+    def _cut(self, text: str) -> str:
+        stop = StopText(self.stops)
+        return stop.add(text) + stop.finish()
+
+    def _logprobs(self, completion: Completion, text: str) -> dict[str, Any] | None:
+        if completion.sequence.logprobs is None:
+            return None
+        tokens = _scored_tokens(completion, text)
+        return {"content": tokens, "refusal": None} if self.is_chat else _in_columns(tokens)
 
     def _head(self, name: str) -> dict[str, Any]:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}

@@ -158,7 +158,7 @@ class ChoiceStream:
         """What is left at the end: all of the text, where none could be streamed."""
         pieces = [] if self._has_text else self.add(completion.text)
         rest = self._pieces(self._text.finish())
-        return [*pieces, *rest, self._shape.end(self._index, completion.sequence.finish_reason)]
+        return [*pieces, *rest, self._shape.end(self._index, completion)]
 
     def _pieces(self, text: str) -> list[dict[str, Any]]:
         opening = None if self._has_begun else self._shape.first(self._index)

@@ -220,6 +220,23 @@ def test_logprobs(sdk: OpenAI) -> None:
     assert (old.logprobs.text_offset or [])[:2] == [0, len((old.logprobs.tokens or [""])[0])]
 
 
+@pytest.mark.parametrize("stop", [None, ["e"]])
+def test_a_stream_has_the_same_logprobs(sdk: OpenAI, stop: list[str] | None) -> None:
+    asked: dict[str, Any] = {**GREEDY, "stop": stop}
+    plain = sdk.chat.completions.create(messages=QUESTION, logprobs=True, top_logprobs=2, **asked).choices[0]
+    chunks = sdk.chat.completions.create(messages=QUESTION, logprobs=True, top_logprobs=2, stream=True, **asked)
+    streamed = [choice for chunk in chunks for choice in chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in streamed) == plain.message.content
+    assert streamed[-1].finish_reason == plain.finish_reason
+    assert streamed[-1].logprobs
+    assert plain.logprobs
+    assert streamed[-1].logprobs.model_dump() == plain.logprobs.model_dump()
+    assert all(choice.logprobs is None for choice in streamed[:-1])
+    columns = sdk.completions.create(prompt=PROMPT, logprobs=2, **asked).choices[0].logprobs
+    parts = list(sdk.completions.create(prompt=PROMPT, logprobs=2, stream=True, **asked))
+    assert parts[-1].choices[0].logprobs == columns
+
+
 def test_logit_bias_and_penalties(sdk: OpenAI, client: TestClient) -> None:
     forced = sdk.chat.completions.create(messages=QUESTION, logit_bias={"400": 100}, **{**GREEDY, "max_tokens": 3})
     expected = chat(client, do_sample=False, max_new_tokens=3, sequence_bias=[[[400], 100.0]])
@@ -287,7 +304,6 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"temperature": True}, "temperature", "does not take true or false"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
-        ({"logprobs": True, "stream": True}, "logprobs", "not offered with `stream`"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs `stream`"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "keys are token ids"),
         ({"logit_bias": {"99999": 1}}, "sequence_bias", "ids go from 0 to 703"),
