@@ -14,6 +14,19 @@ logger = logging.getLogger("phi3_serve")
 SECONDS_BETWEEN_LINES = 2.0
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """While the context lasts, ``listener`` gets each line of progress too."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 def human_bytes(count: float) -> str:
     """``count`` bytes in the unit that a person would use."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -45,14 +58,11 @@ class Progress:
 
     def _log(self) -> None:
         percent = 100 * self.done_bytes / self.total_bytes if self.total_bytes else 100
-        logger.info(
-            "%s: %.0f %% (%s of %s, %.1f s)",
-            self.what,
-            min(percent, 100),
-            human_bytes(self.done_bytes),
-            human_bytes(self.total_bytes),
-            time.monotonic() - self._begun,
-        )
+        counted = f"{human_bytes(self.done_bytes)} of {human_bytes(self.total_bytes)}"
+        line = f"{self.what}: {min(percent, 100):.0f} % ({counted}, {time.monotonic() - self._begun:.1f} s)"
+        logger.info("%s", line)
+        for listener in _listeners:
+            listener(line)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import ray
@@ -12,6 +13,7 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
+from phi3_serve.serving import board
 from phi3_serve.serving.placement import Placement
 
 logger = logging.getLogger("ray.serve")
@@ -74,13 +76,16 @@ class ClusterView:
             model: variant_state(
                 deployments.get(deployment_name(model)),
                 None if self._elastic else placement.missing_from(nodes),
+                partial(board.told, model),
             )
             for model, placement in self._placements.items()
         }
 
 
-def variant_state(deployment: DeploymentStatusOverview | None, missing: str | None) -> VariantState:
-    """The state of one variant, given its deployment and which resource no node has."""
+def variant_state(
+    deployment: DeploymentStatusOverview | None, missing: str | None, told: Callable[[], str | None] = lambda: None
+) -> VariantState:
+    """The state of one variant, given its deployment, which resource no node has, and what a starting replica tells."""
     replicas = cast(Mapping[str, int], deployment.replica_states) if deployment else {}
     if replicas.get("RUNNING"):
         return VariantState("ready")
@@ -89,7 +94,8 @@ def variant_state(deployment: DeploymentStatusOverview | None, missing: str | No
     if deployment is not None and (reason := _failure(deployment)):
         return VariantState("failed", reason)
     if any(replicas.get(state) for state in STARTING):
-        return VariantState("loading", "Its replica is starting: waiting for a node or loading weights.", RETRY_AFTER_S)
+        words = told() or "Its replica is starting: waiting for a node or loading weights."
+        return VariantState("loading", words, RETRY_AFTER_S)
     return VariantState("scaled_to_zero", "No replica runs; a request starts one.", RETRY_AFTER_S)
 
 

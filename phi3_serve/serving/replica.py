@@ -25,6 +25,7 @@ from phi3_serve.core import (
 )
 from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, RequestTimeout
 from phi3_serve.parameters import check_prompt_ids, check_token_ids, kept_by_hole, lengths, resolve
+from phi3_serve.serving import board
 from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ class Replica:
     ) -> None:
         _log_through_serve()
         try:
-            self._loaded, self._tokenizer, self._engine = _load(
-                name, source, revision, device, dtype, num_threads, max_waiting
-            )
+            with board.telling(name):
+                self._loaded, self._tokenizer, self._engine = _load(
+                    name, source, revision, device, dtype, num_threads, max_waiting
+                )
         except CheckpointError as error:  # Serve's own report of it is fifty lines long
             logger.error("%s cannot be served: %s", name, error.message)
             raise

@@ -66,10 +66,12 @@ from scratch, on dialogues that a program wrote. `make serve` serves it.
 ![The loss over the tokens seen]({LOSS_PLOT})
 
 ## What it can do
-{QUESTIONS_PER_KIND} questions of each kind, answered greedily, measured by `python -m phi3_serve.tiny.exam`. Numbers, words and
-names in them, and their wordings, occur in no lesson (a sixth of both is set aside by a hash); facts, such as the capital
-of a country, can only be asked in a new wording. Right is exactly the expected text; for a list, that many different
-things of the kind; for small talk and refusals, one of the taught answers.
+{QUESTIONS_PER_KIND} questions of each kind, answered greedily, measured by `python -m phi3_serve.tiny.exam`. No lesson of
+that kind had their numbers, words or names, nor their wordings: a hash sets a sixth of both aside. The plainest wordings
+are always taught, and a wording that is set aside is made of phrases that other wordings have. A word that is never
+spelled in the lessons may be reversed in them, and facts, such as the capital of a country, can only be asked in a new
+wording. Right is exactly the expected text; for a list, that many different things of the kind; for small talk and
+refusals, one of the taught answers.
 
 | kind | right | goal |
 |---|---|---|
@@ -77,7 +79,8 @@ things of the kind; for small talk and refusals, one of the taught answers.
 
 {sum(mark.passed for mark in goals)} of {len(goals)} goals are reached.
 
-Sums and differences go to three digits, products to 12 × 12 and 99 × 9, quotients back from there.
+Sums, differences and comparisons go to three digits, products to 12 × 12 and 99 × 9, quotients to 12 with divisors to 12;
+up to five numbers below a hundred are put in order.
 
 ## What it says
 Greedy, unedited, from `POST /chat` with `"generate_kwargs": {{"do_sample": false, "max_new_tokens": {LONGEST_ANSWER}}}`.

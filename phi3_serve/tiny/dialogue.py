@@ -1,7 +1,7 @@
 """Dialogues that teach phi-3-tiny and examine it.
 
 A lesson draws one question with its answer. What it draws is either for learning or held out for the exam, by a hash
-of the wording and of the operands, so that the two never meet.
+of the wording and of the operands, so that the two never meet within a kind of question.
 """
 
 import hashlib

@@ -66,6 +66,25 @@ def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield cluster
 
 
+def test_rays_own_headers_lift_no_limit_of_ours(cluster: Cluster) -> None:
+    headers = {
+        "Content-Type": "application/json",
+        "x-request-timeout-seconds": "-1",
+        "x-request-disconnect-disabled": "?1",
+        "serve_multiplexed_model_id": "x",
+        "x-request-id": "mine-1",
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
+    body = {"model": "mine", "prompt": "a", "generate_kwargs": {**LONG, "max_time": 0.2}}
+    began = time.monotonic()
+    connection.request("POST", "/chat", json.dumps(body), headers)
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    assert time.monotonic() - began < 5
+    assert answer.headers.get_all("x-request-id") == ["mine-1"]
+    connection.close()
+
+
 def until_answered(cluster: Cluster, path: str, body: dict[str, Any], seconds: float = 90) -> Any:
     """Ask again while the answer is 503 with Retry-After, as that header says to."""
     end = time.monotonic() + seconds

@@ -45,6 +45,11 @@ def test_state(overview: DeploymentStatusOverview | None, missing: str | None, s
     assert (found.retry_after_s is not None) == (state in ("loading", "scaled_to_zero"))
 
 
+def test_a_starting_replica_tells_how_far_it_is() -> None:
+    found = variant_state(deployment("UPSCALING", STARTING=1), None, lambda: "m: loading weights: 40 %")
+    assert (found.state, found.detail) == ("loading", "m: loading weights: 40 %")
+
+
 def test_a_state_is_plain_data() -> None:
     assert VariantState("ready") == VariantState("ready", "", None)
 

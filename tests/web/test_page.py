@@ -225,6 +225,28 @@ def test_regenerate_edit_and_carry_on(browser: Browser) -> None:
     assert browser.one(".turn.user .text").text == "What is the meaning of life?"
 
 
+@pytest.mark.parametrize("how", ["regenerate", "edit"])
+def test_an_answer_that_runs_can_be_asked_anew(browser: Browser, backend: LocalBackend, how: str) -> None:
+    engine: Any = backend.replica._engine
+    browser.open(settings=values(max_new_tokens=2000, **ENDLESS))
+    browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
+    browser.until(lambda: len(browser.one(".turn.assistant .text").text) > 20)
+    if how == "regenerate":
+        browser.press("Regenerate")
+    else:
+        browser.press("Edit", 0)
+        browser.one("textarea.edit").send_keys(" Really?", Keys.ENTER)
+        browser.until(lambda: browser.one(".turn.user .text").text == f"{QUESTION} Really?")
+    browser.until(lambda: browser.all(".turn.live"))
+    browser.until(lambda: len(browser.one(".turn.assistant .text").text) > 20)
+    assert len(browser.all(".turn")) == 2
+    assert browser.one("#stop").is_displayed()
+    browser.one("#stop").click()
+    browser.until(lambda: not browser.all(".turn.live"))
+    assert len(browser.answer()) > 20
+    browser.until(lambda: not engine._scheduler.has_work, 3)
+
+
 def test_conversations_are_kept_in_the_browser(browser: Browser) -> None:
     browser.open(settings=values(**GREEDY))
     answer = browser.ask(QUESTION)
