@@ -1,6 +1,10 @@
 """What every wire format does with a request: find its model, run it, count it, take its last event."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
 
 from phi3_serve import catalogue
 from phi3_serve.config import AppConfig
@@ -8,8 +12,10 @@ from phi3_serve.core import Backend, Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, UnknownModel, nearest
 from phi3_serve.observability.metrics import RequestMetrics
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads it
 NO_END = "The answer broke off before its end."
 Events = AsyncGenerator[Delta | Done, None]
+T = TypeVar("T")
 
 
 class Answering:
@@ -45,3 +51,27 @@ async def last(events: AsyncIterator[Delta | Done]) -> Done:
         if isinstance(event, Done):
             return event
     raise EngineFailure(NO_END)
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """What ``work`` answers; it is cancelled once the client has gone.
+
+    Starlette watches the connection of a stream only. Serve's Python proxy watches that of a plain request too, and
+    its HAProxy does not.
+    """
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        for task in (answer, gone):
+            task.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed the connection; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import kaito, sse
-from phi3_serve.api.answering import NO_END, Answering, Events, last
+from phi3_serve.api.answering import NO_END, Answering, Events, last, while_there
 from phi3_serve.api.kaito import ChatRequest, ChatResponse
 from phi3_serve.core import Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, Phi3ServeError
@@ -32,7 +32,7 @@ def chat_router(answering: Answering) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    async def answer(body: ChatRequest, model: str | None) -> Response:
+    async def answer(http: Request, body: ChatRequest, model: str | None) -> Response:
         request = kaito.to_request(
             body,
             model=answering.model_named(model),
@@ -42,20 +42,24 @@ def chat_router(answering: Answering) -> APIRouter:
         events = answering.events(request)
         if body.stream:
             return await _streamed(events, body, request)
-        async with aclosing(events):
-            return JSONResponse(kaito.from_done(await last(events), body, request))
+        return await while_there(http, _whole(events, body, request))
 
     @router.post("/chat", response_model=ChatResponse, responses=_ANSWERS)
-    async def chat(body: ChatRequest) -> Response:
+    async def chat(http: Request, body: ChatRequest) -> Response:
         """Continue a prompt, or answer a conversation."""
-        return await answer(body, body.model)
+        return await answer(http, body, body.model)
 
     @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_ANSWERS)
-    async def chat_with(model: str, body: ChatRequest) -> Response:
+    async def chat_with(http: Request, model: str, body: ChatRequest) -> Response:
         """As `/chat`, with the model named by the path: a KAITO client needs only a new base URL."""
-        return await answer(body, model)
+        return await answer(http, body, model)
 
     return router
+
+
+async def _whole(events: Events, body: ChatRequest, request: GenerationRequest) -> Response:
+    async with aclosing(events):
+        return JSONResponse(kaito.from_done(await last(events), body, request))
 
 
 async def _streamed(events: Events, body: ChatRequest, request: GenerationRequest) -> Response:

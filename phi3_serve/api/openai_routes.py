@@ -9,11 +9,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import openai, sse
-from phi3_serve.api.answering import NO_END, Answering, Events, last
+from phi3_serve.api.answering import NO_END, Answering, Events, last, while_there
 from phi3_serve.api.failures import openai_error
 from phi3_serve.api.openai import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.openai_answers import Answer, Model, ModelList, Shape, usage
@@ -56,30 +56,34 @@ def openai_router(answering: Answering) -> APIRouter:
         return await model(next(m for m in answering.config.models if m.served_name == found))
 
     @router.post("/chat/completions", response_model=Answer, responses={200: sse.DOCUMENTED})
-    async def chat_completions(body: ChatCompletionRequest) -> Response:
+    async def chat_completions(http: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
         name, request_id = answering.model_named(body.model), uuid.uuid4().hex
         requests = openai.chat_requests(body, model=name, timeout_s=timeout_s, request_id=request_id)
         shape = Shape(is_chat=True, model=name, id=f"chatcmpl-{request_id}", stops=body.stops)
-        return await _answer(answering, body, requests, shape)
+        return await _answer(http, answering, body, requests, shape)
 
     @router.post("/completions", response_model=Answer, responses={200: sse.DOCUMENTED})
-    async def completions(body: CompletionRequest) -> Response:
+    async def completions(http: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         name, request_id = answering.model_named(body.model), uuid.uuid4().hex
         requests = openai.completion_requests(body, model=name, timeout_s=timeout_s, request_id=request_id)
         shape = Shape(is_chat=False, model=name, id=f"cmpl-{request_id}", stops=body.stops, echoed=body.echoed())
-        return await _answer(answering, body, requests, shape)
+        return await _answer(http, answering, body, requests, shape)
 
     return router
 
 
 async def _answer(
-    answering: Answering, body: openai.Body, requests: Sequence[GenerationRequest], shape: Shape
+    http: Request, answering: Answering, body: openai.Body, requests: Sequence[GenerationRequest], shape: Shape
 ) -> Response:
     sources = [answering.events(request) for request in requests]
     if body.stream:
         return await _streamed(sources, body, shape)
+    return await while_there(http, _whole_answer(sources, body, shape))
+
+
+async def _whole_answer(sources: Sequence[Events], body: openai.Body, shape: Shape) -> Response:
     done = await _all(sources)
     completions = [completion for d in done for completion in d.completions]
     return JSONResponse(shape.whole(completions, usage(done, answers_to_a_prompt=_answers_to_a_prompt(body, done))))

@@ -87,7 +87,7 @@ class HandleBackend:
             raise translated(error) from error
 
     async def _require_ready(self, model: str) -> None:
-        state = (await self.states())[model]
+        state = await self._view.state_of(model)
         if state.state == "ready":
             return
         if state.state == "scaled_to_zero":
