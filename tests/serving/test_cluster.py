@@ -148,17 +148,21 @@ def test_a_stream_comes_while_it_is_made(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_the_model(cluster: Cluster, stream: bool) -> None:
+    goes_away_and_frees_the_model(cluster, stream)
+
+
+def goes_away_and_frees_the_model(cluster: Cluster, stream: bool, model: str = "mine") -> None:
     long_body = {"prompt": PROMPT, "stream": stream, "generate_kwargs": LONG}
     began = time.monotonic()
-    cluster.call("/mine/chat", {**long_body, "stream": False})
+    cluster.call(f"/{model}/chat", {**long_body, "stream": False})
     whole = time.monotonic() - began
     connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
-    connection.request("POST", "/mine/chat", json.dumps(long_body), {"Content-Type": "application/json"})
+    connection.request("POST", f"/{model}/chat", json.dumps(long_body), {"Content-Type": "application/json"})
     time.sleep(0.2)
     assert connection.sock is not None
     connection.sock.close()
     began = time.monotonic()
-    assert cluster.call("/mine/chat", {"prompt": PROMPT, "generate_kwargs": {"max_new_tokens": 1}}).status == 200
+    assert cluster.call(f"/{model}/chat", {"prompt": PROMPT, "generate_kwargs": {"max_new_tokens": 1}}).status == 200
     assert time.monotonic() - began < max(0.5, whole / 2)
 
 
@@ -333,6 +337,8 @@ def test_serve_run_and_serve_build_need_only_ray(tmp_path: Path) -> None:
         states = {name: model["state"] for name, model in cluster.call("/ready").body["models"].items()}
         assert states.pop("phi-3-tiny") == "ready"
         assert set(states.values()) <= {"unplaceable", "scaled_to_zero"}
+        for stream in (False, True):  # here behind the proxy in Python
+            goes_away_and_frees_the_model(cluster, stream, "phi-3-tiny")
         cluster.stop(signal.SIGTERM)
         assert cluster.left_over() == []
     built = tmp_path / "built.yaml"
