@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +20,10 @@ from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, Phi3S
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.serving.cluster import RETRY_AFTER_S, ClusterView
 from phi3_serve.serving.placement import Placement
+
+logger = logging.getLogger("ray.serve")
+
+SECONDS_FOR_ANOTHER_REPLICA = 60.0
 
 
 class Ingress:
@@ -52,17 +58,42 @@ class HandleBackend:
         self._wake_ups: dict[str, asyncio.Task[None]] = {}
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
-        """Run ``request`` on a replica of its model; see ``core.Backend``."""
+        """Run ``request`` on a replica of its model; see ``core.Backend``.
+
+        A replica that dies before it has said anything is replaced by another, once; the client never knows.
+        """
         await self._require_ready(request.model)
+        for patience_s in (None, SECONDS_FOR_ANOTHER_REPLICA):
+            try:
+                async with aclosing(self._run(request, patience_s)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except RayActorError:
+                logger.warning("a replica of %s was lost; its request is asked of another", request.model)
+
+    async def _run(self, request: GenerationRequest, patience_s: float | None) -> AsyncGenerator[Delta | Done, None]:
+        """The events of one try. ``patience_s`` for the first event makes it the last one.
+
+        Raises:
+            RayActorError: the replica was lost before it said anything, and this is not the last try.
+        """
         events: Any = self._streams[request.model].remote(request)  # DeploymentResponseGenerator
+        has_begun = False
         try:
-            async for event in events:
+            async with asyncio.timeout(patience_s):
+                event = await anext(events, None)
+            while event is not None:
                 if isinstance(event, Failed):
                     raise event.error
+                has_begun = True
                 yield event
-        except Phi3ServeError:
-            raise
+                event = await anext(events, None)
+        except TimeoutError:
+            raise ModelUnavailable("The replica was lost, and no other took over in time.", RETRY_AFTER_S) from None
         except (RayError, RayServeException) as error:
+            if isinstance(error, RayActorError) and not has_begun and patience_s is None:
+                raise
             raise translated(error) from error
         finally:
             events.cancel()

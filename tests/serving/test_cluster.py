@@ -237,6 +237,42 @@ def test_failures_keep_their_status_and_text_through_ray(cluster: Cluster) -> No
     )
 
 
+def replica_of(cluster: Cluster, model: str) -> psutil.Process:
+    name = f"ray::ServeReplica:phi3:{model}"
+    found = [p for p in psutil.Process(cluster.process.pid).children(recursive=True) if name in " ".join(p.cmdline())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_plain_request_outlives_its_replica(cluster: Cluster) -> None:
+    body = {"prompt": PROMPT, "generate_kwargs": {**LONG, "seed": 5}}
+    expected = cluster.call("/mine/chat", body).body
+    killed = replica_of(cluster, "mine")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(cluster.call, "/mine/chat", body)
+        time.sleep(0.3)
+        killed.kill()
+        assert answer.result(90).status == 200, answer.result().body
+    assert answer.result().body == expected
+    assert replica_of(cluster, "mine").pid != killed.pid
+
+
+def test_a_stream_whose_replica_dies_ends_in_an_error(cluster: Cluster) -> None:
+    body = {"prompt": PROMPT, "stream": True, "generate_kwargs": LONG}
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
+    connection.request("POST", "/mine/chat", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.status == 200
+    response.readline()
+    replica_of(cluster, "mine").kill()
+    rest = response.read().decode()
+    assert "event: error" in rest
+    assert "another one takes over" in rest
+    assert "[DONE]" not in rest
+    answer = until_answered(cluster, "/mine/chat", {"prompt": PROMPT, "generate_kwargs": {"max_new_tokens": 1}})
+    assert answer.status == 200
+
+
 def test_hardware_and_health(cluster: Cluster) -> None:
     assert cluster.call("/").body == {"message": "Server is running"}
     assert cluster.call("/health").body == {"status": "Healthy"}
