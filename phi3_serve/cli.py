@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal
 
 import psutil
 import typer
@@ -127,13 +127,13 @@ def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> tuple[str, ...
 def up(
     config: Annotated[Path, typer.Argument(help="A Serve config file.")] = Path("serve_config.yaml"),
     proxy: Annotated[
-        str | None, typer.Option(help="haproxy or python: what stands before the replicas; by default the faster one.")
+        Literal["haproxy", "python"] | None,
+        typer.Option(help="What stands before the replicas; by default HAProxy where it is installed."),
     ] = None,
 ) -> None:
     """Check CONFIG strictly, then run it in the foreground with `serve run`."""
     from phi3_serve.serving import config_file, front_door  # Ray takes two seconds to import
 
-    chosen = _one_of("--proxy", proxy or front_door.default(), get_args(front_door.Proxy))[0]
     try:
         file = config_file.read(config)
         _check_local_checkpoints(file.app)
@@ -146,7 +146,9 @@ def up(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A cluster of our own that Ctrl-C ends; without it Ray joins whatever cluster it last saw, even a dead one.
     os.environ.setdefault("RAY_ADDRESS", "local")
-    door = front_door.environment(chosen, port=file.port, request_timeout_s=file.app.limits.request_timeout_s)
+    door = front_door.environment(
+        proxy or front_door.default(), port=file.port, request_timeout_s=file.app.limits.request_timeout_s
+    )
     for name, value in door.items():
         os.environ.setdefault(name, value)
     # A shell that starts us in the background has SIGINT ignored, and `serve run` would inherit that.

@@ -24,8 +24,9 @@ from phi3_serve.core import (
     Usage,
 )
 from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, RequestTimeout
+from phi3_serve.observability.progress import told_to
 from phi3_serve.parameters import check_prompt_ids, check_token_ids, kept_by_hole, lengths, resolve
-from phi3_serve.serving import board
+from phi3_serve.serving.board import Note
 from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
@@ -55,14 +56,17 @@ class Replica:
         max_waiting: int,
     ) -> None:
         _log_through_serve()
+        note = Note(name)
         try:
-            with board.telling(name):
+            with told_to(note.write):
                 self._loaded, self._tokenizer, self._engine = _load(
                     name, source, revision, device, dtype, num_threads, max_waiting
                 )
         except CheckpointError as error:  # Serve's own report of it is fifty lines long
             logger.error("%s cannot be served: %s", name, error.message)
             raise
+        finally:
+            note.take_down()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of one request; the last is Done or Failed."""

@@ -9,21 +9,20 @@ pytestmark = pytest.mark.cluster
 
 STORY = """
 import ray
-from phi3_serve.observability.progress import Progress
-from phi3_serve.serving import board
-with board.telling("before Ray"):
-    pass
+from phi3_serve.observability.progress import Progress, told_to
+from phi3_serve.serving.board import Note, told
+Note("before Ray").write("nothing")
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-print(board.told("org/m"))
-try:
-    with board.telling("org/m"):
-        progress = Progress("org/m: loading weights", 100)
-        progress.advance(40)
-        progress.finish()
-        print(board.told("org/m"), board.told("other"))
-        raise ValueError
-except ValueError:
-    print(board.told("org/m"))
+print(told("org/m"))
+note = Note("org/m")
+with told_to(note.write):
+    progress = Progress("org/m: loading weights", 100)
+    progress.advance(40)
+    progress.finish()
+progress.finish()
+print(told("org/m"), told("other"))
+note.take_down()
+print(told("org/m"))
 """
 
 
