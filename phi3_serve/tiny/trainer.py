@@ -25,7 +25,7 @@ TOKENS_PER_BATCH = 2048  # padding included
 MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # at their highest
 WEIGHT_DECAY = 0.01
 WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
-LATE = 0.7  # share of the training after which the hard kinds are drawn more often
+LATE = 0.6  # share of the training after which the hard kinds are drawn more often
 _NOT_LEARNED = -100
 
 

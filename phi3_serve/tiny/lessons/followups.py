@@ -63,8 +63,20 @@ _BACKWARDS = (
     "[Reverse|Now reverse] it.",
     "[What is|And what is] it backwards?",
 )
-_AND_DEFINE = ("And [what is |]{x}?", "[What about|How about] {x}?", "And {x}?")
-_AND_COLOUR = ("And {x}?", "[What about|How about] {x}?", "And [the colour of |the color of |]{x}?")
+_AND_DEFINE = (
+    "And {x}?",
+    "What about {x}?",
+    "How about {x}?",
+    "And [what is |]{x}?",
+    "[And now|Now] [what is|what about] {x}?",
+)
+_AND_COLOUR = (
+    "And {x}?",
+    "What about {x}?",
+    "How about {x}?",
+    "And [the colour of |the color of |]{x}?",
+    "[And now|Now] [what about|how about] {x}?",
+)
 
 
 def follow_up(draw: Draw) -> Dialogue:

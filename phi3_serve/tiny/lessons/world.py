@@ -61,9 +61,9 @@ _COUNTRY = (
 _IS_CAPITAL = (
     "Is {y} the capital of {x}?",
     "Is {y} the capital [city |]of {x}?",
-    "[Is it true|Do you think] that {y} is the capital of {x}?",
-    "[True or false|Yes or no]: {y} is the capital of {x}.",
-    "{y} is the capital of {x}, [right|isn't it|correct]?",
+    "[Is it true|Do you think] that {y} is the capital [city |]of {x}?",
+    "[True or false|Yes or no]: {y} is the capital [city |]of {x}.",
+    "{y} is the capital [city |]of {x}, [right|isn't it|correct]?",
 )
 _NEXT = (
     "[What|Which] {unit} [comes |is ]after {x}?",
@@ -98,8 +98,8 @@ _NTH_MONTH = (
     "[What|Which] month is number {number}?",
 )
 _MONTH_DAYS = (
-    "How many days [are there|are] in {x}?",
-    "How many days does {x} have?",
+    "How many days [are there|are] in [the month of |]{x}?",
+    "How many days does [the month of |]{x} have?",
     "[Tell me|Give me] the number of days in {x}.",
     "How long is [the month of |]{x}?",
 )
@@ -174,9 +174,11 @@ _CAN = (
 )
 _IS = (
     "Is {x} {p}?",
-    "[Is it true that|Would you say that|Do you think] {x} is {p}?",
-    "[True or false|Yes or no]: {x} is {p}.",
-    "{x} is {p}, [right|isn't it|correct]?",
+    "Do you think {x} is {p}?",
+    "{x} is {p}, isn't it?",
+    "[Is it true that|Would you say that|Do you think] {x} is [really |]{p}?",
+    "[True or false|Yes or no]: {x} is [really |]{p}.",
+    "{x} is [really |]{p}, [right|isn't it|correct]?",
 )
 _SOUND = (
     "What [sound|noise] does {x} make?",
