@@ -5,7 +5,7 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phi3_serve.api.failures import refusal
+from phi3_serve.api.failures import local_path, refusal
 
 
 class BodyLimitMiddleware:
@@ -23,7 +23,7 @@ class BodyLimitMiddleware:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            await refusal(scope["path"], 413, self._message)(scope, receive, send)
+            await refusal(local_path(scope), 413, self._message)(scope, receive, send)
             return
         num_bytes, is_complete = 0, False
 

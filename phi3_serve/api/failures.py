@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from phi3_serve.errors import (
     CheckpointError,
@@ -62,12 +63,12 @@ def answer_failures(app: FastAPI) -> None:
 
     @app.exception_handler(Phi3ServeError)
     async def ours(request: Request, error: Phi3ServeError) -> Response:
-        return answer_to(request.url.path, error)
+        return answer_to(local_path(request.scope), error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         problems = [_problem(problem, request) for problem in error.errors()]
-        if not _is_openai(request.url.path):
+        if not _is_openai(local_path(request.scope)):
             return _json(422, {"detail": problems})
         place = ".".join(str(part) for part in problems[0]["loc"] if part != "body")
         message = f"{place}: {problems[0]['msg']}" if place else problems[0]["msg"]
@@ -75,13 +76,13 @@ def answer_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return refusal(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
+        return refusal(local_path(request.scope), error.status_code, error.detail, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         name = f"{request.method} {request.url.path} ({request.state.request_id})"
         logger.error("unexpected failure of %s", name, exc_info=error)
-        return refusal(request.url.path, 500, "Internal Server Error")
+        return refusal(local_path(request.scope), 500, "Internal Server Error")
 
 
 def answer_to(path: str, error: Phi3ServeError) -> Response:
@@ -113,6 +114,12 @@ def _error(status: int, message: str, param: str | None, code: str | None) -> di
         else "server_error"
     )
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def local_path(scope: Scope) -> str:
+    """The path below the route prefix at which Serve has put the app."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) or "/"
 
 
 def _is_openai(path: str) -> bool:

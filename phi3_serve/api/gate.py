@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phi3_serve.api.failures import answer_to
+from phi3_serve.api.failures import answer_to, local_path
 from phi3_serve.errors import Phi3ServeError, Unauthorized, UnsupportedBody
 
 REQUEST_ID = "x-request-id"
@@ -58,8 +58,9 @@ class GateMiddleware:
                     answered[REQUEST_ID] = request_id
             await send(message)
 
-        if error := self._objection(scope["path"], headers):
-            await answer_to(scope["path"], error)(scope, receive, named)
+        path = local_path(scope)
+        if error := self._objection(path, headers):
+            await answer_to(path, error)(scope, receive, named)
         else:
             await self._app(scope, receive, named)
 

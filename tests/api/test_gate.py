@@ -63,6 +63,15 @@ def test_every_route_but_health_readiness_and_the_page_asks(guarded: TestClient)
     assert guarded.get("/nothing/here").status_code == 401
 
 
+def test_a_route_prefix_changes_nothing(backend: LocalBackend, config: AppConfig) -> None:
+    auth = {"key_hashes": [hash_of("k")]}
+    with TestClient(create_app(backend, with_args(config, auth=auth)), root_path="/phi3") as client:
+        assert client.get("/phi3/health").status_code == 200
+        assert client.get("/phi3/metrics").json()["detail"]
+        assert client.get("/phi3/v1/models").json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/phi3/v1/nothing", headers={"Authorization": "Bearer k"}).json()["error"]
+
+
 def test_a_hash_that_is_none_is_refused_by_name(config: AppConfig) -> None:
     with pytest.raises(ValueError, match=r"key_hashes\[0\] must be 64 hexadecimal digits"):
         with_args(config, auth={"key_hashes": ["first-key"]})
