@@ -61,14 +61,8 @@ def run(settings: Settings, *, as_json: bool) -> None:
     """
     lines = list(measure(settings))
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "settings": {**asdict(settings), "engine": str(settings.engine)},
-                    "lines": [asdict(line) for line in lines],
-                }
-            )
-        )
+        found = {"settings": asdict(settings), "lines": [asdict(line) for line in lines]}
+        print(json.dumps(found, default=str))  # a path as its text
     else:
         Console(width=None if sys.stdout.isatty() else 130).print(_table(settings, lines))
 
