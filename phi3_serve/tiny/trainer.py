@@ -4,6 +4,7 @@ Every round's dialogues follow from the seed and the round's number alone, so a 
 it had not been.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -112,8 +113,12 @@ class Trainer:
 
 
 def rate(share: float) -> float:
-    """The learning rate after ``share`` of the training, as a share of the highest: up, level, and down to nothing."""
-    return min(1.0, share / WARM_UP, max(0.0, 1 - share) / COOL_DOWN)
+    """The learning rate after ``share`` of the training, as a share of the highest: up, level, and down to nothing.
+
+    Down as one minus the square root (Hägele et al. 2024, https://arxiv.org/abs/2405.18392): fast at first, and long low.
+    """
+    cooled = min(1.0, max(0.0, share - (1 - COOL_DOWN)) / COOL_DOWN)
+    return min(share / WARM_UP, 1 - math.sqrt(cooled))
 
 
 def by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:

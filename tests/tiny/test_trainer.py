@@ -72,8 +72,8 @@ def test_only_what_is_learned_has_a_target(vocabulary: Tokenizer) -> None:
 
 
 def test_the_rate_goes_up_stays_and_goes_down() -> None:
-    assert [rate(share) for share in (0.0, 0.0025, 0.005, 0.4, 0.7, 1.0)] == pytest.approx(
-        [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    assert [rate(share) for share in (0.0, 0.0025, 0.005, 0.4, 0.55, 1.0, 1.1)] == pytest.approx(
+        [0.0, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
     )
 
 
