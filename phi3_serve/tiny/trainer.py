@@ -115,7 +115,7 @@ class Trainer:
 def rate(share: float) -> float:
     """The learning rate after ``share`` of the training, as a share of the highest: up, level, and down to nothing.
 
-    Down as one minus the square root (Hägele et al. 2024, https://arxiv.org/abs/2405.18392): fast at first, and long low.
+    Down as one minus the square root (Hägele et al. 2024, https://arxiv.org/abs/2405.18392): fast, then long low.
     """
     cooled = min(1.0, max(0.0, share - (1 - COOL_DOWN)) / COOL_DOWN)
     return min(share / WARM_UP, 1 - math.sqrt(cooled))
