@@ -53,15 +53,21 @@ _WHAT_DO_I_LIKE = (
     "What do I like[ best|]?",
 )
 _AGAIN = (
+    "Again?",
+    "Repeat that.",
+    "Say that again.",
     "[Again|Once more|Repeat that|Say that again|Can you repeat that|Please repeat|What did you say|Pardon|Sorry, what|Come again][?|.|!|]",
-    "[Can|Could] you say that [again|once more]?",
+    "[Can you|Could you|Would you|Will you|Please] say that [again|once more|one more time]?",
     "I did not [hear|get|catch] that.",
 )
 _BACKWARDS = (
+    "Backwards?",
+    "Reverse it.",
+    "Now the other way round.",
     "[And |Now |]backwards[?|.|]",
     "[And|Now] [reverse it|backwards|the other way round|in reverse][?|.|]",
     "[Reverse|Now reverse] it.",
-    "[What is|And what is] it backwards?",
+    "[What is|And what is|Now what is|And now what is] it [backwards|in reverse]?",
 )
 _AND_DEFINE = (
     "And {x}?",

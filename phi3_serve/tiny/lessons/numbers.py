@@ -95,11 +95,15 @@ _SORT_DOWN = (
     "[Sort|Order|Arrange] {list}, [largest|biggest] first.",
 )
 _LARGEST = (
+    "Largest of {list}?",
+    "Maximum of {list}?",
     "[What|Which] [number |]is the [largest|biggest|greatest|highest|maximum] [of|among|in][:|] {list}?",
     "[Find|Tell me|Give me|Name] the [largest|biggest|greatest|highest] [number |]of {list}.",
     "[Largest|Biggest|Maximum|Max] of {list}?",
 )
 _SMALLEST = (
+    "Smallest of {list}?",
+    "Minimum of {list}?",
     "[What|Which] [number |]is the [smallest|lowest|least|minimum] [of|among|in][:|] {list}?",
     "[Find|Tell me|Give me|Name] the [smallest|lowest] [number |]of {list}.",
     "[Smallest|Lowest|Minimum|Min] of {list}?",
@@ -107,6 +111,8 @@ _SMALLEST = (
 _EVEN_OR_ODD = (
     "Is {a} even or odd?",
     "Is {a} odd or even?",
+    "Even or odd: {a}?",
+    "Odd or even: {a}?",
     "[Is|Is the number|Is number] {a} [even or odd|odd or even]?",
     "[Even or odd|Odd or even]: {a}?",
     "{a}: [even or odd|odd or even]?",
@@ -217,6 +223,8 @@ def _pair(rng: Random) -> tuple[str, int, int]:
     near = rng.random()
     if near < 0.04:
         return "<>", a, a
+    if near < 0.08:
+        return "<>", a % 10, a % 10
     if near < 0.4:
         return "<>", a, max(0, a + rng.choice((-30, -10, -9, -2, -1, 1, 2, 9, 10, 30)))
     return "<>", a, rng.randint(0, 10 ** rng.randint(1, 3) - 1)

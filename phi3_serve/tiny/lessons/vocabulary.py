@@ -28,7 +28,7 @@ smooth soldier solid sorrow sound spirit spoon square stage station steam stone 
 string strong student sudden sugar summer supper supply surface system target temple tender theatre thought thread
 throat thunder ticket tiger timber tongue travel treasure trouble trust tunnel turtle uncle united useful valley
 value velvet victory village violet visit voice volume voyage wagon wander weather weight welcome whisper whistle
-window winner winter wisdom wonder wooden world worry worth write yellow zebra
+window hello world please thanks python computer banana winner winter wisdom wonder wooden world worry worth write yellow zebra
 """
 _STARTS = (
     "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr sc sh sk sl sm sn sp st sw th tr".split()

@@ -22,6 +22,7 @@ _REVERSE = (
     "Reverse the word {w}",
     "Spell {w} backwards",
     "What is {w} backwards?",
+    "Flip {w} around",
     "[Reverse|Please reverse|Can you reverse|Could you reverse] [the word |the letters of |]{w}.",
     "[Spell|Write|Say|Can you spell|Can you write|Can you say] [the word |]{w} [backwards|backward|in reverse].",
     "What is {w} [backwards|backward|reversed|spelled backwards|in reverse]?",
@@ -70,6 +71,8 @@ _PLURAL = (
     "How do you [write|form|make] the plural of {w}?",
 )
 _REPEAT = (
+    "Echo {w}",
+    "Repeat {w}",
     "Repeat after me: {w}",
     "Say: {w}",
     "[Repeat after me|Say after me|Repeat|Say this|Repeat this|Please repeat|Echo][: | ]{w}",
