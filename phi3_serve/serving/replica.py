@@ -12,7 +12,6 @@ from phi3_serve.core import (
     Delta,
     Done,
     Engine,
-    EngineEvent,
     EngineRequest,
     Event,
     Failed,
@@ -27,6 +26,7 @@ from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, R
 from phi3_serve.observability.progress import told_to
 from phi3_serve.parameters import check_prompt_ids, check_token_ids, kept_by_hole, lengths, resolve
 from phi3_serve.serving.board import Note
+from phi3_serve.serving.mailbox import Mailbox
 from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ logger = logging.getLogger("phi3_serve")
 
 # Streamed text leaves at once for the first token, then at most this often: each message through
 # Ray costs about a millisecond.
-SECONDS_BETWEEN_DELTAS = 0.025
+SECONDS_BETWEEN_DELTAS = 0.05
 SECONDS_OF_GRACE = 0.5
 
 
@@ -72,13 +72,8 @@ class Replica:
         """The events of one request; the last is Done or Failed."""
         try:
             engine_request = await asyncio.to_thread(self._prepare, request)
-            events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-            loop = asyncio.get_running_loop()
-
-            def hand_over(event: EngineEvent) -> None:
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-            self._engine.submit(engine_request, hand_over)
+            events = Mailbox()
+            self._engine.submit(engine_request, events.put)
         except Phi3ServeError as error:
             yield Failed(error)
             return
@@ -129,7 +124,7 @@ class Replica:
         return len(self._tokenizer.encode(RawPrompt(request.prompt.prefix)))
 
     async def _as_text(
-        self, request: GenerationRequest, engine_request: EngineRequest, events: asyncio.Queue[EngineEvent]
+        self, request: GenerationRequest, engine_request: EngineRequest, events: Mailbox
     ) -> AsyncGenerator[Event, None]:
         stream = self._tokenizer.stream(clean_up=request.clean_up_tokenization_spaces)
         last_delta = 0.0
@@ -145,7 +140,7 @@ class Replica:
             if isinstance(last, Finished):
                 yield self._done(request, engine_request, last)
                 return
-            await asyncio.sleep(max(0.0, last_delta + SECONDS_BETWEEN_DELTAS - time.monotonic()))
+            await events.rest(last_delta + SECONDS_BETWEEN_DELTAS - time.monotonic())
 
     def _done(self, request: GenerationRequest, engine_request: EngineRequest, finished: Finished) -> Done:
         completions = []
@@ -167,23 +162,19 @@ def _named_ids(sequence: Sequence) -> set[int]:
     return {*sequence.token_ids, *(i for of_token in sequence.logprobs for i, _ in of_token.likeliest)}
 
 
-async def _drain(events: asyncio.Queue[EngineEvent], deadline: float) -> tuple[list[int], Finished | Failed | None]:
+async def _drain(events: Mailbox, deadline: float) -> tuple[list[int], Finished | Failed | None]:
     """Wait for an event, take what came with it: the new ids, and the last event if it is among them.
 
     An engine ends a late request itself; one that still waits behind others, or hangs, is given up here.
     """
     try:
         async with asyncio.timeout(deadline + SECONDS_OF_GRACE - time.monotonic()):
-            event = await events.get()
+            taken = await events.take()
     except TimeoutError:
         return [], Failed(RequestTimeout("The request did not finish in time."))
-    new_ids: list[int] = []
-    while isinstance(event, NewTokens):
-        new_ids += event.token_ids
-        if events.empty():
-            return new_ids, None
-        event = events.get_nowait()
-    return new_ids, event
+    new_ids = [token_id for event in taken if isinstance(event, NewTokens) for token_id in event.token_ids]
+    last = taken[-1]
+    return new_ids, None if isinstance(last, NewTokens) else last
 
 
 def _load(
