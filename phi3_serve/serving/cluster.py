@@ -25,6 +25,8 @@ SECONDS_FRESH = 1.0
 SECONDS_PATIENT = 0.25
 # A model that was ready so long ago is asked at once, and the reading goes on beside it.
 SECONDS_TRUSTED = 10.0
+# That reading begins when the request is likely under way: both run in this process.
+SECONDS_ASIDE = 0.1
 
 
 def deployment_name(model: str) -> str:
@@ -64,16 +66,17 @@ class ClusterView:
         """The state of ``model``; no request to a model that was ready a moment ago waits for a reading."""
         known = self._states.get(model)
         if known and known.state == "ready" and time.monotonic() - self._read_at < SECONDS_TRUSTED:
-            self._begin_reading_where_old()
+            self._begin_reading_where_old(SECONDS_ASIDE)
             return known
         return (await self.states())[model]
 
-    def _begin_reading_where_old(self) -> None:
+    def _begin_reading_where_old(self, after_s: float = 0.0) -> None:
         if self._reading is None and time.monotonic() - self._read_at > SECONDS_FRESH:
-            self._reading = asyncio.create_task(self._refresh())
+            self._reading = asyncio.create_task(self._refresh(after_s))
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, after_s: float) -> None:
         try:
+            await asyncio.sleep(after_s)
             self._states = await asyncio.to_thread(self._read)
             self._read_at = time.monotonic()
         except Exception:  # whatever Ray raises while its controller or head is away
