@@ -1,8 +1,8 @@
 """Which proxy stands before the replicas: Ray Serve's HAProxy, or its own in Python.
 
-HAProxy passes a connection through to the ingress, where the Python proxy hands every message on by hand: twice the
-streamed tokens of 16 clients, and a first token 20 ms sooner (docs/design.md has the figures). Ray takes its settings
-from the environment, and puts its files into one directory for the whole machine; ours are the server's own.
+HAProxy passes a connection through to the ingress, where the Python proxy hands on every message (docs/design.md has
+the figures). Ray takes its settings from the environment, and puts its files into one directory for the whole machine;
+ours are the server's own.
 """
 
 import math
