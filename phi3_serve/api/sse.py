@@ -7,10 +7,15 @@ MEDIA_TYPE = "text/event-stream"
 # No proxy may hold events back: nginx reads X-Accel-Buffering.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 END = b"data: [DONE]\n\n"
-# For the OpenAPI document, beside the JSON of the plain answer.
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]"}},
+    "required": ["data"],
+}
+# For the OpenAPI document, beside the JSON of the plain answer; a stream's schema is that of one event.
 DOCUMENTED: dict[str, Any] = {
     "description": "The answer; with stream, the events that make it",
-    "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+    "content": {MEDIA_TYPE: {"schema": _EVENT}},
 }
 
 

@@ -70,9 +70,10 @@ def process(scores: Tensor, rows: Sequence[Row], logits: Tensor) -> None:
     for at, row in enumerate(rows):
         for name in row.settings.processors:
             asked.setdefault(name, []).append(at)
-    for name, (_, apply) in _PROCESSORS.items():
-        if at_rows := asked.get(name):
-            apply(scores, at_rows, [rows[at] for at in at_rows], logits)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, as in torch
+        for name, (_, apply) in _PROCESSORS.items():
+            if at_rows := asked.get(name):
+                apply(scores, at_rows, [rows[at] for at in at_rows], logits)
 
 
 def _guidance(scores: Tensor, at: list[int], rows: list[Row], logits: Tensor) -> None:
