@@ -169,10 +169,12 @@ def goes_away_and_frees_the_model(cluster: Cluster, stream: bool, model: str = "
 def test_too_many_requests_get_429_and_the_others_an_answer(cluster: Cluster) -> None:
     """Two requests of 64 sequences fill the 128 rows of a step, two more may wait."""
     wide = {**LONG, "max_new_tokens": 200, "num_return_sequences": 64}
+    asked = []
     with ThreadPoolExecutor(8) as pool:
-        answers = list(
-            pool.map(lambda _: cluster.call("/mine/chat", {"prompt": PROMPT, "generate_kwargs": wide}), range(8))
-        )
+        for _ in range(8):
+            asked.append(pool.submit(cluster.call, "/mine/chat", {"prompt": PROMPT, "generate_kwargs": wide}))
+            time.sleep(0.05)  # until a step has taken it up, a request waits
+    answers = [future.result() for future in asked]
     refused = [answer for answer in answers if answer.status == 429]
     assert sorted(answer.status for answer in answers) == [200] * 4 + [429] * 4
     for answer in refused:
