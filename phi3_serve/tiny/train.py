@@ -19,7 +19,7 @@ from phi3_serve.tiny.curriculum import LESSONS
 from phi3_serve.tiny.exam import Examinee, as_table, examine
 from phi3_serve.tiny.trainer import Journal, Trainer
 
-ROUNDS = 522
+ROUNDS = 450
 SEED = 4
 console = Console()
 

@@ -43,8 +43,12 @@ def test_a_quotient_comes_back() -> None:
     lesson = next(lesson for lesson in LESSONS if lesson.kind == "division")
     for _ in range(1000):
         answer = lesson.dialogue(draw).last.answer
+        if taken := re.match(r"Taking away (\d+): (.*?)\.", answer):
+            steps = [(int(left), int(count)) for left, count in re.findall(r"(\d+) \((\d+)\)", taken[2])]
+            divisor, dividend = int(taken[1]), steps[0][0] + int(taken[1])
+            assert steps == [(dividend - n * divisor, n) for n in range(1, dividend // divisor + 1)]
         if "it is" in answer:
-            factor, other, product = map(int, re.findall(r"\d+", answer)[:3])
+            factor, other, product = map(int, re.search(r"So (\d+) × (\d+) = (\d+)", answer).groups())  # type: ignore[union-attr]
             assert factor * other == product
         elif "zero" not in answer:
             a, b, quotient, remainder = re.search(r"(\d+) / (\d+) = (\d+)(?:, remainder (\d+))?\.", answer).groups()  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """Sums: addition and subtraction to three digits, small products and quotients.
 
-Up to two digits the result comes at once; beyond, digit by digit as in school, since a model this small has no room
-for a carry that nobody writes down.
+Up to two digits a sum comes at once; beyond, digit by digit as in school, since a model this small has no room for a
+carry that nobody writes down. A quotient is counted: a fact that nobody told cannot be known, but every step to it can.
 """
 
 from random import Random
@@ -128,12 +128,15 @@ def division(draw: Draw) -> Exchange:
     if draw.chance(0.15):
         _, quotient, divisor = draw.fresh(lambda rng: ("? *", rng.randint(1, 12), rng.randint(1, 12)))
         a = quotient * divisor
-        return _ask(draw, _FACTOR, a, divisor, f"{divisor} × {quotient} = {a}, so it is {quotient}.")
+        answer = f"{_taking_away(a, divisor)} So {divisor} × {quotient} = {a}, and it is {quotient}."
+        return _ask(draw, _FACTOR, a, divisor, answer)
     quotient, divisor, remainder = draw.fresh(_quotient)[1:]
     a = quotient * divisor + remainder
     rest = f", remainder {remainder}" if remainder else ""
-    answer = f"{divisor} × {quotient} = {divisor * quotient}, so {a} / {divisor} = {quotient}{rest}."
-    return _ask(draw, DIVIDE, a, divisor, answer)
+    result = f"{a} / {divisor} = {quotient}{rest}."
+    if not quotient:
+        return _ask(draw, DIVIDE, a, divisor, f"{a} < {divisor}, so {result}")
+    return _ask(draw, DIVIDE, a, divisor, f"{_taking_away(a, divisor)} So {result}")
 
 
 def three_terms(draw: Draw) -> Exchange:
@@ -198,9 +201,15 @@ def _factors(rng: Random) -> tuple[str, int, int]:
 
 def _quotient(rng: Random) -> tuple[str, int, int, int]:
     divisor = rng.randint(1, 12)
-    quotient = rng.randint(1, 12)
+    quotient = rng.randint(0, 12)
     remainder = rng.randint(1, divisor - 1) if divisor > 1 and rng.random() < 0.5 else 0
     return "/", quotient, divisor, remainder
+
+
+def _taking_away(a: int, divisor: int) -> str:
+    """``Taking away 6: 9 (1), 3 (2).``, from 15"""
+    steps = (f"{a - n * divisor} ({n})" for n in range(1, a // divisor + 1))
+    return f"Taking away {divisor}: {', '.join(steps)}."
 
 
 def _column_sum(a: int, b: int) -> str:

@@ -67,6 +67,9 @@ _BACKWARDS = (
     "[And |Now |]backwards[?|.|]",
     "[And|Now] [reverse it|backwards|the other way round|in reverse][?|.|]",
     "[Reverse|Now reverse] it.",
+    "What is it backwards?",
+    "And what is it reversed?",
+    "[Can you|Could you|Please|Now] [reverse it|say it backwards|spell it backwards|turn it around][?|.]",
     "[What is|And what is|Now what is|And now what is] it [backwards|in reverse]?",
 )
 _AND_DEFINE = (
@@ -97,6 +100,7 @@ def follow_up(draw: Draw) -> Dialogue:
             _name,
             _liking,
             _again,
+            _backwards,
             _backwards,
             _definition_goes_on,
             _colour_goes_on,

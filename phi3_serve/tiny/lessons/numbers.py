@@ -203,7 +203,7 @@ def even_or_odd(draw: Draw) -> Exchange:
 
 def _digits(a: int, b: int) -> str:
     """The digits side by side, up to the first two that differ, of numbers as long as one another."""
-    if len(str(a)) != len(str(b)) or a < 10:
+    if len(str(a)) != len(str(b)):
         return ""
     compared = []
     for x, y in zip(str(a), str(b), strict=True):
@@ -221,9 +221,9 @@ def _row(question: str, numbers: Iterable[int]) -> Exchange:
 def _pair(rng: Random) -> tuple[str, int, int]:
     a = rng.randint(0, 10 ** rng.randint(1, 3) - 1)
     near = rng.random()
-    if near < 0.04:
+    if near < 0.06:
         return "<>", a, a
-    if near < 0.08:
+    if near < 0.12:
         return "<>", a % 10, a % 10
     if near < 0.4:
         return "<>", a, max(0, a + rng.choice((-30, -10, -9, -2, -1, 1, 2, 9, 10, 30)))
