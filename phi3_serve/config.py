@@ -5,13 +5,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from phi3_serve import catalogue
-from phi3_serve.errors import nearest
+from phi3_serve.errors import InvalidRequest, nearest
+from phi3_serve.parameters import NONE_GIVEN, GenerationParameters, refuse_by_name
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Routing = Literal["load", "prefix"]
 
 # A model's name becomes the name of its deployment, beside the ingress.
 INGRESS_NAME = "ingress"
@@ -40,6 +42,43 @@ class StrictModel(BaseModel):
         return data
 
 
+class ScalingConfig(StrictModel):
+    """When replicas are added and taken away, where max_replicas is above min_replicas."""
+
+    target_load: float | None = Field(default=None, gt=0)
+    """Requests, running and waiting, that a replica should have: above it another is started. By default half of
+    what may wait, and one."""
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    """Seconds that the load must last before a replica is added; the first one of a sleeping model starts at once."""
+    downscale_delay_s: float = Field(default=600.0, ge=0)
+    """Seconds without that load before a replica is taken away."""
+    sleep_after_s: float | None = Field(default=None, ge=0)
+    """Seconds without any request before the last one is; by default downscale_delay_s. Only with min_replicas 0."""
+    look_back_s: float = Field(default=10.0, gt=0)
+    """Seconds over which the load is averaged."""
+
+
+class HealthConfig(StrictModel):
+    """When a replica is taken for broken, and replaced."""
+
+    check_period_s: float = Field(default=10.0, gt=0)
+    """Seconds between two checks."""
+    check_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds in which a check must be answered; three that are not end the replica."""
+    stuck_after_s: float = Field(default=300.0, gt=0)
+    """Seconds in one step of the model after which the engine is taken for hung."""
+
+
+class RolloutConfig(StrictModel):
+    """How a new version takes over from an old one."""
+
+    max_surge_percent: int | None = Field(default=None, ge=0, le=100)
+    """Replicas of the new version that may start before the old ones stop, in percent of the replicas. By default 100
+    on the CPU; 0 on a GPU, where none would be free for them, so that a single replica is away meanwhile."""
+    drain_timeout_s: float | None = Field(default=None, ge=0)
+    """Seconds that a replica which is to stop may go on with its requests; by default limits.request_timeout_s."""
+
+
 class ModelConfig(StrictModel):
     """One served model."""
 
@@ -64,6 +103,22 @@ class ModelConfig(StrictModel):
     """GPUs that a replica reserves; by default 1 on `cuda`, else 0."""
     accelerator_type: str | None = None
     """A GPU type of Ray's, `L4` or `A100` say, where only that will do."""
+    defaults: GenerationParameters = NONE_GIVEN
+    """Values of generate parameters for requests that do not give their own; they win over those of the API."""
+    routing: Routing = "load"
+    """`load` sends a request to the replica with fewer; `prefix` to the one that has the start of its prompt, or its
+    session, in memory, unless that one has much more to do."""
+    scaling: ScalingConfig = ScalingConfig()
+    """When replicas are added and taken away."""
+    health: HealthConfig = HealthConfig()
+    """When a replica is replaced."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How a new version takes over."""
+
+    @field_validator("defaults", mode="before")
+    @classmethod
+    def _refuse_wrong_names(cls, given: Any) -> Any:
+        return _without_refused(given)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -109,17 +164,48 @@ class ModelConfig(StrictModel):
         return self.variant.revision
 
 
+def _without_refused(given: Any) -> Any:
+    """``given`` without nulls; a ValueError for what is not a generate parameter, or not one that is taken."""
+    try:
+        return refuse_by_name(given) if isinstance(given, dict) else given
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
 class LimitsConfig(StrictModel):
     """What one request, and all of them together, may take."""
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Largest request body; beyond it 413."""
     max_waiting_requests: int = Field(default=64, ge=0)
-    """Requests that may wait in one replica beside the running one; beyond it 429."""
+    """Requests that may wait in one replica beside the running ones; beyond it 429."""
+    max_waiting_tokens: int = Field(default=2**18, ge=1)
+    """Prompt tokens that the waiting requests of one replica may have together; beyond it 429."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that may pass between two pieces of a request body; beyond it 408."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds from arrival in the replica to the last token; beyond it 408."""
+
+
+class LiveConfig(StrictModel):
+    """What `user_config` of a deployment may say; a change of it reaches the running replicas.
+
+    `args` say the same for all models; a change of those starts every replica anew.
+    """
+
+    limits: LimitsConfig = LimitsConfig()
+    """Those that are given here win over the ones of `args`."""
+    defaults: GenerationParameters = NONE_GIVEN
+    """Those that are given here win over the model's `defaults`; of no use to the ingress."""
+
+    @field_validator("defaults", mode="before")
+    @classmethod
+    def _refuse_wrong_names(cls, given: Any) -> Any:
+        return _without_refused(given)
+
+    def over(self, limits: LimitsConfig) -> LimitsConfig:
+        """``limits``, with those that are given here."""
+        return limits.model_copy(update={name: getattr(self.limits, name) for name in self.limits.model_fields_set})
 
 
 class ClusterConfig(StrictModel):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from phi3_serve.errors import Phi3ServeError
-from phi3_serve.parameters import GenerationParameters
+from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -16,7 +16,9 @@ FinishReason = Literal["stop", "length"]
 # no node can hold it; it tried to start and cannot.
 State = Literal["ready", "loading", "scaled_to_zero", "unplaceable", "failed"]
 
-MOST_ROWS = 256  # sequences in one step of an engine, on any device
+# Sequences in one step of an engine. Beyond so many a CPU multiplies hardly faster, and a longer step only keeps first
+# tokens waiting.
+MOST_ROWS: Mapping[Literal["cpu", "cuda"], int] = {"cpu": 128, "cuda": 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,18 @@ Prompt = RawPrompt | TokenPrompt | Conversation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """What the ingress asks of a replica. ``parameters`` hold the API's defaults, not yet the model's."""
+    """What the ingress asks of a replica.
+
+    ``api_defaults`` are what the API gives where neither the client nor the operator says anything. ``session`` is
+    whatever the client's requests of one conversation share.
+    """
 
     request_id: str
     model: str
     prompt: Prompt
     parameters: GenerationParameters
+    api_defaults: GenerationParameters = NONE_GIVEN
+    session: str | None = None
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
     truncate_prompt: bool = False  # handle_long_generation "hole": drop the prompt's start where it does not fit
@@ -173,8 +181,33 @@ class Finished:
 EngineEvent = NewTokens | Finished | Failed
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait in an engine."""
+
+    requests: int = 64
+    tokens: int = 2**18  # of their prompts together; the first in line may have more
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine has to do, and what of its memory is taken."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_blocks_used: int
+
+
 class Engine(Protocol):
     """Ids in, ids out; knows nothing of text, HTTP or Ray. Every method returns at once."""
+
+    queue: QueueLimits
+    """May be replaced at any time."""
+
+    @property
+    def load(self) -> Load:
+        """The load as it is now."""
 
     def submit(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> None:
         """Queue ``request``; ``on_event`` is called on the engine's thread.
@@ -201,6 +234,7 @@ class VariantState:
     state: State
     detail: str = ""
     retry_after_s: float | None = None
+    num_replicas: int = 0  # that answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +247,9 @@ class HostInfo:
 
 class Backend(Protocol):
     """What the HTTP half needs of whatever serves the models."""
+
+    def capacity(self) -> int:
+        """How many requests can run or wait in all models together."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         """Run ``request``; Phi3ServeError before or between events."""

@@ -152,6 +152,7 @@ class GenerationParameters:
         return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
+NONE_GIVEN = GenerationParameters()
 NAMES = tuple(f.name for f in fields(GenerationParameters))
 
 # KAITO's own (inference_api.py, last version with /chat); eos is left to the model's own list.
@@ -298,9 +299,11 @@ def refuse_by_name(given: Mapping[str, object]) -> dict[str, object]:
     return kept
 
 
-def resolve(given: GenerationParameters, model_defaults: GenerationParameters) -> GenerationParameters:
-    """``given`` over the model's generation config over the library's defaults, checked for contradictions."""
-    resolved = given.over(model_defaults).over(LIBRARY_DEFAULTS)
+def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> GenerationParameters:
+    """``given`` over ``defaults``, the first first, over the library's, checked for contradictions."""
+    resolved = given
+    for below in (*defaults, LIBRARY_DEFAULTS):
+        resolved = resolved.over(below)
     for check in _CHECKS:
         check(resolved)
     return resolved

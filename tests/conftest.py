@@ -22,7 +22,7 @@ from phi3_serve.config import AppConfig
 from phi3_serve.serving.replica import Replica
 from phi3_serve.tiny.random_checkpoint import Shape, make
 from tests.serving.cluster import free_port
-from tests.support import LocalBackend
+from tests.support import LocalBackend, local_replica
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def replica(checkpoint: Path) -> Iterator[Replica]:
-    replica = Replica(
-        name="tested",
-        source=str(checkpoint),
-        revision=None,
-        device="cpu",
-        dtype="float32",
-        num_threads=1,
-        max_waiting=8,
-    )
+    replica = local_replica("tested", str(checkpoint))
     logger = logging.getLogger("phi3_serve")  # in Serve, a replica writes to Serve's log
     logger.handlers, logger.propagate = [], True
     yield replica

@@ -3,12 +3,28 @@
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from phi3_serve.config import LimitsConfig
 from phi3_serve.core import Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
 from phi3_serve.observability.host import cpu_info
+from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.replica import Replica
 
 # Generation parameters with which only a length or a deadline ends an answer: the one token that would is never drawn.
 ENDLESS: dict[str, Any] = {"eos_token_id": 703, "suppress_tokens": [703]}
+
+
+def local_replica(name: str, source: str, *, dtype: str = "float32", max_waiting: int = 8, **given: Any) -> Replica:
+    """A replica in this process, which goes on when its engine does not."""
+    kwargs: dict[str, Any] = {
+        "revision": None,
+        "device": "cpu",
+        "num_threads": 1,
+        "stuck_after_s": 300.0,
+        "limits": LimitsConfig(max_waiting_requests=max_waiting),
+        "defaults": GenerationParameters(),
+        "give_up": lambda reason: None,
+    }
+    return Replica(name=name, source=source, dtype=dtype, **(kwargs | given))
 
 
 class LocalBackend:
@@ -17,6 +33,9 @@ class LocalBackend:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.state_of: dict[str, VariantState] = {"tested": VariantState("ready")}
+
+    def capacity(self) -> int:
+        return 1000
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         async for event in self.replica.generate(request):

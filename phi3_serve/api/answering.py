@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 
 from phi3_serve import catalogue
+from phi3_serve.api.live import LiveLimits
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend, Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, UnknownModel, nearest
@@ -14,6 +15,7 @@ from phi3_serve.observability.metrics import RequestMetrics
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads it
 NO_END = "The answer broke off before its end."
+SESSION = "x-session-id"  # Ray Serve's own name for it
 Events = AsyncGenerator[Delta | Done, None]
 T = TypeVar("T")
 
@@ -21,9 +23,10 @@ T = TypeVar("T")
 class Answering:
     """The backend, as the routes use it."""
 
-    def __init__(self, backend: Backend, config: AppConfig) -> None:
+    def __init__(self, backend: Backend, config: AppConfig, limits: LiveLimits) -> None:
         self.backend = backend
         self.config = config
+        self.limits = limits
         self.measurements = RequestMetrics()
         self._served = [model.served_name for model in config.models]
 

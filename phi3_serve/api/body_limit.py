@@ -6,24 +6,26 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3_serve.api.failures import local_path, refusal
+from phi3_serve.api.live import LiveLimits
 
 
 class BodyLimitMiddleware:
     """Refuses a body by its Content-Length before it is read, and a chunked one once it is too long or too slow."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, limits: LiveLimits) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer 413 or 408."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes, timeout_s = self._limits.current.max_body_bytes, self._limits.current.body_timeout_s
+        too_large = f"The body is larger than {max_bytes:,} bytes."
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            await refusal(local_path(scope), 413, self._message)(scope, receive, send)
+        if declared.isdigit() and int(declared[:20]) > max_bytes:
+            await refusal(local_path(scope), 413, too_large)(scope, receive, send)
             return
         num_bytes, is_complete = 0, False
 
@@ -31,18 +33,14 @@ class BodyLimitMiddleware:
             nonlocal num_bytes, is_complete
             try:
                 # After the body comes only the news that the client has gone, and that may take as long as it likes.
-                async with asyncio.timeout(None if is_complete else self._timeout_s):
+                async with asyncio.timeout(None if is_complete else timeout_s):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"No piece of the body came for {self._timeout_s:g} seconds.") from None
+                raise HTTPException(408, f"No piece of the body came for {timeout_s:g} seconds.") from None
             num_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
-            if num_bytes > self._max_bytes:
-                raise HTTPException(413, self._message)
+            if num_bytes > max_bytes:
+                raise HTTPException(413, too_large)
             return message
 
         await self._app(scope, counted, send)
-
-    @property
-    def _message(self) -> str:
-        return f"The body is larger than {self._max_bytes:,} bytes."

@@ -114,7 +114,9 @@ class HealthStatus(BaseModel):
     status: str = Field(default="Healthy", description="Always this.")
 
 
-def to_request(body: ChatRequest, *, model: str, request_id: str, timeout_s: float) -> GenerationRequest:
+def to_request(
+    body: ChatRequest, *, model: str, request_id: str, session: str | None, timeout_s: float
+) -> GenerationRequest:
     """What the body asks of a replica.
 
     Raises:
@@ -125,6 +127,8 @@ def to_request(body: ChatRequest, *, model: str, request_id: str, timeout_s: flo
         model=model,
         prompt=_prompt(body),
         parameters=_parameters(body),
+        api_defaults=GenerationParameters() if body.generate_kwargs is None else CHAT_DEFAULTS,
+        session=session,
         stream=body.stream,
         clean_up_tokenization_spaces=body.clean_up_tokenization_spaces,
         truncate_prompt=body.handle_long_generation == "hole",
@@ -182,7 +186,7 @@ def _prompt(body: ChatRequest) -> core.RawPrompt | core.Conversation:
 
 
 def _parameters(body: ChatRequest) -> GenerationParameters:
-    """generate_kwargs over the top-level fields over KAITO's defaults; without the last where it is null."""
+    """generate_kwargs over the top-level fields."""
     given = body.generate_kwargs or GenerationParameters()
     max_tokens = body.max_tokens if given.max_length is None else None
     top_level = GenerationParameters(
@@ -192,8 +196,7 @@ def _parameters(body: ChatRequest) -> GenerationParameters:
         repetition_penalty=body.repetition_penalty,
         max_new_tokens=max_tokens,
     )
-    defaults = GenerationParameters() if body.generate_kwargs is None else CHAT_DEFAULTS
-    return given.over(top_level).over(defaults)
+    return given.over(top_level)
 
 
 def host_metrics(host: core.HostInfo) -> Mapping[str, Any]:

@@ -54,7 +54,6 @@ RECORDS = (
     "user",
     "metadata",
     "safety_identifier",
-    "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_cache_options",
 )
@@ -102,6 +101,8 @@ class Body(BaseModel):
     """How; only with stream."""
     generate_kwargs: GenerateKwargs | None = None
     """Any generate parameter of `/chat` by name (`extra_body` in the SDK); it wins over the fields above."""
+    prompt_cache_key: str | None = None
+    """Requests with the same key go to the same replica, where the config says `routing: prefix`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -273,22 +274,22 @@ class CompletionRequest(Body):
 
 
 def chat_requests(
-    body: ChatCompletionRequest, *, model: str, timeout_s: float, request_id: str
+    body: ChatCompletionRequest, *, model: str, timeout_s: float, request_id: str, session: str | None
 ) -> list[GenerationRequest]:
     """What the body asks of a replica, one request for each answer that goes its own way."""
     prompt = render([message.as_core() for message in body.messages])
-    return _requests(body, [prompt], model=model, timeout_s=timeout_s, request_id=request_id)
+    return _requests(body, [prompt], model=model, timeout_s=timeout_s, request_id=request_id, session=session)
 
 
 def completion_requests(
-    body: CompletionRequest, *, model: str, timeout_s: float, request_id: str
+    body: CompletionRequest, *, model: str, timeout_s: float, request_id: str, session: str | None
 ) -> list[GenerationRequest]:
     """What the body asks of a replica, prompt by prompt."""
-    return _requests(body, body.prompts, model=model, timeout_s=timeout_s, request_id=request_id)
+    return _requests(body, body.prompts, model=model, timeout_s=timeout_s, request_id=request_id, session=session)
 
 
 def parameters_of(body: Body) -> GenerationParameters:
-    """generate_kwargs over the body's fields over OpenAI's defaults.
+    """generate_kwargs over the body's fields.
 
     Raises:
         InvalidRequest: a field says the same as a parameter of generate_kwargs, or needs another field.
@@ -319,11 +320,11 @@ def parameters_of(body: Body) -> GenerationParameters:
         stop_strings=body.stops or None,
         top_logprobs=top_logprobs,
     )
-    return given.over(own).over(_SAMPLED)
+    return given.over(own)
 
 
 def _requests(
-    body: Body, prompts: Sequence[core.Prompt], *, model: str, timeout_s: float, request_id: str
+    body: Body, prompts: Sequence[core.Prompt], *, model: str, timeout_s: float, request_id: str, session: str | None
 ) -> list[GenerationRequest]:
     parameters = parameters_of(body)
     answers = _answers(parameters, body.n or 1)
@@ -333,6 +334,8 @@ def _requests(
             model=model,
             prompt=prompt,
             parameters=of_answer,
+            api_defaults=_SAMPLED,
+            session=session or body.prompt_cache_key,
             stream=bool(body.stream),
             timeout_s=timeout_s,
         )

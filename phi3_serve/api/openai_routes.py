@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import openai, sse
-from phi3_serve.api.answering import NO_END, Answering, Events, last, while_there
+from phi3_serve.api.answering import NO_END, SESSION, Answering, Events, last, while_there
 from phi3_serve.api.failures import openai_error
 from phi3_serve.api.openai import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.openai_answers import Answer, Model, ModelList, Shape, usage
@@ -38,7 +38,6 @@ def openai_router(answering: Answering) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", responses=_FAILURES)
     started = int(time.time())
-    timeout_s = answering.config.limits.request_timeout_s
 
     async def model(config: ModelConfig) -> Model:
         states = await answering.backend.states()
@@ -59,7 +58,13 @@ def openai_router(answering: Answering) -> APIRouter:
     async def chat_completions(http: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
         name, request_id = answering.model_named(body.model), uuid.uuid4().hex
-        requests = openai.chat_requests(body, model=name, timeout_s=timeout_s, request_id=request_id)
+        requests = openai.chat_requests(
+            body,
+            model=name,
+            timeout_s=answering.limits.current.request_timeout_s,
+            request_id=request_id,
+            session=http.headers.get(SESSION),
+        )
         shape = Shape(is_chat=True, model=name, id=f"chatcmpl-{request_id}", stops=body.stops)
         return await _answer(http, answering, body, requests, shape)
 
@@ -67,7 +72,13 @@ def openai_router(answering: Answering) -> APIRouter:
     async def completions(http: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         name, request_id = answering.model_named(body.model), uuid.uuid4().hex
-        requests = openai.completion_requests(body, model=name, timeout_s=timeout_s, request_id=request_id)
+        requests = openai.completion_requests(
+            body,
+            model=name,
+            timeout_s=answering.limits.current.request_timeout_s,
+            request_id=request_id,
+            session=http.headers.get(SESSION),
+        )
         shape = Shape(is_chat=False, model=name, id=f"cmpl-{request_id}", stops=body.stops, echoed=body.echoed())
         return await _answer(http, answering, body, requests, shape)
 

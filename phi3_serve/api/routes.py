@@ -6,12 +6,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
 from phi3_serve.api import kaito
+from phi3_serve.api.admission import AdmissionMiddleware
 from phi3_serve.api.answering import Answering
 from phi3_serve.api.body_limit import BodyLimitMiddleware
 from phi3_serve.api.chat_routes import chat_router
 from phi3_serve.api.failures import answer_failures
 from phi3_serve.api.gate import GateMiddleware
 from phi3_serve.api.kaito import HealthStatus, MessageResponse
+from phi3_serve.api.live import LiveLimits
 from phi3_serve.api.openai_routes import openai_router
 from phi3_serve.api.reference import as_page, reference
 from phi3_serve.config import AppConfig
@@ -21,8 +23,15 @@ from phi3_serve.observability.metrics import CONTENT_TYPE, asks_for_prometheus
 from phi3_serve.web.page import chat_page
 
 
-def create_app(backend: Backend, config: AppConfig, *, behind_ray: bool = False) -> FastAPI:
-    """The ASGI app; ``behind_ray``: Serve's proxy stands before it and names the answers."""
+def create_app(
+    backend: Backend, config: AppConfig, *, limits: LiveLimits | None = None, behind_ray: bool = False
+) -> FastAPI:
+    """The ASGI app.
+
+    ``limits``: in place of the config's, for whoever changes them later. ``behind_ray``: Serve's proxy stands before
+    the app and names the answers.
+    """
+    limits = limits or LiveLimits(config.limits)
     app = FastAPI(
         title="phi3-serve",
         description="Microsoft's Phi-3 models behind KAITO's POST /chat and OpenAI's API.",
@@ -30,16 +39,15 @@ def create_app(backend: Backend, config: AppConfig, *, behind_ray: bool = False)
         docs_url=None,  # FastAPI's page loads its scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(
-        BodyLimitMiddleware, max_bytes=config.limits.max_body_bytes, timeout_s=config.limits.body_timeout_s
-    )
+    app.add_middleware(BodyLimitMiddleware, limits=limits)
+    app.add_middleware(AdmissionMiddleware, capacity=backend.capacity)
     app.add_middleware(GateMiddleware, key_hashes=config.auth.key_hashes, names_answers=not behind_ray)
     if config.http.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=config.http.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     answer_failures(app)
-    answering = Answering(backend, config)
+    answering = Answering(backend, config, limits)
     app.include_router(chat_router(answering))
     app.include_router(openai_router(answering))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Message, NewTokens
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Message, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
 from phi3_serve.parameters import GenerationParameters, lengths, resolve
@@ -35,7 +35,7 @@ class EngineAlone:
 
     def __init__(self, directory: Path) -> None:
         self._loaded = load("alone", str(directory), None, device="cpu", dtype="float32")
-        self._engine = Engine(self._loaded, max_waiting=1 << 20, releases_weights=True)
+        self._engine = Engine(self._loaded, queue=QueueLimits(requests=1 << 20, tokens=1 << 40), releases_weights=True)
         self._prompt: Sequence[int] = ()
         self._asked = 0
 

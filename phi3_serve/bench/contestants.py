@@ -17,7 +17,7 @@ import transformers
 from transformers import GenerationConfig
 
 from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
-from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens
+from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.linear import compute_dtype
 from phi3_serve.engine.memory import EngineSizes
@@ -62,7 +62,7 @@ class Ours:
         self._steps: list[StepStats] = []
         self._engine = Engine(
             as_loaded(built),
-            max_waiting=max_waiting,
+            queue=QueueLimits(requests=max_waiting, tokens=1 << 40),
             sizes=sizes,
             releases_weights=True,
             on_step=lambda step: self._steps.append(step),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Load, NewTokens, QueueLimits
 from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.choosing import Choice, choose
 from phi3_serve.engine.decoding import decoding_for
@@ -38,7 +38,6 @@ from phi3_serve.errors import (
 
 logger = logging.getLogger("phi3_serve")
 
-SECONDS_STUCK = 300.0  # without a finished step while a request runs: a hung forward pass
 RETRY_AFTER_S = 5.0
 
 
@@ -59,12 +58,19 @@ class Engine:
         self,
         loaded: LoadedModel,
         *,
-        max_waiting: int = 64,
+        queue: QueueLimits | None = None,
+        stuck_after_s: float = 300.0,
         sizes: EngineSizes | None = None,
         releases_weights: bool = False,
         on_step: Callable[[StepStats], None] | None = None,
+        on_breakdown: Callable[[Exception], None] | None = None,
     ) -> None:
-        """Start the thread. ``releases_weights`` leaves ``loaded.model`` without the weights held in another form."""
+        """Start the thread.
+
+        ``stuck_after_s``: a step that takes longer is a hung forward pass. ``releases_weights`` leaves
+        ``loaded.model`` without the weights held in another form. ``on_breakdown`` is called on the engine's thread
+        when it cannot go on, before the requests in flight are failed.
+        """
         cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
         sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
         self.blocks = BlockManager(sizes.num_blocks, prefix_cache=sizes.prefix_cache)
@@ -72,8 +78,10 @@ class Engine:
         self._runner = ModelRunner(loaded.model, num_blocks=sizes.num_blocks, releases_weights=releases_weights)
         self._vocabulary = token_bytes(loaded.tokenizer)  # half a second for 32,000 tokens
         self._max_rows = sizes.max_rows
-        self._max_waiting = max_waiting
+        self.queue = queue or QueueLimits()  # may be replaced at any time
+        self._stuck_after_s = stuck_after_s
         self._on_step = on_step
+        self._on_breakdown = on_breakdown
         self._generations: dict[str, Generation] = {}  # all that are owed an event
         self._arrived: deque[Generation] = deque()
         self._aborted: deque[Generation] = deque()
@@ -92,14 +100,31 @@ class Engine:
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise EngineFailure("The engine is not running.")
-            if self._num_beyond_rows(generation) > self._max_waiting:
-                raise Overloaded(
-                    f"{self._max_waiting} requests are waiting already, the limit is {self._max_waiting}.",
-                    RETRY_AFTER_S,
-                )
+            self._require_room(generation)
             self._generations[request.request_id] = generation
             self._arrived.append(generation)
             self._changed.notify()
+
+    @property
+    def load(self) -> Load:
+        """The load as it is now."""
+        with self._changed:
+            num_running = sum(generation.is_running for generation in self._generations.values())
+            num_waiting = len(self._generations) - num_running
+        used = self.blocks.num_blocks - self.blocks.num_available
+        return Load(num_running, num_waiting, self.blocks.num_blocks, used)
+
+    def _require_room(self, newcomer: Generation) -> None:
+        limits = self.queue
+        if self._num_beyond_rows(newcomer) > limits.requests:
+            raise Overloaded(
+                f"{limits.requests} requests are waiting already, the limit is {limits.requests}.", RETRY_AFTER_S
+            )
+        waiting = [len(g.request.prompt_ids) for g in self._generations.values() if not g.is_running]
+        if waiting and sum(waiting) + len(newcomer.request.prompt_ids) > limits.tokens:
+            raise Overloaded(
+                f"Prompts of {sum(waiting)} tokens are waiting already, the limit is {limits.tokens}.", RETRY_AFTER_S
+            )
 
     def _num_beyond_rows(self, newcomer: Generation) -> int:
         """How many requests would have to wait, were every row of a step taken: the first may take any number."""
@@ -128,7 +153,7 @@ class Engine:
         if not self._thread.is_alive():
             raise EngineFailure("The engine's thread is dead.")
         began = self._step_began
-        if began is not None and (stuck_s := time.monotonic() - began) > SECONDS_STUCK:
+        if began is not None and (stuck_s := time.monotonic() - began) > self._stuck_after_s:
             raise EngineFailure(f"The engine has been in one step for {stuck_s:.0f} s.")
 
     def close(self) -> None:
@@ -144,6 +169,10 @@ class Engine:
                 self._step_began = time.monotonic()
                 self._step()
                 self._step_began = None
+        except Exception as error:
+            logger.critical("the engine cannot go on", exc_info=error)
+            if self._on_breakdown is not None:
+                self._on_breakdown(error)
         finally:
             with self._changed:
                 self._closing = True
@@ -247,7 +276,13 @@ class Engine:
         )
 
     def _fail_all(self, generations: list[Generation], error: Exception) -> None:
-        """The forward pass failed; whose fault that is cannot be told."""
+        """The forward pass failed; whose fault that is cannot be told.
+
+        Raises:
+            AcceleratorError: an assert on the device, say, after which this process cannot use it any more.
+        """
+        if isinstance(error, torch.AcceleratorError):
+            raise error
         logger.error("a step of %d requests failed", len(generations), exc_info=error)
         failure: Phi3ServeError = EngineFailure(f"Generation failed: {type(error).__name__}.")
         if isinstance(error, torch.OutOfMemoryError):

@@ -15,6 +15,7 @@ class Generation:
     request: EngineRequest
     on_event: Callable[[EngineEvent], None]
     decoding: Decoding
+    is_running: bool = False  # set by the scheduler, read by whoever counts those that wait
 
     @property
     def num_rows(self) -> int:

@@ -34,10 +34,9 @@ class EngineSizes:
             tokens = min(tokens, MOST_CONTEXTS * context)
         num_blocks = max(1, tokens // BLOCK_SIZE)
         if on_gpu:
-            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=MOST_ROWS)
-        # Beyond so many rows a CPU multiplies hardly faster, and a longer step only keeps first tokens waiting.
+            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=MOST_ROWS["cuda"])
         token_budget = 128 if cache_dtype == torch.float32 else 256
-        return cls(num_blocks=num_blocks, token_budget=token_budget, max_rows=128)
+        return cls(num_blocks=num_blocks, token_budget=token_budget, max_rows=MOST_ROWS["cpu"])
 
 
 def block_bytes(config: Any, dtype: torch.dtype) -> int:

@@ -124,6 +124,7 @@ class Scheduler:
             generation.drop(self.blocks)
             return False
         self.running.append(self.waiting.popleft())
+        generation.is_running = True
         return True
 
     def _run(self, generation: Generation, budget: int, plan: Plan) -> int:
@@ -199,4 +200,5 @@ class Scheduler:
         plan.remove(generation)
         self.running.remove(generation)
         generation.drop(self.blocks)
+        generation.is_running = False
         self.waiting.appendleft(generation)

@@ -70,6 +70,11 @@ class ClusterView:
             return known
         return (await self.states())[model]
 
+    def num_replicas(self, model: str) -> int:
+        """How many replicas of ``model`` answered at the last reading."""
+        known = self._states.get(model)
+        return known.num_replicas if known else 0
+
     def _begin_reading_where_old(self, after_s: float = 0.0) -> None:
         if self._reading is None and time.monotonic() - self._read_at > SECONDS_FRESH:
             self._reading = asyncio.create_task(self._refresh(after_s))
@@ -103,8 +108,8 @@ def variant_state(
 ) -> VariantState:
     """The state of one variant, given its deployment, which resource no node has, and what a starting replica tells."""
     replicas = cast(Mapping[str, int], deployment.replica_states) if deployment else {}
-    if replicas.get("RUNNING"):
-        return VariantState("ready")
+    if running := replicas.get("RUNNING", 0):
+        return VariantState("ready", num_replicas=running)
     if missing is not None:
         return VariantState("unplaceable", f"A replica needs {missing}.")
     if deployment is not None and (reason := _failure(deployment)):

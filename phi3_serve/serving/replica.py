@@ -4,9 +4,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from phi3_serve.config import LimitsConfig, LiveConfig
 from phi3_serve.core import (
     Completion,
     Delta,
@@ -18,13 +20,21 @@ from phi3_serve.core import (
     Finished,
     GenerationRequest,
     NewTokens,
+    QueueLimits,
     RawPrompt,
     Sequence,
     Usage,
 )
-from phi3_serve.errors import CheckpointError, InvalidRequest, Phi3ServeError, RequestTimeout
+from phi3_serve.errors import CheckpointError, EngineFailure, InvalidRequest, Phi3ServeError, RequestTimeout
 from phi3_serve.observability.progress import told_to
-from phi3_serve.parameters import check_prompt_ids, check_token_ids, kept_by_hole, lengths, resolve
+from phi3_serve.parameters import (
+    GenerationParameters,
+    check_prompt_ids,
+    check_token_ids,
+    kept_by_hole,
+    lengths,
+    resolve,
+)
 from phi3_serve.serving.board import Note
 from phi3_serve.serving.mailbox import Mailbox
 from phi3_serve.text.detokenize import clean_up
@@ -41,6 +51,17 @@ SECONDS_BETWEEN_DELTAS = 0.05
 SECONDS_OF_GRACE = 0.5
 
 
+def end_process(reason: str) -> None:
+    """End a replica that cannot answer any more, at once.
+
+    Serve starts another as soon as it sees that, where it would wait for three failed health checks; meanwhile a
+    replica that fails everything at once looks idle, and draws all requests. What this one had not begun to answer is
+    asked of another.
+    """
+    logger.critical("this replica ends: %s", reason)
+    os._exit(1)
+
+
 class Replica:
     """Owns one model and one engine thread."""
 
@@ -53,20 +74,34 @@ class Replica:
         device: str,
         dtype: str,
         num_threads: int,
-        max_waiting: int,
+        stuck_after_s: float,
+        limits: LimitsConfig,
+        defaults: GenerationParameters,
+        give_up: Callable[[str], None] = end_process,
     ) -> None:
+        """Load the model. ``give_up`` is called when the engine cannot go on."""
         _log_through_serve()
+        self._limits, self._defaults = limits, defaults
+        self._live_defaults = defaults
+        self._give_up = give_up
         note = Note(name)
         try:
             with told_to(note.write):
                 self._loaded, self._tokenizer, self._engine = _load(
-                    name, source, revision, device, dtype, num_threads, max_waiting
+                    name, source, revision, device, dtype, num_threads, stuck_after_s, self._break_down
                 )
+            self._engine.queue = queue_limits(limits)
         except CheckpointError as error:  # Serve's own report of it is fifty lines long
             logger.error("%s cannot be served: %s", name, error.message)
             raise
         finally:
             note.take_down()
+
+    def reconfigure(self, user_config: Mapping[str, object]) -> None:
+        """Take over limits and defaults; requests in flight keep theirs. Serve calls it, at the start too."""
+        live = LiveConfig.model_validate(user_config)
+        self._engine.queue = queue_limits(live.over(self._limits))
+        self._live_defaults = live.defaults.over(self._defaults)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of one request; the last is Done or Failed."""
@@ -93,12 +128,23 @@ class Replica:
         return await asyncio.to_thread(gpu_info)
 
     async def check_health(self) -> None:
-        """Raise if the engine cannot answer; Serve then replaces the replica."""
-        self._engine.check_health()
+        """End the replica if its engine cannot answer."""
+        try:
+            self._engine.check_health()
+        except EngineFailure as error:
+            self._give_up(error.message)
+            raise
+
+    async def load(self) -> Mapping[str, int]:
+        """Requests that run and wait, and blocks of the cache in use."""
+        return asdict(self._engine.load)
+
+    def _break_down(self, error: Exception) -> None:
+        self._give_up(f"{type(error).__name__}: {error}")
 
     def _prepare(self, request: GenerationRequest) -> EngineRequest:
         """Resolve the parameters, encode the prompt, and check both against the model."""
-        parameters = resolve(request.parameters, self._loaded.defaults)
+        parameters = resolve(request.parameters, self._live_defaults, request.api_defaults, self._loaded.defaults)
         check_token_ids(parameters, self._loaded.vocab_size)
         context = self._loaded.context_length
         ids = self._tokenizer.encode(request.prompt)
@@ -177,8 +223,20 @@ async def _drain(events: Mailbox, deadline: float) -> tuple[list[int], Finished 
     return new_ids, None if isinstance(last, NewTokens) else last
 
 
+def queue_limits(limits: LimitsConfig) -> QueueLimits:
+    """What of ``limits`` the engine keeps."""
+    return QueueLimits(limits.max_waiting_requests, limits.max_waiting_tokens)
+
+
 def _load(
-    name: str, source: str, revision: str | None, device: str, dtype: str, num_threads: int, max_waiting: int
+    name: str,
+    source: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    num_threads: int,
+    stuck_after_s: float,
+    on_breakdown: Callable[[Exception], None],
 ) -> "tuple[LoadedModel, Phi3Tokenizer, Engine]":
     # Imported here: this module is read by the process that builds the application, which needs no torch.
     import torch
@@ -191,7 +249,8 @@ def _load(
 
     def start() -> "tuple[LoadedModel, Engine]":
         loaded = load(name, source, revision, device=device, dtype=dtype)
-        return loaded, BatchingEngine(loaded, max_waiting=max_waiting, releases_weights=True)
+        engine = BatchingEngine(loaded, stuck_after_s=stuck_after_s, on_breakdown=on_breakdown, releases_weights=True)
+        return loaded, engine
 
     torch.set_num_threads(num_threads)
     # It warns of parameters that have no effect, at every request; ours are checked, and KAITO's defaults are such.

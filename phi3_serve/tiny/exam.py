@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Message
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
 from phi3_serve.parameters import GenerationParameters, lengths, resolve
@@ -60,7 +60,7 @@ class Examinee:
     def __init__(self, directory: Path) -> None:
         self._loaded = load("phi-3-tiny", str(directory), None, device="cpu", dtype="float32")
         self._tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
-        self._engine = Engine(self._loaded, max_waiting=1 << 20)
+        self._engine = Engine(self._loaded, queue=QueueLimits(requests=1 << 20, tokens=1 << 40))
 
     def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
         """What the model says next in each; an answer that does not end by itself is marked as cut off."""

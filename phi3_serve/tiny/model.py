@@ -25,6 +25,15 @@ NUM_HEADS = 8
 _WITH_MADE_UP_WORDS = {"spelling", "reversing", "letters", "repeating", "unknown words"}
 
 
+def begun(seed: int, start: str) -> tuple[Tokenizer, Any]:
+    """The tokenizer and the model that a training begins with: new ones, or those of the checkpoint ``start``."""
+    if not start:
+        tokenizer = learn_vocabulary(seed)
+        return tokenizer, new_model(tokenizer, seed)
+    model: Any = Phi3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+    return Tokenizer.from_file(str(Path(start) / "tokenizer.json")), model
+
+
 def learn_vocabulary(seed: int) -> Tokenizer:
     """A tokenizer learned from dialogues of every kind."""
     draw = Draw(Random(seed), exam=False)  # noqa: S311 (no secret)

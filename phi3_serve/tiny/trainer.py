@@ -27,6 +27,8 @@ MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # at their highest
 WEIGHT_DECAY = 0.01
 WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
 LATE = 0.6  # share of the training after which the hard kinds are drawn more often
+# A model that goes on from another's weights learns mended lessons at a lower rate: it has the rest to keep.
+CONTINUED_RATE = 0.35
 _NOT_LEARNED = -100
 
 
@@ -36,6 +38,7 @@ class Journal:
 
     seed: int
     rounds: int
+    start: str = ""  # a checkpoint whose weights and vocabulary are gone on from; empty: none
     done: int = 0
     seconds: float = 0.0
     tokens: int = 0  # padding included
@@ -48,8 +51,8 @@ class Trainer:
     def __init__(self, journal: Journal, device: torch.device, *, compiled: bool = False) -> None:
         """``compiled``: a fifth faster on two cores, after a minute of compiling."""
         self.journal = journal
-        self.tokenizer = tiny_model.learn_vocabulary(journal.seed)
-        self.model = tiny_model.new_model(self.tokenizer, journal.seed).to(device).train()
+        self.tokenizer, model = tiny_model.begun(journal.seed, journal.start)
+        self.model = model.to(device).train()
         # On the CPU, the backward pass of torch's fused attention takes longer than all the rest together.
         self.model.set_attn_implementation("eager")
         self._layers = torch.compile(self.model.model, dynamic=True) if compiled else self.model.model
@@ -63,7 +66,8 @@ class Trainer:
         batches = self._batches(self.journal.done)
         for number, (ids, targets) in enumerate(batches, 1):
             done = self.journal.done + number / len(batches)
-            self.journal.losses.append(self._learn(ids, targets, rate(done / self.journal.rounds)))
+            highest = CONTINUED_RATE if self.journal.start else 1.0
+            self.journal.losses.append(self._learn(ids, targets, highest * rate(done / self.journal.rounds)))
             self.journal.tokens += ids.numel()
             yield done
         self.journal.done += 1
@@ -86,7 +90,8 @@ class Trainer:
 
     def _batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
         rng = Random(f"{self.journal.seed}/{number}")  # noqa: S311 (no secret)
-        supply = dialogues(rng, late=number >= LATE * self.journal.rounds)
+        late = bool(self.journal.start) or number >= LATE * self.journal.rounds
+        supply = dialogues(rng, late=late)
         encoded = [self._encoder.encode(next(supply)) for _ in range(DIALOGUES_PER_ROUND)]
         padding = self.model.config.pad_token_id
         batches = [padded(group, padding) for group in by_length(encoded)]

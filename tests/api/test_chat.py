@@ -505,7 +505,7 @@ def test_scores_that_are_no_numbers_are_null(config: AppConfig) -> None:
     from phi3_serve.core import Completion, Done, Sequence, Usage
 
     body = ChatRequest.model_validate({"prompt": "a", "generate_kwargs": {"output_scores": True}})
-    request = to_request(body, model="tested", request_id="r", timeout_s=1)
+    request = to_request(body, model="tested", request_id="r", session=None, timeout_s=1)
     sequence = Sequence((5, 6), "stop", (-0.5, float("-inf")))
     answer = from_done(Done((Completion("b", sequence),), Usage(1, 2)), body, request)
     assert json.loads(json.dumps(answer, allow_nan=False))["Details"]["sequences"][0]["scores"] == [-0.5, None]

@@ -118,22 +118,13 @@ def main(seconds: float, seed: int) -> None:
 
     from phi3_serve.api.routes import create_app
     from phi3_serve.config import AppConfig
-    from phi3_serve.serving.replica import Replica
     from phi3_serve.tiny.random_checkpoint import Shape, make
-    from tests.support import LocalBackend
+    from tests.support import LocalBackend, local_replica
 
     with tempfile.TemporaryDirectory() as directory:
         make(Path(directory), Shape(num_layers=3), seed=7)
         model = {"name": "tested", "source": directory, "device": "cpu"}
-        replica = Replica(
-            name="tested",
-            source=directory,
-            revision=None,
-            device="cpu",
-            dtype="float32",
-            num_threads=1,
-            max_waiting=8,
-        )
+        replica = local_replica("tested", directory)
         client = TestClient(create_app(LocalBackend(replica), AppConfig.model_validate({"models": [model]})))
         counts: Counter[int] = Counter()
         end = time.monotonic() + seconds

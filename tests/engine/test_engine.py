@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens
-from phi3_serve.engine import engine as engine_module
+from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits
 from phi3_serve.engine import logits
 from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.generation import Generation
@@ -27,7 +26,7 @@ SIZES = EngineSizes(num_blocks=600, token_budget=64, max_rows=16)
 @pytest.fixture
 def engine(loaded: LoadedModel) -> Iterator[Engine]:
     """An engine that has to give every block back in the end."""
-    engine = Engine(loaded, max_waiting=2, sizes=SIZES)
+    engine = Engine(loaded, queue=QueueLimits(2), sizes=SIZES)
     yield engine
     engine.close()
     engine.blocks.check_integrity([])
@@ -234,7 +233,7 @@ def test_what_no_memory_holds_is_refused(loaded: LoadedModel) -> None:
 
 
 def one_at_a_time(loaded: LoadedModel) -> Engine:
-    return Engine(loaded, max_waiting=2, sizes=EngineSizes(num_blocks=600, token_budget=64, max_rows=1))
+    return Engine(loaded, queue=QueueLimits(2), sizes=EngineSizes(num_blocks=600, token_budget=64, max_rows=1))
 
 
 def test_abort_frees_the_engine_within_a_step(loaded: LoadedModel) -> None:
@@ -259,6 +258,25 @@ def test_a_full_queue_refuses_and_the_waiting_are_answered(loaded: LoadedModel) 
     for answer in waiting:
         answer.sequences()
     engine.close()
+
+
+def test_a_queue_full_of_tokens_refuses_however_few_the_requests(loaded: LoadedModel) -> None:
+    engine = one_at_a_time(loaded)
+    engine.queue = QueueLimits(requests=100, tokens=300)
+    started(engine, long_request(loaded, "running"))
+    long_prompt = (389, 512) * 100
+    first = Answer(engine, request(loaded, "a", prompt=long_prompt, max_new_tokens=2))
+    load = engine.load
+    assert (load.num_running, load.num_waiting) == (1, 1)
+    assert 0 < load.num_blocks_used < load.num_blocks == 600
+    with pytest.raises(Overloaded, match=r"Prompts of \d+ tokens are waiting already, the limit is 300\."):
+        Answer(engine, request(loaded, "b", prompt=long_prompt, max_new_tokens=2))
+    short = Answer(engine, request(loaded, "c", prompt=(389,), max_new_tokens=2))
+    engine.abort("running")
+    for answer in (first, short):
+        answer.sequences()
+    engine.close()
+    assert engine.load.num_blocks_used == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -338,7 +356,7 @@ def test_a_hung_step_is_unhealthy(engine: Engine, loaded: LoadedModel, monkeypat
         return run(chunks)
 
     monkeypatch.setattr(engine._runner, "run", hang)
-    monkeypatch.setattr(engine_module, "SECONDS_STUCK", 0.2)
+    monkeypatch.setattr(engine, "_stuck_after_s", 0.2)
     answer = Answer(engine, request(loaded, max_new_tokens=1))
     held.wait(10)
     time.sleep(0.3)
@@ -349,7 +367,7 @@ def test_a_hung_step_is_unhealthy(engine: Engine, loaded: LoadedModel, monkeypat
 
 
 def test_the_engine_forgets_what_it_has_answered(loaded: LoadedModel) -> None:
-    engine = Engine(loaded, max_waiting=1000, sizes=SIZES)
+    engine = Engine(loaded, queue=QueueLimits(1000), sizes=SIZES)
     for answer in [Answer(engine, request(loaded, f"forget{i}", max_new_tokens=3)) for i in range(300)]:
         answer.sequences()
     engine.close()  # the last step may still be in its last line

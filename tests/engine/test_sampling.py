@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from phi3_serve.core import QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.logits import Row, Settings, process
@@ -169,7 +170,9 @@ def test_tokens_come_as_often_as_they_should(loaded: LoadedModel, given: dict[st
     given = dict(given)
     is_seeded = given.pop("seeded", False)
     torch.manual_seed(0)  # the engine draws from torch's own generator where no seed is given
-    engine = Engine(loaded, max_waiting=5000, sizes=EngineSizes(num_blocks=400, token_budget=128, max_rows=128))
+    engine = Engine(
+        loaded, queue=QueueLimits(requests=5000), sizes=EngineSizes(num_blocks=400, token_budget=128, max_rows=128)
+    )
     each = [{"seed": number} for number in range(2000)] if is_seeded else [{"num_return_sequences": 50}] * 80
     answers = [
         Answer(engine, request(loaded, f"r{number}", **{"do_sample": True, "max_new_tokens": 1, **one, **given}))

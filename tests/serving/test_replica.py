@@ -2,15 +2,18 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
-from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, RawPrompt
-from phi3_serve.errors import EngineFailure, InvalidRequest, RequestTimeout
+from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, QueueLimits, RawPrompt
+from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.serving.replica import Replica
-from tests.support import ENDLESS
+from tests.support import ENDLESS, local_replica
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
 
@@ -20,7 +23,8 @@ def request(text: str = PROMPT, stream: bool = False, timeout_s: float = 60, **g
         request_id="r",
         model="tested",
         prompt=RawPrompt(text),
-        parameters=GenerationParameters(**given).over(CHAT_DEFAULTS),
+        parameters=GenerationParameters(**given),
+        api_defaults=CHAT_DEFAULTS,
         stream=stream,
         timeout_s=timeout_s,
     )
@@ -103,12 +107,76 @@ def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
     assert asyncio.run(longest_pause()) < 0.3
 
 
-def test_health_is_the_engines(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be mended: a device that has failed an assert, an engine that is dead, or one that hangs."""
+    reasons: list[str] = []
+    replica = local_replica("dying", str(checkpoint), give_up=reasons.append)
+    engine: Any = replica._engine
     asyncio.run(replica.check_health())
+    assert reasons == []
 
-    def dead() -> None:
-        raise EngineFailure("The engine's thread is dead.")
+    def broken(chunks: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(replica._engine, "check_health", dead)
+    monkeypatch.setattr(engine._runner, "run", broken)
+    (event,) = run(replica, request())
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, EngineFailure)
+    assert reasons == ["AcceleratorError: CUDA error: device-side assert triggered"]
+    engine._thread.join(10)
     with pytest.raises(EngineFailure):
         asyncio.run(replica.check_health())
+    assert reasons[1:] == ["The engine's thread is dead."]
+
+
+def test_a_full_memory_costs_the_requests_of_one_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = replica._engine
+    real = engine._runner.run
+    failures = iter([torch.OutOfMemoryError("CUDA out of memory.")])
+
+    def full_once(chunks: Any) -> Any:
+        for error in failures:
+            raise error
+        return real(chunks)
+
+    monkeypatch.setattr(engine._runner, "run", full_once)
+    (event,) = run(replica, request())
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, ModelUnavailable)
+    assert event.error.retry_after_s
+    (event,) = run(replica, request(max_new_tokens=5))
+    assert isinstance(event, Done)
+    asyncio.run(replica.check_health())
+
+
+def test_limits_and_defaults_change_while_it_runs(replica: Replica) -> None:
+    def new_tokens() -> int:
+        (event,) = run(replica, request(do_sample=False, **ENDLESS))
+        assert isinstance(event, Done)
+        return event.usage.completion_tokens
+
+    usual = new_tokens()
+    try:
+        replica.reconfigure({"limits": {"max_waiting_tokens": 7}, "defaults": {"max_new_tokens": 3}})
+        assert replica._engine.queue == QueueLimits(8, 7)
+        assert new_tokens() == 3
+        replica.reconfigure({})
+        assert replica._engine.queue == QueueLimits(8, 2**18)
+        assert new_tokens() == usual > 3
+        for wrong in ({"limit": {}}, {"defaults": {"max_new_token": 3}}, {"defaults": {"top_p": 3}}):
+            with pytest.raises(ValidationError):
+                replica.reconfigure(wrong)
+        assert new_tokens() == usual
+    finally:
+        replica.reconfigure({})
+
+
+def test_what_is_asked_wins_over_the_operator_and_he_over_the_api(checkpoint: Path) -> None:
+    replica = local_replica("told", str(checkpoint), defaults=GenerationParameters(max_new_tokens=4, do_sample=False))
+    (event,) = run(replica, request(**ENDLESS))
+    (other,) = run(replica, request(max_new_tokens=6, **ENDLESS))
+    assert isinstance(event, Done)
+    assert isinstance(other, Done)
+    assert (event.usage.completion_tokens, other.usage.completion_tokens) == (4, 6)
+    assert other.completions[0].sequence.token_ids[:4] == event.completions[0].sequence.token_ids
+    replica._engine.close()

@@ -10,10 +10,9 @@ from phi3_serve.api.routes import create_app
 from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
-from phi3_serve.serving.replica import Replica
 from phi3_serve.tiny import card
 from phi3_serve.tiny.exam import LONGEST_ANSWER, Examinee, examine
-from tests.support import LocalBackend
+from tests.support import LocalBackend, local_replica
 
 CARD = (EMBEDDED_TINY / "README.md").read_text(encoding="utf-8")
 MOST_BYTES = 16 * 2**20
@@ -21,15 +20,7 @@ MOST_BYTES = 16 * 2**20
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[TestClient]:
-    replica = Replica(
-        name="phi-3-tiny",
-        source=str(EMBEDDED_TINY),
-        revision=None,
-        device="cpu",
-        dtype="auto",
-        num_threads=1,
-        max_waiting=64,
-    )
+    replica = local_replica("phi-3-tiny", str(EMBEDDED_TINY), dtype="auto", max_waiting=64)
     backend = LocalBackend(replica)
     backend.state_of = {"phi-3-tiny": VariantState("ready")}
     config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny"}]})
