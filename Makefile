@@ -6,13 +6,15 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test fuzz fuzz-http bench lint format clean
+.PHONY: help setup serve test fuzz fuzz-http chaos soak bench lint format clean
 
 help:
 	@echo "make serve    serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
 	@echo "make test     run the tests, real Ray clusters among them"
 	@echo "make fuzz     compare 20,000 random requests with transformers, token for token; five minutes on two cores"
 	@echo "make fuzz-http  throw 10,000 good and bad requests at the API; none may get a 5xx"
+	@echo "make chaos    ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
+	@echo "make soak     an hour of load while nothing dies: memory, threads and files, before and after"
 	@echo "make bench    the engine beside transformers on this machine, in tokens per second; three minutes"
 	@echo "make lint     formatting, lint rules, strict types, import contracts"
 	@echo "make format   let ruff format and mend"
@@ -42,6 +44,12 @@ fuzz: $(VENV)/.dev
 
 fuzz-http: $(VENV)/.dev
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest tests/api/test_openapi_fuzz.py
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.serving.chaos --seconds $(or $(SECONDS),600) --every $(or $(EVERY),10) --seed $(or $(SEED),0)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.serving.chaos --seconds $(or $(SECONDS),3600) --every 0
 
 bench: $(VENV)/.runtime
 	$(BIN)/phi3-serve bench engine --concurrency 1,16 --peers generate,batching

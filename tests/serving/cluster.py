@@ -12,13 +12,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
+
+from phi3_serve.serving import front_door
+from phi3_serve.serving.front_door import Proxy
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -108,6 +112,7 @@ def running(command: list[str], log: Path, port: int, **env: str) -> Iterator[Cl
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
@@ -127,3 +132,71 @@ def running(command: list[str], log: Path, port: int, **env: str) -> Iterator[Cl
         finally:
             cluster.end()
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Head(Cluster):
+    """A Ray cluster that applications are deployed on, as on a server or on Kubernetes."""
+
+    dashboard: int = 0
+    gcs: int = 0
+    directory: Path = Path()
+
+    def deploy(self, config: Mapping[str, Any], *, wait: bool = True) -> None:
+        """`serve deploy` of ``config``."""
+        path = self.directory / "config.yaml"
+        path.write_text(yaml.safe_dump(dict(config)))
+        command = [str(BIN / "serve"), "deploy", str(path), "-a", f"http://127.0.0.1:{self.dashboard}"]
+        end = time.monotonic() + 60
+        while (done := subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)).returncode:
+            assert time.monotonic() < end, done.stdout + done.stderr  # the dashboard takes its time to start
+            time.sleep(1)
+        if wait:
+            self.wait_until_ready()
+
+    def load_of(self, model: str) -> dict[str, int]:
+        """What the engine of ``model`` has to do."""
+        command = [sys.executable, "-m", "tests.serving.load_of", f"127.0.0.1:{self.gcs}", model]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=True)
+        load: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+        return load
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Processes of the cluster with all ``words`` in their command lines."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                line = " ".join(process.cmdline())
+                if all(word in line for word in words):
+                    found.append(process)
+        return found
+
+    def replica_of(self, model: str) -> psutil.Process:
+        """The process of the one replica of ``model``."""
+        (found,) = self.processes(f"ray::ServeReplica:phi3:{model}")
+        return found
+
+
+@contextlib.contextmanager
+def head(directory: Path, *, num_cpus: int = 4, proxy: Proxy = "haproxy", **env: str) -> Iterator[Head]:
+    """`ray start --head --block`, in front of which ``proxy`` will stand."""
+    port, dashboard, gcs = free_port(), free_port(), free_port()
+    command = [
+        *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={free_port()}", f"--num-cpus={num_cpus}", "--disable-usage-stats"),
+    ]
+    door = front_door.environment(proxy, port=port, request_timeout_s=600)
+    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", **door, **env) as cluster:
+        made = Head(cluster.process, cluster.log, port)
+        made.dashboard, made.gcs, made.directory = dashboard, gcs, directory
+        yield made
+
+
+def serve_config(port: int, args: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A Serve config of one application with these ``args``."""
+    application = {
+        "name": "phi3",
+        "route_prefix": "/",
+        "import_path": "phi3_serve.serving.app:build_app",
+        "args": dict(args),
+    }
+    return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [{**application, **more}]}

@@ -26,8 +26,9 @@ phi3_serve.errors.CheckpointError: /x/config.json: file is missing
         (deployment("HEALTHY", RUNNING=1), None, "ready", ""),
         (deployment("UPSCALING", RUNNING=1, STARTING=1), None, "ready", ""),
         (deployment("HEALTHY", RUNNING=1), "1 GPU", "ready", ""),
+        (deployment("UPDATING", RECOVERING=1), None, "ready", ""),
         (deployment("HEALTHY"), None, "scaled_to_zero", "No replica runs; a request starts one."),
-        (None, None, "scaled_to_zero", "No replica runs; a request starts one."),
+        (None, None, "loading", "The application is being built."),
         (
             deployment("UPSCALING", STARTING=1),
             None,
@@ -43,6 +44,12 @@ def test_state(overview: DeploymentStatusOverview | None, missing: str | None, s
     found = variant_state(overview, missing)
     assert (found.state, found.detail) == (state, detail)
     assert (found.retry_after_s is not None) == (state in ("loading", "scaled_to_zero"))
+
+
+def test_while_a_new_version_is_built_the_old_one_answers() -> None:
+    before = VariantState("ready", num_replicas=2)
+    assert variant_state(None, None, before=before) == before
+    assert variant_state(deployment("UPDATING"), None, before=before).state == "scaled_to_zero"
 
 
 def test_a_starting_replica_tells_how_far_it_is() -> None:

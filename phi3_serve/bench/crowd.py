@@ -1,0 +1,184 @@
+"""``phi3-serve bench crowd``: more clients than the server has room for.
+
+All ask at once, once; then so many go on asking for a while, those who are refused after the pause that they were
+told. Connections are bare asyncio streams, so that the crowd takes as little as it can of the machine it measures.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+QUESTION = "How to explain Internet for a medieval knight?"
+LOST = 0  # the status of an answer that did not come, or not whole
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure."""
+
+    url: str
+    model: str
+    clients: tuple[int, ...]
+    new_tokens: int  # at most
+    seconds: float  # of going on asking; 0: all ask once
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer."""
+
+    status: int  # of HTTP, or LOST
+    seconds: float  # from before the connection was opened until the last byte
+    body: Any = None
+    retry_after_s: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated."""
+        usage = self.body.get("Details", {}).get("usage", {}) if isinstance(self.body, dict) else {}
+        return int(usage.get("completion_tokens", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How so many clients fared. Times in milliseconds; None where there was no such answer."""
+
+    clients: int
+    answered: int
+    refused: int
+    others: dict[str, int]
+    lost: int
+    first_refusals_ms: float | None  # half of them within
+    most_refusals_ms: float | None  # 99 of 100 within
+    tokens_per_s: float
+
+
+def run(settings: Settings, *, as_json: bool) -> None:
+    """Measure, and print a table, or JSON, on stdout."""
+    lines = []
+    for clients in track(settings.clients, "Crowding", console=Console(stderr=True)):
+        lines.append(asyncio.run(measure(settings, clients)))
+    if as_json:
+        print(json.dumps({"settings": asdict(settings), "lines": [asdict(line) for line in lines]}))
+    else:
+        Console(width=None if sys.stdout.isatty() else 130).print(_table(lines))
+
+
+async def measure(settings: Settings, clients: int) -> Line:
+    """One line of the table."""
+    request = chat_request(settings.url, chat_body(settings.model, settings.new_tokens))
+    began = time.perf_counter()
+    end = began + settings.seconds
+    by_client = await asyncio.gather(*(_ask_until(request, end) for _ in range(clients)))
+    return summed_up(clients, list(chain.from_iterable(by_client)), time.perf_counter() - began)
+
+
+def summed_up(clients: int, replies: Sequence[Reply], seconds: float) -> Line:
+    """What ``replies`` say together."""
+    counts = Counter(reply.status for reply in replies)
+    refusals = sorted(reply.seconds * 1000 for reply in replies if reply.status == 429)
+    return Line(
+        clients=clients,
+        answered=counts.pop(200, 0),
+        refused=counts.pop(429, 0),
+        lost=counts.pop(LOST, 0),
+        others={str(status): count for status, count in sorted(counts.items())},
+        first_refusals_ms=refusals[len(refusals) // 2] if refusals else None,
+        most_refusals_ms=refusals[int(len(refusals) * 0.99)] if refusals else None,
+        tokens_per_s=sum(reply.num_tokens for reply in replies) / seconds,
+    )
+
+
+def chat_body(model: str, new_tokens: int) -> dict[str, Any]:
+    """A greedy question whose answer says how many tokens it has."""
+    kwargs = {"do_sample": False, "max_new_tokens": new_tokens, "return_dict_in_generate": True}
+    return {"model": model, "messages": [{"role": "user", "content": QUESTION}], "generate_kwargs": kwargs}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, as bytes."""
+
+    host: str
+    port: int
+    data: bytes
+
+
+def chat_request(url: str, body: Any, path: str = "/chat") -> Request:
+    """``POST path`` of ``body``, as JSON."""
+    parts = urlsplit(url)
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {parts.path}{path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    return Request(parts.hostname or "127.0.0.1", parts.port or 80, head.encode() + content)
+
+
+async def ask(request: Request, timeout_s: float = 600) -> Reply:
+    """The reply to ``request``, over a connection of its own."""
+    began = time.perf_counter()
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(request.host, request.port)
+            try:
+                writer.write(request.data)
+                received = await reader.read(-1)
+            finally:
+                writer.close()
+        return _parsed(received, time.perf_counter() - began)
+    except (OSError, TimeoutError, ValueError):
+        return Reply(LOST, time.perf_counter() - began)
+
+
+def _parsed(received: bytes, seconds: float) -> Reply:
+    """ValueError for what is no whole answer in JSON."""
+    head, _, content = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("transfer-encoding") == "chunked":
+        content = _joined(content)
+    elif len(content) != int(headers.get("content-length", -1)):
+        raise ValueError("the answer broke off")
+    return Reply(int(status.split()[1]), seconds, json.loads(content), float(headers.get("retry-after", 0)))
+
+
+def _joined(chunks: bytes) -> bytes:
+    content = b""
+    while True:
+        size, _, rest = chunks.partition(b"\r\n")
+        if not (length := int(size, 16)):
+            return content
+        content, chunks = content + rest[:length], rest[length + 2 :]
+
+
+async def _ask_until(request: Request, end: float) -> list[Reply]:
+    replies = [await ask(request)]
+    while (now := time.perf_counter()) < end:
+        if pause := replies[-1].retry_after_s:
+            await asyncio.sleep(min(pause, max(0.0, end - now)))
+            if time.perf_counter() >= end:
+                break
+        replies.append(await ask(request))
+    return replies
+
+
+def _table(lines: Sequence[Line]) -> Table:
+    table = Table("clients", "answered", "429", "other", "lost", "429: half within", "429: 99 % within", "tokens/s")
+    for line in lines:
+        times = [f"{ms:.0f} ms" if ms is not None else "" for ms in (line.first_refusals_ms, line.most_refusals_ms)]
+        others = ", ".join(f"{count} of {status}" for status, count in line.others.items())
+        counts = [str(count) for count in (line.clients, line.answered, line.refused)]
+        table.add_row(*counts, others or "0", str(line.lost), *times, f"{line.tokens_per_s:,.0f}")
+    return table

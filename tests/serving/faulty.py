@@ -1,0 +1,60 @@
+"""The application with replicas that break on demand, at the engine's own seams.
+
+``import_path: tests.serving.faulty:build_app``. A fault is asked for by a file in the directory of the environment
+variable ``FAULTS``; the first replica whose model runs next takes the file away and has the fault.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from ray.serve import Application
+
+from phi3_serve.config import AppConfig
+from phi3_serve.serving.app import application
+from phi3_serve.serving.replica import Replica
+
+FAULTS = ("out_of_memory", "device_assert", "hang", "full_disk")
+
+
+def build_app(args: AppConfig) -> Application:
+    return application(args, FaultyReplica)
+
+
+class FaultyReplica(Replica):
+    """A replica whose forward pass looks for a fault before it runs."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        directory = Path(os.environ["FAULTS"])
+        runner = cast(Any, self._engine)._runner
+        run = runner.run
+
+        def run_or_fail(chunks: Any) -> Any:
+            for fault in FAULTS:
+                try:
+                    (directory / fault).unlink()
+                except FileNotFoundError:
+                    continue
+                _have(fault)
+            return run(chunks)
+
+        runner.run = run_or_fail
+
+
+def _have(fault: str) -> None:
+    import torch
+
+    if fault == "out_of_memory":
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    if fault == "device_assert":
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    if fault == "hang":
+        time.sleep(3600)
+    for handler in {*logging.getLogger("ray.serve").handlers, *logging.getLogger("phi3_serve").handlers}:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(cast(TextIO, open("/dev/full", "w")))  # noqa: SIM115 - as long as the process
+    for number in range(100):
+        logging.getLogger("phi3_serve").warning("this line %d does not fit", number)

@@ -1,0 +1,156 @@
+"""What breaks while the server works: engines, replicas, proxies, the controller, the disk. On a real Ray cluster."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.test_chat import GREEDY, PROMPT
+from tests.serving.cluster import Answer, Head, head, serve_config
+from tests.support import ENDLESS
+
+pytestmark = pytest.mark.cluster
+
+LONG = {"do_sample": True, "max_new_tokens": 1500, **ENDLESS}  # seconds of work
+SHORT = {"prompt": PROMPT, "generate_kwargs": GREEDY}
+
+
+def config(port: int, checkpoint: Path, **limits: Any) -> dict[str, Any]:
+    health = {"check_period_s": 1, "stuck_after_s": 2}
+    model = {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5, "health": health}
+    args = {"models": [model], "http": {"num_cpus": 0.25}, "limits": limits}
+    return serve_config(port, args, import_path="tests.serving.faulty:build_app")
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    directory = tmp_path_factory.mktemp("faults")
+    with head(directory, FAULTS=str(directory)) as cluster:
+        cluster.deploy(config(cluster.port, checkpoint))
+        yield cluster
+
+
+@pytest.fixture
+def fault(cluster: Head) -> Iterator[Callable[[str], None]]:
+    def have(name: str) -> None:
+        (cluster.directory / name).touch()
+
+    yield have
+    until(lambda: cluster.call("/chat", SHORT).status == 200, 60)
+
+
+def until(condition: Callable[[], Any], seconds: float) -> float:
+    """How long it took until ``condition`` held; what the network says meanwhile does not count."""
+    began = time.monotonic()
+    while True:
+        with suppress(OSError, ValueError):
+            if condition():
+                return time.monotonic() - began
+        assert time.monotonic() - began < seconds
+        time.sleep(0.1)
+
+
+def lines_of_a_stream(cluster: Head, kwargs: dict[str, Any]) -> tuple[http.client.HTTPConnection, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
+    body = {"prompt": PROMPT, "stream": True, "generate_kwargs": kwargs}
+    connection.request("POST", "/chat", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.status == 200, response.read()
+    return connection, response
+
+
+def test_a_full_gpu_is_a_503_and_the_next_request_is_answered(cluster: Head, fault: Callable[[str], None]) -> None:
+    before = cluster.replica_of("mine").pid
+    fault("out_of_memory")
+    answer = cluster.call("/chat", SHORT)
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.body == {"detail": "The GPU's memory does not hold this request now."}
+    assert cluster.call("/chat", SHORT).status == 200
+    assert cluster.replica_of("mine").pid == before
+
+
+@pytest.mark.parametrize("name", ["device_assert", "hang"])
+def test_an_engine_that_cannot_go_on_is_replaced_and_its_requests_answered(
+    cluster: Head, fault: Callable[[str], None], name: str
+) -> None:
+    expected = cluster.call("/chat", SHORT).body
+    before = cluster.replica_of("mine").pid
+    fault(name)
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: cluster.call("/chat", SHORT, timeout=120), range(3)))
+    assert [(a.status, a.body) for a in answers] == [(200, expected)] * 3
+    assert cluster.replica_of("mine").pid != before
+
+
+def test_a_stream_ends_in_an_error_when_its_engine_cannot_go_on(cluster: Head, fault: Callable[[str], None]) -> None:
+    connection, response = lines_of_a_stream(cluster, LONG)
+    response.readline()
+    fault("device_assert")
+    rest = response.read().decode()
+    connection.close()
+    assert "event: error" in rest
+    assert "another one takes over" in rest
+    assert "[DONE]" not in rest
+
+
+def test_a_full_log_disk_stops_nothing(cluster: Head, fault: Callable[[str], None]) -> None:
+    expected = cluster.call("/chat", SHORT).body
+    fault("full_disk")
+    for _ in range(5):
+        assert cluster.call("/chat", SHORT).body == expected
+    assert not (cluster.directory / "full_disk").exists()
+
+
+def test_a_dead_proxy_is_back_within_seconds(cluster: Head) -> None:
+    (proxy,) = [p for p in cluster.processes("haproxy", "-f") if p.name() == "haproxy"]
+    proxy.kill()
+    assert until(lambda: cluster.call("/chat", SHORT, timeout=5).status == 200, 30) < 15
+    manager = cluster.processes("ray::HAProxyManager")[0]
+    manager.kill()
+    until(lambda: cluster.call("/chat", SHORT, timeout=5).status == 200, 60)
+
+
+def test_a_dead_controller_has_no_effect(cluster: Head) -> None:
+    failed: list[Answer] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            answer = cluster.call("/chat", SHORT)
+            if answer.status != 200:
+                failed.append(answer)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    (controller,) = cluster.processes("ray::ServeController")
+    try:
+        controller.kill()
+        until(lambda: [p for p in cluster.processes("ray::ServeController") if p.pid != controller.pid], 60)
+        time.sleep(2)
+    finally:
+        done.set()
+    asking.join()
+    assert [(a.status, a.body) for a in failed] == []
+
+
+def test_a_dead_ingress_is_replaced(cluster: Head) -> None:
+    (ingress,) = cluster.processes("ray::ServeReplica:phi3:ingress")
+    ingress.kill()
+    until(lambda: cluster.call("/chat", SHORT, timeout=5).status == 200, 60)
+
+
+def test_a_client_that_does_not_read_keeps_nobody_waiting(cluster: Head) -> None:
+    deaf = [lines_of_a_stream(cluster, LONG)[0] for _ in range(4)]
+    began = time.monotonic()
+    assert cluster.call("/chat", SHORT).status == 200
+    assert time.monotonic() - began < 10
+    for connection in deaf:
+        connection.close()
+    until(lambda: cluster.load_of("mine")["num_running"] == 0, 30)

@@ -1,0 +1,136 @@
+"""Four variants on two nodes with GPUs in name: placed, scaled up, put to sleep, and back after a node is lost."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.api.test_chat import GREEDY, PROMPT
+from tests.serving.cluster import Cluster, free_port, running, serve_config
+from tests.serving.test_faults import until
+from tests.support import ENDLESS
+
+pytestmark = pytest.mark.cluster
+
+VARIANTS = (
+    "phi-3-mini-4k-instruct",
+    "phi-3-mini-128k-instruct",
+    "phi-3-medium-4k-instruct",
+    "phi-3-medium-128k-instruct",
+)
+GROWING, SLEEPING = VARIANTS[0], VARIANTS[3]
+
+
+class Nodes(Cluster):
+    """The cluster of ``tests.serving.nodes``."""
+
+    def tell(self, line: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+        size = self.told
+        until(lambda: len(self._lines()) > size, 60)
+        self.told += 1
+        return self._lines()[size]
+
+    told: int = 0
+
+    def _lines(self) -> list[str]:
+        return [
+            line for line in self.log.read_text().splitlines() if line == "done" or line.startswith(('{"one"', "up"))
+        ]
+
+    def where(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = json.loads(self.tell("where"))
+        return found
+
+    def states(self) -> dict[str, str]:
+        return {name: model["state"] for name, model in self.call("/ready", timeout=10).body["models"].items()}
+
+
+def model(name: str, checkpoint: Path) -> dict[str, Any]:
+    """A variant on a GPU as the cluster counts them, that computes on the CPU."""
+    made = {"name": name, "source": str(checkpoint), "device": "cpu", "num_gpus": 1, "num_cpus": 0.5}
+    scaling = {"target_load": 2, "upscale_delay_s": 0, "downscale_delay_s": 5, "sleep_after_s": 2, "look_back_s": 1}
+    if name == GROWING:
+        return {**made, "max_replicas": 2, "scaling": scaling}
+    return {**made, "min_replicas": 0, "scaling": scaling} if name == SLEEPING else made
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    directory, port = tmp_path_factory.mktemp("nodes"), free_port()
+    args = {"models": [model(name, checkpoint) for name in VARIANTS], "http": {"num_cpus": 0.25}}
+    config = {"proxy_location": "HeadOnly", **serve_config(port, args)}  # the nodes share one machine's ports
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "tests.serving.nodes", str(directory / "config.yaml")]
+    metrics = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
+    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", RAY_ADDRESS="", **metrics) as started:
+        nodes = Nodes(started.process, started.log, port)
+        until(lambda: "up" in nodes._lines(), 120)
+        nodes.told = 1
+        nodes.wait_until_ready(180)
+        yield nodes
+
+
+def ask(cluster: Nodes, name: str) -> int:
+    return cluster.call(f"/{name}/chat", {"prompt": PROMPT, "generate_kwargs": GREEDY}).status
+
+
+def test_every_variant_has_its_gpu(cluster: Nodes) -> None:
+    until(lambda: sum(state == "ready" for state in cluster.states().values()) == 3, 120)
+    where = cluster.where()
+    assert sorted(where["one"] + where["two"]) == sorted(
+        [*VARIANTS[:3], *(["ingress"] if "ingress" not in where["head"] else [])]
+    )
+    assert not set(where["head"]) & set(VARIANTS)
+    assert cluster.states()[SLEEPING] == "scaled_to_zero"
+    assert [ask(cluster, name) for name in VARIANTS[:3]] == [200] * 3
+
+
+def test_a_sleeping_variant_wakes_and_sleeps_again(cluster: Nodes) -> None:
+    assert ask(cluster, SLEEPING) == 503
+    until(lambda: ask(cluster, SLEEPING) == 200, 90)
+    until(lambda: cluster.states()[SLEEPING] == "scaled_to_zero", 90)
+
+
+def test_a_variant_grows_under_load_and_shrinks_after_it(cluster: Nodes) -> None:
+    def replicas() -> int:
+        return sum(models.count(GROWING) for models in cluster.where().values())
+
+    body = {"prompt": PROMPT, "generate_kwargs": {"max_new_tokens": 400, **ENDLESS}}
+    done = threading.Event()
+
+    def load() -> set[int]:
+        seen = set()
+        while not done.is_set():
+            seen.add(cluster.call(f"/{GROWING}/chat", body).status)
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(load) for _ in range(8)]
+        try:
+            until(lambda: replicas() == 2, 90)
+        finally:
+            done.set()
+        assert set().union(*(one.result(60) for one in asking)) == {200}
+    until(lambda: replicas() == 1, 120)
+
+
+def test_a_lost_node_s_variants_are_back_on_the_other(cluster: Nodes) -> None:
+    where = cluster.where()
+    lost, kept = ("one", "two") if len(where["one"]) >= len(where["two"]) else ("two", "one")
+    models = [name for name in where[lost] if name in VARIANTS]
+    assert models
+    assert cluster.tell(f"kill {lost}") == "done"
+    took = [until(lambda name=name: ask(cluster, name) == 200, 120) for name in VARIANTS[:3]]  # type: ignore[misc]
+    after = cluster.where()
+    assert set(VARIANTS[:3]) <= set(after[kept])
+    assert after[lost] == []
+    assert max(took) < 120

@@ -1,0 +1,104 @@
+"""Changes while requests come: limits and defaults, new versions, an end. On a real Ray cluster."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.api.test_chat import PROMPT
+from tests.serving.cluster import BIN, Answer, Cluster, Head, free_port, head, running, serve_config
+from tests.serving.test_faults import until
+from tests.support import ENDLESS
+
+pytestmark = pytest.mark.cluster
+
+ASKED = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 40, **ENDLESS}}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with head(tmp_path_factory.mktemp("rollout")) as cluster:
+        yield cluster
+
+
+def config(port: int, checkpoint: Path, limits: dict[str, Any], *live: dict[str, Any]) -> dict[str, Any]:
+    model = {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5}
+    args = {"models": [model], "http": {"num_cpus": 0.25}, "limits": limits}
+    return serve_config(port, args, deployments=list(live))
+
+
+@contextmanager
+def asking(cluster: Cluster) -> Iterator[list[Answer]]:
+    """Two clients that ask one request after the other; what they were answered."""
+    answers: list[Answer] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            answers.append(cluster.call("/chat", ASKED))
+
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask) for _ in range(2)]
+        try:
+            yield answers
+        finally:
+            done.set()
+        for client in asked:
+            client.result(60)  # what a connection that was reset raises
+
+
+def test_limits_and_defaults_reach_running_replicas(cluster: Head, checkpoint: Path) -> None:
+    cluster.deploy(config(cluster.port, checkpoint, {}))
+    pids = {p.pid for p in cluster.processes("ray::ServeReplica:phi3")}
+    usual = cluster.call("/chat", ASKED).body["Result"]
+    silent = {"prompt": PROMPT, "return_full_text": False, "generate_kwargs": {"do_sample": False, **ENDLESS}}
+    live = [
+        {"name": "mine", "user_config": {"defaults": {"max_new_tokens": 3}, "limits": {"max_waiting_requests": 5}}},
+        {"name": "ingress", "user_config": {"limits": {"max_body_bytes": 2000}}},
+    ]
+    with asking(cluster) as answers:
+        cluster.deploy(config(cluster.port, checkpoint, {}, *live))
+        until(lambda: len(cluster.call("/chat", silent).body["Result"]) < 30, 30)
+        until(lambda: cluster.call("/chat", {"prompt": "a" * 3000}).status == 413, 30)
+    assert {a.status for a in answers} == {200}
+    assert {p.pid for p in cluster.processes("ray::ServeReplica:phi3")} == pids
+    assert cluster.call("/chat", ASKED).body["Result"] == usual
+
+
+def test_three_new_versions_take_over_without_one_failed_request(cluster: Head, checkpoint: Path) -> None:
+    before = cluster.replica_of("mine").pid
+    pids = {before}
+    with asking(cluster) as answers:
+        for version in range(3):
+            cluster.deploy(config(cluster.port, checkpoint, {"max_waiting_requests": 20 + version}))
+            until(lambda: {p.pid for p in cluster.processes("ray::ServeReplica:phi3:mine")} - pids, 90)
+            until(lambda: len(cluster.processes("ray::ServeReplica:phi3:mine")) == 1, 90)
+            until(lambda: len(cluster.processes("ray::ServeReplica:phi3:ingress")) == 1, 90)
+            pids.add(cluster.replica_of("mine").pid)
+    assert len(pids) == 4
+    assert len(answers) > 100
+    assert [(a.status, a.body) for a in answers if (a.status, a.body) != (200, answers[0].body)] == []
+
+
+def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
+    """SIGTERM, as Kubernetes and systemd send it."""
+    port = free_port()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(port, checkpoint, {})))
+    long = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 1500, **ENDLESS}}
+    command = [str(BIN / "phi3-serve"), "up", str(tmp_path / "config.yaml")]
+    with running(command, tmp_path / "log", port) as server, ThreadPoolExecutor(8) as pool:
+        server.wait_until_ready()
+        server.call("/chat", ASKED)
+        asked = [pool.submit(server.call, "/chat", long) for _ in range(8)]
+        time.sleep(0.5)
+        assert not any(one.done() for one in asked)
+        server.process.send_signal(signal.SIGTERM)
+        assert [one.result(60).status for one in asked] == [200] * 8
+        assert server.left_over() == []
