@@ -54,8 +54,8 @@ class ScalingConfig(StrictModel):
     """Seconds without that load before a replica is taken away."""
     sleep_after_s: float | None = Field(default=None, ge=0)
     """Seconds without any request before the last one is; by default downscale_delay_s. Only with min_replicas 0."""
-    look_back_s: float = Field(default=10.0, gt=0)
-    """Seconds over which the load is averaged."""
+    look_back_s: float = Field(default=15.0, gt=0)
+    """Seconds over which the load is averaged; above the 10 s in which replicas report it."""
 
 
 class HealthConfig(StrictModel):

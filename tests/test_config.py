@@ -24,7 +24,8 @@ def problem(args: dict[str, Any]) -> str:
         ({"models": [{**TINY, "sorce": "x"}]}, "models.0: unknown key `sorce`; did you mean `source`?"),
         (
             {"limits": {"zzz": 1}},
-            "limits: unknown key `zzz`; valid keys: max_body_bytes, max_waiting_requests, body_timeout_s, request_timeout_s",
+            "limits: unknown key `zzz`; valid keys: max_body_bytes, max_waiting_requests, max_waiting_tokens, "
+            "body_timeout_s, request_timeout_s",
         ),
         (
             {"models": [{"name": "phi-3-mini-5k-instruct"}]},

@@ -3,7 +3,16 @@
 import re
 from pathlib import Path
 
-from phi3_serve.config import AppConfig, ClusterConfig, HttpConfig, LimitsConfig, ModelConfig
+from phi3_serve.config import (
+    AppConfig,
+    ClusterConfig,
+    HealthConfig,
+    HttpConfig,
+    LimitsConfig,
+    ModelConfig,
+    RolloutConfig,
+    ScalingConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,7 +24,16 @@ def test_it_is_short_enough_to_be_read() -> None:
 
 
 def test_every_config_key_is_described() -> None:
-    for section in (AppConfig, ModelConfig, LimitsConfig, ClusterConfig, HttpConfig):
+    for section in (
+        AppConfig,
+        ModelConfig,
+        ScalingConfig,
+        HealthConfig,
+        RolloutConfig,
+        LimitsConfig,
+        ClusterConfig,
+        HttpConfig,
+    ):
         for key in section.model_fields:
             assert re.search(rf"\b{key}\b", CONFIGURATION), key
 
@@ -24,7 +42,9 @@ def test_described_defaults_are_the_codes() -> None:
     for section in ("limits", "cluster", "http", "auth"):
         for key, default in getattr(AppConfig(), section):
             rows = [
-                line for line in CONFIGURATION.splitlines() if line.startswith("|") and f"`{section}.{key}`" in line
+                line
+                for line in CONFIGURATION.splitlines()
+                if line.startswith("|") and f"`{section}.{key}`" in line.split("|")[1]
             ]
             assert len(rows) == 1, key
             shown = "none" if default == () else str(default).lower()

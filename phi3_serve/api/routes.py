@@ -40,7 +40,7 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(BodyLimitMiddleware, limits=limits)
-    app.add_middleware(AdmissionMiddleware, capacity=backend.capacity)
+    app.add_middleware(AdmissionMiddleware, capacity=lambda: backend.capacity())
     app.add_middleware(GateMiddleware, key_hashes=config.auth.key_hashes, names_answers=not behind_ray)
     if config.http.cors_origins:
         app.add_middleware(

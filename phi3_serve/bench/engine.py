@@ -133,7 +133,7 @@ class EngineBench:
         s = self.settings
         of_one = (s.prompt_tokens * 9 // 8 + s.new_tokens) // BLOCK_SIZE + 2
         rows = 4 if "beams" in s.workloads else 1
-        return min(max(s.concurrency), MOST_ROWS[s.device]) * rows * of_one * 4
+        return min(max(s.concurrency), MOST_ROWS["cuda" if s.device == "cuda" else "cpu"]) * rows * of_one * 4
 
     def _requests(self, kind: str, count: int, new_tokens: int = 0) -> list[EngineRequest]:
         workload = Workload(

@@ -97,7 +97,7 @@ def test_replicas_find_room(manifest: Any) -> None:
     """What serving.placement reserves by default, against what the groups offer."""
     limits = {name: c["resources"]["limits"] for name, c in containers(manifest).items()}
     assert groups(manifest)["head"]["rayStartParams"]["num-cpus"] == "0"
-    assert float(limits["cpu"]["cpu"]) >= 0.5 + 1  # ingress and phi-3-tiny
+    assert float(limits["cpu"]["cpu"]) >= 2 * (0.5 + 1)  # ingress and phi-3-tiny, the old ones and the new
     assert float(limits["gpu"]["cpu"]) >= 2
     assert limits["gpu"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in limits["cpu"]

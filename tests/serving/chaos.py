@@ -39,11 +39,11 @@ STREAM = {**SAMPLED, "stream": True, "generate_kwargs": {"max_new_tokens": 300, 
 # Bodies that are refused, and as what.
 BAD: tuple[tuple[Any, int], ...] = (
     ({"prompt": 3}, 422),
-    ({"prompt": "a", "generate_kwargs": {"temprature": 1}}, 422),
+    ({"prompt": "a", "generate_kwargs": {"temprature": 1}}, 400),
     ({"prompt": "a", "generate_kwargs": {"num_beams": 10**9}}, 422),
     ({"prompt": "a", "model": "nobody"}, 404),
     ({"prompt": "a" * 100_000}, 400),
-    ({}, 422),
+    ({}, 400),
 )
 VICTIMS: Mapping[str, tuple[str, ...]] = {
     "replica": ("ray::ServeReplica:phi3:phi-3-tiny",),
@@ -205,7 +205,7 @@ def go_on(
     cluster: Head, clients: Clients, tally: Tally, seconds: float, every: float, rng: random.Random
 ) -> list[tuple[str, float]]:
     """Let time pass, and kill; what was killed, and after how many seconds a new request was answered."""
-    recoveries = []
+    recoveries: list[tuple[str, float]] = []
     began = time.monotonic()
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=seconds)

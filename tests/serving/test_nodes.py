@@ -57,7 +57,7 @@ class Nodes(Cluster):
 def model(name: str, checkpoint: Path) -> dict[str, Any]:
     """A variant on a GPU as the cluster counts them, that computes on the CPU."""
     made = {"name": name, "source": str(checkpoint), "device": "cpu", "num_gpus": 1, "num_cpus": 0.5}
-    scaling = {"target_load": 2, "upscale_delay_s": 0, "downscale_delay_s": 5, "sleep_after_s": 2, "look_back_s": 1}
+    scaling = {"target_load": 2, "upscale_delay_s": 0, "downscale_delay_s": 5, "sleep_after_s": 2, "look_back_s": 2}
     if name == GROWING:
         return {**made, "max_replicas": 2, "scaling": scaling}
     return {**made, "min_replicas": 0, "scaling": scaling} if name == SLEEPING else made

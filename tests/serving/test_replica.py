@@ -163,7 +163,8 @@ def test_limits_and_defaults_change_while_it_runs(replica: Replica) -> None:
         replica.reconfigure({})
         assert replica._engine.queue == QueueLimits(8, 2**18)
         assert new_tokens() == usual > 3
-        for wrong in ({"limit": {}}, {"defaults": {"max_new_token": 3}}, {"defaults": {"top_p": 3}}):
+        bad: list[dict[str, Any]] = [{"limit": {}}, {"defaults": {"max_new_token": 3}}, {"defaults": {"top_p": 3}}]
+        for wrong in bad:
             with pytest.raises(ValidationError):
                 replica.reconfigure(wrong)
         assert new_tokens() == usual
