@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -64,6 +65,14 @@ class Cluster:
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(error.code, json.load(error), error.headers)
+
+    def in_flight(self, model: str) -> int:
+        """Requests that the one ingress has with ``model``, as it tells Prometheus."""
+        request = urllib.request.Request(self.url + "/metrics", headers={"Accept": "text/plain"})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            text = response.read().decode()
+        found = re.search(rf'num_requests_running{{model_name="{re.escape(model)}"}} (\S+)', text)
+        return int(float(found[1])) if found else 0
 
     def wait_until_ready(self, seconds: float = 120) -> None:
         end = time.monotonic() + seconds

@@ -138,6 +138,22 @@ def test_the_answer_is_that_of_chat(browser: Browser, client: TestClient) -> Non
     assert browser.complaints() == []
 
 
+def test_settings_hold_for_a_question_that_is_asked_at_once(browser: Browser, client: TestClient) -> None:
+    """The page learns from the server which parameters there are, and may be asked before."""
+    late = """const real = fetch; window.fetch = async (path, ...more) => {
+        if (path === "openapi.json") await new Promise(done => setTimeout(done, 1500));
+        return real(path, ...more);
+    }"""
+    kept = browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": late})
+    try:
+        browser.open(settings=values(**GREEDY))
+        assert not browser.all("#p-temperature")
+        answer = browser.ask(QUESTION)
+    finally:
+        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", kept)
+    assert squeezed(answer) == squeezed(by_chat(client, do_sample=False, max_new_tokens=24))
+
+
 def test_nothing_comes_from_elsewhere(browser: Browser) -> None:
     browser.open()
     browser.until(lambda: browser.all("#p-temperature"))
