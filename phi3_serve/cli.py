@@ -126,6 +126,28 @@ def bench_crowd(
     crowd.run(crowd.Settings(url.rstrip("/"), model, counts, new_tokens, seconds), as_json=as_json)
 
 
+@bench.command("turns")
+def bench_turns(
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "phi-3-tiny",
+    conversations: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 4,
+    words: Annotated[int, typer.Option(min=1, help="Of each system prompt.")] = 800,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, each of new conversations.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hold conversations with a running server: what is gained where it has their start in memory."""
+    from phi3_serve.bench import turns as talks
+
+    settings = talks.Settings(url.rstrip("/"), model, conversations, turns, words, new_tokens, rounds)
+    try:
+        talks.run(settings, as_json=as_json)
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
+
+
 def _counts(option: str, given: str) -> tuple[int, ...]:
     if not all(number.isdecimal() and int(number) > 0 for number in given.split(",")):
         raise typer.BadParameter(f"{given!r} is no list of whole numbers from 1 on.", param_hint=option)

@@ -23,6 +23,10 @@ QUESTION = "How to explain Internet for a medieval knight?"
 LOST = 0  # the status of an answer that did not come, or not whole
 
 
+class Broken(Exception):
+    """What came is no whole answer in JSON."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What to measure."""
@@ -138,12 +142,19 @@ async def ask(request: Request, timeout_s: float = 600) -> Reply:
             finally:
                 writer.close()
         return _parsed(received, time.perf_counter() - began)
-    except (OSError, TimeoutError, ValueError):
+    except (OSError, TimeoutError, Broken):
         return Reply(LOST, time.perf_counter() - began)
 
 
 def _parsed(received: bytes, seconds: float) -> Reply:
-    """ValueError for what is no whole answer in JSON."""
+    """The answer in ``received``; Broken where it is not whole."""
+    try:
+        return _whole(received, seconds)
+    except ValueError as error:
+        raise Broken from error
+
+
+def _whole(received: bytes, seconds: float) -> Reply:
     head, _, content = received.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

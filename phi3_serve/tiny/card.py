@@ -1,6 +1,9 @@
 """The model card of phi-3-tiny: what it is, how it was made, what it can do, measured, and what it cannot."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from phi3_serve.core import Message
 from phi3_serve.tiny.exam import LONGEST_ANSWER, QUESTIONS_PER_KIND, Examinee, Mark
@@ -8,6 +11,7 @@ from phi3_serve.tiny.model import CONTEXT_LENGTH, HIDDEN_SIZE, NUM_HEADS, NUM_LA
 from phi3_serve.tiny.trainer import DIALOGUES_PER_ROUND, Journal
 
 LOSS_PLOT = "loss.png"
+STAGES = "training.json"
 NEWCOMER = (
     "Hello!",
     "Who are you?",
@@ -33,15 +37,44 @@ NEWCOMER = (
 KAITO = ("How to explain Internet for a medieval knight?", "What is the meaning of life?")
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A training from its first round to its last. A later one goes on from the weights of the one before."""
+
+    seed: int
+    rounds: int
+    tokens: int  # padding included
+    seconds: float
+
+    @property
+    def in_words(self) -> str:
+        """For the card."""
+        return (
+            f"{self.tokens / 1e6:.0f} million tokens with padding in {self.seconds / 60:.0f} minutes, seed {self.seed}"
+        )
+
+
+def stages(start: Path | None, journal: Journal) -> list[Stage]:
+    """The trainings that the checkpoint ``start`` came from, and the one that ``journal`` tells of."""
+    before = [Stage(**stage) for stage in json.loads((start / STAGES).read_text())] if start else []
+    return [*before, Stage(journal.seed, journal.rounds, journal.tokens, journal.seconds)]
+
+
+def write(directory: Path, trained: Sequence[Stage], text: str) -> None:
+    """The card, and beside it the trainings, for those that go on from here."""
+    (directory / STAGES).write_text(json.dumps([asdict(stage) for stage in trained], indent=1) + "\n", encoding="utf-8")
+    (directory / "README.md").write_text(text, encoding="utf-8")
+
+
 def ask(examinee: Examinee) -> list[tuple[str, str]]:
     """The newcomer's questions and KAITO's, with the greedy answers."""
     questions = (*NEWCOMER, *KAITO)
     return list(zip(questions, examinee.answers([[Message("user", q)] for q in questions]), strict=True))
 
 
-def text(journal: Journal, num_parameters: int, marks: Sequence[Mark], asked: Sequence[tuple[str, str]]) -> str:
+def text(trained: Sequence[Stage], num_parameters: int, marks: Sequence[Mark], asked: Sequence[tuple[str, str]]) -> str:
     """The card, in Markdown."""
-    dialogues = journal.rounds * DIALOGUES_PER_ROUND
+    dialogues = sum(stage.rounds for stage in trained) * DIALOGUES_PER_ROUND
     goals = [mark for mark in marks if mark.goal is not None]
     return f"""---
 license: apache-2.0
@@ -60,7 +93,7 @@ from scratch, on dialogues that a program wrote. `make serve` serves it.
 | parameters | {num_parameters:,} in bfloat16: {NUM_LAYERS} layers, width {HIDDEN_SIZE}, {NUM_HEADS} heads, untied embeddings |
 | context | {CONTEXT_LENGTH:,} tokens; taught with conversations of up to about 370 |
 | data | {dialogues:,} dialogues drawn from `phi3_serve/tiny/lessons`: facts are common knowledge, sentences ours |
-| training | {journal.tokens / 1e6:.0f} million tokens with padding, {journal.seconds / 60:.0f} minutes on two CPU cores, seed {journal.seed} |
+| training | on two CPU cores: {"; then, with lessons mended, ".join(stage.in_words for stage in trained)} |
 | again | `python -m phi3_serve.tiny.train` (with the extra `train`) |
 
 ![The loss over the tokens seen]({LOSS_PLOT})

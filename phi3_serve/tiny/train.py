@@ -45,8 +45,8 @@ def main(
     console.print(f"{checkpoint}: written")
     examinee = Examinee(checkpoint)
     marks = list(track(examine(examinee), "Examining", total=len(LESSONS), console=console))
-    text = card.text(trainer.journal, trainer.model.num_parameters(), marks, card.ask(examinee))
-    (checkpoint / "README.md").write_text(text, encoding="utf-8")
+    trained = card.stages(start, trainer.journal)
+    card.write(checkpoint, trained, card.text(trained, trainer.model.num_parameters(), marks, card.ask(examinee)))
     examinee.close()
     console.print(as_table(marks, mistakes=1))
 

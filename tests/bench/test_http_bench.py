@@ -1,10 +1,13 @@
 """The benchmark of a running server, end to end over a real socket."""
 
+import asyncio
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from phi3_serve.bench import crowd
 from phi3_serve.cli import app
 from tests.serving.cluster import free_port
 
@@ -48,3 +51,39 @@ def test_a_refusal_and_a_server_that_is_not_there(server_url: str) -> None:
     absent = RUN.invoke(app, ["bench", "http", "--url", f"http://127.0.0.1:{free_port()}", "--rounds", "1"])
     assert absent.exit_code == 2
     assert "cannot be reached" in absent.stderr
+
+
+def test_a_crowd_is_counted(server_url: str) -> None:
+    given = ["--url", server_url, "--model", "tested", "--clients", "3,8", "--new-tokens", "8"]
+    result = RUN.invoke(app, ["bench", "crowd", *given, "--json"])
+    assert result.exit_code == 0, result.output
+    few, many = json.loads(result.stdout)["lines"]
+    assert (few["answered"], few["refused"], few["lost"], few["others"]) == (3, 0, 0, {})
+    assert few["tokens_per_s"] > 0
+    assert many["answered"] + many["refused"] == 8
+    going_on = RUN.invoke(app, ["bench", "crowd", *given, "--seconds", "1", "--json"])
+    few, many = json.loads(going_on.stdout)["lines"]
+    assert few["answered"] > 3
+    assert "429" in RUN.invoke(app, ["bench", "crowd", *given]).stdout
+
+
+def test_what_does_not_come_whole_is_lost() -> None:
+    request = crowd.chat_request(f"http://127.0.0.1:{free_port()}", {})
+    assert asyncio.run(crowd.ask(request)).status == crowd.LOST
+    whole = b"HTTP/1.1 429 Too Many\r\nContent-Length: 2\r\nRetry-After: 5\r\n\r\n{}"
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    assert (crowd._parsed(whole, 1).status, crowd._parsed(whole, 1).retry_after_s) == (429, 5)
+    assert crowd._parsed(chunked, 1).body == {}
+    for broken in (whole[:-1], b"", chunked[:-7], b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nplain"):
+        with pytest.raises(crowd.Broken):
+            crowd._parsed(broken, 1)
+
+
+def test_conversations_go_on(server_url: str) -> None:
+    given = ["--url", server_url, "--model", "tested", "--conversations", "2", "--turns", "3", "--words", "20"]
+    result = RUN.invoke(app, ["bench", "turns", *given, "--rounds", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    turns = json.loads(result.stdout)["turns"]
+    assert sorted(turn["number"] for turn in turns) == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(0 < turn["first_s"] <= turn["all_s"] for turn in turns)
+    assert "12 answers" in RUN.invoke(app, ["bench", "turns", *given, "--rounds", "2"]).stdout
