@@ -183,6 +183,8 @@ class LimitsConfig(StrictModel):
     """Prompt tokens that the waiting requests of one replica may have together; beyond it 429."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that may pass between two pieces of a request body; beyond it 408."""
+    queue_timeout_s: float | None = Field(default=None, gt=0)
+    """Seconds that a request may wait in the replica before it is begun; beyond it 429. By default any number."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds from arrival in the replica to the last token; beyond it 408."""
 

@@ -3,6 +3,7 @@
 Everything here is plain data, pickled between the ingress and the replicas.
 """
 
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -69,11 +70,20 @@ Prompt = RawPrompt | TokenPrompt | Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms a request is served, whatever its wire format. Times in seconds."""
+
+    session: str | None = None  # whatever the client's requests of one conversation share
+    wait_s: float = 0.0  # at most, for a model that is asleep or loading
+    queue_timeout_s: float | None = None  # at most, from arrival in the replica until it is begun
+    timeout_s: float  # at most, from arrival in the replica to the last token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """What the ingress asks of a replica.
 
-    ``api_defaults`` are what the API gives where neither the client nor the operator says anything. ``session`` is
-    whatever the client's requests of one conversation share.
+    ``api_defaults`` are what the API gives where neither the client nor the operator says anything.
     """
 
     request_id: str
@@ -81,11 +91,10 @@ class GenerationRequest:
     prompt: Prompt
     parameters: GenerationParameters
     api_defaults: GenerationParameters = NONE_GIVEN
-    session: str | None = None
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
     truncate_prompt: bool = False  # handle_long_generation "hole": drop the prompt's start where it does not fit
-    timeout_s: float
+    terms: Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,7 @@ class EngineRequest:
     max_length: int
     stream: bool
     deadline: float  # time.monotonic() seconds
+    begin_by: float = math.inf  # the same; later it is refused
 
 
 @dataclass(frozen=True, slots=True)

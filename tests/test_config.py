@@ -25,7 +25,7 @@ def problem(args: dict[str, Any]) -> str:
         (
             {"limits": {"zzz": 1}},
             "limits: unknown key `zzz`; valid keys: max_body_bytes, max_waiting_requests, max_waiting_tokens, "
-            "body_timeout_s, request_timeout_s",
+            "body_timeout_s, queue_timeout_s, request_timeout_s",
         ),
         (
             {"models": [{"name": "phi-3-mini-5k-instruct"}]},

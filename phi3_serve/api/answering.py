@@ -1,6 +1,7 @@
 """What every wire format does with a request: find its model, run it, count it, take its last event."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -9,13 +10,14 @@ from fastapi import Request, Response
 from phi3_serve import catalogue
 from phi3_serve.api.live import LiveLimits
 from phi3_serve.config import AppConfig
-from phi3_serve.core import Backend, Delta, Done, GenerationRequest
+from phi3_serve.core import Backend, Delta, Done, GenerationRequest, Terms
 from phi3_serve.errors import EngineFailure, UnknownModel, nearest
 from phi3_serve.observability.metrics import RequestMetrics
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads it
 NO_END = "The answer broke off before its end."
 SESSION = "x-session-id"  # Ray Serve's own name for it
+_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 Events = AsyncGenerator[Delta | Done, None]
 T = TypeVar("T")
 
@@ -42,6 +44,16 @@ class Answering:
             known = f"did you mean {hint}?" if hint else f"served are {', '.join(self._served)}."
             raise UnknownModel(f"Model {str(name)[:128]} is not served here; {known}", "model")
         return found
+
+    def terms(self, http: Request, session: str | None = None) -> Terms:
+        """What the headers and the limits in force say; ``Prefer: wait=SECONDS`` is that of RFC 7240."""
+        limits, wait = self.limits.current, _WAIT.search(http.headers.get("prefer", ""))
+        return Terms(
+            session=http.headers.get(SESSION) or session,
+            wait_s=min(float(wait[1]), limits.request_timeout_s) if wait else 0.0,
+            queue_timeout_s=limits.queue_timeout_s,
+            timeout_s=limits.request_timeout_s,
+        )
 
     def events(self, request: GenerationRequest) -> Events:
         """The events of ``request``, counted."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import kaito, sse
-from phi3_serve.api.answering import NO_END, SESSION, Answering, Events, last, while_there
+from phi3_serve.api.answering import NO_END, Answering, Events, last, while_there
 from phi3_serve.api.kaito import ChatRequest, ChatResponse
 from phi3_serve.core import Delta, Done, GenerationRequest
 from phi3_serve.errors import EngineFailure, Phi3ServeError
@@ -37,8 +37,7 @@ def chat_router(answering: Answering) -> APIRouter:
             body,
             model=answering.model_named(model),
             request_id=uuid.uuid4().hex,
-            session=http.headers.get(SESSION),
-            timeout_s=answering.limits.current.request_timeout_s,
+            terms=answering.terms(http),
         )
         events = answering.events(request)
         if body.stream:

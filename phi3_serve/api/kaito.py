@@ -114,9 +114,7 @@ class HealthStatus(BaseModel):
     status: str = Field(default="Healthy", description="Always this.")
 
 
-def to_request(
-    body: ChatRequest, *, model: str, request_id: str, session: str | None, timeout_s: float
-) -> GenerationRequest:
+def to_request(body: ChatRequest, *, model: str, request_id: str, terms: core.Terms) -> GenerationRequest:
     """What the body asks of a replica.
 
     Raises:
@@ -128,11 +126,10 @@ def to_request(
         prompt=_prompt(body),
         parameters=_parameters(body),
         api_defaults=GenerationParameters() if body.generate_kwargs is None else CHAT_DEFAULTS,
-        session=session,
         stream=body.stream,
         clean_up_tokenization_spaces=body.clean_up_tokenization_spaces,
         truncate_prompt=body.handle_long_generation == "hole",
-        timeout_s=timeout_s,
+        terms=terms,
     )
 
 

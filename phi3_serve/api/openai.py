@@ -274,18 +274,18 @@ class CompletionRequest(Body):
 
 
 def chat_requests(
-    body: ChatCompletionRequest, *, model: str, timeout_s: float, request_id: str, session: str | None
+    body: ChatCompletionRequest, *, model: str, request_id: str, terms: core.Terms
 ) -> list[GenerationRequest]:
     """What the body asks of a replica, one request for each answer that goes its own way."""
     prompt = render([message.as_core() for message in body.messages])
-    return _requests(body, [prompt], model=model, timeout_s=timeout_s, request_id=request_id, session=session)
+    return _requests(body, [prompt], model=model, request_id=request_id, terms=terms)
 
 
 def completion_requests(
-    body: CompletionRequest, *, model: str, timeout_s: float, request_id: str, session: str | None
+    body: CompletionRequest, *, model: str, request_id: str, terms: core.Terms
 ) -> list[GenerationRequest]:
     """What the body asks of a replica, prompt by prompt."""
-    return _requests(body, body.prompts, model=model, timeout_s=timeout_s, request_id=request_id, session=session)
+    return _requests(body, body.prompts, model=model, request_id=request_id, terms=terms)
 
 
 def parameters_of(body: Body) -> GenerationParameters:
@@ -324,7 +324,7 @@ def parameters_of(body: Body) -> GenerationParameters:
 
 
 def _requests(
-    body: Body, prompts: Sequence[core.Prompt], *, model: str, timeout_s: float, request_id: str, session: str | None
+    body: Body, prompts: Sequence[core.Prompt], *, model: str, request_id: str, terms: core.Terms
 ) -> list[GenerationRequest]:
     parameters = parameters_of(body)
     answers = _answers(parameters, body.n or 1)
@@ -335,9 +335,8 @@ def _requests(
             prompt=prompt,
             parameters=of_answer,
             api_defaults=_SAMPLED,
-            session=session or body.prompt_cache_key,
             stream=bool(body.stream),
-            timeout_s=timeout_s,
+            terms=terms,
         )
         for number, (prompt, of_answer) in enumerate((p, a) for p in prompts for a in answers)
     ]

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import openai, sse
-from phi3_serve.api.answering import NO_END, SESSION, Answering, Events, last, while_there
+from phi3_serve.api.answering import NO_END, Answering, Events, last, while_there
 from phi3_serve.api.failures import openai_error
 from phi3_serve.api.openai import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.openai_answers import Answer, Model, ModelList, Shape, usage
@@ -61,9 +61,8 @@ def openai_router(answering: Answering) -> APIRouter:
         requests = openai.chat_requests(
             body,
             model=name,
-            timeout_s=answering.limits.current.request_timeout_s,
             request_id=request_id,
-            session=http.headers.get(SESSION),
+            terms=answering.terms(http, body.prompt_cache_key),
         )
         shape = Shape(is_chat=True, model=name, id=f"chatcmpl-{request_id}", stops=body.stops)
         return await _answer(http, answering, body, requests, shape)
@@ -75,9 +74,8 @@ def openai_router(answering: Answering) -> APIRouter:
         requests = openai.completion_requests(
             body,
             model=name,
-            timeout_s=answering.limits.current.request_timeout_s,
             request_id=request_id,
-            session=http.headers.get(SESSION),
+            terms=answering.terms(http, body.prompt_cache_key),
         )
         shape = Shape(is_chat=False, model=name, id=f"cmpl-{request_id}", stops=body.stops, echoed=body.echoed())
         return await _answer(http, answering, body, requests, shape)

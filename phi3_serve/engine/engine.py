@@ -267,6 +267,9 @@ class Engine:
         late = [g for g in (*self._scheduler.running, *self._scheduler.waiting) if now >= g.request.deadline]
         for generation in late:
             self._finish(generation, Failed(RequestTimeout("The request did not finish in time.")))
+        kept_waiting = [g for g in self._scheduler.waiting if now >= g.request.begin_by and not g.has_begun]
+        for generation in kept_waiting:
+            self._finish(generation, Failed(Overloaded("The request waited too long for its turn.", RETRY_AFTER_S)))
 
     def _too_large(self, generation: Generation) -> str:
         room = self.blocks.num_blocks * BLOCK_SIZE

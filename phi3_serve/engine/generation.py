@@ -16,6 +16,7 @@ class Generation:
     on_event: Callable[[EngineEvent], None]
     decoding: Decoding
     is_running: bool = False  # set by the scheduler, read by whoever counts those that wait
+    has_begun: bool = False  # and stays so when it is pushed out
 
     @property
     def num_rows(self) -> int:

@@ -124,7 +124,7 @@ class Scheduler:
             generation.drop(self.blocks)
             return False
         self.running.append(self.waiting.popleft())
-        generation.is_running = True
+        generation.is_running = generation.has_begun = True
         return True
 
     def _run(self, generation: Generation, budget: int, plan: Plan) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -25,6 +26,7 @@ from phi3_serve.serving.placement import Placement
 logger = logging.getLogger("ray.serve")
 
 SECONDS_FOR_ANOTHER_REPLICA = 60.0
+SECONDS_BETWEEN_LOOKS = 0.5  # of a request that waits for its model
 LEAST_CAPACITY = 64  # requests: while nothing runs, somebody has to be told so, and to wake a model
 
 
@@ -72,7 +74,7 @@ class HandleBackend:
 
         A replica that dies before it has said anything is replaced by another, once; the client never knows.
         """
-        await self._require_ready(request.model)
+        await self._require_ready(request.model, request.terms.wait_s)
         self._require_room(request.model)
         self._num_asked[request.model] += 1
         try:
@@ -146,19 +148,24 @@ class HandleBackend:
             waiting = self._limits.current.max_waiting_requests
             raise Overloaded(f"{waiting} requests are waiting already, the limit is {waiting}.", RETRY_AFTER_S / 2)
 
-    async def _require_ready(self, model: str) -> None:
-        state = await self._view.state_of(model)
-        if state.state == "ready":
-            return
-        if state.state == "scaled_to_zero":
-            self._wake(model)
+    async def _require_ready(self, model: str, wait_s: float) -> None:
+        """Wake ``model`` if it sleeps, and wait so long for it."""
+        give_up = time.monotonic() + wait_s
+        while (state := await self._view.state_of(model)).state != "ready":
+            if state.state == "scaled_to_zero":
+                self._wake(model)
+            if state.retry_after_s is None or time.monotonic() >= give_up:
+                raise self._unavailable(model, state)
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _unavailable(self, model: str, state: VariantState) -> ModelUnavailable:
         words = {
             "scaled_to_zero": f"Model {model} was scaled to zero and is starting now. Try again in a while.",
             "loading": f"Model {model} is loading. {state.detail}",
             "unplaceable": f"Model {model} cannot run on this cluster. {state.detail}",
             "failed": f"Model {model} could not be started. {state.detail}",
         }
-        raise ModelUnavailable(words[state.state], state.retry_after_s)
+        return ModelUnavailable(words[state.state], state.retry_after_s)
 
     def _wake(self, model: str) -> None:
         """Leave one waiting call in the router of a sleeping model: it is what Serve scales up for."""

@@ -22,8 +22,8 @@ def keys_of(request: GenerationRequest) -> list[int]:
     for piece in _pieces(request.prompt):
         number = hash((number, piece))
         keys.append(number)
-    if request.session is not None:
-        keys.append(hash(("session", request.session)))
+    if request.terms.session is not None:
+        keys.append(hash(("session", request.terms.session)))
     return keys[::-1]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -154,6 +155,7 @@ class Replica:
         if request.truncate_prompt:
             ids = ids[-kept_by_hole(parameters, prompt=len(ids), context=context) :]
         total = lengths(parameters, prompt=len(ids), prefix=self._prefix_length(request), context=context)
+        arrived, may_wait_s = time.monotonic(), request.terms.queue_timeout_s
         return EngineRequest(
             request_id=request.request_id,
             prompt_ids=tuple(ids),
@@ -161,7 +163,8 @@ class Replica:
             min_length=total.min_length,
             max_length=total.max_length,
             stream=request.stream,
-            deadline=time.monotonic() + request.timeout_s,
+            deadline=arrived + request.terms.timeout_s,
+            begin_by=math.inf if may_wait_s is None else arrived + may_wait_s,
         )
 
     def _prefix_length(self, request: GenerationRequest) -> int:

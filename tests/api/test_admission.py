@@ -63,3 +63,27 @@ def test_limits_change_while_the_server_runs(backend: LocalBackend, config: AppC
         limits.current = limits.current.model_copy(update={"request_timeout_s": 0.05})
         late = client.post("/chat", json={"prompt": "a", "generate_kwargs": {"max_new_tokens": 2000, **ENDLESS}})
         assert late.status_code == 408
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("wait=30", 30), ("respond-async, wait=7", 7), ("wait=999999", 600), ("wait=-1", 0), ("await=3", 0), ("", 0)],
+)
+def test_prefer_says_how_long_a_request_waits_for_its_model(
+    backend: LocalBackend, config: AppConfig, header: str, seconds: float
+) -> None:
+    asked: list[GenerationRequest] = []
+
+    class Listening(LocalBackend):
+        async def generate(self, request: GenerationRequest) -> Any:
+            asked.append(request)
+            async for event in super().generate(request):
+                yield event
+
+    with TestClient(create_app(Listening(backend.replica), config)) as client:
+        headers = {"Prefer": header, "X-Session-Id": "mine"}
+        body = {"model": "tested", "prompt": "a", "max_tokens": 2, "prompt_cache_key": "other"}
+        assert client.post("/v1/completions", json=body, headers=headers).status_code == 200
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert client.post("/chat", json={"prompt": "a", "max_tokens": 2}, headers=headers).status_code == 200
+    assert [(r.terms.wait_s, r.terms.session) for r in asked] == [(seconds, "mine"), (0, "other"), (seconds, "mine")]

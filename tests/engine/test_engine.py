@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -277,6 +278,20 @@ def test_a_queue_full_of_tokens_refuses_however_few_the_requests(loaded: LoadedM
         answer.sequences()
     engine.close()
     assert engine.load.num_blocks_used == 0
+
+
+def test_a_request_that_is_not_begun_in_time_is_refused(loaded: LoadedModel) -> None:
+    engine = one_at_a_time(loaded)
+    running = started(engine, replace(long_request(loaded, "running"), begin_by=time.monotonic() + 0.1))
+    began = time.monotonic()
+    event = Answer(engine, replace(request(loaded, "late"), begin_by=began + 0.2)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, Overloaded)
+    assert event.error.message == "The request waited too long for its turn."
+    assert 0.2 <= time.monotonic() - began < 5
+    engine.abort("running")
+    engine.close()
+    assert all(isinstance(event, NewTokens) for event in running.events.queue)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -56,9 +56,10 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def call(self, path: str, body: Any = None, timeout: float = 60) -> Answer:
+    def call(self, path: str, body: Any = None, timeout: float = 60, *, prefer: str = "") -> Answer:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **({"Prefer": prefer} if prefer else {})}
+        request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 return Answer(response.status, json.load(response), response.headers)

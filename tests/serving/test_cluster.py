@@ -205,8 +205,8 @@ def test_a_sleeping_model_is_woken_by_a_request_and_not_by_readiness(cluster: Cl
     first = cluster.call("/org/lazy/chat", body)
     assert (first.status, first.headers["Retry-After"]) == (503, "10")
     assert first.body == {"detail": "Model org/lazy was scaled to zero and is starting now. Try again in a while."}
-    answer = until_answered(cluster, "/org/lazy/chat", body)
-    assert answer.body == cluster.call("/mine/chat", body).body
+    answer = cluster.call("/org/lazy/chat", body, timeout=120, prefer="respond-async, wait=90")
+    assert (answer.status, answer.body) == (200, cluster.call("/mine/chat", body).body)
     assert cluster.call("/ready").body["models"]["org/lazy"] == {"state": "ready"}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, TokenPrompt
+from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, Terms, TokenPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import prefixes
 from phi3_serve.serving.prefixes import WORTH, PrefixMemory, keys_of
@@ -17,7 +17,11 @@ SYSTEM = "You are a patient teacher. " * 40
 
 def asked(prompt: Prompt, session: str | None = None, model: str = "m") -> GenerationRequest:
     return GenerationRequest(
-        request_id="r", model=model, prompt=prompt, parameters=GenerationParameters(), session=session, timeout_s=1
+        request_id="r",
+        model=model,
+        prompt=prompt,
+        parameters=GenerationParameters(),
+        terms=Terms(session=session, timeout_s=1),
     )
 
 
