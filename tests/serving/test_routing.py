@@ -1,0 +1,67 @@
+"""``routing: prefix`` with two replicas on a real Ray cluster: who works is seen by the time that each process takes."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.serving.cluster import Head, head, serve_config
+from tests.serving.test_faults import until
+from tests.support import ENDLESS
+
+pytestmark = pytest.mark.cluster
+
+KWARGS = {"do_sample": False, "max_new_tokens": 150, **ENDLESS}
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with head(tmp_path_factory.mktemp("routing")) as cluster:
+        two = {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.5, "routing": "prefix"}
+        args = {
+            "models": [{"name": "mine", "source": str(checkpoint), "device": "cpu", **two}],
+            "http": {"num_cpus": 0.25},
+        }
+        cluster.deploy(serve_config(cluster.port, args))
+        until(lambda: len(replicas(cluster)) == 2, 60)
+        for number in range(6):  # each of them has worked once
+            ask(cluster, f"{number} warm up " * 100)
+        yield cluster
+
+
+def replicas(cluster: Head) -> list[psutil.Process]:
+    return cluster.processes("ray::ServeReplica:phi3:mine")
+
+
+def ask(cluster: Head, prompt: str, session: str = "") -> None:
+    body = json.dumps({"prompt": prompt, "generate_kwargs": KWARGS}).encode()
+    headers = {"Content-Type": "application/json", **({"X-Session-Id": session} if session else {})}
+    with urllib.request.urlopen(urllib.request.Request(cluster.url + "/chat", body, headers), timeout=60) as response:
+        assert response.status == 200
+
+
+def shares(cluster: Head, asked: list[tuple[Any, ...]]) -> list[float]:
+    """Of the time that both took for ``asked``, the less busy one's first."""
+
+    def seconds() -> dict[int, float]:
+        return {p.pid: sum(p.cpu_times()[:2]) for p in replicas(cluster)}
+
+    before = seconds()
+    for one in asked:
+        ask(cluster, *one)
+    took = sorted(now - before[pid] for pid, now in seconds().items())
+    return [one / sum(took) for one in took]
+
+
+def test_a_session_and_a_long_start_stay_where_they_were(cluster: Head) -> None:
+    assert shares(cluster, [(f"What about {n}?", "session") for n in range(15)])[1] > 0.8
+    start = "You are a patient teacher of geography. " * 20
+    assert shares(cluster, [(start + f"What about {n}?",) for n in range(15)])[1] > 0.8
+
+
+def test_unrelated_prompts_are_for_both(cluster: Head) -> None:
+    assert shares(cluster, [(f"{n} unrelated " * 60,) for n in range(30)])[0] > 0.2
