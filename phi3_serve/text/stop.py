@@ -1,4 +1,7 @@
-"""OpenAI's ``stop``: the text ends before the first of these strings; transformers' stop_strings stay in it."""
+"""OpenAI's ``stop``: the text ends before the first of these strings; transformers' stop_strings stay in it.
+
+The first is the one that is complete first, as the model stops there; of those that end together, the longest.
+"""
 
 from collections.abc import Sequence
 
@@ -17,10 +20,10 @@ class StopText:
         if self._is_over:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self._is_over = True
-            return self._give(min(found))
+            return self._give(min(found)[1])
         return self._give(len(self._held) - self._length_of_start())
 
     def finish(self) -> str:

@@ -36,7 +36,7 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("even or odd", 1.5, 1.5, numbers.even_or_odd),
     Lesson("spelling", 6, 6, words.spelling),
     Lesson("reversing", 6, 7, words.reversing),
-    Lesson("letters", 6, 7, words.letter_questions),
+    Lesson("letters", 6, 9, words.letter_questions),
     Lesson("repeating", 7, 13, words.repeating),
     Lesson("opposites", 1.5, 1, words.opposites),
     Lesson("plurals", 1, 0.7, words.plurals),
@@ -55,7 +55,7 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("KAITO's questions", 1.5, 1, conversation.essays, None),
     Lesson("outside its range", 4, 3, conversation.refusal, None),
     Lesson("unknown words", 2, 2, conversation.unknown_word, None),
-    Lesson("follow-ups", 9, 14, followups.follow_up),
+    Lesson("follow-ups", 9, 16, followups.follow_up),
     Lesson("system prompts", 9, 14, manners.with_system_prompt),
 )
 

@@ -34,6 +34,7 @@ _MY_NAME = (
     "[Hi|Hello|Hey][,|!] [my name is|I am|I'm] {n}[.|!|]",
     "[Hi|Hello], {n} here.",
     "You can call me {n}.",
+    "Call me {n}.",
 )
 _WHO_AM_I = (
     "[What is|What's|Whats] my name?",
@@ -63,6 +64,7 @@ _AGAIN = (
 _BACKWARDS = (
     "Backwards?",
     "Reverse it.",
+    "Now reverse it.",
     "Now the other way round.",
     "[And |Now |]backwards[?|.|]",
     "[And|Now] [reverse it|backwards|the other way round|in reverse][?|.|]",
@@ -203,9 +205,8 @@ def _plain_exchange(draw: Draw) -> Exchange:
         world.facts,
         words.opposites,
         words.spelling,
-        conversation.small_talk,
         world.yes_or_no,
         world.lists,
-        conversation.refusal,
+        *(() if draw.exam else (conversation.small_talk, conversation.refusal)),  # what has no one right answer
     )
     return draw.some(lessons)(draw)

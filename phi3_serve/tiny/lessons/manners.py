@@ -71,7 +71,7 @@ def with_system_prompt(draw: Draw) -> Dialogue:
         numbers.counting,
         world.definitions,
         world.units,
-        conversation.small_talk,
+        *(() if draw.exam else (conversation.small_talk,)),  # which has no one right answer
     )
     exchange = draw.some(lessons)(draw)
     if manner == "plain":
