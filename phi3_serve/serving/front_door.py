@@ -17,7 +17,7 @@ Proxy = Literal["haproxy", "python"]
 
 
 # A dead proxy is taken for dead after three checks, and Ray makes one every ten seconds.
-_WATCHED = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+_WATCHED = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5"}
 
 
 def default() -> Proxy:
