@@ -28,7 +28,7 @@ WEIGHT_DECAY = 0.01
 WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
 LATE = 0.6  # share of the training after which the hard kinds are drawn more often
 # A model that goes on from another's weights learns mended lessons at a lower rate: it has the rest to keep.
-CONTINUED_RATE = 0.2
+CONTINUED_RATE = 0.35
 _NOT_LEARNED = -100
 
 
