@@ -129,8 +129,8 @@ def test_a_lost_node_s_variants_are_back_on_the_other(cluster: Nodes) -> None:
     models = [name for name in where[lost] if name in VARIANTS]
     assert models
     assert cluster.tell(f"kill {lost}") == "done"
-    took = [until(lambda name=name: ask(cluster, name) == 200, 120) for name in VARIANTS[:3]]  # type: ignore[misc]
-    after = cluster.where()
-    assert set(VARIANTS[:3]) <= set(after[kept])
-    assert after[lost] == []
-    assert max(took) < 120
+    # The replicas themselves outlive their node by a moment, and may answer once more.
+    until(lambda: set(VARIANTS[:3]) <= set(cluster.where()[kept]), 180)
+    assert cluster.where()[lost] == []
+    for name in VARIANTS[:3]:
+        until(lambda name=name: ask(cluster, name) == 200, 60)  # type: ignore[misc]
