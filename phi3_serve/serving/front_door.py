@@ -38,6 +38,8 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+        # A dead ingress is passed by after two checks; Ray makes one every five seconds.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         # A change of replicas starts HAProxy anew; the old one may finish what it has.

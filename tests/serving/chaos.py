@@ -90,7 +90,10 @@ class Clients:
     def __init__(self, cluster: Head, tally: Tally) -> None:
         self._cluster = cluster
         self._tally = tally
-        self._expected = cluster.call("/chat", QUESTION).body
+        answer = cluster.call("/chat", QUESTION)
+        if answer.status != 200:
+            raise RuntimeError(f"the server does not answer: {answer.status} {answer.body}")
+        self._expected = answer.body
         self.killed: list[tuple[float, str]] = []
         self.stopped = threading.Event()
 
@@ -192,6 +195,8 @@ def main(
         health = {"health": {"check_period_s": 1}}
         args = {"models": [{**model, **health}], "http": {"num_cpus": 0.25, "replicas": 2}}
         cluster.deploy(serve_config(cluster.port, args))
+        _recovery(cluster)
+        time.sleep(2)  # either ingress reads the state of the cluster once a second
         tally = Tally()
         clients = Clients(cluster, tally)
         asking = threading.Thread(target=clients.run)
@@ -217,8 +222,8 @@ def go_on(
             progress.update(bar, completed=passed, description=f"{tally.sent} sent, {len(tally.lost)} lost")
             if every and passed > every * (len(recoveries) + 1) and (victims := _alive(cluster)):
                 what = rng.choice(sorted(victims))
-                rng.choice(victims[what]).kill()
                 clients.killed.append((time.monotonic(), what))
+                rng.choice(victims[what]).kill()
                 recoveries.append((what, _recovery(cluster)))
             time.sleep(0.2)
     return recoveries
