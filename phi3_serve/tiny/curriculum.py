@@ -36,7 +36,7 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("even or odd", 1.5, 1.5, numbers.even_or_odd),
     Lesson("spelling", 6, 6, words.spelling),
     Lesson("reversing", 6, 7, words.reversing),
-    Lesson("letters", 6, 9, words.letter_questions),
+    Lesson("letters", 6, 12, words.letter_questions),
     Lesson("repeating", 7, 13, words.repeating),
     Lesson("opposites", 1.5, 1, words.opposites),
     Lesson("plurals", 1, 0.7, words.plurals),
@@ -51,11 +51,11 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("yes or no", 2.5, 3, world.yes_or_no),
     Lesson("animal sounds", 0.7, 0.5, world.sounds),
     Lesson("lists", 4, 2.5, world.lists),
-    Lesson("small talk", 5, 3, conversation.small_talk, None),
+    Lesson("small talk", 5, 6, conversation.small_talk, None),
     Lesson("KAITO's questions", 1.5, 1, conversation.essays, None),
     Lesson("outside its range", 4, 3, conversation.refusal, None),
     Lesson("unknown words", 2, 2, conversation.unknown_word, None),
-    Lesson("follow-ups", 9, 16, followups.follow_up),
+    Lesson("follow-ups", 9, 17, followups.follow_up),
     Lesson("system prompts", 9, 14, manners.with_system_prompt),
 )
 

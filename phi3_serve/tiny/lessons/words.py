@@ -112,7 +112,7 @@ def reversing(draw: Draw) -> Exchange:
 
 def letter_questions(draw: Draw) -> Exchange:
     """The first letter, the last, how many, and capitals."""
-    what = draw.some(("first", "last", "how many", "upper"))
+    what = draw.some(("first", "last", "how many", "how many", "upper"))
     word = _word(draw, what)
     if what == "first":
         return Exchange(_about(draw, _FIRST, word), f"{word} begins with {letters(word[0])}.", letters(word[0]))
