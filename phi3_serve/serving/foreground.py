@@ -7,7 +7,7 @@ for an answer then gets none; that is what Ctrl-C is for.
 import os
 import signal
 import sys
-from typing import NoReturn
+import threading
 
 import ray
 from ray import serve
@@ -17,17 +17,24 @@ from ray.serve import scripts
 def main(config: str) -> None:
     """Run ``config`` until SIGINT, or until SIGTERM and the end of all requests in flight."""
     ray.init(address=os.environ.get("RAY_ADDRESS"), namespace="serve")
-    signal.signal(signal.SIGTERM, _drain)  # after Ray has set its own
+    signal.signal(signal.SIGTERM, _end)  # after Ray has set its own
     scripts.cli.main(["run", config], prog_name="serve")
 
 
-def _drain(signum: int, frame: object) -> NoReturn:
-    """Take the applications away while the proxies are there: replicas end when they have answered."""
+def _end(signum: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second one ends it
     print("Got SIGTERM: no request is taken any more; those in flight are answered.", file=sys.stderr, flush=True)
-    for name in serve.status().applications:
-        serve.delete(name)
-    raise KeyboardInterrupt
+    # Not here: a signal comes in the middle of anything, and that may be a call of Ray's.
+    threading.Thread(target=_drain).start()
+
+
+def _drain() -> None:
+    """Take the applications away while the proxies are there: replicas end when they have answered."""
+    try:
+        for name in serve.status().applications:
+            serve.delete(name)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ ours are the server's own.
 import math
 import os
 import socket
+import sysconfig
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,12 +35,15 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
     return {
         **_WATCHED,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
         # A dead ingress is passed by after two checks; Ray makes one every five seconds.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
+        # An ingress that ends stays reachable so long; HAProxy knows of it within a second, and Ray waits for thirty.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         # A change of replicas starts HAProxy anew; the old one may finish what it has.

@@ -103,6 +103,12 @@ class Cluster:
                 names.append(" ".join(process.cmdline()))
         return names
 
+    def said(self, directory: Path) -> str:
+        """The last lines of its output, and of the logs of Serve's controller and proxy under ``directory``."""
+        logs = directory.glob("*/logs/serve/[cp]r*o*.log"), directory.glob("**/logs/serve/controller_*.log")
+        found = sorted({log for several in logs for log in several if not log.parents[2].is_symlink()})
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in (self.log, *found))
+
     def end(self) -> None:
         """Leave nothing behind, whatever the test did."""
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -139,6 +145,9 @@ def running(command: list[str], log: Path, port: int, **env: str) -> Iterator[Cl
         cluster = Cluster(process, log, port)
         try:
             yield cluster
+        except BaseException:
+            print(cluster.said(Path(temporary)))  # pytest shows it with the failure
+            raise
         finally:
             cluster.end()
             shutil.rmtree(temporary, ignore_errors=True)

@@ -2,13 +2,13 @@
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -91,14 +91,16 @@ def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> No
     """SIGTERM, as Kubernetes and systemd send it."""
     port = free_port()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(port, checkpoint, {})))
-    long = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 1500, **ENDLESS}}
+    long = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 1900, **ENDLESS}}
     command = [str(BIN / "phi3-serve"), "up", str(tmp_path / "config.yaml")]
     with running(command, tmp_path / "log", port) as server, ThreadPoolExecutor(8) as pool:
         server.wait_until_ready()
         server.call("/chat", ASKED)
         asked = [pool.submit(server.call, "/chat", long) for _ in range(8)]
-        time.sleep(0.5)
-        assert not any(one.done() for one in asked)
+        until(lambda: server.in_flight("mine") == 8, 30)
+        server.children = psutil.Process(server.process.pid).children(recursive=True)
         server.process.send_signal(signal.SIGTERM)
-        assert [one.result(60).status for one in asked] == [200] * 8
+        answers = [one.exception(60) or one.result().status for one in asked]
+        assert answers == [200] * 8
+        assert server.process.wait(40) is not None
         assert server.left_over() == []

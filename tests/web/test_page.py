@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -60,7 +61,8 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def until(self, condition: Callable[[], Any], seconds: float = 15) -> Any:
-        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
+        drawn_anew = [StaleElementReferenceException]  # between finding an element and reading it
+        return WebDriverWait(self.driver, seconds, 0.05, drawn_anew).until(lambda _: condition())
 
     def ask(self, text: str) -> str:
         self.one("#prompt").send_keys(text, Keys.ENTER)
