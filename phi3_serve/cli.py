@@ -135,12 +135,15 @@ def bench_turns(
     words: Annotated[int, typer.Option(min=1, help="Of each system prompt.")] = 800,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each of new conversations.")] = 5,
+    seed: Annotated[
+        int, typer.Option(help="Of the conversations: a server may have those of another run in memory.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Hold conversations with a running server: what is gained where it has their start in memory."""
     from phi3_serve.bench import turns as talks
 
-    settings = talks.Settings(url.rstrip("/"), model, conversations, turns, words, new_tokens, rounds)
+    settings = talks.Settings(url.rstrip("/"), model, conversations, turns, words, new_tokens, rounds, seed)
     try:
         talks.run(settings, as_json=as_json)
     except Phi3ServeError as error:

@@ -35,6 +35,7 @@ class Settings:
     words: int  # of each system prompt
     new_tokens: int  # of each answer, at most
     rounds: int
+    seed: int  # of what is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
     began, turns = time.perf_counter(), []
     for number in track(range(settings.rounds), "Talking", console=Console(stderr=True)):
         with ThreadPoolExecutor(settings.conversations) as pool:
-            rngs = [Random(f"{number}/{index}") for index in range(settings.conversations)]  # noqa: S311 (no secret)
+            rngs = [Random(f"{settings.seed}/{number}/{index}") for index in range(settings.conversations)]  # noqa: S311 (no secret)
             talks = pool.map(partial(_talk, settings), rngs)
             turns += [turn for talk in talks for turn in talk]
     seconds = time.perf_counter() - began
