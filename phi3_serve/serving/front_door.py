@@ -17,8 +17,13 @@ from typing import Literal
 Proxy = Literal["haproxy", "python"]
 
 
-# A dead proxy is taken for dead after three checks, and Ray makes one every ten seconds.
-_WATCHED = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5"}
+_EVERYWHERE = {
+    # A dead proxy is taken for dead after three checks, and Ray makes one every ten seconds.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    # One event loop in each replica. Ray runs three in threads of their own, which wait for Python's lock by turns.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 
 
 def default() -> Proxy:
@@ -29,11 +34,11 @@ def default() -> Proxy:
 def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[str, str]:
     """What Ray Serve is to find in its environment to put ``proxy`` on ``port``."""
     if proxy == "python":
-        return {"RAY_SERVE_ENABLE_HA_PROXY": "0", **_WATCHED}
+        return {"RAY_SERVE_ENABLE_HA_PROXY": "0", **_EVERYWHERE}
     directory = Path(tempfile.gettempdir()) / f"phi3-serve-{os.getuid()}-{port}"
     directory.mkdir(mode=0o700, exist_ok=True)  # HAProxy's admin socket in it is open to all
     return {
-        **_WATCHED,
+        **_EVERYWHERE,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),

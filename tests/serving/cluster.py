@@ -204,7 +204,7 @@ def head(directory: Path, *, num_cpus: int = 4, proxy: Proxy = "haproxy", **env:
         *(f"--dashboard-agent-listen-port={free_port()}", f"--num-cpus={num_cpus}", "--disable-usage-stats"),
     ]
     door = front_door.environment(proxy, port=port, request_timeout_s=600)
-    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", **door, **env) as cluster:
+    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", **{**door, **env}) as cluster:
         made = Head(cluster.process, cluster.log, port)
         made.dashboard, made.gcs, made.directory = dashboard, gcs, directory
         yield made
