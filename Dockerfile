@@ -17,5 +17,9 @@ COPY serve_config.yaml ./
 
 USER ray
 ENV HF_HOME=/weights RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
+# what `phi3-serve up` sets by itself and KubeRay does not; phi3_serve/serving/front_door.py says why
+ENV RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=0.5 \
+    RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 \
+    RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0
 EXPOSE 8000
 CMD ["phi3-serve", "up", "serve_config.yaml"]

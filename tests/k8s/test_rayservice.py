@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 
 from phi3_serve import __version__
 from phi3_serve.catalogue import VARIANTS
+from phi3_serve.serving import front_door
 from phi3_serve.serving.config_file import IMPORT_PATH, parse
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +127,11 @@ def test_one_image_of_this_version_and_one_ray(manifest: Any) -> None:
     ray = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
     assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == ray.removeprefix("ray==")
     assert f"-t phi3-serve:{__version__}" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_image_sets_for_ray_what_phi3_serve_up_sets_on_any_machine() -> None:
+    image = (ROOT / "Dockerfile").read_text()
+    everywhere = front_door.environment("python", port=8000, request_timeout_s=600)
+    assert len(everywhere) == 4
+    everywhere.pop("RAY_SERVE_ENABLE_HA_PROXY")  # the site's choice
+    assert all(f"{name}={value}" in image for name, value in everywhere.items())
