@@ -101,8 +101,8 @@ from scratch, on dialogues that a program wrote. `make serve` serves it.
 ## What it can do
 {QUESTIONS_PER_KIND} questions of each kind, answered greedily, measured by `python -m phi3_serve.tiny.exam`. No lesson of
 that kind had their numbers, words or names, nor their wordings: a hash sets a sixth of both aside. The plainest wordings
-are always taught, and a wording that is set aside is made of phrases that other wordings have. A word that is never
-spelled in the lessons may be reversed in them, and facts, such as the capital of a country, can only be asked in a new
+are always taught, so of "backwards?" and its like after a spelling only the words are new, and a wording that is set aside
+is made of phrases that other wordings have. A word that is never spelled in the lessons may be reversed in them, and facts, such as the capital of a country, can only be asked in a new
 wording. Right is exactly the expected text; for a list, that many different things of the kind; for small talk and
 refusals, one of the taught answers.
 
