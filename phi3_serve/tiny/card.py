@@ -45,6 +45,7 @@ class Stage:
     rounds: int
     tokens: int  # padding included
     seconds: float
+    beside: bool = False  # began where the one before it began; the weights are the mean of both ends
 
     @property
     def in_words(self) -> str:
@@ -56,8 +57,22 @@ class Stage:
 
 def stages(start: Path | None, journal: Journal) -> list[Stage]:
     """The trainings that the checkpoint ``start`` came from, and the one that ``journal`` tells of."""
-    before = [Stage(**stage) for stage in json.loads((start / STAGES).read_text())] if start else []
+    before = stages_of(start) if start else []
     return [*before, Stage(journal.seed, journal.rounds, journal.tokens, journal.seconds)]
+
+
+def stages_of(directory: Path) -> list[Stage]:
+    """The trainings that a checkpoint came from."""
+    return [Stage(**stage) for stage in json.loads((directory / STAGES).read_text())]
+
+
+def _in_words(trained: Sequence[Stage]) -> str:
+    first, *later = trained
+    links = (
+        "; beside it, from the same weights, " if stage.beside else "; then, with lessons mended, " for stage in later
+    )
+    told = first.in_words + "".join(link + stage.in_words for link, stage in zip(links, later, strict=True))
+    return told + ("; the weights are the mean of the last two" if trained[-1].beside else "")
 
 
 def write(directory: Path, trained: Sequence[Stage], text: str) -> None:
@@ -93,7 +108,7 @@ from scratch, on dialogues that a program wrote. `make serve` serves it.
 | parameters | {num_parameters:,} in bfloat16: {NUM_LAYERS} layers, width {HIDDEN_SIZE}, {NUM_HEADS} heads, untied embeddings |
 | context | {CONTEXT_LENGTH:,} tokens; taught with conversations of up to about 370 |
 | data | {dialogues:,} dialogues drawn from `phi3_serve/tiny/lessons`: facts are common knowledge, sentences ours |
-| training | on two CPU cores: {"; then, with lessons mended, ".join(stage.in_words for stage in trained)} |
+| training | on two CPU cores: {_in_words(trained)} |
 | again | `python -m phi3_serve.tiny.train` (with the extra `train`) |
 
 ![The loss over the tokens seen]({LOSS_PLOT})
