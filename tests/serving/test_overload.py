@@ -14,6 +14,7 @@ import pytest
 from phi3_serve.bench.crowd import Reply, ask, chat_body, chat_request
 from tests.api.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Head, head, serve_config
+from tests.serving.test_faults import until
 from tests.support import ENDLESS
 
 pytestmark = pytest.mark.cluster
@@ -42,7 +43,8 @@ def test_a_thousand_clients_at_once_get_an_answer_or_a_429(cluster: Head) -> Non
     async def all_at_once() -> list[Reply]:
         return await asyncio.gather(*(ask(request, 120) for _ in range(1000)))
 
-    asyncio.run(all_at_once())
+    for _ in range(3):  # what is kept for the next crowd has its size after the third
+        asyncio.run(all_at_once())
     before = resident(*processes)
     replies = asyncio.run(all_at_once())
     counts = Counter(reply.status for reply in replies)
@@ -54,7 +56,7 @@ def test_a_thousand_clients_at_once_get_an_answer_or_a_429(cluster: Head) -> Non
             assert set(reply.body) == {"detail"}
             assert reply.retry_after_s == 5
     assert cluster.call("/chat", SHORT).status == 200
-    assert resident(*processes) < before * 1.05
+    until(lambda: resident(*processes) < before * 1.05, 10)
 
 
 def test_a_thousand_clients_that_go_away_leave_nothing(cluster: Head) -> None:
