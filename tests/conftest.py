@@ -19,9 +19,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from phi3_serve.api.routes import create_app
 from phi3_serve.config import AppConfig
+from phi3_serve.serving.front_door import free_port
 from phi3_serve.serving.replica import Replica
 from phi3_serve.tiny.random_checkpoint import Shape, make
-from tests.serving.cluster import free_port
 from tests.support import LocalBackend, local_replica
 
 

@@ -7,9 +7,11 @@ ours are the server's own.
 
 import math
 import os
+import random
 import socket
 import sysconfig
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -49,15 +51,21 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
         # An ingress that ends stays reachable so long; HAProxy knows of it within a second, and Ray waits for thirty.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # A change of replicas starts HAProxy anew; the old one may finish what it has.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(request_timeout_s)),
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port that nobody has, and that is none of Ray's (10002 to 19999, 30000 to 31000).
+
+    Nor is it of those for outgoing connections (from 32768 on Linux): one of them may be taken at any moment, and then
+    HAProxy cannot start again.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
+    raise OSError("none of a hundred ports between 20000 and 30000 is free")

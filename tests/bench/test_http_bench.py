@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from phi3_serve.bench import crowd
 from phi3_serve.cli import app
-from tests.serving.cluster import free_port
+from phi3_serve.serving.front_door import free_port
 
 RUN = CliRunner()
 

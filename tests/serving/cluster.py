@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,17 +22,10 @@ import psutil
 import yaml
 
 from phi3_serve.serving import front_door
-from phi3_serve.serving.front_door import Proxy
+from phi3_serve.serving.front_door import Proxy, free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -21,8 +21,9 @@ import torch
 import yaml
 from openai import OpenAI
 
+from phi3_serve.serving.front_door import free_port
 from tests.api.test_chat import FULL, GREEDY, PROMPT
-from tests.serving.cluster import BIN, ROOT, Cluster, free_port, running
+from tests.serving.cluster import BIN, ROOT, Cluster, running
 from tests.support import ENDLESS
 
 pytestmark = pytest.mark.cluster

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from phi3_serve.serving.front_door import free_port
 from tests.api.test_chat import GREEDY, PROMPT
-from tests.serving.cluster import Cluster, free_port, running, serve_config
+from tests.serving.cluster import Cluster, running, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS
 
