@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from phi3_serve.api.error_table import no_room
 from phi3_serve.api.failures import answer_to, local_path
-from phi3_serve.errors import Overloaded
-
-RETRY_AFTER_S = 5.0
+from phi3_serve.api.headers import ROOM
 
 
 class AdmissionMiddleware:
-    """Answers 429 to a POST beyond ``capacity()`` others; who only looks, at /health say, is never refused."""
+    """Answers 429 to a POST beyond ``capacity()`` others; who only looks, at /health say, is never refused.
+
+    Every answer tells the capacity, so that the proxy before this can refuse what this would (``serving.haproxy``).
+    """
 
     def __init__(self, app: ASGIApp, capacity: Callable[[], int]) -> None:
         self._app = app
@@ -20,15 +23,23 @@ class AdmissionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request in, or answer why not."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[ROOM] = str(self._capacity())
+            await send(message)
+
+        if scope["method"] != "POST":
+            await self._app(scope, receive, telling)
+            return
         if self._num_inside >= (capacity := self._capacity()):
-            error = Overloaded(f"{self._num_inside} requests are here already, the limit is {capacity}.", RETRY_AFTER_S)
-            await answer_to(local_path(scope), error)(scope, receive, send)
+            await answer_to(local_path(scope), no_room(self._num_inside, capacity))(scope, receive, telling)
             return
         self._num_inside += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, telling)
         finally:
             self._num_inside -= 1

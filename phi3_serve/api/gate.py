@@ -10,9 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3_serve.api.failures import answer_to, local_path
+from phi3_serve.api.headers import REQUEST_ID, SAFE
 from phi3_serve.errors import Phi3ServeError, Unauthorized, UnsupportedBody
 
-REQUEST_ID = "x-request-id"
 # Whoever watches over the server has no key; the page is the same for everybody and asks for one.
 OPEN_PATHS = frozenset({"/health", "/ready", "/ui"})
 # Ray Serve reads these in its proxy, where they can lift its own limits. Ours do not depend on them, and nothing behind
@@ -25,7 +25,6 @@ RAYS_HEADERS = frozenset(
         b"serve-multiplexed-model-id",
     }
 )
-_SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 _LONGEST_ID = 128
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._:/+=@-]+")
 
@@ -52,7 +51,7 @@ class GateMiddleware:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered = MutableHeaders(scope=message)
-                for name, value in _SAFE_HEADERS.items():
+                for name, value in SAFE.items():
                     answered.setdefault(name, value)
                 if self._names_answers:
                     answered[REQUEST_ID] = request_id

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import openai, sse
 from phi3_serve.api.answering import NO_END, Answering, Events, last, while_there
-from phi3_serve.api.failures import openai_error
+from phi3_serve.api.error_table import openai_error
 from phi3_serve.api.openai import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.openai_answers import Answer, Model, ModelList, Shape, usage
 from phi3_serve.config import ModelConfig, is_local

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from phi3_serve.api.headers import ROOM
 from phi3_serve.api.live import LiveLimits
 from phi3_serve.api.routes import create_app
 from phi3_serve.config import AppConfig
@@ -47,6 +48,7 @@ def test_what_is_too_much_is_refused_unread_and_the_rest_answered(
         error = refused.json()
         assert (error["detail"] if path == "/chat" else error["error"]["message"]) == message
         assert refused.headers["retry-after"] == "5"
+        assert refused.headers[ROOM] == seen.headers[ROOM] == "2"
         assert seen.status_code == 200
         assert [answer.result().status_code for answer in slow] == [200, 200]
         assert client.post(path, json={**body, "generate_kwargs": {"max_new_tokens": 1}}).status_code == 200

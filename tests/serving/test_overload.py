@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -51,10 +52,11 @@ def test_a_thousand_clients_at_once_get_an_answer_or_a_429(cluster: Head) -> Non
     assert set(counts) == {200, 429}, counts
     assert counts[200] >= 128
     assert len({json.dumps(reply.body) for reply in replies if reply.status == 200}) == 1
-    for reply in replies:
-        if reply.status == 429:
-            assert set(reply.body) == {"detail"}
-            assert reply.retry_after_s == 5
+    refusals = [reply for reply in replies if reply.status == 429]
+    assert all(set(reply.body) == {"detail"} and reply.retry_after_s == 5 for reply in refusals)
+    # The ingress never has more inside than it has room for, so HAProxy has refused these, and the others spared it.
+    counted = [[int(number) for number in re.findall(r"\d+", reply.body["detail"])] for reply in refusals]
+    assert sum(inside > room for inside, room in counted) > len(refusals) * 0.9
     assert cluster.call("/chat", SHORT).status == 200
     until(lambda: resident(*processes) < before * 1.05, 10)
 
