@@ -23,9 +23,10 @@ from phi3_serve.api.error_table import body_of, headers_of, no_room, status_of
 
 # So many more than there is room for still reach the ingress, whose answers tell when the room has changed.
 MORE = 4
-# A room that the ingress has not told for a while may have grown, and requests that run for minutes tell nothing.
-SECONDS_FRESH = 2
-MORE_WHERE_OLD = 64
+# A room that has been full for a while, and that no answer has told, may have grown: requests that run for minutes
+# tell nothing.
+SECONDS_FULL = 2
+MORE_AFTER_THAT = 64
 
 _DOOR = re.compile(r"^(frontend http_frontend\n)\s+bind .*\n", re.MULTILINE)
 _ROUTE = re.compile(r"^\s*use_backend ", re.MULTILINE)
@@ -61,27 +62,28 @@ def refusing_beyond_the_room(config: str) -> str:
 def _rules(backend: str) -> str:
     """The lines of one backend. Variables of the scope ``proc`` are the whole process's, so each has its own."""
     own = re.sub(r"\W", "_", backend)
-    room, told_at = f"proc.room_{own}", f"proc.told_{own}"
+    room, known_at = f"proc.room_{own}", f"proc.known_{own}"
     return f"""\
     stick-table type integer size 1 store conn_cur
     http-request set-var(txn.inside) int(1),table_conn_cur
     http-request set-var(txn.request_id) uuid
     http-request set-var(txn.request_id) req.hdr({headers.REQUEST_ID}) if {{ req.hdr({headers.REQUEST_ID}) -m found }}
     acl is_beyond var(txn.inside),sub({room}) ge {MORE}
-    acl is_far_beyond var(txn.inside),sub({room}) ge {MORE_WHERE_OLD}
-    acl is_fresh date,sub({told_at}) lt {SECONDS_FRESH}
+    acl is_far_beyond var(txn.inside),sub({room}) ge {MORE_AFTER_THAT}
+    acl is_known date,sub({known_at}) lt {SECONDS_FULL}
     acl is_of_a_page req.hdr(origin) -m found
     acl is_openai path_sub /v1/
     acl is_chat path_end /v1/chat
-    http-request set-var(txn.no_room) bool(1) if METH_POST !is_of_a_page is_beyond is_fresh
+    http-request set-var(txn.no_room) bool(1) if METH_POST !is_of_a_page is_beyond is_known
     http-request set-var(txn.no_room) bool(1) if METH_POST !is_of_a_page is_far_beyond
     acl has_no_room var(txn.no_room) -m found
     {_refusal("/v1/completions", room)} if has_no_room is_openai !is_chat
     {_refusal("/chat", room)} if has_no_room
     http-request track-sc0 int(1) if METH_POST
+    http-request set-var({known_at}) date if METH_POST !is_beyond
     acl tells_room res.hdr({headers.ROOM}) -m found
     http-response set-var({room}) res.hdr_val({headers.ROOM}) if tells_room
-    http-response set-var({told_at}) date if tells_room
+    http-response set-var({known_at}) date if tells_room
     http-response del-header {headers.ROOM}
 """
 

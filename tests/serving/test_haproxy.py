@@ -21,8 +21,8 @@ from phi3_serve.api.failures import answer_to
 from phi3_serve.serving.front_door import free_port
 from phi3_serve.serving.haproxy import (
     MORE,
-    MORE_WHERE_OLD,
-    SECONDS_FRESH,
+    MORE_AFTER_THAT,
+    SECONDS_FULL,
     refusing_beyond_the_room,
     shut_without_routes,
 )
@@ -165,16 +165,22 @@ def test_the_room_that_is_told_last_counts(door: Door) -> None:
     assert door.client.post("/chat", json={}).status_code == 429
 
 
-def test_more_are_let_through_where_nothing_has_told_the_room_for_a_while(door: Door) -> None:
+def test_a_crowd_after_a_silence_is_refused_at_once(door: Door) -> None:
+    time.sleep(SECONDS_FULL + 1)
     door.waiting(ROOM + MORE)
-    time.sleep(SECONDS_FRESH + 1)
-    door.waiting(MORE_WHERE_OLD - MORE)
+    assert door.client.post("/chat", json={}).status_code == 429
+
+
+def test_more_are_let_through_where_the_room_is_full_for_a_while_and_not_told(door: Door) -> None:
+    door.waiting(ROOM + MORE)
+    time.sleep(SECONDS_FULL + 1)
+    door.waiting(MORE_AFTER_THAT - MORE)
     assert door.client.post("/chat", json={}).status_code == 429
 
 
 @pytest.mark.parametrize("door", [None], indirect=True)
 def test_an_application_that_tells_no_room_is_asked_everything(door: Door) -> None:
-    door.waiting(3 * MORE_WHERE_OLD // 2)
+    door.waiting(3 * MORE_AFTER_THAT // 2)
 
 
 def test_no_backend_no_door() -> None:
