@@ -26,6 +26,12 @@ _EVERYWHERE = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
+_HAPROXY = {
+    # A dead ingress is passed by after two checks; Ray makes one every five seconds.
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
+    # An ingress that ends stays reachable so long; HAProxy knows of it within a second, and Ray waits for thirty.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+}
 
 
 def default() -> Proxy:
@@ -41,16 +47,13 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
     directory.mkdir(mode=0o700, exist_ok=True)  # HAProxy's admin socket in it is open to all
     return {
         **_EVERYWHERE,
+        **_HAPROXY,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
-        # A dead ingress is passed by after two checks; Ray makes one every five seconds.
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
-        # An ingress that ends stays reachable so long; HAProxy knows of it within a second, and Ray waits for thirty.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # A change of replicas starts HAProxy anew; the old one may finish what it has.

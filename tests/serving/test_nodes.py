@@ -5,12 +5,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
+from phi3_serve.serving import front_door
 from phi3_serve.serving.front_door import free_port
 from tests.api.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Cluster, running, serve_config
@@ -41,6 +44,7 @@ class Nodes(Cluster):
         return self._lines()[size]
 
     told: int = 0
+    port_of_nodes: int = 0
 
     def _lines(self) -> list[str]:
         return [
@@ -66,22 +70,39 @@ def model(name: str, checkpoint: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    directory, port = tmp_path_factory.mktemp("nodes"), free_port()
+    directory, port, port_of_nodes = tmp_path_factory.mktemp("nodes"), free_port(), free_port()
     args = {"models": [model(name, checkpoint) for name in VARIANTS], "http": {"num_cpus": 0.25}}
-    config = {"proxy_location": "HeadOnly", **serve_config(port, args)}  # the nodes share one machine's ports
+    config = {"proxy_location": "EveryNode", **serve_config(port, args)}
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "tests.serving.nodes", str(directory / "config.yaml")]
-    metrics = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
-    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", RAY_ADDRESS="", **metrics) as started:
+    env = {
+        **front_door.environment("haproxy", port=port, request_timeout_s=600),
+        # The nodes share one machine, and so the ports of their proxies; the kernel chooses between them.
+        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(port_of_nodes),
+        "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ADDRESS": "",
+    }
+    with running(command, directory / "log", port, **env) as started:
         nodes = Nodes(started.process, started.log, port)
+        nodes.port_of_nodes = port_of_nodes
         until(lambda: "up" in nodes._lines(), 120)
         nodes.told = 1
         nodes.wait_until_ready(180)
         yield nodes
 
 
-def ask(cluster: Nodes, name: str) -> int:
+def ask(cluster: Cluster, name: str) -> int:
     return cluster.call(f"/{name}/chat", {"prompt": PROMPT, "generate_kwargs": GREEDY}).status
+
+
+def test_every_node_has_a_proxy_that_answers(cluster: Nodes) -> None:
+    at_the_nodes = replace(cluster, port=cluster.port_of_nodes)
+    until(lambda: [ask(at_the_nodes, name) for name in VARIANTS[:3]] == [200] * 3, 120)
+    assert [ask(at_the_nodes, VARIANTS[0]) for _ in range(20)] == [200] * 20
+    started = psutil.Process(cluster.process.pid).children(recursive=True)
+    assert [process.name() for process in started].count("haproxy") == 3
 
 
 def test_every_variant_has_its_gpu(cluster: Nodes) -> None:
