@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from phi3_serve.tiny.dialogue import Dialogue, Draw, Exchange, dialogue
+from phi3_serve.tiny.dialogue import Dialogue, Draw, Exchange, dialogue, letters
 from phi3_serve.tiny.lessons import arithmetic, conversation, words, world
 from phi3_serve.tiny.lessons.facts import CAPITALS, CATEGORIES, COLOURS, DEFINITIONS, NO_ARTICLE
 from phi3_serve.tiny.lessons.vocabulary import NAMES, any_word, with_article
@@ -180,7 +180,10 @@ def _again(draw: Draw) -> Dialogue:
 def _backwards(draw: Draw) -> Dialogue:
     _, word = draw.fresh(lambda rng: ("and backwards", any_word(rng)))
     first = Exchange(draw.wording(words.SPELL, w=word), words.spelling_answer(word))
-    return dialogue(first, Exchange(draw.wording(_BACKWARDS), words.reversing_answer(word)))
+    # The spelling once more, word and all: read back from the turn before, letters run on after the last one.
+    backwards = word[::-1]
+    answer = f"{first.answer} Backwards it is {letters(words.spelled(backwards))}: {letters(backwards)}"
+    return dialogue(first, Exchange(draw.wording(_BACKWARDS), answer))
 
 
 def _definition_goes_on(draw: Draw) -> Dialogue:
