@@ -46,6 +46,7 @@ class Stage:
     tokens: int  # padding included
     seconds: float
     beside: bool = False  # began where the one before it began; the weights are the mean of both ends
+    mean_with: int = 0  # the number of an earlier training: the weights are the mean of its end and this one's
 
     @property
     def in_words(self) -> str:
@@ -67,12 +68,15 @@ def stages_of(directory: Path) -> list[Stage]:
 
 
 def _in_words(trained: Sequence[Stage]) -> str:
-    first, *later = trained
-    links = (
-        "; beside it, from the same weights, " if stage.beside else "; then, with lessons mended, " for stage in later
-    )
-    told = first.in_words + "".join(link + stage.in_words for link, stage in zip(links, later, strict=True))
-    return told + ("; the weights are the mean of the last two" if trained[-1].beside else "")
+    told = trained[0].in_words
+    for stage in trained[1:]:
+        if stage.beside:
+            told += f"; beside it, from the same weights, {stage.in_words}, and the mean of both"
+        else:
+            told += f"; then, with lessons mended, {stage.in_words}"
+            if stage.mean_with:
+                told += f", and the mean of its end and that of seed {trained[stage.mean_with - 1].seed}"
+    return told
 
 
 def write(directory: Path, trained: Sequence[Stage], text: str) -> None:

@@ -1,6 +1,7 @@
-"""The mean of two checkpoints: of the same start only, and weight by weight."""
+"""The mean of two checkpoints: of related ones only, and weight by weight."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import typer
 from transformers import Phi3ForCausalLM
 
-from phi3_serve.tiny import average
+from phi3_serve.tiny import average, card
+from phi3_serve.tiny.card import Stage
 from phi3_serve.tiny.random_checkpoint import Shape, make
 
 
@@ -27,6 +29,16 @@ def test_every_weight_is_the_mean(tmp_path: Path) -> None:
     assert any((first[name] != second[name]).any() for name in first)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, (first[name] + second[name]) / 2)
+
+
+def test_what_became_of_a_checkpoint_is_joined_with_it() -> None:
+    first, second, third, fourth = (Stage(seed, rounds=1, tokens=1, seconds=1.0) for seed in range(4))
+    assert average.joined([first, second], [first, third]) == [first, second, replace(third, beside=True)]
+    both = average.joined([first, second], [first, second, third, fourth])
+    assert both == [first, second, third, replace(fourth, mean_with=2)]
+    assert "the mean of its end and that of seed 1" in card._in_words(both)
+    with pytest.raises(typer.BadParameter):
+        average.joined([first, third], [first, second, fourth])
 
 
 def test_another_start_is_refused(tmp_path: Path) -> None:
