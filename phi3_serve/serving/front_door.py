@@ -54,6 +54,9 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+        # HAProxy leads here while it knows of no ingress, and Ray lets two servers have the same port: each would
+        # answer for the other.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # A change of replicas starts HAProxy anew; the old one may finish what it has.
