@@ -9,7 +9,7 @@ WORKDIR /app
 
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY phi3_serve/ phi3_serve/
-# g++ compiles phi3_serve/engine/kernels.cpp and is not needed afterwards
+# g++ compiles phi3_serve/engine/kernels/cpu.cpp and is not needed afterwards
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev \
     && pip install --no-cache-dir -c constraints.txt . \
     && apt-get purge -y --auto-remove g++ libc6-dev && rm -rf /var/lib/apt/lists/*

@@ -22,7 +22,7 @@ help:
 
 setup: $(VENV)/.dev
 
-$(VENV)/.runtime: pyproject.toml constraints.txt phi3_serve/engine/kernels.cpp
+$(VENV)/.runtime: pyproject.toml constraints.txt phi3_serve/engine/kernels/cpu.cpp
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the packages of constraints.txt into $(VENV) (once, about a minute on a fast line) ..."

@@ -10,7 +10,7 @@ from typing import Literal
 
 RopeKind = Literal["default", "longrope"]
 
-EMBEDDED_TINY = Path(__file__).parent / "tiny" / "checkpoint"
+EMBEDDED_TINY = Path(__file__).parent / "models" / "phi-3-tiny"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

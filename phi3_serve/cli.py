@@ -120,7 +120,7 @@ def bench_crowd(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a running server for more than it can do: who is answered, who is refused, how fast."""
-    from phi3_serve.bench import crowd
+    from phi3_serve.bench import overload as crowd
 
     counts = _counts("--clients", clients)
     crowd.run(crowd.Settings(url.rstrip("/"), model, counts, new_tokens, seconds), as_json=as_json)
@@ -141,7 +141,7 @@ def bench_turns(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Hold conversations with a running server: what is gained where it has their start in memory."""
-    from phi3_serve.bench import turns as talks
+    from phi3_serve.bench import multi_turn as talks
 
     settings = talks.Settings(url.rstrip("/"), model, conversations, turns, words, new_tokens, rounds, seed)
     try:
@@ -173,7 +173,8 @@ def up(
     ] = None,
 ) -> None:
     """Check CONFIG strictly, then run it in the foreground with `serve run`."""
-    from phi3_serve.serving import config_file, front_door  # Ray takes two seconds to import
+    from phi3_serve.launch import config_file  # Ray takes two seconds to import
+    from phi3_serve.launch import proxy as proxies
 
     try:
         file = config_file.read(config)
@@ -187,8 +188,8 @@ def up(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A cluster of our own that Ctrl-C ends; without it Ray joins whatever cluster it last saw, even a dead one.
     os.environ.setdefault("RAY_ADDRESS", "local")
-    door = front_door.environment(
-        proxy or front_door.default(), port=file.port, request_timeout_s=file.app.limits.request_timeout_s
+    door = proxies.environment(
+        proxy or proxies.default(), port=file.port, request_timeout_s=file.app.limits.request_timeout_s
     )
     for name, value in door.items():
         os.environ.setdefault(name, value)
@@ -196,8 +197,8 @@ def up(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     host = "127.0.0.1" if file.host == "0.0.0.0" else file.host  # noqa: S104 - compared, not bound
     url = f"http://{host}:{file.port}{file.route_prefix}".rstrip("/")
-    subprocess.run([sys.executable, "-m", "phi3_serve.serving.announce", url, str(os.getpid())], check=True)  # noqa: S603
-    os.execv(sys.executable, [sys.executable, "-m", "phi3_serve.serving.foreground", str(config)])  # noqa: S606 - no shell
+    subprocess.run([sys.executable, "-m", "phi3_serve.launch.ready_notice", url, str(os.getpid())], check=True)  # noqa: S603
+    os.execv(sys.executable, [sys.executable, "-m", "phi3_serve.launch.run", str(config)])  # noqa: S606 - no shell
 
 
 def _check_port_is_free(host: str, port: int) -> None:
@@ -242,7 +243,7 @@ def chat(
 @app.command()
 def key() -> None:
     """Make an API key, and the line of the config that lets it in."""
-    from phi3_serve.api.gate import hash_of
+    from phi3_serve.api.middleware.authentication import hash_of
 
     made = secrets.token_urlsafe(32)
     typer.echo(f"The key, for those who ask; it is stored nowhere:\n\n    {made}\n")

@@ -19,7 +19,7 @@ State = Literal["ready", "loading", "scaled_to_zero", "unplaceable", "failed"]
 
 # Sequences in one step of an engine. Beyond so many a CPU multiplies hardly faster, and a longer step only keeps first
 # tokens waiting.
-MOST_ROWS: Mapping[Literal["cpu", "cuda"], int] = {"cpu": 128, "cuda": 256}
+MAX_ROWS: Mapping[Literal["cpu", "cuda"], int] = {"cpu": 128, "cuda": 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ Prompt = RawPrompt | TokenPrompt | Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class RequestOptions:
     """On what terms a request is served, whatever its wire format. Times in seconds."""
 
     session: str | None = None  # whatever the client's requests of one conversation share
@@ -94,7 +94,7 @@ class GenerationRequest:
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
     truncate_prompt: bool = False  # handle_long_generation "hole": drop the prompt's start where it does not fit
-    terms: Terms
+    options: RequestOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class GeneratedSequence:
     """One generated sequence: the new token ids, and what was asked for beside each.
 
     ``scores`` are log-probabilities after every parameter had its say, ``logprobs`` those before.
@@ -131,7 +131,7 @@ class Completion:
     """One generated sequence as text; ``pieces`` spell every token id that its logprobs name."""
 
     text: str
-    sequence: Sequence
+    sequence: GeneratedSequence
     pieces: Mapping[int, bytes] = field(default_factory=dict)
 
 
@@ -185,7 +185,7 @@ class NewTokens:
 class Finished:
     """The sequences of a request, best first; always the last engine event."""
 
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[GeneratedSequence, ...]
 
 
 EngineEvent = NewTokens | Finished | Failed

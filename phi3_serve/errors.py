@@ -11,7 +11,7 @@ Phi3ServeError                 everything this project raises on purpose
 ├── EngineFailure              the engine broke while it ran this request
 └── CheckpointError            the weights, tokenizer or config on disk cannot be served
 
-``api.error_table`` maps the tree to HTTP statuses in one table. Errors cross process borders inside
+``api.error_mapping`` maps the tree to HTTP statuses in one table. Errors cross process borders inside
 events (``core.Failed``), so each keeps everything in ``args`` and survives a pickle.
 """
 

@@ -17,11 +17,11 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from phi3_serve.api.routes import create_app
+from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig
-from phi3_serve.serving.front_door import free_port
+from phi3_serve.launch.proxy import free_port
 from phi3_serve.serving.replica import Replica
-from phi3_serve.tiny.random_checkpoint import Shape, make
+from tests.random_checkpoint import Shape, make
 from tests.support import LocalBackend, local_replica
 
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
-from phi3_serve.serving.front_door import free_port
+from phi3_serve.launch.proxy import free_port
 from tests.support import LocalBackend
 
 CHAT = [sys.executable, "-m", "phi3_serve", "chat"]

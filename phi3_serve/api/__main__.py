@@ -2,8 +2,8 @@
 
 from typing import Any, cast
 
+from phi3_serve.api.app import create_app
 from phi3_serve.api.reference import as_markdown, reference
-from phi3_serve.api.routes import create_app
 from phi3_serve.config import AppConfig
 
 no_backend: Any = cast(Any, None)  # nothing is asked of it

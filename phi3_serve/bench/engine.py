@@ -20,14 +20,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from phi3_serve import __version__
-from phi3_serve.bench.apart import Apart
-from phi3_serve.bench.contestants import ContinuousBatching, Ours, Pipeline, Run, Vllm
-from phi3_serve.bench.limits import Limits, Machine, by_size, roofline_seconds
+from phi3_serve.bench.competitors import ContinuousBatching, Ours, Pipeline, Run, Vllm
+from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
+from phi3_serve.bench.worker_process import Apart
 from phi3_serve.bench.workload import Workload
-from phi3_serve.core import MOST_ROWS, EngineRequest
-from phi3_serve.engine.blocks import BLOCK_SIZE
-from phi3_serve.engine.linear import compute_dtype
+from phi3_serve.core import MAX_ROWS, EngineRequest
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.model.linear import compute_dtype
 
 PEERS = GENERATE, BATCHING, VLLM = "generate", "batching", "vllm"
 LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching", VLLM: "vLLM"}
@@ -133,7 +133,7 @@ class EngineBench:
         s = self.settings
         of_one = (s.prompt_tokens * 9 // 8 + s.new_tokens) // BLOCK_SIZE + 2
         rows = 4 if "beams" in s.workloads else 1
-        return min(max(s.concurrency), MOST_ROWS["cuda" if s.device == "cuda" else "cpu"]) * rows * of_one * 4
+        return min(max(s.concurrency), MAX_ROWS["cuda" if s.device == "cuda" else "cpu"]) * rows * of_one * 4
 
     def _requests(self, kind: str, count: int, new_tokens: int = 0) -> list[EngineRequest]:
         workload = Workload(

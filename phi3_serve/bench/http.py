@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from phi3_serve.bench.alone import EngineAlone, Stream
-from phi3_serve.bench.apart import Apart
+from phi3_serve.bench.engine_only import EngineAlone, Stream
+from phi3_serve.bench.worker_process import Apart
 from phi3_serve.client import Client, Unreachable
 
 ENGINE = "the engine alone"

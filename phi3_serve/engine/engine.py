@@ -14,31 +14,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from phi3_serve import overload
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Load, NewTokens, QueueLimits
-from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager
-from phi3_serve.engine.choosing import Choice, choose
-from phi3_serve.engine.decoding import decoding_for
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.linear import compute_dtype
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
+from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.engine.logits import Settings
-from phi3_serve.engine.lookup import drafted
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.runner import ModelRunner
-from phi3_serve.engine.scheduler import Chunk, Plan, Scheduler
-from phi3_serve.engine.stopping import Stopping, token_bytes
+from phi3_serve.engine.model.linear import compute_dtype
+from phi3_serve.engine.model.runner import ModelRunner
+from phi3_serve.engine.sampling.processors import Settings
+from phi3_serve.engine.sampling.prompt_lookup import drafted
+from phi3_serve.engine.sampling.sampler import Choice, choose
+from phi3_serve.engine.sampling.stopping import Stopping, token_bytes
+from phi3_serve.engine.sampling.strategies import decoding_for
+from phi3_serve.engine.scheduler import Plan, Scheduler
 from phi3_serve.errors import (
     EngineFailure,
     InvalidRequest,
-    ModelUnavailable,
-    Overloaded,
     Phi3ServeError,
     RequestTimeout,
 )
 
 logger = logging.getLogger("phi3_serve")
-
-RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class Engine:
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise EngineFailure("The engine is not running.")
-            self._require_room(generation)
+            self._require_capacity(generation)
             self._generations[request.request_id] = generation
             self._arrived.append(generation)
             self._changed.notify()
@@ -114,17 +112,13 @@ class Engine:
         used = self.blocks.num_blocks - self.blocks.num_available
         return Load(num_running, num_waiting, self.blocks.num_blocks, used)
 
-    def _require_room(self, newcomer: Generation) -> None:
+    def _require_capacity(self, newcomer: Generation) -> None:
         limits = self.queue
         if self._num_beyond_rows(newcomer) > limits.requests:
-            raise Overloaded(
-                f"{limits.requests} requests are waiting already, the limit is {limits.requests}.", RETRY_AFTER_S
-            )
+            raise overload.queue_is_full(limits.requests)
         waiting = [len(g.request.prompt_ids) for g in self._generations.values() if not g.is_running]
         if waiting and sum(waiting) + len(newcomer.request.prompt_ids) > limits.tokens:
-            raise Overloaded(
-                f"Prompts of {sum(waiting)} tokens are waiting already, the limit is {limits.tokens}.", RETRY_AFTER_S
-            )
+            raise overload.waiting_prompts_are_too_long(sum(waiting), limits.tokens)
 
     def _num_beyond_rows(self, newcomer: Generation) -> int:
         """How many requests would have to wait, were every row of a step taken: the first may take any number."""
@@ -236,13 +230,13 @@ class Engine:
             num_rows = len(decoding.rows)
             of_rows = decoding.begin(self.blocks)
             shadows = [mine[num_rows + at] for at in of_rows] if decoding.shadows else []
-            choices.append(Choice(generation, [mine[at] for at in of_rows], shadows))
+            choices.append(Choice(decoding, [mine[at] for at in of_rows], shadows))
         choose(choices, logits, self.blocks)
-        for choice in choices:
-            self._report(choice)
+        for generation, choice in zip(plan.ready, choices, strict=True):
+            self._report(generation, choice)
 
-    def _report(self, choice: Choice) -> None:
-        generation, decoding = choice.generation, choice.generation.decoding
+    def _report(self, generation: Generation, choice: Choice) -> None:
+        decoding = generation.decoding
         if choice.error is not None:
             self._finish(generation, Failed(choice.error))
             return
@@ -269,7 +263,7 @@ class Engine:
             self._finish(generation, Failed(RequestTimeout("The request did not finish in time.")))
         kept_waiting = [g for g in self._scheduler.waiting if now >= g.request.begin_by and not g.has_begun]
         for generation in kept_waiting:
-            self._finish(generation, Failed(Overloaded("The request waited too long for its turn.", RETRY_AFTER_S)))
+            self._finish(generation, Failed(overload.waited_too_long()))
 
     def _too_large(self, generation: Generation) -> str:
         room = self.blocks.num_blocks * BLOCK_SIZE
@@ -290,7 +284,7 @@ class Engine:
         failure: Phi3ServeError = EngineFailure(f"Generation failed: {type(error).__name__}.")
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-            failure = ModelUnavailable("The GPU's memory does not hold this request now.", RETRY_AFTER_S)
+            failure = overload.memory_is_full()
         for generation in generations:
             self._finish(generation, Failed(failure))
 

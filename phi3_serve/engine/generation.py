@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from phi3_serve.core import EngineEvent, EngineRequest
-from phi3_serve.engine.blocks import BlockManager
-from phi3_serve.engine.decoding import Decoding
+from phi3_serve.engine.kvcache.block_manager import BlockManager
+from phi3_serve.engine.sampling.strategies import Decoding
 
 
 @dataclass(eq=False, slots=True)

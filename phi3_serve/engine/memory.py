@@ -6,12 +6,12 @@ from typing import Any
 import psutil
 import torch
 
-from phi3_serve.core import MOST_ROWS
-from phi3_serve.engine.blocks import BLOCK_SIZE
+from phi3_serve.core import MAX_ROWS
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
 GPU_SHARE = 0.9  # of what is free once the weights are loaded
 CPU_SHARE = 0.3
-MOST_CONTEXTS = 64  # on a CPU more requests at full length than these gain nothing
+MAX_CONTEXTS = 64  # on a CPU more requests at full length than these gain nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class EngineSizes:
         context: int = model.config.max_position_embeddings
         tokens = int(free // (block_bytes(model.config, cache_dtype) // BLOCK_SIZE))
         if not on_gpu:
-            tokens = min(tokens, MOST_CONTEXTS * context)
+            tokens = min(tokens, MAX_CONTEXTS * context)
         num_blocks = max(1, tokens // BLOCK_SIZE)
         if on_gpu:
-            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=MOST_ROWS["cuda"])
+            return cls(num_blocks=num_blocks, token_budget=2048, max_rows=MAX_ROWS["cuda"])
         token_budget = 128 if cache_dtype == torch.float32 else 256
-        return cls(num_blocks=num_blocks, token_budget=token_budget, max_rows=MOST_ROWS["cpu"])
+        return cls(num_blocks=num_blocks, token_budget=token_budget, max_rows=MAX_ROWS["cpu"])
 
 
 def block_bytes(config: Any, dtype: torch.dtype) -> int:

@@ -8,35 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager, OutOfBlocks
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one sequence to be run in one step."""
-
-    sequence: Sequence
-    num_tokens: int  # pending ones, then drafted ones
-    num_logits: int  # of the last tokens the scores are wanted
-
-    @property
-    def start(self) -> int:
-        """The position of the first token."""
-        return self.sequence.num_cached
-
-    @property
-    def end(self) -> int:
-        """The position after the last token."""
-        return self.sequence.num_cached + self.num_tokens
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The ids to run."""
-        sequence = self.sequence
-        pending = sequence.tokens[self.start : self.end].tolist()
-        return [*pending, *sequence.draft[: self.num_tokens - len(pending)]]
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks
+from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.kvcache.sequence import Sequence
 
 
 @dataclass(slots=True)

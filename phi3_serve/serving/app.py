@@ -11,7 +11,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 
 from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig
-from phi3_serve.core import MOST_ROWS
+from phi3_serve.core import MAX_ROWS
 from phi3_serve.serving.cluster import deployment_name
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
@@ -50,7 +50,7 @@ def _replica(model: ModelConfig, placement: Placement, config: AppConfig, replic
         name=deployment_name(model.served_name),
         ray_actor_options=placement.ray_actor_options,
         # above what the engine takes, so that the engine refuses and says why
-        max_ongoing_requests=MOST_ROWS[placement.device] + 2 * limits.max_waiting_requests + 16,
+        max_ongoing_requests=MAX_ROWS[placement.device] + 2 * limits.max_waiting_requests + 16,
         max_constructor_retry_count=1,
         health_check_period_s=model.health.check_period_s,
         health_check_timeout_s=model.health.check_timeout_s,

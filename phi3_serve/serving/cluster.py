@@ -13,7 +13,7 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
-from phi3_serve.serving import board
+from phi3_serve.serving import load_status as board
 from phi3_serve.serving.placement import Placement
 
 logger = logging.getLogger("ray.serve")
@@ -121,8 +121,8 @@ def variant_state(
         building = "The application is being built."
         return before or VariantState("loading", building, RETRY_AFTER_S)
     replicas = cast(Mapping[str, int], deployment.replica_states)
-    if answering := sum(replicas.get(state, 0) for state in ANSWERING):
-        return VariantState("ready", num_replicas=answering)
+    if num_answering := sum(replicas.get(state, 0) for state in ANSWERING):
+        return VariantState("ready", num_replicas=num_answering)
     if missing is not None:
         return VariantState("unplaceable", f"A replica needs {missing}.")
     if reason := _failure(deployment):

@@ -14,11 +14,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from phi3_serve.api.live import LiveLimits
-from phi3_serve.api.routes import create_app
+from phi3_serve import overload
+from phi3_serve.api.app import create_app
+from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig, LiveConfig
-from phi3_serve.core import MOST_ROWS, Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
-from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, Phi3ServeError
+from phi3_serve.core import MAX_ROWS, Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
+from phi3_serve.errors import EngineFailure, ModelUnavailable, Phi3ServeError
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.serving.cluster import RETRY_AFTER_S, ClusterView
 from phi3_serve.serving.placement import Placement
@@ -38,7 +39,7 @@ class Ingress:
     ) -> None:
         view = ClusterView(placements, app_name=serve.get_replica_context().app_name, elastic=config.cluster.elastic)
         self._config = config
-        self._limits = LiveLimits(config.limits)
+        self._limits = CurrentLimits(config.limits)
         self._backend = HandleBackend(models, placements, view, self._limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -58,7 +59,7 @@ class HandleBackend:
         handles: Mapping[str, DeploymentHandle[Any]],
         placements: Mapping[str, Placement],
         view: ClusterView,
-        limits: LiveLimits,
+        limits: CurrentLimits,
     ) -> None:
         self._handles = handles
         # options() is costly, so once per model
@@ -74,8 +75,8 @@ class HandleBackend:
 
         A replica that dies before it has said anything is replaced by another, once; the client never knows.
         """
-        await self._require_ready(request.model, request.terms.wait_s)
-        self._require_room(request.model)
+        await self._require_ready(request.model, request.options.wait_s)
+        self._require_capacity(request.model)
         self._num_asked[request.model] += 1
         try:
             for patience_s in (None, SECONDS_FOR_ANOTHER_REPLICA):
@@ -139,14 +140,13 @@ class HandleBackend:
         return max(LEAST_CAPACITY, sum(map(self._capacity_of, self._handles)))
 
     def _capacity_of(self, model: str) -> int:
-        rows = MOST_ROWS[self._placements[model].device]
+        rows = MAX_ROWS[self._placements[model].device]
         return self._view.num_replicas(model) * (rows + self._limits.current.max_waiting_requests)
 
-    def _require_room(self, model: str) -> None:
+    def _require_capacity(self, model: str) -> None:
         """Refuse here what every replica would refuse: that takes a tenth of the time."""
         if self._num_asked[model] >= self._capacity_of(model) > 0:
-            waiting = self._limits.current.max_waiting_requests
-            raise Overloaded(f"{waiting} requests are waiting already, the limit is {waiting}.", RETRY_AFTER_S / 2)
+            raise overload.queue_is_full(self._limits.current.max_waiting_requests)
 
     async def _require_ready(self, model: str, wait_s: float) -> None:
         """Wake ``model`` if it sleeps, and wait so long for it."""
@@ -180,7 +180,7 @@ class HandleBackend:
 def translated(error: Exception) -> Phi3ServeError:
     """One of our errors for one of Ray's: the only place where the two meet."""
     if isinstance(error, BackPressureError):
-        return Overloaded("Too many requests are waiting for this model.", RETRY_AFTER_S / 2)
+        return overload.router_is_full()
     if isinstance(error, DeploymentUnavailableError):
         return ModelUnavailable("The model's replicas could not be started.")
     if isinstance(error, RayActorError):

@@ -8,8 +8,8 @@ from phi3_serve.core import Conversation, GenerationRequest, Prompt, RawPrompt, 
 
 CHARACTERS_OF_A_PIECE = 256  # some four blocks of the cache
 TOKENS_OF_A_PIECE = 64
-MOST_PIECES = 64  # of one prompt; the rest does not change where it goes
-MOST_KNOWN = 100_000  # pieces; some 20 MB
+MAX_PIECES = 64  # of one prompt; the rest does not change where it goes
+MAX_KNOWN = 100_000  # pieces; some 20 MB
 # Requests more than the least loaded replica has: beyond, waiting costs more than computing the prefix anew.
 WORTH = 8
 
@@ -22,16 +22,16 @@ def keys_of(request: GenerationRequest) -> list[int]:
     for piece in _pieces(request.prompt):
         number = hash((number, piece))
         keys.append(number)
-    if request.terms.session is not None:
-        keys.append(hash(("session", request.terms.session)))
+    if request.options.session is not None:
+        keys.append(hash(("session", request.options.session)))
     return keys[::-1]
 
 
 def _pieces(prompt: Prompt) -> list[Hashable]:
     if isinstance(prompt, TokenPrompt):
-        ids, size = prompt.token_ids[: MOST_PIECES * TOKENS_OF_A_PIECE], TOKENS_OF_A_PIECE
+        ids, size = prompt.token_ids[: MAX_PIECES * TOKENS_OF_A_PIECE], TOKENS_OF_A_PIECE
         return [ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
-    text = _text(prompt)[: MOST_PIECES * CHARACTERS_OF_A_PIECE]
+    text = _text(prompt)[: MAX_PIECES * CHARACTERS_OF_A_PIECE]
     size = CHARACTERS_OF_A_PIECE
     return [text[at : at + size] for at in range(0, len(text) - size + 1, size)]
 
@@ -62,5 +62,5 @@ class PrefixMemory(Generic[R]):
         for key in reversed(keys):
             self._replica_of[key] = replica
             self._replica_of.move_to_end(key)
-        while len(self._replica_of) > MOST_KNOWN:
+        while len(self._replica_of) > MAX_KNOWN:
             self._replica_of.popitem(last=False)

@@ -19,11 +19,11 @@ from phi3_serve.core import (
     Event,
     Failed,
     Finished,
+    GeneratedSequence,
     GenerationRequest,
     NewTokens,
     QueueLimits,
     RawPrompt,
-    Sequence,
     Usage,
 )
 from phi3_serve.errors import CheckpointError, EngineFailure, InvalidRequest, Phi3ServeError, RequestTimeout
@@ -36,8 +36,8 @@ from phi3_serve.parameters import (
     lengths,
     resolve,
 )
-from phi3_serve.serving.board import Note
-from phi3_serve.serving.mailbox import Mailbox
+from phi3_serve.serving.event_queue import EventQueue
+from phi3_serve.serving.load_status import Note
 from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Replica:
         """The events of one request; the last is Done or Failed."""
         try:
             engine_request = await asyncio.to_thread(self._prepare, request)
-            events = Mailbox()
+            events = EventQueue()
             self._engine.submit(engine_request, events.put)
         except Phi3ServeError as error:
             yield Failed(error)
@@ -155,7 +155,7 @@ class Replica:
         if request.truncate_prompt:
             ids = ids[-kept_by_hole(parameters, prompt=len(ids), context=context) :]
         total = lengths(parameters, prompt=len(ids), prefix=self._prefix_length(request), context=context)
-        arrived, may_wait_s = time.monotonic(), request.terms.queue_timeout_s
+        arrived, may_wait_s = time.monotonic(), request.options.queue_timeout_s
         return EngineRequest(
             request_id=request.request_id,
             prompt_ids=tuple(ids),
@@ -163,7 +163,7 @@ class Replica:
             min_length=total.min_length,
             max_length=total.max_length,
             stream=request.stream,
-            deadline=arrived + request.terms.timeout_s,
+            deadline=arrived + request.options.timeout_s,
             begin_by=math.inf if may_wait_s is None else arrived + may_wait_s,
         )
 
@@ -173,7 +173,7 @@ class Replica:
         return len(self._tokenizer.encode(RawPrompt(request.prompt.prefix)))
 
     async def _as_text(
-        self, request: GenerationRequest, engine_request: EngineRequest, events: Mailbox
+        self, request: GenerationRequest, engine_request: EngineRequest, events: EventQueue
     ) -> AsyncGenerator[Event, None]:
         stream = self._tokenizer.stream(clean_up=request.clean_up_tokenization_spaces)
         last_delta = 0.0
@@ -204,14 +204,14 @@ class Replica:
         return Done(tuple(completions), usage)
 
 
-def _named_ids(sequence: Sequence) -> set[int]:
+def _named_ids(sequence: GeneratedSequence) -> set[int]:
     """The token ids that the sequence's logprobs speak of."""
     if sequence.logprobs is None:
         return set()
     return {*sequence.token_ids, *(i for of_token in sequence.logprobs for i, _ in of_token.likeliest)}
 
 
-async def _drain(events: Mailbox, deadline: float) -> tuple[list[int], Finished | Failed | None]:
+async def _drain(events: EventQueue, deadline: float) -> tuple[list[int], Finished | Failed | None]:
     """Wait for an event, take what came with it: the new ids, and the last event if it is among them.
 
     An engine ends a late request itself; one that still waits behind others, or hangs, is given up here.

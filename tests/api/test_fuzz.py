@@ -116,9 +116,9 @@ def main(seconds: float, seed: int) -> None:
     import tempfile
     from pathlib import Path
 
-    from phi3_serve.api.routes import create_app
+    from phi3_serve.api.app import create_app
     from phi3_serve.config import AppConfig
-    from phi3_serve.tiny.random_checkpoint import Shape, make
+    from tests.random_checkpoint import Shape, make
     from tests.support import LocalBackend, local_replica
 
     with tempfile.TemporaryDirectory() as directory:

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from phi3_serve.api.routes import create_app
+from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig
 from tests.support import LocalBackend
 

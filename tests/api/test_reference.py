@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from phi3_serve.api.kaito import ChatRequest
-from phi3_serve.api.openai import ChatCompletionRequest, CompletionRequest
+from phi3_serve.api.kaito.schema import ChatRequest
+from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.reference import takes
 from phi3_serve.parameters import NAMES
 

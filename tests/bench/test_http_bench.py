@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from phi3_serve.bench import crowd
+from phi3_serve.bench import overload as crowd
 from phi3_serve.cli import app
-from phi3_serve.serving.front_door import free_port
+from phi3_serve.launch.proxy import free_port
 
 RUN = CliRunner()
 

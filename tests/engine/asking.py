@@ -4,7 +4,7 @@ import queue
 import time
 from typing import Any
 
-from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, Sequence
+from phi3_serve.core import EngineEvent, EngineRequest, Finished, GeneratedSequence, NewTokens
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.parameters import GenerationParameters, lengths, resolve
@@ -53,7 +53,7 @@ class Answer:
         """The last event."""
         return self.all()[-1]
 
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[GeneratedSequence, ...]:
         """The answer of a request that succeeds."""
         event = self.last()
         assert isinstance(event, Finished), event

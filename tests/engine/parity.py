@@ -24,15 +24,15 @@ from typing import Any
 import torch
 import transformers
 
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens, Sequence
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, GeneratedSequence, NewTokens
 from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters, check_token_ids, lengths, resolve
-from phi3_serve.tiny.random_checkpoint import Shape, make
 from tests.oracle.reference import Oracle
+from tests.random_checkpoint import Shape, make
 
 COMPANY = 24  # requests in flight at once
 VOCAB = 704
@@ -179,7 +179,7 @@ def last_event(events: "queue.Queue[EngineEvent]") -> tuple[list[int], EngineEve
         streamed += event.token_ids
 
 
-def is_same(ours: Sequence, theirs: Sequence) -> bool:
+def is_same(ours: GeneratedSequence, theirs: GeneratedSequence) -> bool:
     """Whether the tokens are equal, but for the padding that generate() puts behind a stop string."""
     beyond = theirs.token_ids[len(ours.token_ids) :]
     ends_by_string = ours.finish_reason == "stop" and len(set(beyond)) <= 1

@@ -12,7 +12,7 @@ import pytest
 from phi3_serve.engine.checkpoint import open_checkpoint
 from phi3_serve.engine.loader import load
 from phi3_serve.errors import CheckpointError
-from phi3_serve.tiny.random_checkpoint import Shape, make
+from tests.random_checkpoint import Shape, make
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits
-from phi3_serve.engine import logits
 from phi3_serve.engine.engine import Engine, StepStats
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.engine.logits import Row
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.sampling import processors as logits
+from phi3_serve.engine.sampling.processors import Row
 from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
 from tests.support import ENDLESS

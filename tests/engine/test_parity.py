@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.engine import native
 from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.kernels import cpu as native
+from phi3_serve.engine.kernels.reference import Operations
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.operations import Operations
 from phi3_serve.parameters import NAMES
-from phi3_serve.tiny.random_checkpoint import Shape, make
 from tests.engine.asking import Answer, request
 from tests.engine.parity import COMPANY, Parity, cases, draws, modes
 from tests.oracle.reference import Oracle
+from tests.random_checkpoint import Shape, make
 
 NUM_CASES = 504
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from phi3_serve.core import EngineEvent
-from phi3_serve.engine.blocks import BLOCK_SIZE, BlockManager
-from phi3_serve.engine.decoding import Sampling, decoding_for
 from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.engine.logits import Settings
+from phi3_serve.engine.sampling.processors import Settings
+from phi3_serve.engine.sampling.stopping import Stopping
+from phi3_serve.engine.sampling.strategies import Sampling, decoding_for
 from phi3_serve.engine.scheduler import Plan, Scheduler
-from phi3_serve.engine.stopping import Stopping
 from tests.engine.asking import request
 
 Make = Callable[..., Generation]

@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator
 from phi3_serve import __version__
 from phi3_serve.catalogue import VARIANTS
 from phi3_serve.config import AppConfig
-from phi3_serve.serving import front_door
-from phi3_serve.serving.config_file import IMPORT_PATH, parse
+from phi3_serve.launch import proxy as front_door
+from phi3_serve.launch.config_file import IMPORT_PATH, parse
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT.parent / "shared" / "kuberay" / "ray.io_rayservices.yaml"  # a megabyte, not part of this repository

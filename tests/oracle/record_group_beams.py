@@ -25,7 +25,7 @@ SEED = 20261123
 
 
 def write_checkpoint(directory: Path) -> None:
-    from phi3_serve.tiny.random_checkpoint import Shape, make
+    from tests.random_checkpoint import Shape, make
 
     make(directory, Shape(num_layers=3), seed=7)
 

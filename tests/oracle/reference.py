@@ -62,7 +62,7 @@ class Oracle:
             return Failed(EngineFailure(str(error)))
 
     @torch.inference_mode()
-    def _generate(self, request: EngineRequest) -> tuple[core.Sequence, ...]:
+    def _generate(self, request: EngineRequest) -> tuple[core.GeneratedSequence, ...]:
         parameters = request.parameters
         prompt = torch.tensor([request.prompt_ids], device=self._model.device)
         criteria = StoppingCriteriaList()
@@ -97,13 +97,13 @@ class Oracle:
             )
         return arguments
 
-    def _sequences(self, output: Any, request: EngineRequest) -> tuple[core.Sequence, ...]:
+    def _sequences(self, output: Any, request: EngineRequest) -> tuple[core.GeneratedSequence, ...]:
         scores = self._scores(output, request)
         sequences = []
         for row, ids in enumerate(output.sequences[:, len(request.prompt_ids) :].tolist()):
             ids, reason = _cut_at_end(ids, request)
             kept = None if scores is None else tuple(scores[row][: len(ids)])
-            sequences.append(core.Sequence(tuple(ids), reason, kept))
+            sequences.append(core.GeneratedSequence(tuple(ids), reason, kept))
         return tuple(sequences)
 
     def _scores(self, output: Any, request: EngineRequest) -> list[list[float]] | None:

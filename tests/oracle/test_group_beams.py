@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from phi3_serve.core import Finished
-from phi3_serve.engine.beam import BestHypotheses, Hypothesis
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.sampling.beam import BestHypotheses, Hypothesis
 from phi3_serve.parameters import GenerationParameters, resolve
 from tests.engine.asking import Answer, request
 from tests.oracle.record_group_beams import RECORD, weights_hash

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import yaml
 
-from phi3_serve.serving import front_door
-from phi3_serve.serving.front_door import Proxy, free_port
+from phi3_serve.launch import proxy as front_door
+from phi3_serve.launch.proxy import Proxy, free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]

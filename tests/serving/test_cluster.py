@@ -21,8 +21,8 @@ import torch
 import yaml
 from openai import OpenAI
 
-from phi3_serve.serving.front_door import free_port
-from tests.api.test_chat import FULL, GREEDY, PROMPT
+from phi3_serve.launch.proxy import free_port
+from tests.api.kaito.test_chat import FULL, GREEDY, PROMPT
 from tests.serving.cluster import BIN, ROOT, Cluster, running
 from tests.support import ENDLESS
 

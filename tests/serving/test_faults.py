@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.test_chat import GREEDY, PROMPT
+from tests.api.kaito.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Answer, Head, head, serve_config
 from tests.support import ENDLESS
 

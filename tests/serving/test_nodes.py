@@ -13,9 +13,9 @@ import psutil
 import pytest
 import yaml
 
-from phi3_serve.serving import front_door
-from phi3_serve.serving.front_door import free_port
-from tests.api.test_chat import GREEDY, PROMPT
+from phi3_serve.launch import proxy as front_door
+from phi3_serve.launch.proxy import free_port
+from tests.api.kaito.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Cluster, running, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from phi3_serve.bench.crowd import Reply, ask, chat_body, chat_request
-from tests.api.test_chat import GREEDY, PROMPT
+from phi3_serve.bench.overload import Reply, ask, chat_body, chat_request
+from tests.api.kaito.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Head, head, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS

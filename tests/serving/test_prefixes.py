@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, Terms, TokenPrompt
+from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import prefixes
 from phi3_serve.serving.prefixes import WORTH, PrefixMemory, keys_of
 from phi3_serve.text.template import render
-from tests.api.test_chat import PROMPT
+from tests.api.kaito.test_chat import PROMPT
 
 SYSTEM = "You are a patient teacher. " * 40
 
@@ -21,7 +21,7 @@ def asked(prompt: Prompt, session: str | None = None, model: str = "m") -> Gener
         model=model,
         prompt=prompt,
         parameters=GenerationParameters(),
-        terms=Terms(session=session, timeout_s=1),
+        options=RequestOptions(session=session, timeout_s=1),
     )
 
 
@@ -41,7 +41,7 @@ def test_keys_are_of_every_start_and_the_longest_comes_first() -> None:
     assert not set(shared) & set(keys_of(asked(RawPrompt(SYSTEM), model="other")))
     assert keys_of(asked(RawPrompt(PROMPT))) == []  # too short to matter
     assert len(keys_of(asked(TokenPrompt(tuple(range(200)))))) == 3
-    assert len(keys_of(asked(RawPrompt("y" * 10**6)))) == prefixes.MOST_PIECES
+    assert len(keys_of(asked(RawPrompt("y" * 10**6)))) == prefixes.MAX_PIECES
 
 
 def test_a_session_comes_before_the_prompt() -> None:
@@ -87,7 +87,7 @@ def test_unrelated_prompts_spread_by_load() -> None:
 
 
 def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefixes, "MOST_KNOWN", 50)
+    monkeypatch.setattr(prefixes, "MAX_KNOWN", 50)
     memory: PrefixMemory[str] = PrefixMemory()
     for number in range(100):
         memory.remember([number], "a")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, QueueLimits, RawPrompt, Terms
+from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, QueueLimits, RawPrompt, RequestOptions
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.serving.replica import Replica
@@ -26,7 +26,7 @@ def request(text: str = PROMPT, stream: bool = False, timeout_s: float = 60, **g
         parameters=GenerationParameters(**given),
         api_defaults=CHAT_DEFAULTS,
         stream=stream,
-        terms=Terms(timeout_s=timeout_s),
+        options=RequestOptions(timeout_s=timeout_s),
     )
 
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from phi3_serve.serving.front_door import free_port
-from tests.api.test_chat import PROMPT
+from phi3_serve.launch.proxy import free_port
+from tests.api.kaito.test_chat import PROMPT
 from tests.serving.cluster import BIN, Answer, Cluster, Head, head, running, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS

@@ -18,8 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from starlette.testclient import TestClient
 
-from phi3_serve.api.gate import hash_of
-from phi3_serve.api.routes import create_app
+from phi3_serve.api.app import create_app
+from phi3_serve.api.middleware.authentication import hash_of
 from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable

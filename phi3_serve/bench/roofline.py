@@ -1,0 +1,131 @@
+"""What the machine allows, measured in the same run as what is compared with it."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phi3_serve.bench.shapes import Model, config
+from phi3_serve.engine.engine import StepStats
+from phi3_serve.engine.model.linear import FORMS, Linear, compute_dtype, plain
+
+COPIED = 1 << 28  # bytes
+ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Measured rates."""
+
+    bytes_per_s: float  # read and written by a copy
+    flops_per_s: float  # of a large matrix multiplication
+    threads: int  # of torch
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Copy a quarter of a gigabyte; multiply 2048 rows (8192 on a GPU)."""
+    source = torch.ones(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    copy_s = best_seconds(lambda: target.copy_(source), device)
+    multiply_s = best_seconds(lambda: a @ b, device)
+    return Machine(2 * COPIED / copy_s, 2 * size**3 / multiply_s, torch.get_num_threads())
+
+
+def best_seconds(act: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
+    """The shortest of several runs of ``act``, after one that does not count."""
+    seconds = []
+    for _ in range(rounds + 1):
+        _wait(device)
+        began = time.perf_counter()
+        act()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Limits:
+    """What can be measured of a machine and of a model's linear layers alone, in a process of its own."""
+
+    def __init__(self, model: Model) -> None:
+        self._device = torch.device(model.device)
+        self._dtype = compute_dtype(model.dtype, self._device)
+        self._config = config(model.shape)
+
+    def machine(self) -> Machine:
+        """The machine's rates."""
+        return measure_machine(self._device, self._dtype)
+
+    @torch.inference_mode()
+    def linear_seconds(self, token_counts: Sequence[int]) -> dict[int, float]:
+        """One pass through all linear layers and nothing else, by number of tokens, in the form that is fastest.
+
+        No engine can undercut this.
+        """
+        times = []
+        for form in FORMS if self._device.type == "cpu" else (plain,):
+            with suppress(RuntimeError):  # no such form here
+                times.append(self._of_form(form, token_counts))
+        return {count: min(of_form[count] for of_form in times) for count in token_counts}
+
+    def _of_form(self, form: Callable[[Tensor], Linear], token_counts: Sequence[int]) -> dict[int, float]:
+        layers = [(inputs, form(self._weight(outputs, inputs))) for outputs, inputs in linear_sizes(self._config)]
+        seconds = {}
+        for count in token_counts:
+            x = {inputs: torch.randn(count, inputs).to(self._device, self._dtype) for inputs, _ in layers}
+            seconds[count] = best_seconds(
+                lambda x=x: [layer(x[inputs]) for inputs, layer in layers],  # type: ignore[misc]
+                self._device,
+            )
+        return seconds
+
+    def _weight(self, outputs: int, inputs: int) -> Tensor:
+        return torch.randn(outputs, inputs, device=self._device).to(self._dtype)
+
+
+def linear_sizes(config: Any) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every linear layer of a Phi-3 model, in the order they run."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    of_layer = [
+        (head_dim * (config.num_attention_heads + 2 * config.num_key_value_heads), config.hidden_size),
+        (config.hidden_size, head_dim * config.num_attention_heads),
+        (2 * config.intermediate_size, config.hidden_size),
+        (config.hidden_size, config.intermediate_size),
+    ]
+    return [*of_layer * config.num_hidden_layers, (config.vocab_size, config.hidden_size)]
+
+
+def by_size(steps: Iterable[StepStats]) -> Counter[int]:
+    """How many steps there are of each size, rounded to few sizes: exact to 32 tokens, then in steps of 16."""
+    return Counter(n if (n := step.num_tokens) <= 32 else -(-n // 16) * 16 for step in steps if step.num_tokens)
+
+
+def roofline_seconds(steps: Iterable[StepStats], config: Any, machine: Machine, dtype: torch.dtype) -> float:
+    """The least these steps can take: bytes over bandwidth or operations over the matmul rate, whichever is more.
+
+    ``t = max((W + keys * kv) / BW, (2 * N * tokens + 4 * L * H * d * keys) / F)``, summed over the steps.
+    """
+    head_dim = config.hidden_size // config.num_attention_heads
+    weights = sum(outputs * inputs for outputs, inputs in linear_sizes(config))
+    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
+    seconds: float = sum(
+        max(
+            (weights * dtype.itemsize + step.num_keys * kv_bytes) / machine.bytes_per_s,
+            (2 * weights * step.num_tokens + attention * step.num_keys) / machine.flops_per_s,
+        )
+        for step in steps
+        if step.num_tokens
+    )
+    return seconds

@@ -1,0 +1,210 @@
+"""The kernels against what torch computes of the same numbers, at every level this processor has."""
+
+import logging
+import random
+import shutil
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels import library as kernels_module
+from phi3_serve.engine.kernels.cpu import NativeOperations, operations_for
+from phi3_serve.engine.kernels.library import MAX_DIMENSIONS, MULTIPLY, kernels, levels
+from phi3_serve.engine.kernels.reference import Operations, Row
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.model.linear import paneled
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}  # bfloat16: two units in the last place
+NUM_BLOCKS = 40
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to have made kernels with")
+
+
+@pytest.fixture(params=levels())
+def each_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every kernel of this test is that of one level."""
+    monkeypatch.setattr(kernels_module, "levels", lambda: (request.param,))
+    kernels.cache_clear()
+    yield str(request.param)
+    kernels.cache_clear()
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def ours(each_level: str, dtype: torch.dtype) -> Operations:
+    operations = operations_for(CPU, dtype, 64)
+    assert isinstance(operations, NativeOperations), f"the kernels of level {each_level} were not built"
+    return operations
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[ours.dtype], atol=TOLERANCE[ours.dtype])
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 1000), (16, 1024), (40, 33)])
+def test_add_rms_norm(ours: Operations, dtype: torch.dtype, rows: int, width: int) -> None:
+    hidden, delta = (torch.randn(rows, width).to(dtype) for _ in range(2))
+    weight = torch.randn(width).to(dtype)
+    expected = hidden.clone()
+    normed = Operations().add_rms_norm(expected, delta, weight, 1e-5)
+    assert_close(ours.add_rms_norm(hidden, delta, weight, 1e-5), normed)
+    assert torch.equal(hidden, expected)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 1001), (40, 33)])
+def test_silu_product(ours: Operations, dtype: torch.dtype, rows: int, width: int) -> None:
+    gate_up = (torch.randn(rows, 2 * width) * 20).to(dtype)
+    gate_up[0, :6] = torch.tensor([-1000.0, 1000.0, -89.0, 89.0, 0.0, -0.0])
+    assert_close(ours.silu_product(gate_up), Operations().silu_product(gate_up))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 4, 64, 64), (4, 2, 96, 72), (8, 1, 40, 40)])
+def test_rotate_and_store(
+    ours: Operations, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int
+) -> None:
+    """The last two tokens are nobody's, and have no place in the cache."""
+    qkv = torch.randn(9, heads + 2 * kv_heads, dim).to(dtype)
+    rotation = (torch.randn(9, 1, rotary).to(dtype), torch.randn(9, 1, rotary).to(dtype))
+    slots = torch.randperm(NUM_BLOCKS * BLOCK_SIZE)[:7]
+    cache = torch.randn(2 * kv_heads, NUM_BLOCKS * BLOCK_SIZE, dim).to(dtype)
+    expected_qkv, expected_cache = qkv.clone(), cache.clone()
+    ours.rotate_and_store(qkv, rotation, slots, cache)
+    Operations().rotate_and_store(expected_qkv, rotation, slots, expected_cache)
+    assert_close(qkv[:7], expected_qkv[:7])
+    assert_close(cache, expected_cache)
+
+
+def drawn_rows(draw: random.Random, count: int) -> list[Row]:
+    """Queries of sequences with blocks anywhere, some of which share their first ones; windows begin anywhere."""
+    shared = draw.sample(range(NUM_BLOCKS), 6)
+    rows = []
+    for query in draw.sample(range(count + 3), count):
+        table = array("i", shared[: draw.randrange(7)] + draw.sample(range(NUM_BLOCKS), draw.randint(1, 20)))
+        end = draw.randint(1, len(table) * BLOCK_SIZE)
+        rows.append(Row(query, table, draw.choice([0, draw.randrange(end)]), end))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 96), (8, 2, 128), (3, 1, 40), (2, 2, 256), (2, 1, 17)]
+)
+@pytest.mark.parametrize("count", [1, 7, 33])
+def test_attention(ours: Operations, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, count: int) -> None:
+    rows = drawn_rows(random.Random(count * dim), count)
+    cache = torch.randn(2 * kv_heads, NUM_BLOCKS * BLOCK_SIZE, dim).to(dtype)
+    query = torch.randn(count + 3, heads + 2 * kv_heads, dim).to(dtype)[:, :heads]
+    outputs = []
+    for operations in (ours, Operations()):
+        outputs.append(torch.full((count + 3, heads, dim), 7.0, dtype=dtype))
+        operations.reader(rows, cache).attend(query, cache, outputs[-1], dim**-0.5)
+    assert_close(*outputs)
+    strangers = sorted(set(range(count + 3)) - {row.query for row in rows})
+    assert (outputs[0][strangers] == 7).all()
+
+
+def test_large_scores_and_no_numbers_stay_where_they_are(ours: Operations, dtype: torch.dtype) -> None:
+    tables = [array("i", [number]) for number in range(3)]
+    cache = torch.randn(2, NUM_BLOCKS * BLOCK_SIZE, 64).to(dtype)
+    query = torch.randn(3, 1, 64).to(dtype)
+    query[1] = 1e4  # one key outweighs all others
+    query[2] = torch.nan
+    output = torch.zeros(3, 1, 64, dtype=dtype)
+    rows = [Row(at, table, 0, 16) for at, table in enumerate(tables)]
+    ours.reader(rows, cache).attend(query, cache, output, 1.0)
+    likeliest = int((query[1, 0].float() * cache[0, 16:32].float()).sum(-1).argmax())
+    assert_close(output[1, 0], cache[1, 16 + likeliest])
+    assert output[2].isnan().all()
+    assert output[0].isfinite().all()
+
+
+def multiplies_bfloat16() -> bool:
+    return "x86_64_v4_bf16" in levels() and hasattr(kernels(), MULTIPLY)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 15, 16, 17, 23, 24, 31, 32, 50, 129])
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 2), (32, 64), (48, 30), (64, 1024), (352, 96), (17, 64)])
+def test_paneled_layers(rows: int, outputs: int, inputs: int) -> None:
+    """Panels in groups of three and what is left, rows in all remainders; 17 outputs are no panels."""
+    weight, x = torch.randn(outputs, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
+    if not multiplies_bfloat16():
+        with pytest.raises(RuntimeError, match="no kernel of our own"):
+            paneled(weight)
+        return
+    expected = x.double() @ weight.double().T
+    found = paneled(weight)(x)
+    assert found.shape == expected.shape
+    # one rounding of the sum to bfloat16, and those of summing in float32
+    assert ((found.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-5 * inputs**0.5).all()
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    if not multiplies_bfloat16():
+        pytest.skip("no kernel of our own on this processor")
+    layer = paneled(torch.randn(112, 640).bfloat16())
+    x = torch.randn(40, 640).bfloat16()
+    alone = torch.cat([layer(x[at : at + 1].contiguous()) for at in range(40)])
+    for rows in (3, 16, 20, 40):
+        assert torch.equal(layer(x[:rows].contiguous()), alone[:rows])
+
+
+def test_paneled_layers_are_for_bfloat16_alone() -> None:
+    with pytest.raises(RuntimeError, match=r"no kernel of our own for torch\.float32"):
+        paneled(torch.randn(16, 16))
+
+
+def test_what_the_kernels_cannot_read_is_refused(ours: Operations, dtype: torch.dtype) -> None:
+    other = torch.float16
+    with pytest.raises(TypeError, match="the kernels want contiguous"):
+        ours.silu_product(torch.zeros(2, 8, dtype=other))
+    with pytest.raises(TypeError, match="the kernels want contiguous"):
+        ours.silu_product(torch.zeros(8, 2, dtype=dtype).T)
+
+
+def test_torch_computes_what_the_kernels_do_not() -> None:
+    for device, dtype, head_dim in (
+        (torch.device("cuda"), torch.bfloat16, 64),
+        (CPU, torch.float16, 64),
+        (CPU, torch.float32, MAX_DIMENSIONS + 1),
+    ):
+        assert type(operations_for(device, dtype, head_dim)) is Operations
+
+
+def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(kernels_module, "EXTENSION_SUFFIXES", [".nowhere.so"])
+    kernels.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger="phi3_serve"):
+            assert type(operations_for(CPU, torch.float32, 64)) is Operations
+            operations_for(CPU, torch.float32, 64)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "a C++ compiler (g++)" in caplog.text
+    finally:
+        kernels.cache_clear()
+
+
+def test_the_best_level_that_was_compiled_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may be too old for one of them."""
+    kernels.cache_clear()
+    monkeypatch.setattr(kernels_module, "levels", lambda: ("of_the_future", *levels()))
+    library = kernels()
+    assert library is not None
+    assert f"_cpu_{levels()[0]}." in library._name
+    kernels.cache_clear()
+
+
+def test_the_kernels_share_the_threads_of_torch() -> None:
+    """Two OpenMP runtimes in one process would keep each other's threads from the cores."""
+    assert kernels() is not None
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in maps if "gomp" in line or "libomp" in line or "iomp" in line}
+    assert len(runtimes) == 1

@@ -1,0 +1,164 @@
+"""The accounts of the block manager under any order of events."""
+
+from array import array
+
+import pytest
+from hypothesis import settings, strategies
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from phi3_serve.engine.kernels.reference import cache_positions
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, ROOT, BlockManager, OutOfBlocks
+from phi3_serve.engine.kvcache.sequence import Sequence
+
+NUM_BLOCKS = 12
+
+
+class BlockAccounts(RuleBasedStateMachine):
+    """Sequences come, grow, fork and go. What a block is said to hold has to be what was written into it last."""
+
+    sequences = Bundle("sequences")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = BlockManager(NUM_BLOCKS)
+        self.living: list[Sequence] = []
+        self.written: dict[int, tuple[int, ...]] = {}  # block: all tokens up to the end of it
+
+    @rule(target=sequences, prompt=strategies.lists(strategies.integers(0, 1), min_size=1, max_size=5))
+    def come(self, prompt: list[int]) -> Sequence:
+        """Each number of the prompt stands for a block of equal tokens, so that prefixes are often shared."""
+        sequence = Sequence([p for p in prompt for _ in range(BLOCK_SIZE)] + [9])
+        self.living.append(sequence)
+        sequence.take_known_prefix(self.blocks)
+        for number, block in enumerate(sequence.table):
+            assert self.written[block] == tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
+        return sequence
+
+    @rule(sequence=sequences, new=strategies.integers(0, 20))
+    def run(self, sequence: Sequence, new: int) -> None:
+        """What the scheduler and the engine do in a step, blocks permitting."""
+        if sequence not in self.living:
+            return
+        sequence.tokens.extend([2] * new)
+        try:
+            if sequence.num_cached % BLOCK_SIZE and self.blocks.is_shared(sequence.table[-1]):
+                own = self.blocks.allocate()
+                self.blocks.free(sequence.table[-1])
+                sequence.table[-1] = own
+            for _ in range(sequence.num_blocks_short(sequence.num_pending - 1)):
+                sequence.table.append(self.blocks.allocate())
+        except OutOfBlocks:
+            sequence.drop(self.blocks)
+            return
+        first = sequence.num_cached // BLOCK_SIZE
+        sequence.num_cached = len(sequence) - 1
+        for number in range(first, -(-sequence.num_cached // BLOCK_SIZE)):
+            self.written[sequence.table[number]] = tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
+        sequence.make_known(self.blocks)
+
+    @rule(target=sequences, sequence=sequences)
+    def fork(self, sequence: Sequence) -> Sequence:
+        if sequence not in self.living:
+            return sequence
+        twin = sequence.fork(self.blocks)
+        self.living.append(twin)
+        return twin
+
+    @rule(sequence=sequences)
+    def go(self, sequence: Sequence) -> None:
+        if sequence in self.living:
+            self.living.remove(sequence)
+            sequence.drop(self.blocks)
+
+    @precondition(lambda self: not self.living)
+    @rule()
+    def all_is_available_when_nobody_is_there(self) -> None:
+        assert self.blocks.num_available == NUM_BLOCKS
+
+    @invariant()
+    def accounts_agree(self) -> None:
+        self.blocks.check_integrity([sequence.table for sequence in self.living])
+
+
+TestBlockAccounts = BlockAccounts.TestCase
+TestBlockAccounts.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_the_integrity_check_finds_each_kind_of_fault() -> None:
+    def fresh() -> tuple[BlockManager, list[int]]:
+        blocks = BlockManager(4)
+        return blocks, [blocks.allocate(), blocks.allocate()]
+
+    blocks, table = fresh()
+    blocks.check_integrity([table])
+    with pytest.raises(AssertionError, match=r"blocks \[1\]: held \[0\] times"):
+        blocks.check_integrity([table[:1]])
+    blocks._is_free[0] = True
+    with pytest.raises(AssertionError, match=r"block 0: used, free, idle are \(True, True, False\)"):
+        blocks.check_integrity([table])
+    blocks, table = fresh()
+    blocks._num_used = 1
+    with pytest.raises(AssertionError, match="3 blocks are said to be available, 2 are"):
+        blocks.check_integrity([table])
+    blocks, table = fresh()
+    blocks._known[ROOT, b""] = 0
+    with pytest.raises(AssertionError, match="known prefixes"):
+        blocks.check_integrity([table])
+    blocks._is_free[3], blocks._idle[3] = False, None
+    with pytest.raises(AssertionError, match="block 3 is said to hold a prefix"):
+        blocks.check_integrity([table])
+
+
+def test_a_known_prefix_is_overwritten_only_when_nothing_else_is_free() -> None:
+    blocks = BlockManager(3)
+    block = blocks.allocate()
+    number = blocks.make_known(block, ROOT, b"a")
+    blocks.free(block)
+    others = [blocks.allocate(), blocks.allocate()]
+    assert block not in others
+    assert blocks.take_known(ROOT, b"a") == (block, number)
+    blocks.free(block)
+    assert blocks.allocate() == block
+    assert blocks.take_known(ROOT, b"a") is None
+
+
+def test_without_a_prefix_cache_nothing_is_known() -> None:
+    blocks = BlockManager(3, prefix_cache=False)
+    blocks.make_known(blocks.allocate(), ROOT, b"a")
+    assert blocks.take_known(ROOT, b"a") is None
+
+
+def test_the_least_recently_used_prefix_is_overwritten_first() -> None:
+    blocks = BlockManager(3)
+    held = [blocks.allocate() for _ in range(3)]
+    for block, name in zip(held, (b"a", b"b", b"c"), strict=True):
+        blocks.make_known(block, ROOT, name)
+    for block in (held[1], held[0], held[2]):
+        blocks.free(block)
+    assert blocks.take_known(ROOT, b"b") is not None  # used again, so it is the last in line
+    blocks.free(held[1])
+    assert [blocks.allocate() for _ in range(3)] == [held[0], held[2], held[1]]
+    with pytest.raises(OutOfBlocks):
+        blocks.allocate()
+
+
+def test_where_a_token_lies() -> None:
+    sequence = Sequence([1])
+    sequence.table.extend([4, 5, 9])
+    assert [sequence.slot(position) for position in (0, 15, 16, 33)] == [64, 79, 80, 145]
+    assert cache_positions(sequence.table, 14, 34).tolist() == [78, 79, *range(80, 96), 144, 145]
+
+
+def test_a_prefix_of_long_rope_is_another_prefix() -> None:
+    blocks = BlockManager(8)
+    short = Sequence([1] * 33, long_from=40)
+    short.take_known_prefix(blocks)
+    short.table.append(blocks.allocate())
+    short.num_cached = BLOCK_SIZE
+    short.make_known(blocks)
+    long = Sequence([1] * 50, long_from=40)
+    long.take_known_prefix(blocks)
+    assert long.num_cached == 0
+    again = Sequence(array("q", [1] * 35), long_from=40)
+    again.take_known_prefix(blocks)
+    assert again.num_cached == BLOCK_SIZE

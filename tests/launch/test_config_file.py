@@ -1,0 +1,108 @@
+"""The config file is read strictly, and the one that is shipped is what the code's defaults say."""
+
+from pathlib import Path
+
+import pytest
+
+from phi3_serve.config import AppConfig
+from phi3_serve.launch.config_file import ConfigError, parse, read
+
+ROOT = Path(__file__).parents[2]
+GOOD = """
+http_options: {host: 127.0.0.1, port: 8000}
+applications:
+  - name: phi3
+    route_prefix: /
+    import_path: phi3_serve.serving.app:build_app
+    args:
+      models:
+        - name: phi-3-tiny
+"""
+
+
+def test_the_shipped_config_is_the_default_config() -> None:
+    shipped = read(ROOT / "serve_config.yaml").app
+    assert shipped.models == AppConfig().models
+    assert shipped.default_model_name == AppConfig().default_model_name == "phi-3-tiny"
+
+
+def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
+    tiny, *real = read(ROOT / "serve_config.yaml").app.models
+    assert (tiny.name, tiny.min_replicas) == ("phi-3-tiny", 1)
+    assert [m.name for m in real] == [
+        "phi-3-mini-4k-instruct",
+        "phi-3-mini-128k-instruct",
+        "phi-3-medium-4k-instruct",
+        "phi-3-medium-128k-instruct",
+        "phi-3.5-mini-instruct",
+    ]
+    assert {m.min_replicas for m in real} == {0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("http_options", "http_option", "unknown key `http_option`; did you mean `http_options`?"),
+        ("port: 8000", "prt: 8000", "http_options: unknown key `prt`; did you mean `port`?"),
+        ("route_prefix", "route_prefx", "applications[0]: unknown key `route_prefx`; did you mean `route_prefix`?"),
+        ("- name: phi-3-tiny", "- nme: phi-3-tiny", "args.models[0]: unknown key `nme`; did you mean `name`?"),
+        ("models:", "modls:", "args: unknown key `modls`; did you mean `models`?"),
+        (
+            "build_app",
+            "built_app",
+            "must hold one application with import_path phi3_serve.serving.app:build_app, and holds 0",
+        ),
+        (
+            "port: 8000",
+            "port: many",
+            "http_options.port: Input should be a valid integer, unable to parse string as an integer",
+        ),
+        (
+            "args:",
+            "deployments: [{name: x, max_queued_request: 3}]\n    args:",
+            "applications[0].deployments[0]: unknown key `max_queued_request`; did you mean `max_queued_requests`?",
+        ),
+        (
+            "- name: phi-3-tiny",
+            "- {name: phi-3-tiny, num_cpus: 0}",
+            "args.models[0].num_cpus: Input should be greater than 0",
+        ),
+    ],
+)
+def test_a_typo_is_named_with_its_place(old: str, new: str, text: str) -> None:
+    assert parse(GOOD).app.models[0].name == "phi-3-tiny"
+    with pytest.raises(ConfigError) as caught:
+        parse(GOOD.replace(old, new))
+    assert caught.value.message == text
+
+
+def test_where_it_listens() -> None:
+    file = parse(GOOD)
+    assert (file.host, file.port, file.route_prefix) == ("127.0.0.1", 8000, "/")
+    everywhere = parse(GOOD.replace("http_options: {host: 127.0.0.1, port: 8000}", ""))
+    assert (everywhere.host, everywhere.port) == ("0.0.0.0", 8000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is not a Serve config: it holds no mapping"), ("- a", "is not a Serve config: it holds no mapping")],
+)
+def test_a_file_that_is_no_config(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert caught.value.message == message
+
+
+def test_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "gone.yaml")
+    assert caught.value.message == f"{tmp_path}/gone.yaml: No such file or directory"
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert caught.value.message == f"{path}: is not UTF-8 text"
+    path.write_text("a: [")
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert caught.value.message.startswith(f"{path}: is not YAML: ")

@@ -1,0 +1,144 @@
+"""The exam: questions whose wordings and operands no lesson used, answered greedily by the engine.
+
+``python -m training.exam`` examines the embedded checkpoint and prints the share of right answers by kind.
+"""
+
+import json
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from phi3_serve.catalogue import EMBEDDED_TINY
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.loader import load
+from phi3_serve.parameters import GenerationParameters, lengths, resolve
+from phi3_serve.text.template import render
+from phi3_serve.text.tokenizer import Phi3Tokenizer
+from training.curriculum import LESSONS
+from training.dialogue import Dialogue, Draw
+
+SEED = 2026
+QUESTIONS_PER_KIND = 300
+LONGEST_ANSWER = 300  # tokens
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How one kind of question went. ``goal`` None: an open kind."""
+
+    kind: str
+    questions: int
+    right: int
+    goal: float | None
+    mistakes: tuple[tuple[str, str], ...]  # question, answer
+
+    @property
+    def share(self) -> float:
+        """Of right answers."""
+        return self.right / self.questions
+
+    @property
+    def passed(self) -> bool:
+        """Whether the goal is reached; an open kind has none."""
+        return self.goal is None or self.share >= self.goal
+
+
+class Examinee:
+    """A checkpoint on the CPU, answering greedily."""
+
+    def __init__(self, directory: Path) -> None:
+        self._loaded = load("phi-3-tiny", str(directory), None, device="cpu", dtype="float32")
+        self._tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
+        self._engine = Engine(self._loaded, queue=QueueLimits(requests=1 << 20, tokens=1 << 40))
+
+    def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
+        """What the model says next in each; an answer that does not end by itself is marked as cut off."""
+        finished: queue.Queue[tuple[int, EngineEvent]] = queue.Queue()
+        for number, messages in enumerate(conversations):
+            self._engine.submit(self._request(number, messages), lambda e, n=number: finished.put((n, e)))  # type: ignore[misc]
+        answers = [""] * len(conversations)
+        for _ in conversations:
+            number, event = finished.get(timeout=_TIMEOUT_S)
+            answers[number] = self._text(event)
+        return answers
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._engine.close()
+
+    def _request(self, number: int, messages: Sequence[Message]) -> EngineRequest:
+        prompt = self._tokenizer.encode(render(messages))
+        asked = GenerationParameters(do_sample=False, max_new_tokens=LONGEST_ANSWER)
+        parameters = resolve(asked, self._loaded.defaults)
+        total = lengths(parameters, prompt=len(prompt), prefix=0, context=self._loaded.context_length)
+        return EngineRequest(
+            request_id=str(number),
+            prompt_ids=tuple(prompt),
+            parameters=parameters,
+            min_length=total.min_length,
+            max_length=total.max_length,
+            stream=False,
+            deadline=time.monotonic() + _TIMEOUT_S,
+        )
+
+    def _text(self, event: EngineEvent) -> str:
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Finished)  # noqa: S101 (nothing was asked to stream)
+        sequence = event.sequences[0]
+        text = self._tokenizer.decode(sequence.token_ids)
+        return text if sequence.finish_reason == "stop" else f"{text} [cut off]"
+
+
+def examine(examinee: Examinee, questions_per_kind: int = QUESTIONS_PER_KIND, seed: int = SEED) -> Iterator[Mark]:
+    """The marks, kind by kind."""
+    draw = Draw(Random(seed), exam=True)  # noqa: S311 (no secret)
+    for lesson in LESSONS:
+        asked: list[Dialogue] = [lesson.dialogue(draw) for _ in range(questions_per_kind)]
+        answers = examinee.answers([d.turns[:-1] for d in asked])
+        wrong = [(d.turns[-2].content, a) for d, a in zip(asked, answers, strict=True) if not d.last.is_right(a)]
+        yield Mark(lesson.kind, len(asked), len(asked) - len(wrong), lesson.goal, tuple(wrong))
+
+
+def as_table(marks: Sequence[Mark], *, mistakes: int = 0) -> Table:
+    """The marks, with the first few mistakes of each kind."""
+    table = Table("kind", "right", "goal", *(["mistakes"] if mistakes else []))
+    for mark in marks:
+        goal = "" if mark.goal is None else f"{mark.goal:.0%}"
+        shown = "\n".join(f"{question!r}: {answer!r}" for question, answer in mark.mistakes[:mistakes])
+        colour = "" if mark.passed else "[red]"
+        table.add_row(mark.kind, f"{colour}{mark.share:.1%}", goal, *([shown] if mistakes else []))
+    return table
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of phi-3-tiny.")] = EMBEDDED_TINY,
+    questions: Annotated[int, typer.Option(help="Of each kind.", min=1)] = QUESTIONS_PER_KIND,
+    mistakes: Annotated[int, typer.Option(help="Of each kind, to show.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Examine phi-3-tiny on questions that it has not seen. Exits with 1 where a goal is missed."""
+    examinee = Examinee(checkpoint)
+    console = Console(stderr=True)
+    marks = list(track(examine(examinee, questions), "Examining", total=len(LESSONS), console=console))
+    examinee.close()
+    if as_json:
+        print(json.dumps([asdict(mark) for mark in marks], indent=1, ensure_ascii=False))
+    else:
+        Console().print(as_table(marks, mistakes=mistakes))
+    raise typer.Exit(not all(mark.passed for mark in marks))
+
+
+if __name__ == "__main__":
+    typer.run(main)
