@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
+from phi3_serve.resolved_parameters import ResolvedParameters
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -17,8 +18,7 @@ FinishReason = Literal["stop", "length"]
 # no node can hold it; it tried to start and cannot.
 State = Literal["ready", "loading", "scaled_to_zero", "unplaceable", "failed"]
 
-# Sequences in one step of an engine. Beyond so many a CPU multiplies hardly faster, and a longer step only keeps first
-# tokens waiting.
+# Maximum sequences in one step of an engine. With more, throughput hardly grows on a CPU, and first tokens come later.
 MAX_ROWS: Mapping[Literal["cpu", "cuda"], int] = {"cpu": 128, "cuda": 256}
 
 
@@ -107,17 +107,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities under the model's own scores, before any parameter changed them."""
+    """Log-probabilities under the model's own scores, before any parameter changes them."""
 
     chosen: float
-    likeliest: tuple[tuple[int, float], ...]  # token ids with theirs, likeliest first
+    likeliest: tuple[tuple[int, float], ...]  # (token id, log-probability), the most likely first
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
-    """One generated sequence: the new token ids, and what was asked for beside each.
+    """One generated sequence: the new token ids and, for each of them, scores and log-probabilities if requested.
 
-    ``scores`` are log-probabilities after every parameter had its say, ``logprobs`` those before.
+    ``scores`` are log-probabilities after all parameters are applied, ``logprobs`` those before.
     """
 
     token_ids: tuple[int, ...]
@@ -162,21 +162,21 @@ Event = Delta | Done | Failed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """What an engine runs: ids in, every parameter resolved."""
+    """A request as engines take it: token ids and resolved parameters. ``prepare.prepare`` makes it."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
-    parameters: GenerationParameters
-    min_length: int  # tokens, prompt and answer together
-    max_length: int
+    parameters: ResolvedParameters
+    min_length: int  # tokens of prompt and answer together
+    max_length: int  # tokens of prompt and answer together
     stream: bool
-    deadline: float  # time.monotonic() seconds
-    begin_by: float = math.inf  # the same; later it is refused
+    deadline: float  # time.monotonic() seconds; a request that is not finished by then fails
+    begin_by: float = math.inf  # time.monotonic() seconds; a request that is not started by then is refused
 
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """Token ids of a streamed sequence, as they come."""
+    """The next token ids of a streamed sequence."""
 
     token_ids: tuple[int, ...]
 
@@ -193,15 +193,15 @@ EngineEvent = NewTokens | Finished | Failed
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much may wait in an engine."""
+    """Limits of an engine's queue."""
 
     requests: int = 64
-    tokens: int = 2**18  # of their prompts together; the first in line may have more
+    tokens: int = 2**18  # of all waiting prompts together; the first waiting request may exceed this
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine has to do, and what of its memory is taken."""
+    """Requests in an engine, and blocks of its key-value cache."""
 
     num_running: int
     num_waiting: int
@@ -210,17 +210,17 @@ class Load:
 
 
 class Engine(Protocol):
-    """Ids in, ids out; knows nothing of text, HTTP or Ray. Every method returns at once."""
+    """Token ids in, token ids out, without text, HTTP or Ray. Every method but ``close`` returns at once."""
 
     queue: QueueLimits
     """May be replaced at any time."""
 
     @property
     def load(self) -> Load:
-        """The load as it is now."""
+        """The current load."""
 
     def submit(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> None:
-        """Queue ``request``; ``on_event`` is called on the engine's thread.
+        """Queue ``request``. The engine's thread calls ``on_event`` with each event.
 
         Raises:
             Overloaded: the queue is full.
@@ -228,13 +228,13 @@ class Engine(Protocol):
         """
 
     def abort(self, request_id: str) -> None:
-        """Stop the request within one step; no event follows. Unknown ids are ignored."""
+        """Stop the request within one step. No event follows. Unknown ids are ignored."""
 
     def check_health(self) -> None:
-        """EngineFailure if the thread is dead or has been stuck in one step for too long."""
+        """Raise EngineFailure if the thread is dead or has been in one step for too long."""
 
     def close(self) -> None:
-        """Fail what is queued and stop the thread."""
+        """Fail all requests and wait until the thread ends."""
 
 
 @dataclass(frozen=True, slots=True)

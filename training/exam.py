@@ -5,7 +5,6 @@
 
 import json
 import queue
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
-from phi3_serve.parameters import GenerationParameters, lengths, resolve
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.template import render
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from training.curriculum import LESSONS
@@ -78,18 +79,13 @@ class Examinee:
         self._engine.close()
 
     def _request(self, number: int, messages: Sequence[Message]) -> EngineRequest:
-        prompt = self._tokenizer.encode(render(messages))
-        asked = GenerationParameters(do_sample=False, max_new_tokens=LONGEST_ANSWER)
-        parameters = resolve(asked, self._loaded.defaults)
-        total = lengths(parameters, prompt=len(prompt), prefix=0, context=self._loaded.context_length)
-        return EngineRequest(
-            request_id=str(number),
-            prompt_ids=tuple(prompt),
-            parameters=parameters,
-            min_length=total.min_length,
-            max_length=total.max_length,
-            stream=False,
-            deadline=time.monotonic() + _TIMEOUT_S,
+        given = GenerationParameters(do_sample=False, max_new_tokens=LONGEST_ANSWER)
+        return prepare(
+            str(number),
+            self._tokenizer.encode(render(messages)),
+            resolve(given, self._loaded.defaults),
+            context_length=self._loaded.context_length,
+            timeout_s=_TIMEOUT_S,
         )
 
     def _text(self, event: EngineEvent) -> str:

@@ -18,7 +18,8 @@ from transformers import GenerationConfig
 
 from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
-from phi3_serve.engine.engine import Engine, StepStats
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.errors import EngineFailure
@@ -233,7 +234,7 @@ def _generation_config(request: EngineRequest) -> GenerationConfig:
     new_tokens = request.max_length - len(request.prompt_ids)
     return GenerationConfig(
         max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens if (parameters.num_beams or 1) > 1 else None,
+        min_new_tokens=new_tokens if parameters.is_beam_search else None,
         do_sample=parameters.do_sample,
         num_beams=parameters.num_beams,
         top_k=parameters.top_k if parameters.do_sample else None,

@@ -9,7 +9,9 @@ from pathlib import Path
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Message, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
-from phi3_serve.parameters import GenerationParameters, lengths, resolve
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.template import render
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 
@@ -72,16 +74,13 @@ class EngineAlone:
         self._engine.close()
 
     def _request(self, new_tokens: int) -> EngineRequest:
-        asked = GenerationParameters(do_sample=False, max_new_tokens=new_tokens)
-        parameters = resolve(asked, self._loaded.defaults)
-        total = lengths(parameters, prompt=len(self._prompt), prefix=0, context=self._loaded.context_length)
+        given = GenerationParameters(do_sample=False, max_new_tokens=new_tokens)
         self._asked += 1
-        return EngineRequest(
-            request_id=f"alone-{self._asked}",
-            prompt_ids=tuple(self._prompt),
-            parameters=parameters,
-            min_length=total.min_length,
-            max_length=total.max_length,
+        return prepare(
+            f"alone-{self._asked}",
+            self._prompt,
+            resolve(given, self._loaded.defaults),
+            context_length=self._loaded.context_length,
+            timeout_s=_TIMEOUT_S,
             stream=True,
-            deadline=time.monotonic() + _TIMEOUT_S,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.bench.shapes import Model, config
-from phi3_serve.engine.engine import StepStats
+from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.model.linear import FORMS, Linear, compute_dtype, plain
 
 COPIED = 1 << 28  # bytes

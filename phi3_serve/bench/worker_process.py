@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from phi3_serve.engine.threads import in_passing_thread
+from phi3_serve.engine.threads import in_temporary_thread
 from phi3_serve.errors import EngineFailure
 
 
@@ -49,7 +49,7 @@ def _obey(pipe: Connection, make: Callable[[], Any], num_threads: int) -> None:
     if num_threads:
         torch.set_num_threads(num_threads)
     try:
-        obj = in_passing_thread(make)
+        obj = in_temporary_thread(make)
         pipe.send((None, None))
         while True:
             method, arguments = pipe.recv()

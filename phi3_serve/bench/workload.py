@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3_serve.core import EngineRequest
-from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters, lengths, resolve
+from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import resolve
 
 # Each request of the workload "exotic" takes the next of these.
 EXOTIC: tuple[Mapping[str, Any], ...] = (
@@ -29,6 +31,8 @@ EXOTIC: tuple[Mapping[str, Any], ...] = (
     {"begin_suppress_tokens": [5, 6], "forced_eos_token_id": 2},
 )
 
+TIMEOUT_S = 3600.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -42,17 +46,13 @@ class Workload:
         """Request ``number``; prompts vary by a quarter in length and share nothing."""
         draw = random.Random(number)  # noqa: S311 - prompts, not secrets
         length = draw.randint(self.prompt_tokens * 7 // 8, self.prompt_tokens * 9 // 8)
-        prompt = tuple(draw.randrange(100, vocab_size) for _ in range(length))
-        parameters = resolve(self._parameters(number), GenerationParameters())
-        total = lengths(parameters, prompt=length, prefix=0, context=context)
-        return EngineRequest(
-            request_id=f"{self.kind}-{number}-{time.monotonic_ns()}",
-            prompt_ids=prompt,
-            parameters=parameters,
-            min_length=total.min_length,
-            max_length=total.max_length,
+        return prepare(
+            f"{self.kind}-{number}-{time.monotonic_ns()}",
+            [draw.randrange(100, vocab_size) for _ in range(length)],
+            resolve(self._parameters(number)),
+            context_length=context,
+            timeout_s=TIMEOUT_S,
             stream=True,
-            deadline=time.monotonic() + 3600,
         )
 
     def _parameters(self, number: int) -> GenerationParameters:

@@ -1,6 +1,6 @@
-"""A checkpoint directory, checked before anything of it is loaded.
+"""A checkpoint directory, checked before anything in it is loaded.
 
-Each fault is one CheckpointError, one line that names the file. Reads headers only, never a tensor.
+Each fault is a CheckpointError with one line that names the file. Only headers are read, no tensors.
 """
 
 import json
@@ -16,21 +16,21 @@ CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-# Control tokens without which no Phi-3 conversation can be written.
+# The control tokens that every Phi-3 conversation needs.
 REQUIRED_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory whose parts are all there and belong together."""
+    """A directory whose parts are complete and belong together."""
 
     directory: Path
     config: Mapping[str, Any]
-    tensor_bytes: Mapping[str, int]  # bytes on disk of every tensor, by its name
+    tensor_bytes: Mapping[str, int]  # size on disk of each tensor
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors together."""
         return sum(self.tensor_bytes.values())
 
 
@@ -38,7 +38,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """Check ``directory``.
 
     Raises:
-        CheckpointError: it is missing, is not Phi-3's, lacks a part, or a part is cut off.
+        CheckpointError: it does not exist, is not a Phi-3 checkpoint, or a part is missing or truncated.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory")
@@ -59,7 +59,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
+        raise CheckpointError(f"{path}: expected a JSON object")
     return content
 
 
@@ -86,7 +86,7 @@ def _shards(directory: Path) -> list[Path]:
         return [directory / SINGLE_FILE]
     if pickled := sorted(directory.glob("*.bin")):
         raise CheckpointError(
-            f"{pickled[0]}: pickled weights are refused, loading them could run code; convert them to safetensors"
+            f"{pickled[0]}: pickled weights could run code and are refused; convert them to safetensors"
         )
     raise CheckpointError(f"{directory / SINGLE_FILE}: file is missing, and there is no {SHARD_INDEX} either")
 
@@ -96,19 +96,19 @@ def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values()
     ):
-        raise CheckpointError(f"{path}: weight_map must give each tensor the name of a file beside it")
+        raise CheckpointError(f"{path}: weight_map must map each tensor to the name of a file in the same directory")
     return weight_map
 
 
 def _tensor_bytes(shard: Path) -> dict[str, int]:
-    """Bytes per tensor, from a safetensors header (8 bytes of length, then JSON) checked against the file's size."""
+    """The size of each tensor, from the safetensors header: 8 bytes with its length, then JSON."""
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file:
             first = file.read(8)
             header_bytes = struct.unpack("<Q", first)[0] if len(first) == 8 else size
             if 8 + header_bytes > size:
-                raise CheckpointError(f"{shard}: cut off within its header, {size:,} bytes are there")
+                raise CheckpointError(f"{shard}: truncated within its header, at {size:,} bytes")
             header = cast(dict[str, dict[str, Any]], json.loads(file.read(header_bytes)))
         spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
         needed = 8 + header_bytes + max((end for _, end in spans.values()), default=0)
@@ -118,7 +118,7 @@ def _tensor_bytes(shard: Path) -> dict[str, int]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{shard}: cannot be read as safetensors: {error}") from None
     if size < needed:
-        raise CheckpointError(f"{shard}: cut off, {size:,} of {needed:,} bytes are there")
+        raise CheckpointError(f"{shard}: truncated at {size:,} of {needed:,} bytes")
     return tensor_bytes
 
 
@@ -127,20 +127,22 @@ def _check_index_is_covered(directory: Path, tensor_bytes: Mapping[str, int]) ->
         return
     for tensor, shard in _weight_map(_read_json(directory / SHARD_INDEX), directory / SHARD_INDEX).items():
         if tensor not in tensor_bytes:
-            raise CheckpointError(f"{directory / shard}: lacks tensor {tensor}, which {SHARD_INDEX} says it holds")
+            raise CheckpointError(f"{directory / shard}: tensor {tensor} is missing, although {SHARD_INDEX} lists it")
 
 
 def _check_tokenizer(path: Path, vocab_size: int) -> None:
-    """The tokenizer is Phi-3's, and every id it can give has an embedding."""
+    """Check that the tokenizer is Phi-3's and that each of its ids has an embedding."""
     tokenizer = _read_json(path)
     added = {t.get("content"): t.get("id") for t in tokenizer.get("added_tokens") or () if isinstance(t, dict)}
     for token in REQUIRED_TOKENS:
         if token not in added:
-            raise CheckpointError(f"{path}: lacks control token {token}; this tokenizer is not this checkpoint's")
+            raise CheckpointError(
+                f"{path}: control token {token} is missing; this tokenizer does not belong to this checkpoint"
+            )
     vocab = (tokenizer.get("model") or {}).get("vocab")
     ids = [i for i in (*added.values(), *(vocab.values() if isinstance(vocab, dict) else ())) if isinstance(i, int)]
     if max(ids) >= vocab_size:
         raise CheckpointError(
-            f"{path}: gives token id {max(ids)}, but {CONFIG} says vocab_size {vocab_size}; "
-            "this tokenizer is not this checkpoint's"
+            f"{path}: has token id {max(ids)}, but vocab_size in {CONFIG} is {vocab_size}; "
+            "this tokenizer does not belong to this checkpoint"
         )

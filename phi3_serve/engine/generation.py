@@ -5,39 +5,39 @@ from dataclasses import dataclass
 
 from phi3_serve.core import EngineEvent, EngineRequest
 from phi3_serve.engine.kvcache.block_manager import BlockManager
-from phi3_serve.engine.sampling.strategies import Decoding
+from phi3_serve.engine.sampling.strategies.base import Strategy
 
 
 @dataclass(eq=False, slots=True)
 class Generation:
-    """A request, and how it chooses its tokens."""
+    """A request, its strategy, and whether it runs or waits."""
 
     request: EngineRequest
     on_event: Callable[[EngineEvent], None]
-    decoding: Decoding
-    is_running: bool = False  # set by the scheduler, read by whoever counts those that wait
-    has_begun: bool = False  # and stays so when it is pushed out
+    strategy: Strategy
+    is_running: bool = False  # set by the scheduler
+    has_started: bool = False  # set by the scheduler; stays true after a preemption
 
     @property
     def num_rows(self) -> int:
-        """Sequences in a decode step."""
-        return self.decoding.num_rows * (2 if self.decoding.shadows else 1)
+        """Sequences that a decode step runs."""
+        return self.strategy.num_rows * (2 if self.strategy.negative_prompt_rows else 1)
 
     @property
     def num_pending(self) -> int:
-        """Tokens to be run before the next ones can be chosen, drafted ones not counted."""
-        return sum(sequence.num_pending for sequence in self.decoding.sequences)
+        """Tokens to run before the next tokens can be chosen, without drafted tokens."""
+        return sum(sequence.num_pending for sequence in self.strategy.sequences)
 
     @property
-    def num_blocks_short(self) -> int:
-        """Blocks to be had before all that is pending has run; sequences share what they begin with."""
+    def num_missing_blocks(self) -> int:
+        """Blocks that all pending tokens still need. Sequences share the blocks of a common prefix."""
         return sum(
-            sequence.num_blocks_short(sequence.num_pending)
-            - (sequence.num_common_blocks(family[at - 1]) if at and sequence.is_cold else 0)
-            for family in self.decoding.families
-            for at, sequence in enumerate(family)
+            sequence.num_missing_blocks(sequence.num_pending)
+            - (sequence.num_common_blocks(sequences[index - 1]) if index and sequence.has_no_cached_tokens else 0)
+            for sequences in self.strategy.sequences_by_prompt
+            for index, sequence in enumerate(sequences)
         )
 
-    def drop(self, blocks: BlockManager) -> None:
-        """Give all blocks back."""
-        self.decoding.drop(blocks)
+    def release(self, blocks: BlockManager) -> None:
+        """Free all blocks."""
+        self.strategy.release(blocks)

@@ -1,4 +1,4 @@
-"""From a source to a model that is ready to run: fetch, check, load, prove."""
+"""From a source to a model that is ready to run: fetch, check, load, test."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -18,16 +18,16 @@ from phi3_serve.parameters import NAMES, GenerationParameters
 
 logger = logging.getLogger("phi3_serve")
 
-# No pickles, no code: what is not fetched cannot be run.
-FETCHED = ["*.json", "*.safetensors"]
+# No pickles and no code are downloaded, so none can run.
+DOWNLOADED = ["*.json", "*.safetensors"]
 SELF_TEST_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its device, with its tokenizer and what its checkpoint says of generating."""
+    """A model on its device, with its tokenizer and its generation config."""
 
-    model: Any  # Phi3ForCausalLM, whose generate() no type checker accepts
+    model: Any  # Phi3ForCausalLM; its generate() does not pass a type checker
     tokenizer: PreTrainedTokenizerBase
     defaults: GenerationParameters  # the checkpoint's generation config
     context_length: int  # tokens
@@ -37,13 +37,13 @@ class LoadedModel:
 def load(name: str, source: str, revision: str | None, *, device: str, dtype: str) -> LoadedModel:
     """Load the checkpoint at ``source`` onto ``device`` (``cpu`` or ``cuda``).
 
-    ``dtype`` is a torch dtype's name, or ``auto``: the checkpoint's own on a GPU, float32 on the CPU.
+    ``dtype`` is the name of a torch dtype, or ``auto``: the checkpoint's dtype on a GPU, float32 on the CPU.
 
     Raises:
-        CheckpointError: one line that names the file at fault.
+        CheckpointError: the checkpoint cannot be served. The message is one line that names the file.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"{name}: its device is cuda, but torch sees no GPU on this node")
+        raise CheckpointError(f"{name}: device is cuda, but torch sees no GPU on this node")
     checkpoint = open_checkpoint(fetch(name, source, revision))
     tokenizer = _load_tokenizer(checkpoint.directory)
     model = _load_weights(name, checkpoint, device=device, dtype=dtype)
@@ -60,7 +60,11 @@ def load(name: str, source: str, revision: str | None, *, device: str, dtype: st
 
 
 def fetch(name: str, source: str, revision: str | None) -> Path:
-    """The directory that ``source`` is, or the Hub snapshot of ``revision``, downloaded if need be."""
+    """The directory ``source``, or the Hub snapshot of ``revision``, which is downloaded if necessary.
+
+    Raises:
+        CheckpointError: the snapshot cannot be downloaded.
+    """
     if is_local(source):
         return Path(source).expanduser().resolve()
     logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
@@ -69,7 +73,7 @@ def fetch(name: str, source: str, revision: str | None) -> Path:
             snapshot_download(
                 source,
                 revision=revision,
-                allow_patterns=FETCHED,
+                allow_patterns=DOWNLOADED,
                 tqdm_class=download_bar(f"{name}: downloading {source}"),
             )
         )
@@ -83,7 +87,7 @@ def fetch(name: str, source: str, revision: str | None) -> Path:
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the library raises whatever its parsers raise
+    except Exception as error:  # the library raises any error of its parsers
         raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {_first_line(error)}") from error
     return tokenizer
 
@@ -109,16 +113,16 @@ def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str)
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{checkpoint.directory}: weights lack {len(missing)} tensor(s) that config.json asks for: {missing[0]}"
+            f"{checkpoint.directory}: {len(missing)} tensor(s) that config.json requires are missing: {missing[0]}"
         )
     model.eval()
     return model
 
 
 def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -> GenerationParameters:
-    """What the checkpoint says of generating.
+    """The checkpoint's generation config, without token ids that the vocabulary does not have.
 
-    An id that is not in the vocabulary can never be generated: transformers carries it along, here it is dropped.
+    transformers keeps such ids, although the model can never generate them.
     """
     defaults = GenerationParameters(**{n: v for n in NAMES if (v := getattr(config, n, None)) is not None})
     for token in ("bos_token_id", "pad_token_id"):
@@ -126,13 +130,17 @@ def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -
             defaults = replace(defaults, **{token: None})
     ends = [i for i in defaults.eos_token_ids() if 0 <= i < vocab_size]
     if not ends:
-        logger.warning("%s: its generation config names no end of an answer; answers end by their length", name)
+        logger.warning("%s: the generation config has no end-of-sequence token; answers end only by their length", name)
     return replace(defaults, eos_token_id=ends or None)
 
 
 @torch.inference_mode()
 def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
-    """Generate a few tokens greedily; CheckpointError where the scores are not numbers."""
+    """Generate a few tokens greedily.
+
+    Raises:
+        CheckpointError: a score is not a number.
+    """
     prompt = torch.tensor([[loaded.tokenizer.convert_tokens_to_ids("<|user|>")]], device=loaded.model.device)
     output: Any = loaded.model.generate(
         prompt,
@@ -144,9 +152,7 @@ def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
         return_dict_in_generate=True,
     )
     if not all(bool(torch.isfinite(step).all()) for step in output.logits):
-        raise CheckpointError(
-            f"{checkpoint.directory}: the self-test's scores hold nan or inf; the weights are damaged"
-        )
+        raise CheckpointError(f"{checkpoint.directory}: the self-test gave nan or inf scores; the weights are damaged")
 
 
 def _first_line(error: BaseException) -> str:

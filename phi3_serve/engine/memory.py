@@ -1,4 +1,4 @@
-"""How large the engine's tables are, from the memory that is there."""
+"""How many blocks and tokens an engine gets, from the available memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,18 @@ import torch
 from phi3_serve.core import MAX_ROWS
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
-GPU_SHARE = 0.9  # of what is free once the weights are loaded
-CPU_SHARE = 0.3
-MAX_CONTEXTS = 64  # on a CPU more requests at full length than these gain nothing
+GPU_SHARE = 0.9  # of the memory that is free after the weights are loaded
+CPU_SHARE = 0.3  # of the available memory
+MAX_CONTEXTS = 64  # on a CPU, more requests of full length at once do not raise throughput
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSizes:
-    """What one engine holds and does at once."""
+    """The sizes of one engine."""
 
-    num_blocks: int
-    token_budget: int  # tokens run in one step
-    max_rows: int  # sequences in one step
+    num_blocks: int  # of the key-value cache
+    token_budget: int  # maximum tokens in one step
+    max_rows: int  # maximum sequences in one step
     prefix_cache: bool = True
 
     @classmethod

@@ -1,27 +1,37 @@
-"""What runs in the next step: decode first, then prompts in the order they came, within a budget of tokens.
+"""What the next step runs: decoding requests first, then prompts in order of arrival, within a budget of tokens.
 
-Plain Python, no tensors. Requests that cannot get a block push out the youngest, whose tokens are kept and whose
-keys are computed again later (preemption by recompute). The oldest is never pushed out, so none starves.
+Plain Python, no tensors. If a request gets no block, the youngest running request is preempted: it keeps its tokens,
+and its keys are computed again later (preemption by recompute). The oldest request is never preempted, so every
+request finishes.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.kvcache.sequence import Sequence
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step: chunks by request, in the order they are run in, and the blocks to copy before."""
+    """One step. Blocks are copied before the chunks run, and the chunks run in their order."""
 
     chunks: dict[Generation, list[Chunk]] = field(default_factory=dict)
-    copies: dict[Generation, list[tuple[int, int]]] = field(default_factory=dict)  # (from, to)
-    ready: list[Generation] = field(default_factory=list)  # whose next tokens can be chosen after it
-    rejected: list[Generation] = field(default_factory=list)  # that the memory can never hold
+    copies: dict[Generation, list[tuple[int, int]]] = field(default_factory=dict)  # blocks (from, to)
+    ready: list[Generation] = field(default_factory=list)  # requests whose next tokens are chosen in this step
+    rejected: list[Generation] = field(default_factory=list)  # requests that do not fit into the whole cache
+
+    @property
+    def all_chunks(self) -> list[Chunk]:
+        """The chunks of all requests."""
+        return [chunk for chunks in self.chunks.values() for chunk in chunks]
+
+    @property
+    def all_copies(self) -> list[tuple[int, int]]:
+        """The copies of all requests."""
+        return [copy for copies in self.copies.values() for copy in copies]
 
     def remove(self, generation: Generation) -> None:
         """Do not run ``generation``."""
@@ -30,14 +40,9 @@ class Plan:
         if generation in self.ready:
             self.ready.remove(generation)
 
-    def all_chunks(self) -> Iterator[Chunk]:
-        """The chunks in order."""
-        for chunks in self.chunks.values():
-            yield from chunks
-
 
 class Scheduler:
-    """The queue, the running requests, and the blocks they share."""
+    """The waiting requests, the running requests, and the blocks that they share."""
 
     def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int) -> None:
         self.blocks = blocks
@@ -48,7 +53,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would run anything."""
+        """Whether any request waits or runs."""
         return bool(self.waiting or self.running)
 
     def add(self, generation: Generation) -> None:
@@ -56,124 +61,141 @@ class Scheduler:
         self.waiting.append(generation)
 
     def remove(self, generation: Generation) -> None:
-        """Forget ``generation`` and free what it holds."""
+        """Forget ``generation`` and free its blocks. A generation that is already removed is ignored."""
         if generation in self.running:
             self.running.remove(generation)
-        else:
+        elif generation in self.waiting:
             self.waiting.remove(generation)
-        generation.drop(self.blocks)
+        generation.release(self.blocks)
+
+    def preempt_youngest(self, plan: Plan) -> Generation:
+        """Stop the youngest running request; it waits in front of the queue without any block."""
+        generation = self.running.pop()
+        plan.remove(generation)
+        generation.release(self.blocks)
+        generation.is_running = False
+        self.waiting.appendleft(generation)
+        return generation
 
     def schedule(self) -> Plan:
-        """The next step."""
+        """Plan the next step."""
         plan = Plan()
-        self._follow_crossings()
+        self._restart_at_rope_crossing()
         budget = self._token_budget
-        decoding = [g for g in self.running if all(s.num_pending == 1 for s in g.decoding.sequences)]
-        prefilling = [g for g in self.running if g not in set(decoding)]
-        for generation in [*decoding, *prefilling]:
-            if generation in self.running:  # not pushed out by an older one
+        for generation in self._decoding_first():
+            if generation in self.running:  # not preempted by an older one
                 budget -= self._run(generation, budget, plan)
-        while self.waiting and budget > 0 and self._admit():
+        while self.waiting and budget > 0 and self._start_next():
             budget -= self._run(self.running[-1], budget, plan)
         return plan
 
-    def _follow_crossings(self) -> None:
+    def _restart_at_rope_crossing(self) -> None:
+        """Free the keys of sequences whose next step takes the long RoPE factors."""
         for generation in self.running:
-            crossing = [sequence for sequence in generation.decoding.rows if sequence.crosses()]
+            crossing = [sequence for sequence in generation.strategy.rows if sequence.must_recompute()]
             for sequence in crossing:
-                sequence.drop(self.blocks)
+                sequence.release(self.blocks)
             if crossing:
-                crossing[0].take_known_prefix(self.blocks)  # the others follow it, see _warm
+                crossing[0].acquire_prefix(self.blocks)  # the others share it: _restart_from_shared_prefix
 
-    def _admit(self) -> bool:
-        """Let the first of the queue run, if its tokens fit into the memory that is free."""
+    def _decoding_first(self) -> list[Generation]:
+        decoding = {g for g in self.running if _is_decoding(g)}
+        return [g for g in self.running if g in decoding] + [g for g in self.running if g not in decoding]
+
+    def _start_next(self) -> bool:
+        """Start the first waiting request if its tokens fit into the available blocks; else return False."""
         generation = self.waiting[0]
         num_rows = generation.num_rows + sum(g.num_rows for g in self.running)
         if self.running and num_rows > self._max_rows:
             return False
-        for family in generation.decoding.families:
-            if family:
-                family[0].take_known_prefix(self.blocks)
-        needed = generation.num_blocks_short + num_rows  # each may soon need one more
-        if needed > self.blocks.num_available and self.running:
-            generation.drop(self.blocks)
+        for sequences in generation.strategy.sequences_by_prompt:
+            if sequences:
+                sequences[0].acquire_prefix(self.blocks)
+        num_needed = generation.num_missing_blocks + num_rows  # each row may soon need one more
+        if num_needed > self.blocks.num_available and self.running:
+            generation.release(self.blocks)
             return False
         self.running.append(self.waiting.popleft())
-        generation.is_running = generation.has_begun = True
+        generation.is_running = generation.has_started = True
         return True
 
     def _run(self, generation: Generation, budget: int, plan: Plan) -> int:
-        """Put what fits of ``generation`` into the plan; the tokens that takes."""
-        num_drafted = sum(len(s.draft) for s in generation.decoding.sequences)
-        if generation.num_pending + num_drafted > budget:
-            num_drafted = 0
-            for sequence in generation.decoding.sequences:
-                sequence.draft = ()
-        is_warm = not any(s.is_cold for family in generation.decoding.families for s in family[1:])
-        is_whole = is_warm and generation.num_pending + num_drafted <= budget
-        if not is_whole and all(s.num_pending == 1 for s in generation.decoding.sequences):
+        """Plan as many tokens of ``generation`` as fit; returns their number."""
+        is_complete = self._fits_completely(generation, budget)
+        if not is_complete and _is_decoding(generation):
             return 0
         used = 0
-        for family in generation.decoding.families:
-            for at, sequence in enumerate(family):
-                if at and sequence.is_cold and not self._warm(sequence, family[:at]):
+        for sequences in generation.strategy.sequences_by_prompt:
+            for index, sequence in enumerate(sequences):
+                must_share_prefix = index > 0 and sequence.has_no_cached_tokens
+                if must_share_prefix and not self._restart_from_shared_prefix(sequence, sequences[:index]):
                     break
-                count = (
-                    sequence.num_pending + len(sequence.draft)
-                    if is_whole
-                    else min(sequence.num_pending - 1, budget - used)
-                )
+                if is_complete:
+                    count = sequence.num_pending + len(sequence.draft)
+                else:
+                    count = min(sequence.num_pending - 1, budget - used)
                 if count <= 0:
                     continue
-                if not self._secure(generation, sequence, count, plan):
+                if not self._reserve_blocks(generation, sequence, count, plan):
                     return 0
-                num_logits = 1 + len(sequence.draft) if is_whole else 0
+                num_logits = 1 + len(sequence.draft) if is_complete else 0
                 plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, num_logits))
                 used += count
-        if is_whole:
+        if is_complete:
             plan.ready.append(generation)
         return used
 
-    def _warm(self, sequence: Sequence, elder: list[Sequence]) -> bool:
-        """Start a pushed-out ``sequence`` again from what it shares with its ``elder``; False until they are cached.
+    def _fits_completely(self, generation: Generation, budget: int) -> bool:
+        """Whether all pending tokens fit, so that the next tokens can be chosen. Drops drafts that do not fit."""
+        sequences = generation.strategy.sequences
+        num_tokens = generation.num_pending + sum(len(sequence.draft) for sequence in sequences)
+        if num_tokens > budget:
+            num_tokens = generation.num_pending
+            for sequence in sequences:
+                sequence.draft = ()
+        if any(later.has_no_cached_tokens for group in generation.strategy.sequences_by_prompt for later in group[1:]):
+            return False  # these share a prefix that has to be cached first
+        return num_tokens <= budget
 
-        So a request of many sequences needs no more memory after it was pushed out than before.
+    def _restart_from_shared_prefix(self, sequence: CachedSequence, older: list[CachedSequence]) -> bool:
+        """Start a preempted ``sequence`` from the prefix that it shares with an ``older`` one of its request.
+
+        So a request with many sequences needs no more blocks after a preemption than before. Returns False if the
+        older sequences are not cached yet.
         """
-        if elder[-1].num_pending > 1:
+        if older[-1].num_pending > 1:
             return False
-        sequence.take_prefix_of(max(elder, key=sequence.num_common_blocks), self.blocks)
+        sequence.share_prefix(max(older, key=sequence.num_common_blocks), self.blocks)
         return True
 
-    def _secure(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: Plan) -> bool:
-        """Give ``sequence`` blocks of its own for its next tokens, pushing out younger requests if need be."""
+    def _reserve_blocks(self, generation: Generation, sequence: CachedSequence, num_tokens: int, plan: Plan) -> bool:
+        """Give ``sequence`` the blocks for its next tokens; preempt younger requests if necessary.
+
+        Returns False if ``generation`` itself was preempted or rejected.
+        """
         while True:
             try:
-                self._give_blocks(generation, sequence, num_tokens, plan)
+                self._allocate_blocks(generation, sequence, num_tokens, plan)
                 return True
             except OutOfBlocks:
-                youngest = self.running[-1]
-                if youngest is generation and len(self.running) == 1:
+                if self.running == [generation]:
                     plan.rejected.append(generation)
                     plan.remove(generation)
                     self.remove(generation)
                     return False
-                self._preempt(youngest, plan)
-                if youngest is generation:
+                if self.preempt_youngest(plan) is generation:
                     return False
 
-    def _give_blocks(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: Plan) -> None:
-        table, blocks = sequence.table, self.blocks
+    def _allocate_blocks(self, generation: Generation, sequence: CachedSequence, num_tokens: int, plan: Plan) -> None:
+        table, blocks = sequence.block_table, self.blocks
         if sequence.num_cached % BLOCK_SIZE and blocks.is_shared(last := table[-1]):
             own = blocks.allocate()
             plan.copies.setdefault(generation, []).append((last, own))
             blocks.free(last)
             table[-1] = own
-        for _ in range(sequence.num_blocks_short(num_tokens)):
+        for _ in range(sequence.num_missing_blocks(num_tokens)):
             table.append(blocks.allocate())
 
-    def _preempt(self, generation: Generation, plan: Plan) -> None:
-        plan.remove(generation)
-        self.running.remove(generation)
-        generation.drop(self.blocks)
-        generation.is_running = False
-        self.waiting.appendleft(generation)
+
+def _is_decoding(generation: Generation) -> bool:
+    return all(sequence.num_pending == 1 for sequence in generation.strategy.sequences)

@@ -1,4 +1,4 @@
-"""Where torch computes: in as few threads as may be."""
+"""Threads that compute with torch."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +7,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_passing_thread(act: Callable[[], T]) -> T:
-    """Do ``act`` in a thread that ends with it.
+def in_temporary_thread(function: Callable[[], T]) -> T:
+    """Call ``function`` in a thread that ends afterwards, and return its result.
 
-    For loading a model in the process of an engine. libgomp gives workers to every thread that computes in parallel,
-    and they live as long as it does. Once there are more of them than cores, the engine's own workers sleep between
-    two operations instead of spinning (``gomp_throttled_spin_count_var``), and a step takes a third longer.
+    Used to load a model in the process of an engine. libgomp creates worker threads for every thread that computes in
+    parallel, and they live as long as that thread. If there are more workers than cores, the engine's own workers
+    sleep between two operations instead of spinning (``gomp_throttled_spin_count_var``), and a step takes a third
+    longer.
     """
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(act).result()
+        return pool.submit(function).result()

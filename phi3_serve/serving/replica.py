@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -26,16 +25,11 @@ from phi3_serve.core import (
     RawPrompt,
     Usage,
 )
-from phi3_serve.errors import CheckpointError, EngineFailure, InvalidRequest, Phi3ServeError, RequestTimeout
+from phi3_serve.errors import CheckpointError, EngineFailure, Phi3ServeError, RequestTimeout
 from phi3_serve.observability.progress import told_to
-from phi3_serve.parameters import (
-    GenerationParameters,
-    check_prompt_ids,
-    check_token_ids,
-    kept_by_hole,
-    lengths,
-    resolve,
-)
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.prepare import check_prompt_ids, prepare
+from phi3_serve.resolved_parameters import check_token_ids, resolve
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.load_status import Note
 from phi3_serve.text.detokenize import clean_up
@@ -147,24 +141,18 @@ class Replica:
         """Resolve the parameters, encode the prompt, and check both against the model."""
         parameters = resolve(request.parameters, self._live_defaults, request.api_defaults, self._loaded.defaults)
         check_token_ids(parameters, self._loaded.vocab_size)
-        context = self._loaded.context_length
-        ids = self._tokenizer.encode(request.prompt)
-        check_prompt_ids(ids, self._loaded.vocab_size)
-        if not ids:
-            raise InvalidRequest("The prompt holds no token.", "prompt")
-        if request.truncate_prompt:
-            ids = ids[-kept_by_hole(parameters, prompt=len(ids), context=context) :]
-        total = lengths(parameters, prompt=len(ids), prefix=self._prefix_length(request), context=context)
-        arrived, may_wait_s = time.monotonic(), request.options.queue_timeout_s
-        return EngineRequest(
-            request_id=request.request_id,
-            prompt_ids=tuple(ids),
-            parameters=parameters,
-            min_length=total.min_length,
-            max_length=total.max_length,
+        prompt_ids = self._tokenizer.encode(request.prompt)
+        check_prompt_ids(prompt_ids, self._loaded.vocab_size)
+        return prepare(
+            request.request_id,
+            prompt_ids,
+            parameters,
+            context_length=self._loaded.context_length,
+            timeout_s=request.options.timeout_s,
+            queue_timeout_s=request.options.queue_timeout_s,
+            num_prefix_tokens=self._prefix_length(request),
+            truncates_prompt=request.truncate_prompt,
             stream=request.stream,
-            deadline=arrived + request.options.timeout_s,
-            begin_by=math.inf if may_wait_s is None else arrived + may_wait_s,
         )
 
     def _prefix_length(self, request: GenerationRequest) -> int:
@@ -247,7 +235,7 @@ def _load(
 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
-    from phi3_serve.engine.threads import in_passing_thread
+    from phi3_serve.engine.threads import in_temporary_thread
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
     def start() -> "tuple[LoadedModel, Engine]":
@@ -258,7 +246,7 @@ def _load(
     torch.set_num_threads(num_threads)
     # It warns of parameters that have no effect, at every request; ours are checked, and KAITO's defaults are such.
     transformers.logging.set_verbosity_error()
-    loaded, engine = in_passing_thread(start)
+    loaded, engine = in_temporary_thread(start)
     return loaded, Phi3Tokenizer(loaded.tokenizer), engine
 
 

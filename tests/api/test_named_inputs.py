@@ -203,7 +203,7 @@ OUT_OF_RANGE: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("35 tiny temperature", {"temperature": 1e-38}, "1e-06"),
-    ("beyond float32", {"repetition_penalty": 1e300, "sequence_bias": [[[5], 1e300]]}, "beyond all numbers"),
+    ("beyond float32", {"repetition_penalty": 1e300, "sequence_bias": [[[5], 1e300]]}, "infinite or not a number"),
     ("43 groups divide beams", {"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups"),
     ("44 more than the beams", {"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
     ("44 greedy", {"do_sample": False, "num_return_sequences": 2}, "num_return_sequences"),

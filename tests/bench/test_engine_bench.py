@@ -11,7 +11,7 @@ from phi3_serve.bench.roofline import Machine, linear_sizes, roofline_seconds
 from phi3_serve.bench.shapes import SHAPES, config
 from phi3_serve.bench.worker_process import Apart
 from phi3_serve.cli import app
-from phi3_serve.engine.engine import StepStats
+from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.errors import EngineFailure
 
 RUN = CliRunner()

@@ -1,13 +1,14 @@
 """What the tests of the engine share: how they ask it."""
 
 import queue
-import time
 from typing import Any
 
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, GeneratedSequence, NewTokens
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.parameters import GenerationParameters, lengths, resolve
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import resolve
 
 PROMPT = (389, 512, 380, 619, 390)
 
@@ -22,16 +23,13 @@ def request(
     **given: Any,
 ) -> EngineRequest:
     """A request as the replica makes it."""
-    parameters = resolve(GenerationParameters(**given), loaded.defaults)
-    total = lengths(parameters, prompt=len(prompt), prefix=0, context=loaded.context_length)
-    return EngineRequest(
-        request_id=name,
-        prompt_ids=prompt,
-        parameters=parameters,
-        min_length=total.min_length,
-        max_length=total.max_length,
+    return prepare(
+        name,
+        prompt,
+        resolve(GenerationParameters(**given), loaded.defaults),
+        context_length=loaded.context_length,
+        timeout_s=seconds,
         stream=stream,
-        deadline=time.monotonic() + seconds,
     )
 
 

@@ -2,7 +2,7 @@
 
 ``python -m tests.engine.parity NUM_CASES [SEED]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
 ``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
-runs at once in the engine, in blocks too few for all of them, and some are pushed out and computed again; the oracle
+runs at once in the engine, in blocks too few for all of them, and some are preempted and computed again; the oracle
 answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
 """
 
@@ -14,7 +14,6 @@ import random
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,12 +24,15 @@ import torch
 import transformers
 
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, GeneratedSequence, NewTokens
-from phi3_serve.engine.engine import Engine, StepStats
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import GenerationParameters, check_token_ids, lengths, resolve
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import check_token_ids, resolve
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
 
@@ -39,7 +41,7 @@ VOCAB = 704
 PAD = 643  # its embedding is zero: after a prompt of it alone all tokens score the same
 MEANT = [token for token in range(3, VOCAB) if token != PAD]
 CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "forced_bos_token_id"}
-PUSHED_OUT = 0.1  # of the steps
+PREEMPTED = 0.1  # of the steps
 SHAKES, SHAKEN_BY = 16, 2e-6
 
 
@@ -155,16 +157,14 @@ def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
             check_token_ids(parameters, loaded.vocab_size)
         except InvalidRequest:
             continue
-        total = lengths(parameters, prompt=len(prompt), prefix=0, context=loaded.context_length)
         number += 1
-        case.request = EngineRequest(
-            request_id=f"{seed}-{number}",
-            prompt_ids=prompt,
-            parameters=parameters,
-            min_length=total.min_length,
-            max_length=total.max_length,
+        case.request = prepare(
+            f"{seed}-{number}",
+            prompt,
+            parameters,
+            context_length=loaded.context_length,
+            timeout_s=600,
             stream=draw.random() < 0.5,
-            deadline=time.monotonic() + 600,
         )
         yield case
 
@@ -264,11 +264,11 @@ class Parity:
         return [last_event(events) for events in queues]
 
     def _between_steps(self, _: StepStats) -> None:
-        """On the engine's thread: memory is short at times, but seldom in the midst of an answer, so push some out."""
+        """On the engine's thread: preempt some requests, because a lack of memory seldom does so amid an answer."""
         self._all_are_there.wait()
-        scheduler = self.engine._scheduler
-        if len(scheduler.running) > 1 and self._draw.random() < PUSHED_OUT:
-            scheduler._preempt(scheduler.running[-1], Plan())
+        scheduler = self.engine._core.scheduler
+        if len(scheduler.running) > 1 and self._draw.random() < PREEMPTED:
+            scheduler.preempt_youngest(Plan())
 
     def is_close_call(self, request: EngineRequest, theirs: EngineEvent) -> bool:
         """Whether transformers itself answers otherwise once its weights move by two parts in a million.

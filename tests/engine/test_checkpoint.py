@@ -89,8 +89,7 @@ def test_no_weights(copy: Path) -> None:
 def test_pickled_weights_only(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     assert fault(copy) == (
-        f"{copy}/pytorch_model.bin: pickled weights are refused, loading them could run code; "
-        "convert them to safetensors"
+        f"{copy}/pytorch_model.bin: pickled weights could run code and are refused; convert them to safetensors"
     )
 
 
@@ -98,11 +97,11 @@ def test_truncated_weights(copy: Path) -> None:
     path = copy / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
-    assert fault(copy) == f"{path}: cut off, {len(whole) - 1000:,} of {len(whole):,} bytes are there"
+    assert fault(copy) == f"{path}: truncated at {len(whole) - 1000:,} of {len(whole):,} bytes"
     path.write_bytes(whole[:100])
-    assert fault(copy) == f"{path}: cut off within its header, 100 bytes are there"
+    assert fault(copy) == f"{path}: truncated within its header, at 100 bytes"
     path.write_bytes(b"")
-    assert fault(copy) == f"{path}: cut off within its header, 0 bytes are there"
+    assert fault(copy) == f"{path}: truncated within its header, at 0 bytes"
 
 
 def test_weights_that_are_no_safetensors(copy: Path) -> None:
@@ -123,14 +122,16 @@ def test_shard_without_its_tensor(sharded: Path, tmp_path: Path) -> None:
     index = copy / "model.safetensors.index.json"
     shard = sorted(copy.glob("*.safetensors"))[0]
     edit(index, lambda i: i["weight_map"].update({"model.extra.weight": shard.name}))
-    assert fault(copy) == f"{shard}: lacks tensor model.extra.weight, which model.safetensors.index.json says it holds"
+    assert (
+        fault(copy) == f"{shard}: tensor model.extra.weight is missing, although model.safetensors.index.json lists it"
+    )
 
 
 def test_index_that_points_outside(sharded: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
     index = copy / "model.safetensors.index.json"
     edit(index, lambda i: i["weight_map"].update({"lm_head.weight": "../model.safetensors"}))
-    assert fault(copy) == f"{index}: weight_map must give each tensor the name of a file beside it"
+    assert fault(copy) == f"{index}: weight_map must map each tensor to the name of a file in the same directory"
 
 
 def test_missing_tokenizer(copy: Path) -> None:
@@ -144,7 +145,7 @@ def test_tokenizer_without_control_tokens(copy: Path) -> None:
         lambda t: t.update(added_tokens=[a for a in t["added_tokens"] if a["content"] != "<|end|>"]),
     )
     assert fault(copy) == (
-        f"{copy}/tokenizer.json: lacks control token <|end|>; this tokenizer is not this checkpoint's"
+        f"{copy}/tokenizer.json: control token <|end|> is missing; this tokenizer does not belong to this checkpoint"
     )
 
 
@@ -152,8 +153,8 @@ def test_tokenizer_with_ids_beyond_the_embedding(copy: Path) -> None:
     edit(copy / "config.json", lambda c: c.update(vocab_size=500))
     highest = max(a["id"] for a in json.loads((copy / "tokenizer.json").read_text())["added_tokens"])
     assert fault(copy) == (
-        f"{copy}/tokenizer.json: gives token id {highest}, but config.json says vocab_size 500; "
-        "this tokenizer is not this checkpoint's"
+        f"{copy}/tokenizer.json: has token id {highest}, but vocab_size in config.json is 500; "
+        "this tokenizer does not belong to this checkpoint"
     )
 
 
@@ -171,7 +172,7 @@ def test_weights_without_a_tensor(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading_fault(copy) == f"{copy}: weights lack 1 tensor(s) that config.json asks for: model.norm.weight"
+    assert loading_fault(copy) == f"{copy}: 1 tensor(s) that config.json requires are missing: model.norm.weight"
 
 
 def test_weights_of_another_shape(copy: Path) -> None:
@@ -185,7 +186,7 @@ def test_weights_that_are_no_numbers(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     tensors["model.norm.weight"].fill_(float("nan"))
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading_fault(copy) == f"{copy}: the self-test's scores hold nan or inf; the weights are damaged"
+    assert loading_fault(copy) == f"{copy}: the self-test gave nan or inf scores; the weights are damaged"
 
 
 def test_ends_that_cannot_be_generated_are_dropped(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,7 +199,7 @@ def test_ends_that_cannot_be_generated_are_dropped(copy: Path, caplog: pytest.Lo
     edit(copy / "generation_config.json", lambda c: c.update(eos_token_id=32000))
     assert load("mine", str(copy), None, device="cpu", dtype="auto").defaults.eos_token_ids() == ()
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
-        "mine: its generation config names no end of an answer; answers end by their length"
+        "mine: the generation config has no end-of-sequence token; answers end only by their length"
     ]
 
 
@@ -208,4 +209,4 @@ def test_cuda_where_there_is_none(checkpoint: Path) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(CheckpointError) as caught:
         load("mine", str(checkpoint), None, device="cuda", dtype="auto")
-    assert caught.value.message == "mine: its device is cuda, but torch sees no GPU on this node"
+    assert caught.value.message == "mine: device is cuda, but torch sees no GPU on this node"

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits
-from phi3_serve.engine.engine import Engine, StepStats
+from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.sampling import processors as logits
-from phi3_serve.engine.sampling.processors import Row
+from phi3_serve.engine.sampling import processors
+from phi3_serve.engine.sampling.processors import Processor, ScoreRow
 from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
 from tests.support import ENDLESS
@@ -136,14 +137,14 @@ def test_a_request_that_fails_in_a_processor_fails_alone(
     engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [answer.ids() for answer in neighbours(engine, loaded)]
-    is_asked, apply = logits._PROCESSORS["suppress"]
+    is_requested, apply = processors._PROCESSORS["suppress"]
 
-    def fail(scores: torch.Tensor, at: list[int], rows: list[Row], all_logits: torch.Tensor) -> None:
+    def fail(scores: torch.Tensor, indices: list[int], rows: list[ScoreRow], logits: torch.Tensor) -> None:
         if any(len(row.history) > len(PROMPT) + 5 for row in rows):
             raise ZeroDivisionError
-        apply(scores, at, rows, all_logits)
+        apply(scores, indices, rows, logits)
 
-    monkeypatch.setitem(logits._PROCESSORS, "suppress", (is_asked, fail))
+    monkeypatch.setitem(processors._PROCESSORS, "suppress", Processor(is_requested, fail))
     beside = neighbours(engine, loaded)
     event = Answer(engine, request(loaded, "bad", max_new_tokens=60, suppress_tokens=[1])).last()
     assert isinstance(event, Failed)
@@ -159,7 +160,7 @@ def test_scores_beyond_numbers_are_the_requests_fault(engine: Engine, loaded: Lo
     event = Answer(engine, request(loaded, do_sample=True, max_new_tokens=4, **extreme)).last()
     assert isinstance(event, Failed)
     assert isinstance(event.error, InvalidRequest)
-    assert event.error.message == "These parameters drive the scores beyond all numbers, to inf or nan."
+    assert event.error.message == "These parameters make the scores infinite or not a number."
     assert [answer.ids() for answer in beside] == expected
 
 
@@ -169,13 +170,13 @@ def test_an_abort_in_any_phase_leaves_the_neighbours_alone(
     engine: Engine, loaded: LoadedModel, given: dict[str, Any], after_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt of 1,500 tokens takes 24 steps to read, so the first two aborts are amid the prompt."""
-    run = engine._runner.run
+    run = engine._core.runner.run
 
     def take_two_milliseconds(chunks: Any) -> torch.Tensor:
         time.sleep(0.002)
         return run(chunks)
 
-    monkeypatch.setattr(engine._runner, "run", take_two_milliseconds)
+    monkeypatch.setattr(engine._core.runner, "run", take_two_milliseconds)
     expected = [answer.ids() for answer in neighbours(engine, loaded)]
     beside = neighbours(engine, loaded)
     gone = Answer(
@@ -192,7 +193,7 @@ def test_a_forward_pass_that_fails_ends_its_requests_only(
 ) -> None:
     expected = Answer(engine, request(loaded, do_sample=False, max_new_tokens=4)).ids()
     with monkeypatch.context() as patched:
-        patched.setattr(engine._runner, "run", lambda chunks: 1 / 0)
+        patched.setattr(engine._core.runner, "run", lambda chunks: 1 / 0)
         event = Answer(engine, request(loaded, max_new_tokens=4)).last()
     assert isinstance(event, Failed)
     assert isinstance(event.error, EngineFailure)
@@ -227,7 +228,7 @@ def test_what_no_memory_holds_is_refused(loaded: LoadedModel) -> None:
     event = Answer(engine, request(loaded, "large", max_new_tokens=1000, eos_token_id=703)).last()
     assert isinstance(event, Failed)
     assert isinstance(event.error, InvalidRequest)
-    assert event.error.message.startswith("The request needs more than the 320 tokens that the memory for keys")
+    assert event.error.message.startswith("The request needs more than the 320 tokens that the key-value cache holds")
     assert len(beside.ids()[0]) == 100
     engine.close()
     engine.blocks.check_integrity([])
@@ -333,7 +334,7 @@ def test_a_thread_that_dies_fails_all_it_had(loaded: LoadedModel, monkeypatch: p
         hold.wait(10)
         raise SystemExit  # no Exception: nothing below the thread's own frame catches it
 
-    monkeypatch.setattr(engine._runner, "run", die)
+    monkeypatch.setattr(engine._core.runner, "run", die)
     running = Answer(engine, request(loaded, "running"))
     held.wait(10)
     waiting = Answer(engine, request(loaded, "waiting"))
@@ -363,14 +364,14 @@ def test_closing_fails_what_waits(loaded: LoadedModel) -> None:
 
 def test_a_hung_step_is_unhealthy(engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     hold, held = threading.Event(), threading.Event()
-    run = engine._runner.run
+    run = engine._core.runner.run
 
     def hang(chunks: Any) -> torch.Tensor:
         held.set()
         hold.wait(30)
         return run(chunks)
 
-    monkeypatch.setattr(engine._runner, "run", hang)
+    monkeypatch.setattr(engine._core.runner, "run", hang)
     monkeypatch.setattr(engine, "_stuck_after_s", 0.2)
     answer = Answer(engine, request(loaded, max_new_tokens=1))
     held.wait(10)

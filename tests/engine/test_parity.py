@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.kernels import cpu as native
-from phi3_serve.engine.kernels.reference import Operations
+from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.kernels import select
+from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.scheduler import Plan
 from phi3_serve.parameters import NAMES
 from tests.engine.asking import Answer, request
 from tests.engine.parity import COMPANY, Parity, cases, draws, modes
@@ -62,21 +65,21 @@ def test_every_parameter_is_drawn() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_blocks_were_pushed_out_in_the_fuzz(parity: Parity) -> None:
+def test_requests_are_preempted_in_the_fuzz(parity: Parity) -> None:
     """The fuzz is worth its name only if answers are interrupted in it."""
     preempted = []
-    scheduler = parity.engine._scheduler
-    preempt = scheduler._preempt
+    scheduler = parity.engine._core.scheduler
+    preempt = scheduler.preempt_youngest
 
-    def count(generation: Any, plan: Any) -> None:
-        preempted.append(generation)
-        preempt(generation, plan)
+    def count(plan: Plan) -> Generation:
+        preempted.append(preempt(plan))
+        return preempted[-1]
 
-    scheduler._preempt = count  # type: ignore[method-assign]
+    scheduler.preempt_youngest = count  # type: ignore[method-assign]
     drawn = cases(parity.loaded, 77)
     for _ in range(4):
         parity.run(list(islice(drawn, COMPANY)))
-    scheduler._preempt = preempt  # type: ignore[method-assign]
+    scheduler.preempt_youngest = preempt  # type: ignore[method-assign]
     assert len(preempted) > 20
 
 
@@ -146,27 +149,18 @@ def test_the_window_is_honoured_far_beyond_it(tmp_path: Path, budget: int) -> No
         {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
     ]
     lengths = [5, 46, 47, 48, 300]
-    asked = [
-        request(loaded, f"{n}-{i}", prompt=prompt(n), max_new_tokens=60, **GREEDY, **kind)
-        for n in lengths
-        for i, kind in enumerate(kinds)
-    ]
+    asked = [(n, i) for n in lengths for i in range(len(kinds))]
+    made = [request(loaded, f"{n}-{i}", prompt=prompt(n), max_new_tokens=60, **GREEDY, **kinds[i]) for n, i in asked]
     oracle = Oracle(loaded)
-    answers = [Answer(engine, made) for made in asked]
-    for made, answer in zip(asked, answers, strict=True):
-        theirs = oracle.answer(request(loaded, prompt=made.prompt_ids, max_new_tokens=60, **plain_of(made)))
+    answers = [Answer(engine, one) for one in made]
+    for one, answer in zip(made, answers, strict=True):
+        # lookup must not change the answer, so the oracle answers without it
+        plain = replace(one, parameters=replace(one.parameters, prompt_lookup_num_tokens=None))
+        theirs = oracle.answer(plain)
         assert not hasattr(theirs, "error")
-        assert answer.ids() == [s.token_ids for s in theirs.sequences], made.request_id
+        assert answer.ids() == [s.token_ids for s in theirs.sequences], one.request_id
     engine.close()
     engine.blocks.check_integrity([])
-
-
-def plain_of(made: Any) -> dict[str, Any]:
-    """The parameters without lookup, which must not change the answer."""
-    given: dict[str, Any] = made.parameters.given()
-    for name in ("prompt_lookup_num_tokens", "max_new_tokens", "max_length"):
-        given.pop(name, None)
-    return given
 
 
 @pytest.mark.parametrize(
@@ -218,9 +212,9 @@ def test_bfloat16_is_float32_but_for_its_rounding(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU, and a machine that had no compiler, take what torch has; it has to compute the same."""
-    monkeypatch.setattr(native, "kernels", lambda: None)
+    monkeypatch.setattr(select, "cpu_library", lambda: None)
     parity = Parity(tmp_path, Shape(num_layers=3))
-    assert type(parity.engine._runner._operations) is Operations
+    assert type(parity.engine._core.runner._kernels) is ReferenceKernels
     for result, case, ours, theirs in parity.run(list(islice(cases(parity.loaded, 31), 3 * COMPANY))):
         assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
     parity.close()

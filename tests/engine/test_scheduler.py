@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from phi3_serve.core import EngineEvent
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.engine.sampling.processors import Settings
-from phi3_serve.engine.sampling.stopping import Stopping
-from phi3_serve.engine.sampling.strategies import Sampling, decoding_for
+from phi3_serve.engine.sampling.stopping import StoppingCriteria
+from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores
+from phi3_serve.engine.sampling.strategies.select import strategy_for
 from phi3_serve.engine.scheduler import Plan, Scheduler
 from tests.engine.asking import request
 
@@ -29,8 +30,7 @@ def make(loaded: LoadedModel) -> Make:
         asked = request(
             loaded, name, prompt=prompt, max_new_tokens=new_tokens, **{"do_sample": False, "eos_token_id": 703, **given}
         )
-        settings = Settings(asked)
-        return Generation(asked, ignore, decoding_for(asked, settings, Stopping(settings, {}), None))
+        return Generation(asked, ignore, strategy_for(asked, StoppingCriteria(asked, {}), None))
 
     return make
 
@@ -47,18 +47,18 @@ class OnPaper:
 
     def step(self) -> Plan:
         plan = self.scheduler.schedule()
-        for chunk in plan.all_chunks():
+        for chunk in plan.all_chunks:
             chunk.sequence.num_cached = chunk.end
         for generation in list(plan.ready):
-            decoding = generation.decoding
-            assert isinstance(decoding, Sampling)
-            of_rows = decoding.begin(self.blocks)
-            decoding.accept([7] * len(of_rows), [], [], self.blocks)
-            if decoding.is_done:
+            strategy = generation.strategy
+            rows = strategy.score_rows(0, LogitIndices(strategy.begin(self.blocks), []))
+            nothing = torch.empty(0)
+            strategy.advance(RoundScores(0, rows, nothing, nothing, tokens=[7] * len(rows)), self.blocks)
+            if strategy.is_done:
                 self.finished.append(generation.request.request_id)
                 self.scheduler.remove(generation)
-            elif len(decoding.rows) == 1:
-                decoding.rows[0].make_known(self.blocks)
+            elif len(strategy.rows) == 1:
+                strategy.rows[0].publish_prefix(self.blocks)
         for generation in self.scheduler.running:
             if generation.request.request_id not in self.started:
                 self.started.append(generation.request.request_id)
@@ -67,7 +67,7 @@ class OnPaper:
 
     def check(self) -> None:
         everyone = [*self.scheduler.running, *self.scheduler.waiting]
-        self.blocks.check_integrity([s.table for g in everyone for s in g.decoding.sequences])
+        self.blocks.check_integrity([s.block_table for g in everyone for s in g.strategy.sequences])
 
     def run(self, most_steps: int) -> int:
         for number in range(most_steps):
@@ -127,7 +127,7 @@ def test_who_comes_first_is_served_first_and_none_starves(make: Make) -> None:
     assert paper.blocks.num_available == 14
 
 
-def test_the_youngest_is_pushed_out_and_keeps_its_tokens(make: Make) -> None:
+def test_the_youngest_is_preempted_and_keeps_its_tokens(make: Make) -> None:
     paper = OnPaper(num_blocks=6, prefix_cache=False)
     old, young = make("old", 30, new_tokens=40), make("young", 14, new_tokens=60, first_token=100)
     paper.scheduler.add(old)
@@ -137,14 +137,14 @@ def test_the_youngest_is_pushed_out_and_keeps_its_tokens(make: Make) -> None:
     while young not in paper.scheduler.waiting:
         paper.step()
         assert old in paper.scheduler.running
-    kept = young.decoding.rows[0].new_token_ids
+    kept = young.strategy.rows[0].new_token_ids
     assert len(kept) > 1
-    assert young.decoding.rows[0].num_cached == 0
+    assert young.strategy.rows[0].num_cached == 0
     paper.run(500)
     assert paper.finished == ["old", "young"]
 
 
-def test_rows_that_were_pushed_out_share_their_prompt_again(make: Make) -> None:
+def test_preempted_rows_share_their_prompt_again(make: Make) -> None:
     """Eight rows with a common prompt of 4 blocks and 2 of their own each fit into 24; 8 times 6 would not."""
     paper = OnPaper(num_blocks=24, token_budget=64, max_rows=16, prefix_cache=False)
     old = make("old", 60, new_tokens=60)
@@ -156,7 +156,7 @@ def test_rows_that_were_pushed_out_share_their_prompt_again(make: Make) -> None:
     while forked not in paper.scheduler.waiting:
         assert forked in paper.scheduler.running
         paper.step()
-    kept = [len(row.new_token_ids) for row in forked.decoding.rows]
+    kept = [len(row.new_token_ids) for row in forked.strategy.rows]
     assert len(kept) == 8
     assert min(kept) > 2
     again = 0
@@ -200,11 +200,11 @@ def test_forks_share_the_prompt_and_copy_what_they_write_to(make: Make) -> None:
     generation = make("forked", 40, new_tokens=10, do_sample=True, num_return_sequences=3)
     paper.scheduler.add(generation)
     paper.step()
-    tables = [list(row.table) for row in generation.decoding.rows]
+    tables = [list(row.block_table) for row in generation.strategy.rows]
     assert tables[0] == tables[1] == tables[2]
     plan = paper.step()
     assert [source for source, _ in plan.copies[generation]] == [tables[0][2]] * 2  # the last one to write may stay
-    tables = [list(row.table) for row in generation.decoding.rows]
+    tables = [list(row.block_table) for row in generation.strategy.rows]
     assert len({table[2] for table in tables}) == 3
     assert len({tuple(table[:2]) for table in tables}) == 1
 

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, SequenceBiasLogit
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
-from phi3_serve.engine.sampling.beam import BeamGroup, BestHypotheses, Candidate, Hypothesis, best_of
+from phi3_serve.engine.sampling.hypotheses import BeamGroup, BestHypotheses, Candidate, Hypothesis, best_of
 
 # The processors of transformers 4.55 that come before the one for diversity.
 BEFORE_DIVERSITY = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SequenceBiasLogitsProcessor)

@@ -13,10 +13,10 @@ from phi3_serve import core
 from phi3_serve.core import EngineRequest, Failed, Finished
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.errors import EngineFailure, InvalidRequest
-from phi3_serve.parameters import GenerationParameters
+from phi3_serve.resolved_parameters import ResolvedParameters
 from tests.oracle.group_beams import GroupBeamSearch
 
-# What of GenerationParameters is handed to generate(); lengths, seed, stop strings and group beams are dealt with here.
+# The parameters that generate() takes as they are; the others are translated below.
 FORWARDED = (
     *("do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("epsilon_cutoff", "eta_cutoff", "top_h", "repetition_penalty", "encoder_repetition_penalty"),
@@ -30,7 +30,6 @@ FORWARDED = (
     *(
         "begin_suppress_tokens",
         "forced_bos_token_id",
-        "forced_eos_token_id",
         "exponential_decay_length_penalty",
     ),
     *(
@@ -40,7 +39,7 @@ FORWARDED = (
         "num_return_sequences",
         "pad_token_id",
     ),
-    *("bos_token_id", "eos_token_id", "max_time", "prompt_lookup_num_tokens"),
+    *("bos_token_id", "max_time", "prompt_lookup_num_tokens"),
 )
 
 
@@ -67,7 +66,7 @@ class Oracle:
         prompt = torch.tensor([request.prompt_ids], device=self._model.device)
         criteria = StoppingCriteriaList()
         if parameters.stop_strings:
-            criteria.append(StopStringCriteria(self._tokenizer, parameters.stop_strings))
+            criteria.append(StopStringCriteria(self._tokenizer, list(parameters.stop_strings)))
         with torch.random.fork_rng():
             if parameters.seed is not None:
                 torch.manual_seed(parameters.seed)
@@ -77,7 +76,7 @@ class Oracle:
                 stopping_criteria=criteria,
                 custom_generate=_group_beam_search(parameters),
                 return_dict_in_generate=True,
-                output_scores=bool(parameters.output_scores),
+                output_scores=parameters.output_scores,
                 # new tokens, not totals: these win over whatever the checkpoint's own generation config says
                 min_new_tokens=max(0, request.min_length - len(request.prompt_ids)),
                 max_new_tokens=request.max_length - len(request.prompt_ids),
@@ -85,13 +84,16 @@ class Oracle:
             )
         return self._sequences(output, request)
 
-    def _arguments(self, parameters: GenerationParameters) -> dict[str, Any]:
-        arguments = {name: value for name in FORWARDED if (value := getattr(parameters, name)) is not None}
-        if parameters.sequence_bias is not None:
+    def _arguments(self, parameters: ResolvedParameters) -> dict[str, Any]:
+        arguments = {name: value for name in FORWARDED if (value := getattr(parameters, name)) not in (None, ())}
+        arguments["eos_token_id"] = list(parameters.eos_token_ids)
+        if parameters.forced_eos_token_ids:
+            arguments["forced_eos_token_id"] = list(parameters.forced_eos_token_ids)
+        if parameters.sequence_bias:
             arguments["sequence_bias"] = [[list(ids), bias] for ids, bias in parameters.sequence_bias]
-        if parameters.negative_prompt_ids is not None:
+        if parameters.negative_prompt_ids:
             # generate() makes one row per beam or sequence of the prompt, but not of this one
-            num_rows = max(parameters.num_beams or 1, parameters.num_return_sequences or 1)
+            num_rows = max(parameters.num_beams, parameters.num_return_sequences)
             arguments["negative_prompt_ids"] = torch.tensor(
                 [parameters.negative_prompt_ids] * num_rows, device=self._model.device
             )
@@ -115,12 +117,10 @@ class Oracle:
         return rows
 
 
-def _group_beam_search(parameters: GenerationParameters) -> GroupBeamSearch | None:
-    if (parameters.num_beam_groups or 1) == 1:
+def _group_beam_search(parameters: ResolvedParameters) -> GroupBeamSearch | None:
+    if parameters.num_beam_groups == 1:
         return None
-    return GroupBeamSearch(
-        num_groups=parameters.num_beam_groups or 1, diversity_penalty=parameters.diversity_penalty or 0.0
-    )
+    return GroupBeamSearch(num_groups=parameters.num_beam_groups, diversity_penalty=parameters.diversity_penalty)
 
 
 def _cut_at_end(ids: list[int], request: EngineRequest) -> tuple[list[int], core.FinishReason]:
@@ -128,7 +128,7 @@ def _cut_at_end(ids: list[int], request: EngineRequest) -> tuple[list[int], core
 
     generate() pads the shorter rows of its output, often with an id that also ends an answer.
     """
-    ends = set(request.parameters.eos_token_ids())
+    ends = set(request.parameters.eos_token_ids)
     first_end = next((i for i, token in enumerate(ids) if token in ends), None)
     if first_end is not None:
         return ids[: first_end + 1], "stop"

@@ -12,8 +12,9 @@ from phi3_serve.core import Finished
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.sampling.beam import BestHypotheses, Hypothesis
-from phi3_serve.parameters import GenerationParameters, resolve
+from phi3_serve.engine.sampling.hypotheses import BestHypotheses, Hypothesis
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.resolved_parameters import resolve
 from tests.engine.asking import Answer, request
 from tests.oracle.record_group_beams import RECORD, weights_hash
 from tests.oracle.reference import Oracle
@@ -47,7 +48,7 @@ def answer(asked: Engine | Oracle, loaded: LoadedModel, prompt: list[int], given
 def test_answers_are_those_of_transformers_4_55(engine: Engine, loaded: LoadedModel, who: str, number: int) -> None:
     case = RECORDED["cases"][number]
     finished = answer(engine if who == "engine" else Oracle(loaded), loaded, case["prompt"], case["parameters"])
-    ends = set(resolve(GenerationParameters(**case["parameters"]), loaded.defaults).eos_token_ids())
+    ends = set(resolve(GenerationParameters(**case["parameters"]), loaded.defaults).eos_token_ids)
     expected = [row[: next((i + 1 for i, t in enumerate(row) if t in ends), len(row))] for row in case["answers"]]
     assert [list(s.token_ids) for s in finished.sequences] == expected
 

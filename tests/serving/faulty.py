@@ -29,7 +29,7 @@ class FaultyReplica(Replica):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         directory = Path(os.environ["FAULTS"])
-        runner = cast(Any, self._engine)._runner
+        runner = cast(Any, self._engine)._core.runner
         run = runner.run
 
         def run_or_fail(chunks: Any) -> Any:

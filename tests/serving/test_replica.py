@@ -118,7 +118,7 @@ def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.Mo
     def broken(chunks: Any) -> Any:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(engine._runner, "run", broken)
+    monkeypatch.setattr(engine._core.runner, "run", broken)
     (event,) = run(replica, request())
     assert isinstance(event, Failed)
     assert isinstance(event.error, EngineFailure)
@@ -131,7 +131,7 @@ def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.Mo
 
 def test_a_full_memory_costs_the_requests_of_one_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = replica._engine
-    real = engine._runner.run
+    real = engine._core.runner.run
     failures = iter([torch.OutOfMemoryError("CUDA out of memory.")])
 
     def full_once(chunks: Any) -> Any:
@@ -139,7 +139,7 @@ def test_a_full_memory_costs_the_requests_of_one_step(replica: Replica, monkeypa
             raise error
         return real(chunks)
 
-    monkeypatch.setattr(engine._runner, "run", full_once)
+    monkeypatch.setattr(engine._core.runner, "run", full_once)
     (event,) = run(replica, request())
     assert isinstance(event, Failed)
     assert isinstance(event.error, ModelUnavailable)

@@ -222,7 +222,7 @@ def test_an_answer_can_be_stopped(browser: Browser, backend: LocalBackend, how: 
     assert browser.one(".turn.assistant .figures").text.startswith("stopped")
     time.sleep(0.5)
     assert browser.answer() == kept
-    browser.until(lambda: not engine._scheduler.has_work, 3)
+    browser.until(lambda: not engine._core.scheduler.has_work, 3)
 
 
 def test_regenerate_edit_and_carry_on(browser: Browser) -> None:
@@ -262,7 +262,7 @@ def test_an_answer_that_runs_can_be_asked_anew(browser: Browser, backend: LocalB
     browser.one("#stop").click()
     browser.until(lambda: not browser.all(".turn.live"))
     assert len(browser.answer()) > 20
-    browser.until(lambda: not engine._scheduler.has_work, 3)
+    browser.until(lambda: not engine._core.scheduler.has_work, 3)
 
 
 def test_conversations_are_kept_in_the_browser(browser: Browser) -> None:

@@ -1,52 +1,60 @@
-"""The blocks of the key-value cache: who holds which, which are free, which still hold a known prefix.
+"""The blocks of the key-value cache: reference counts, free blocks, and blocks that hold a published prefix.
 
 Plain Python, no tensors. Paged as in Kwon et al. 2023, PagedAttention, https://arxiv.org/abs/2309.06180.
 """
 
 from collections.abc import Iterable
 
-BLOCK_SIZE = 16  # tokens; kernels.cpp has the same
+BLOCK_SIZE = 16  # tokens; kernels/cpu.cpp has the same constant
 
-ROOT = 0  # the prefix before all prefixes
+_NUM_ROOTS = 2
+
+
+def prefix_root(*, uses_long_factors: bool) -> int:
+    """The prefix before the first block. Short and long RoPE factors give the same tokens different keys."""
+    return int(uses_long_factors)
 
 
 class OutOfBlocks(Exception):
-    """No block is free."""
+    """No block is available."""
 
 
 class BlockManager:
-    """Reference counts and known prefixes of ``num_blocks`` blocks."""
+    """Reference counts and published prefixes of ``num_blocks`` blocks.
+
+    A prefix is a number. It stands for the tokens from the start of a sequence to the end of one full block.
+    """
 
     def __init__(self, num_blocks: int, *, prefix_cache: bool = True) -> None:
         self.num_blocks = num_blocks
         self._references = [0] * num_blocks
         self._num_used = 0
         self._is_free = bytearray([True]) * num_blocks  # neither used nor idle
-        self._idle: dict[int, None] = {}  # unused with a known prefix in it, the least recently used first
+        self._idle: dict[int, None] = {}  # unused blocks with a published prefix, the least recently used first
         self._prefix_cache = prefix_cache
-        # A known prefix is its parent's number and the bytes of its last block of token ids.
-        self._known: dict[tuple[int, bytes], int] = {}
-        self._content: dict[int, tuple[tuple[int, bytes], int]] = {}  # block: (its key in _known, its number)
-        self._next_number = ROOT + 2  # ROOT and ROOT + 1 are taken: see Sequence.take_known_prefix
+        # A published prefix is found by the prefix before its last block and the bytes of that block's token ids.
+        self._published: dict[tuple[int, bytes], int] = {}  # the block of each prefix
+        self._prefix_of: dict[int, tuple[tuple[int, bytes], int]] = {}  # for each block its key above and its prefix
+        self._next_prefix = _NUM_ROOTS
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be had."""
+        """Blocks that ``allocate`` can still give."""
         return self.num_blocks - self._num_used
 
     def allocate(self) -> int:
-        """A block with one reference. Known prefixes are overwritten last, the least recently used first.
+        """A block with one reference. The least recently used published prefix is overwritten if no block is free.
 
         Raises:
             OutOfBlocks: every block is used.
         """
-        block = self._is_free.find(True)  # the lowest, so that few pages of memory are touched
+        block = self._is_free.find(True)  # the lowest number, so that few pages of memory are touched
         if block >= 0:
             self._is_free[block] = False
         elif self._idle:
             block = next(iter(self._idle))
             del self._idle[block]
-            del self._known[self._content.pop(block)[0]]
+            del self._published[self._prefix_of.pop(block)[0]]
         else:
             raise OutOfBlocks
         self._references[block] = 1
@@ -54,63 +62,65 @@ class BlockManager:
         return block
 
     def share(self, block: int) -> None:
-        """One more reference to a used block."""
+        """Add a reference to a used block."""
         self._references[block] += 1
 
     def is_shared(self, block: int) -> bool:
-        """Whether writing into ``block`` would change what another sequence reads."""
+        """Whether several sequences read ``block``, so that it must be copied before it is written."""
         return self._references[block] > 1
 
     def free(self, block: int) -> None:
-        """One reference less; with the last one the block is free, and a known prefix stays findable in it."""
+        """Remove a reference. Without references a block can be allocated, or found again by its published prefix."""
         self._references[block] -= 1
         if self._references[block]:
             return
         self._num_used -= 1
-        if block in self._content:
+        if block in self._prefix_of:
             self._idle[block] = None
         else:
             self._is_free[block] = True
 
-    def take_known(self, parent: int, token_bytes: bytes) -> tuple[int, int] | None:
-        """The block with the keys of these tokens after the prefix ``parent``, one reference more, and its number."""
-        block = self._known.get((parent, token_bytes))
+    def acquire_prefix(self, parent: int, token_bytes: bytes) -> tuple[int, int] | None:
+        """The block with these tokens after the prefix ``parent``, with one more reference, and its prefix."""
+        block = self._published.get((parent, token_bytes))
         if block is None:
             return None
         if block in self._idle:
             del self._idle[block]
             self._num_used += 1
         self._references[block] += 1
-        return block, self._content[block][1]
+        return block, self._prefix_of[block][1]
 
-    def make_known(self, block: int, parent: int, token_bytes: bytes) -> int:
-        """Let others find ``block`` by its tokens; the number of the prefix that ends with it."""
+    def publish_prefix(self, block: int, parent: int, token_bytes: bytes) -> int:
+        """Let other sequences find ``block`` by its tokens and the prefix before it; returns its prefix."""
         if not self._prefix_cache:
-            return ROOT
+            return parent
         key = (parent, token_bytes)
-        if (known := self._known.get(key)) is not None:
-            return self._content[known][1]
-        number, self._next_number = self._next_number, self._next_number + 1
-        self._known[key] = block
-        self._content[block] = (key, number)
-        return number
+        if (published := self._published.get(key)) is not None:
+            return self._prefix_of[published][1]
+        prefix, self._next_prefix = self._next_prefix, self._next_prefix + 1
+        self._published[key] = block
+        self._prefix_of[block] = (key, prefix)
+        return prefix
 
-    def check_integrity(self, tables: Iterable[Iterable[int]]) -> None:
-        """AssertionError unless the accounts agree with each other and with ``tables``, all block tables there are."""
+    def check_integrity(self, block_tables: Iterable[Iterable[int]]) -> None:
+        """Raise AssertionError if the records contradict each other or the ``block_tables`` of all sequences."""
         counted = [0] * self.num_blocks
-        for table in tables:
+        for table in block_tables:
             for block in table:
                 counted[block] += 1
         if counted != self._references:
             wrong = [b for b in range(self.num_blocks) if counted[b] != self._references[b]]
-            raise AssertionError(f"blocks {wrong}: held {[counted[b] for b in wrong]} times, accounts differ")
+            counts = [(self._references[b], counted[b]) for b in wrong]
+            raise AssertionError(f"blocks {wrong}: references (recorded, counted) are {counts}")
         for block, count in enumerate(counted):
-            kinds = (count > 0, bool(self._is_free[block]), block in self._idle)
-            if sum(kinds) != 1:
-                raise AssertionError(f"block {block}: used, free, idle are {kinds}")
-            if block in self._idle and block not in self._content:
-                raise AssertionError(f"block {block} is said to hold a prefix, which is not known")
+            states = (count > 0, bool(self._is_free[block]), block in self._idle)
+            if sum(states) != 1:
+                raise AssertionError(f"block {block}: (used, free, idle) is {states}")
+            if block in self._idle and block not in self._prefix_of:
+                raise AssertionError(f"block {block}: idle without a published prefix")
         if self.num_available != counted.count(0):
-            raise AssertionError(f"{self.num_available} blocks are said to be available, {counted.count(0)} are")
-        if {block: key for key, block in self._known.items()} != {b: key for b, (key, _) in self._content.items()}:
-            raise AssertionError("the known prefixes and their blocks differ")
+            raise AssertionError(f"available blocks: {self.num_available} recorded, {counted.count(0)} counted")
+        keys = {block: key for block, (key, _) in self._prefix_of.items()}
+        if {block: key for key, block in self._published.items()} != keys:
+            raise AssertionError("published prefixes and their blocks do not match")

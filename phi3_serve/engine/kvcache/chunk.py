@@ -1,17 +1,17 @@
-"""What one step runs of one sequence. Plain Python, no tensors."""
+"""The tokens of one sequence that one step runs. Plain Python, no tensors."""
 
 from dataclasses import dataclass
 
-from phi3_serve.engine.kvcache.sequence import Sequence
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one sequence to be run in one step."""
+    """Tokens of one sequence to run in one step."""
 
-    sequence: Sequence
-    num_tokens: int  # pending ones, then drafted ones
-    num_logits: int  # of the last tokens the scores are wanted
+    sequence: CachedSequence
+    num_tokens: int  # pending tokens, then drafted tokens
+    num_logits: int  # how many of the last tokens need logits
 
     @property
     def start(self) -> int:

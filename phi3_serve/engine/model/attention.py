@@ -1,8 +1,8 @@
-"""Attention over the paged cache: what each step reads from where.
+"""Attention over the paged cache.
 
-The plan is made once a step from block tables; the layers only follow it. Single queries, one for each sequence that
-decodes, are read by ``operations.Reader``; a chunk of a prompt is one call of torch's attention over what is cached
-before it and its own keys.
+An ``AttentionPlan`` is made once a step from the block tables, and every layer follows it. Single queries, as in
+decoding, are left to the kernels. A longer chunk of a prompt is one call of torch's attention over the cached keys
+before the chunk and the chunk's own keys.
 """
 
 import math
@@ -13,52 +13,54 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from phi3_serve.engine.kernels.reference import Operations, Row, cache_positions
+from phi3_serve.engine.kernels.contract import AttentionRow, Kernels
 from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.kvcache.slots import cache_slots
 
-MAX_SINGLE = 8  # tokens; a chunk of no more is read query by query
+MAX_SINGLE_QUERIES = 8  # tokens; a chunk of up to this many is attended query by query
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """The queries of a chunk, next to each other in the batch, and the keys they see beside their own."""
+class _PromptChunk:
+    """The queries of a chunk, which are adjacent in the batch, and the keys that they see."""
 
     queries: slice
-    before: Tensor | None  # positions of the cache
-    mask: Tensor | None  # added to the scores, [1, 1, queries, keys]; None: each sees its own key and those before
+    slots_before: Tensor | None  # cache slots of the keys before the chunk, [keys]
+    mask: Tensor | None  # added to the scores, [1, 1, queries, keys]; None: each query sees all keys up to its own
 
 
 class AttentionPlan:
-    """All reads of one step."""
+    """Which queries see which keys in one step."""
 
-    def __init__(self, chunks: Sequence[Chunk], operations: Operations, *, window: int | None, like: Tensor) -> None:
-        """``like`` is of the type and on the device of the cache."""
+    def __init__(self, chunks: Sequence[Chunk], kernels: Kernels, *, window: int | None, like: Tensor) -> None:
+        """``window``: how many keys a query sees, its own included. ``like`` has the cache's dtype and device."""
         self._window = window
         self._like = like
-        rows: list[Row] = []
-        self.reads: list[Read] = []
+        rows: list[AttentionRow] = []
+        self.prompt_chunks: list[_PromptChunk] = []
         start = 0
         for chunk in chunks:
-            if chunk.num_tokens <= MAX_SINGLE:
-                rows += self._singles(chunk, start)
+            if chunk.num_tokens <= MAX_SINGLE_QUERIES:
+                rows += self._rows(chunk, start)
             else:
-                self.reads.append(self._read(chunk, start))
+                self.prompt_chunks.append(self._prompt_chunk(chunk, start))
             start += chunk.num_tokens
         self.num_tokens = start
-        self.reader = operations.reader(rows, like) if rows else None
+        self.single_queries = kernels.paged_attention(rows, like) if rows else None
 
-    def _singles(self, chunk: Chunk, start: int) -> Iterator[Row]:
-        for at in range(chunk.num_tokens):
-            end = chunk.start + at + 1
-            yield Row(start + at, chunk.sequence.table, self._first_seen(end - 1), end)
+    def _rows(self, chunk: Chunk, start: int) -> Iterator[AttentionRow]:
+        for index in range(chunk.num_tokens):
+            end = chunk.start + index + 1
+            yield AttentionRow(start + index, chunk.sequence.block_table, self._first_seen(end - 1), end)
 
-    def _read(self, chunk: Chunk, start: int) -> Read:
+    def _prompt_chunk(self, chunk: Chunk, start: int) -> _PromptChunk:
         first = self._first_seen(chunk.start)
-        before = None
+        slots = None
         if first < chunk.start:
-            before = torch.from_numpy(cache_positions(chunk.sequence.table, first, chunk.start)).to(self._like.device)
-        is_causal = before is None and (self._window is None or chunk.num_tokens <= self._window)
-        return Read(slice(start, start + chunk.num_tokens), before, None if is_causal else self._mask(chunk, first))
+            slots = torch.from_numpy(cache_slots(chunk.sequence.block_table, first, chunk.start)).to(self._like.device)
+        is_causal = slots is None and (self._window is None or chunk.num_tokens <= self._window)
+        mask = None if is_causal else self._mask(chunk, first)
+        return _PromptChunk(slice(start, start + chunk.num_tokens), slots, mask)
 
     def _first_seen(self, position: int) -> int:
         return 0 if self._window is None else max(0, position - self._window + 1)
@@ -72,38 +74,44 @@ class AttentionPlan:
         return self._like.new_zeros(is_seen.shape).masked_fill_(~is_seen, -math.inf)[None, None]
 
 
-def paged_attention(qkv: Tensor, cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Softmax attention of the queries in ``qkv`` [tokens, heads + 2 * kv_heads, dim] over cached keys and values.
+def attention(qkv: Tensor, cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Softmax attention of all queries of a step.
 
-    ``cache`` [2 * kv_heads, positions, dim] holds the keys' heads, then the values', those of ``qkv`` among them.
-    There may be several query heads for each head of keys. Returns [tokens, heads * dim]; zeros for tokens that are
-    in no chunk.
+    Args:
+        qkv: [tokens, heads + 2 * kv_heads, dim]; ``heads`` is a multiple of ``kv_heads``.
+        cache: [2 * kv_heads, slots, dim], the heads of the keys, then those of the values. Those of ``qkv`` are
+            already stored in it.
+        plan: which queries see which keys.
+        scale: multiplies the products of queries and keys.
+
+    Returns:
+        [tokens, heads * dim]; zeros for tokens that belong to no chunk.
     """
     num_heads = qkv.shape[1] - len(cache)
     output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
     if plan.num_tokens < len(qkv):
         output[plan.num_tokens :] = 0
-    if plan.reader is not None:
-        plan.reader.attend(qkv[:, :num_heads], cache, output, scale)
-    for read in plan.reads:
-        output[read.queries] = _attend(qkv[read.queries].transpose(0, 1), cache, read, scale).transpose(0, 1)
+    if plan.single_queries is not None:
+        plan.single_queries.attend(qkv[:, :num_heads], cache, output, scale)
+    for chunk in plan.prompt_chunks:
+        output[chunk.queries] = _attend(qkv[chunk.queries].transpose(0, 1), cache, chunk, scale).transpose(0, 1)
     return output.flatten(1)
 
 
-def _attend(qkv: Tensor, cache: Tensor, read: Read, scale: float) -> Tensor:
+def _attend(qkv: Tensor, cache: Tensor, chunk: _PromptChunk, scale: float) -> Tensor:
     """``qkv`` is [heads + 2 * kv_heads, queries, dim]; returns [heads, queries, dim]."""
     num_kv_heads = len(cache) // 2
     query, keys, values = qkv.split((len(qkv) - 2 * num_kv_heads, num_kv_heads, num_kv_heads))
-    if read.before is not None:
-        keys_before, values_before = cache[:, read.before].chunk(2)
+    if chunk.slots_before is not None:
+        keys_before, values_before = cache[:, chunk.slots_before].chunk(2)
         keys, values = torch.cat((keys_before, keys), 1), torch.cat((values_before, values), 1)
-    answer = scaled_dot_product_attention(
+    attended = scaled_dot_product_attention(
         query[None],
         keys[None],
         values[None],
-        attn_mask=read.mask,
-        is_causal=read.mask is None,
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
         scale=scale,
         enable_gqa=len(query) != num_kv_heads,
     )
-    return answer[0]
+    return attended[0]

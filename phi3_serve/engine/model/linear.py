@@ -1,7 +1,7 @@
-"""Linear layers in the form that this machine multiplies fastest.
+"""Linear layers in the form that this machine computes fastest.
 
-On a CPU there are three: torch's; oneDNN's blocked layout, reordered once instead of at every call; and panels for the
-kernel of our own. Which is faster depends on the processor, so they are tried when a model is loaded.
+A CPU has three forms: torch's own; oneDNN's blocked layout, reordered once instead of in each call; and panels for the
+kernel in ``kernels/cpu.cpp``. Which form is fastest depends on the processor, so they are timed when a model is loaded.
 """
 
 import logging
@@ -13,54 +13,54 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from phi3_serve.engine.kernels.library import MULTIPLY, kernels
+from phi3_serve.engine.kernels.cpu_library import MULTIPLY, cpu_library
 
 logger = logging.getLogger("phi3_serve")
 
 Linear = Callable[[Tensor], Tensor]
 
-ROWS_PACKED_FOR = 16  # oneDNN chooses the layout for a number of rows; this one loses least at others
-EXACT_ROWS = 32
-ROW_STEP = 8
-PANEL, MAX_ROWS = 16, 16  # outputs, rows; kernels.cpp has the same
+ROWS_PACKED_FOR = 16  # oneDNN picks the layout for one number of rows; this one costs least at other numbers
+MAX_UNPADDED_ROWS = 32
+PADDING_STEP = 8
+PANEL_OUTPUTS, PANEL_ROWS = 16, 16  # kernels/cpu.cpp has the same constants
 TRIAL_ROWS = (1, 16, 128)
 TRIAL_ROUNDS = 5
-TRIAL_BYTES = 1 << 28  # of weights; more than caches hold
+TRIAL_BYTES = 1 << 28  # of weights, more than a processor's caches hold
 
 
 def plain(weight: Tensor) -> Linear:
-    """The layer of ``weight`` [out, in] as torch has it."""
+    """The layer of ``weight`` [out, in] as a torch operation."""
     return lambda x: linear(x, weight)
 
 
 def packed(weight: Tensor) -> Linear:
-    """The layer of ``weight`` [out, in], reordered for oneDNN; CPU only."""
-    # bound once: looking an operator up costs more than calling it
+    """The layer of ``weight`` [out, in], reordered for oneDNN. CPU only."""
+    # looked up once, because the look-up takes longer than the call
     multiply = torch.ops.mkldnn._linear_pointwise.default
     reordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_PACKED_FOR)
     return lambda x: multiply(x, reordered, None, "none", [], "")
 
 
 def paneled(weight: Tensor) -> Linear:
-    """The layer of ``weight`` [out, in], bfloat16, in panels of sixteen outputs for ``kernels.cpp``.
+    """The layer of ``weight`` [out, in], bfloat16, in panels of sixteen outputs for ``kernels/cpu.cpp``.
 
     Raises:
-        RuntimeError: there is no such kernel for this processor or type.
+        RuntimeError: there is no such kernel for this processor or dtype.
     """
-    library = kernels()
+    library = cpu_library()
     if library is None or not hasattr(library, MULTIPLY) or weight.dtype != torch.bfloat16:
-        raise RuntimeError(f"no kernel of our own for {weight.dtype} on this processor")
+        raise RuntimeError(f"no panel kernel for {weight.dtype} on this processor")
     outputs, inputs = weight.shape
-    if outputs % PANEL or inputs % 2:
+    if outputs % PANEL_OUTPUTS or inputs % 2:
         return packed(weight)
     multiply = getattr(library, MULTIPLY)
-    panels = weight.view(outputs // PANEL, PANEL, inputs // 2, 2).transpose(1, 2).contiguous()
+    panels = weight.view(outputs // PANEL_OUTPUTS, PANEL_OUTPUTS, inputs // 2, 2).transpose(1, 2).contiguous()
 
     def layer(x: Tensor) -> Tensor:
         rows = len(x)
         if x.shape != (rows, inputs) or x.dtype != torch.bfloat16 or not x.is_contiguous():
-            raise TypeError(f"the kernel wants contiguous bfloat16 [rows, {inputs}], not {x.dtype} {list(x.shape)}")
-        pairs = torch.empty(-(-rows // MAX_ROWS) * MAX_ROWS * inputs // 2, dtype=torch.int32)
+            raise TypeError(f"expected contiguous bfloat16 [rows, {inputs}], got {x.dtype} {list(x.shape)}")
+        pairs = torch.empty(-(-rows // PANEL_ROWS) * PANEL_ROWS * inputs // 2, dtype=torch.int32)
         out = x.new_empty(rows, outputs)
         multiply(
             panels.data_ptr(),
@@ -81,17 +81,17 @@ FORMS = (plain, packed, paneled)
 
 
 def padded_rows(count: int) -> int:
-    """How many rows to multiply where ``count`` are wanted.
+    """How many rows to compute if ``count`` are needed.
 
-    For each number of rows oneDNN generates code of its own, which takes milliseconds and is kept, about a megabyte.
+    oneDNN generates code for each number of rows. That takes milliseconds, and the code, about a megabyte, is kept.
     """
-    return count if count <= EXACT_ROWS else -(-count // ROW_STEP) * ROW_STEP
+    return count if count <= MAX_UNPADDED_ROWS else -(-count // PADDING_STEP) * PADDING_STEP
 
 
 def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
-    """What to multiply in: the weights' type, but float32 on a processor without instructions for half precision.
+    """The dtype to compute in: that of the weights, but float32 on a processor without half-precision instructions.
 
-    There torch emulates, at a tenth of the speed with a batch. The weights keep the values they were rounded to.
+    On such a processor torch emulates half precision, ten times slower for a batch. Rounded weights keep their values.
     """
     if device.type != "cpu" or weights == torch.float32:
         return weights
@@ -101,11 +101,11 @@ def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 
 @torch.inference_mode()
 def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Linear]:
-    """The form of ``FORMS`` that takes the least time for few, some and many rows, each number of rows weighing alike.
+    """The form of ``FORMS`` with the least time over few, some and many rows; each number of rows counts the same.
 
-    ``weights`` [out, in] are those of the same linear layer in each decoder layer, to be multiplied in ``dtype``. So
-    many of them are tried, one after another, that they come from memory, as in a step, unless the whole model fits
-    into the processor's caches.
+    ``weights`` [out, in] are those of the same linear layer in each decoder layer, to be computed in ``dtype``. The
+    trial runs through so many of them that they are read from memory, as in a step, unless the processor's caches
+    hold the whole model.
     """
     if weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return plain
@@ -115,7 +115,7 @@ def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Ten
         try:
             layers = [form(weight) for weight in tried]
             times[form] = [_seconds(layers, tried[0], rows) for rows in TRIAL_ROWS]
-        except RuntimeError as error:  # this build or processor has no such form
+        except RuntimeError as error:  # this build of torch or this processor does not have the form
             logger.debug("linear layers are not %s: %s", form.__name__, str(error).split("\n", 1)[0])
     fastest = min(times, key=lambda form: math.prod(times[form]))
     shown = ", ".join(f"{seconds * 1e3:.2f}" for seconds in times[fastest])
@@ -124,7 +124,7 @@ def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Ten
 
 
 def _seconds(layers: Sequence[Linear], weight: Tensor, rows: int) -> float:
-    """The time of one of ``layers``, all of which take what ``weight`` takes."""
+    """Seconds per layer for an input of ``rows`` rows; all ``layers`` have the shape of ``weight``."""
     x = torch.randn(rows, weight.shape[1]).to(weight.dtype)
     seconds = []
     for _ in range(TRIAL_ROUNDS):

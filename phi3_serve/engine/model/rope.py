@@ -1,4 +1,7 @@
-"""Rotary position embedding with short or long factors per token (Su et al. 2021; LongRoPE: Ding et al. 2024)."""
+"""Rotary position embedding with short or long factors for each token.
+
+Su et al. 2021, https://arxiv.org/abs/2104.09864; LongRoPE: Ding et al. 2024, https://arxiv.org/abs/2402.13753.
+"""
 
 from typing import Any
 
@@ -8,27 +11,36 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 class Rope:
-    """The rotations of a Phi-3 model, as ``Phi3RotaryEmbedding`` makes them."""
+    """The rotations of a Phi-3 model, as ``Phi3RotaryEmbedding`` computes them."""
 
     def __init__(self, model: Any) -> None:
         config, module = model.config, model.model.rotary_emb
-        self.scaling: float = module.attention_scaling
-        self.long_from: int | None = None  # tokens; a pass over this many takes the long factors
+        self.long_factors_from: int | None = None  # tokens; a forward pass over this many takes the long factors
+        self._scaling: float = module.attention_scaling
         frequencies = [module.original_inv_freq]
         if config.rope_parameters["rope_type"] == "longrope":
             original = int(
                 config.rope_parameters.get("original_max_position_embeddings")
                 or config.original_max_position_embeddings
             )
-            self.long_from = original + 1
-            initialise = ROPE_INIT_FUNCTIONS["longrope"]
-            frequencies = [initialise(config, model.device, seq_len=length)[0] for length in (original, self.long_from)]
+            self.long_factors_from = original + 1
+            compute = ROPE_INIT_FUNCTIONS["longrope"]
+            frequencies = [compute(config, model.device, seq_len=n)[0] for n in (original, self.long_factors_from)]
         self._frequencies = torch.stack([f.float() for f in frequencies]).to(model.device)  # [short and long, half]
 
-    def rotation(self, positions: Tensor, is_long: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine, [tokens, 1, rotary dimensions]; see ``kernels.reference.rotate_``."""
-        angles = positions[:, None].float() * self._frequencies[is_long]
-        cosine, sine = angles.cos() * self.scaling, angles.sin() * self.scaling
+    def rotation(self, positions: Tensor, uses_long_factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine for the dimensions that rotate, [tokens, 1, rotary dimensions].
+
+        The sine of the first half of the dimensions is negated, so that ``x * cosine + swapped_halves(x) * sine``
+        is the rotated ``x``.
+
+        Args:
+            positions: int64 [tokens].
+            uses_long_factors: int64 [tokens], 1 for tokens that take the long factors, else 0.
+            dtype: of the result; the angles are computed in float32.
+        """
+        angles = positions[:, None].float() * self._frequencies[uses_long_factors]
+        cosine, sine = angles.cos() * self._scaling, angles.sin() * self._scaling
         return (
             torch.cat((cosine, cosine), -1)[:, None].to(dtype),
             torch.cat((-sine, sine), -1)[:, None].to(dtype),

@@ -1,8 +1,8 @@
-"""The only forward pass: token ids in, scores of the next tokens out.
+"""The only forward pass: token ids in, logits of the next tokens out.
 
-It runs on the modules of ``Phi3ForCausalLM``, which hold the weights; the order of operations is that of
-modeling_phi3.py in transformers 5.23, with other ways to the same numbers: linear layers packed, what is between them
-in few passes over the data, paged keys and values, and no mask over the whole batch.
+It takes the weights from the modules of ``Phi3ForCausalLM`` and computes in the order of modeling_phi3.py in
+transformers 5.23, with its own implementation of each operation: linear layers in the fastest form for the machine,
+kernels between them, a paged key-value cache, and no attention mask over the whole batch.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from phi3_serve.engine.kernels.cpu import operations_for
+from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.model.attention import AttentionPlan, paged_attention
+from phi3_serve.engine.model.attention import AttentionPlan, attention
 from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, padded_rows
 from phi3_serve.engine.model.rope import Rope
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One decoder layer's weights, in the form they are used in."""
+    """The weights of one decoder layer."""
 
     attention_norm: Tensor
     qkv: Linear
@@ -34,10 +34,13 @@ class _Layer:
 
 
 class ModelRunner:
-    """A model and the cache of its keys and values."""
+    """A model and its key-value cache."""
 
     def __init__(self, model: Any, *, num_blocks: int, releases_weights: bool = False) -> None:
-        """Make ready to run ``model``, a Phi3ForCausalLM; ``releases_weights`` frees those that are held packed."""
+        """Prepare to run ``model``, a Phi3ForCausalLM.
+
+        ``releases_weights`` removes from ``model`` the weights that the runner holds in another form.
+        """
         config = model.config
         self.device: torch.device = model.device
         self.dtype = compute_dtype(model.dtype, self.device)
@@ -49,11 +52,12 @@ class ModelRunner:
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._norm = model.model.norm.weight.detach().to(self.dtype)
         self._layers = self._take_layers(model, releases_weights)
-        # The keys' heads, then the values'.
+        # [layers, heads of the keys and then of the values, slots, dim]
         shape = (len(self._layers), 2 * self._num_kv_heads, num_blocks * BLOCK_SIZE, self._head_dim)
-        # Zeros, since masked reads may meet what nobody has written. The system gives memory only as it is written to.
+        # Masked attention may read slots that were never written, so they must be numbers. On Linux, zeroed memory is
+        # only allocated when it is written.
         self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self._operations = operations_for(self.device, self.dtype, self._head_dim)
+        self._kernels = select_kernels(self.device, self.dtype, self._head_dim)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
         form = fastest_form([layer.mlp.gate_up_proj.weight.detach() for layer in model.model.layers], self.dtype)
@@ -79,7 +83,7 @@ class ModelRunner:
         return layers
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the keys and values of whole blocks, (from, to); all are read before any is written."""
+        """Copy the keys and values of whole blocks, (from, to). All are read before any is written."""
         if pairs:
             sources, targets = (
                 (torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten().to(self.device)
@@ -89,21 +93,27 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """The scores of what follows, float32 [sum of num_logits, vocabulary], in the order of ``chunks``."""
-        ids = self._rows([i for chunk in chunks for i in chunk.token_ids])
-        positions = self._rows([p for c in chunks for p in range(c.start, c.end)])
-        is_long = self._rows([int(c.sequence.is_long_at(len(c.sequence))) for c in chunks for _ in range(c.num_tokens)])
+        """Run ``chunks`` and return their logits, float32 [sum of num_logits, vocabulary], in the same order."""
+        ids = self._padded([i for chunk in chunks for i in chunk.token_ids])
+        positions = self._padded([p for c in chunks for p in range(c.start, c.end)])
         slots = torch.tensor([c.sequence.slot(p) for c in chunks for p in range(c.start, c.end)], device=self.device)
-        rotation = self.rope.rotation(positions, is_long, self.dtype)
-        plan = AttentionPlan(chunks, self._operations, window=self._window, like=self._cache)
+        rotation = self.rope.rotation(positions, self._uses_long_factors(chunks), self.dtype)
+        plan = AttentionPlan(chunks, self._kernels, window=self._window, like=self._cache)
         hidden = embedding(ids, self._embedding).to(self.dtype)
-        delta = torch.zeros_like(hidden)  # what is still to be added to hidden
+        delta = torch.zeros_like(hidden)  # the output of the previous layer, not yet added to hidden
         for layer, cache in zip(self._layers, self._cache, strict=True):
             delta = self._run_layer(layer, hidden, delta, cache, rotation, slots, plan)
-        return self._scores(hidden, delta, chunks)
+        return self._logits(hidden, delta, chunks)
 
-    def _rows(self, of_tokens: list[int]) -> Tensor:
-        """One row for each token, and rows that nobody reads up to a number that other steps have too."""
+    def _uses_long_factors(self, chunks: Sequence[Chunk]) -> Tensor:
+        flags: list[int] = []
+        for chunk in chunks:
+            is_long = chunk.sequence.needs_long_factors(len(chunk.sequence))
+            flags += [int(is_long)] * chunk.num_tokens
+        return self._padded(flags)
+
+    def _padded(self, of_tokens: list[int]) -> Tensor:
+        """One number for each token, then zeros up to a number of rows that the linear layers compute fast."""
         padding = [0] * (padded_rows(len(of_tokens)) - len(of_tokens))
         return torch.tensor(of_tokens + padding, dtype=torch.long, device=self.device)
 
@@ -117,21 +127,21 @@ class ModelRunner:
         slots: Tensor,
         plan: AttentionPlan,
     ) -> Tensor:
-        """Add ``delta``, which the layer before gave, to ``hidden``; returns what this layer gives to be added."""
-        do = self._operations
-        normed = do.add_rms_norm(hidden, delta, layer.attention_norm, self._epsilon)
+        """Add ``delta``, the output of the previous layer, to ``hidden`` in place; returns this layer's output."""
+        kernels = self._kernels
+        normed = kernels.add_rms_norm(hidden, delta, layer.attention_norm, self._epsilon)
         qkv = layer.qkv(normed).view(len(hidden), -1, self._head_dim)
-        do.rotate_and_store(qkv, rotation, slots, cache)
-        attended = paged_attention(qkv, cache, plan, self._head_dim**-0.5)
-        normed = do.add_rms_norm(hidden, layer.out(attended), layer.mlp_norm, self._epsilon)
-        return layer.down(do.silu_product(layer.gate_up(normed)))
+        kernels.rotate_and_store(qkv, rotation, slots, cache)
+        attended = attention(qkv, cache, plan, self._head_dim**-0.5)
+        normed = kernels.add_rms_norm(hidden, layer.out(attended), layer.mlp_norm, self._epsilon)
+        return layer.down(kernels.silu_product(layer.gate_up(normed)))
 
-    def _scores(self, hidden: Tensor, delta: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+    def _logits(self, hidden: Tensor, delta: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         wanted: list[int] = []
         end = 0
         for chunk in chunks:
             end += chunk.num_tokens
             wanted += range(end - chunk.num_logits, end)
-        last = self._rows(wanted)
-        normed = self._operations.add_rms_norm(hidden[last], delta[last], self._norm, self._epsilon)
+        rows = self._padded(wanted)
+        normed = self._kernels.add_rms_norm(hidden[rows], delta[rows], self._norm, self._epsilon)
         return self._head(normed)[: len(wanted)].float()

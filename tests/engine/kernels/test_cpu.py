@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels import library as kernels_module
-from phi3_serve.engine.kernels.cpu import NativeOperations, operations_for
-from phi3_serve.engine.kernels.library import MAX_DIMENSIONS, MULTIPLY, kernels, levels
-from phi3_serve.engine.kernels.reference import Operations, Row
+from phi3_serve.engine.kernels import cpu_library as library_module
+from phi3_serve.engine.kernels.contract import AttentionRow, Kernels
+from phi3_serve.engine.kernels.cpu import CpuKernels
+from phi3_serve.engine.kernels.cpu_library import MAX_HEAD_DIM, MULTIPLY, cpu_library, levels
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import paneled
 
@@ -29,10 +31,10 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no
 @pytest.fixture(params=levels())
 def each_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every kernel of this test is that of one level."""
-    monkeypatch.setattr(kernels_module, "levels", lambda: (request.param,))
-    kernels.cache_clear()
+    monkeypatch.setattr(library_module, "levels", lambda: (request.param,))
+    cpu_library.cache_clear()
     yield str(request.param)
-    kernels.cache_clear()
+    cpu_library.cache_clear()
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -41,10 +43,10 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def ours(each_level: str, dtype: torch.dtype) -> Operations:
-    operations = operations_for(CPU, dtype, 64)
-    assert isinstance(operations, NativeOperations), f"the kernels of level {each_level} were not built"
-    return operations
+def ours(each_level: str, dtype: torch.dtype) -> Kernels:
+    kernels = select_kernels(CPU, dtype, 64)
+    assert isinstance(kernels, CpuKernels), f"the kernels of level {each_level} were not built"
+    return kernels
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -52,26 +54,24 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 1000), (16, 1024), (40, 33)])
-def test_add_rms_norm(ours: Operations, dtype: torch.dtype, rows: int, width: int) -> None:
+def test_add_rms_norm(ours: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
     hidden, delta = (torch.randn(rows, width).to(dtype) for _ in range(2))
     weight = torch.randn(width).to(dtype)
     expected = hidden.clone()
-    normed = Operations().add_rms_norm(expected, delta, weight, 1e-5)
+    normed = ReferenceKernels().add_rms_norm(expected, delta, weight, 1e-5)
     assert_close(ours.add_rms_norm(hidden, delta, weight, 1e-5), normed)
     assert torch.equal(hidden, expected)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 1001), (40, 33)])
-def test_silu_product(ours: Operations, dtype: torch.dtype, rows: int, width: int) -> None:
+def test_silu_product(ours: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
     gate_up = (torch.randn(rows, 2 * width) * 20).to(dtype)
     gate_up[0, :6] = torch.tensor([-1000.0, 1000.0, -89.0, 89.0, 0.0, -0.0])
-    assert_close(ours.silu_product(gate_up), Operations().silu_product(gate_up))
+    assert_close(ours.silu_product(gate_up), ReferenceKernels().silu_product(gate_up))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 4, 64, 64), (4, 2, 96, 72), (8, 1, 40, 40)])
-def test_rotate_and_store(
-    ours: Operations, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int
-) -> None:
+def test_rotate_and_store(ours: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int) -> None:
     """The last two tokens are nobody's, and have no place in the cache."""
     qkv = torch.randn(9, heads + 2 * kv_heads, dim).to(dtype)
     rotation = (torch.randn(9, 1, rotary).to(dtype), torch.randn(9, 1, rotary).to(dtype))
@@ -79,19 +79,19 @@ def test_rotate_and_store(
     cache = torch.randn(2 * kv_heads, NUM_BLOCKS * BLOCK_SIZE, dim).to(dtype)
     expected_qkv, expected_cache = qkv.clone(), cache.clone()
     ours.rotate_and_store(qkv, rotation, slots, cache)
-    Operations().rotate_and_store(expected_qkv, rotation, slots, expected_cache)
+    ReferenceKernels().rotate_and_store(expected_qkv, rotation, slots, expected_cache)
     assert_close(qkv[:7], expected_qkv[:7])
     assert_close(cache, expected_cache)
 
 
-def drawn_rows(draw: random.Random, count: int) -> list[Row]:
+def drawn_rows(draw: random.Random, count: int) -> list[AttentionRow]:
     """Queries of sequences with blocks anywhere, some of which share their first ones; windows begin anywhere."""
     shared = draw.sample(range(NUM_BLOCKS), 6)
     rows = []
     for query in draw.sample(range(count + 3), count):
         table = array("i", shared[: draw.randrange(7)] + draw.sample(range(NUM_BLOCKS), draw.randint(1, 20)))
         end = draw.randint(1, len(table) * BLOCK_SIZE)
-        rows.append(Row(query, table, draw.choice([0, draw.randrange(end)]), end))
+        rows.append(AttentionRow(query, table, draw.choice([0, draw.randrange(end)]), end))
     return rows
 
 
@@ -99,28 +99,28 @@ def drawn_rows(draw: random.Random, count: int) -> list[Row]:
     ("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 96), (8, 2, 128), (3, 1, 40), (2, 2, 256), (2, 1, 17)]
 )
 @pytest.mark.parametrize("count", [1, 7, 33])
-def test_attention(ours: Operations, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, count: int) -> None:
+def test_attention(ours: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, count: int) -> None:
     rows = drawn_rows(random.Random(count * dim), count)
     cache = torch.randn(2 * kv_heads, NUM_BLOCKS * BLOCK_SIZE, dim).to(dtype)
     query = torch.randn(count + 3, heads + 2 * kv_heads, dim).to(dtype)[:, :heads]
     outputs = []
-    for operations in (ours, Operations()):
+    for kernels in (ours, ReferenceKernels()):
         outputs.append(torch.full((count + 3, heads, dim), 7.0, dtype=dtype))
-        operations.reader(rows, cache).attend(query, cache, outputs[-1], dim**-0.5)
+        kernels.paged_attention(rows, cache).attend(query, cache, outputs[-1], dim**-0.5)
     assert_close(*outputs)
     strangers = sorted(set(range(count + 3)) - {row.query for row in rows})
     assert (outputs[0][strangers] == 7).all()
 
 
-def test_large_scores_and_no_numbers_stay_where_they_are(ours: Operations, dtype: torch.dtype) -> None:
+def test_large_scores_and_no_numbers_stay_where_they_are(ours: Kernels, dtype: torch.dtype) -> None:
     tables = [array("i", [number]) for number in range(3)]
     cache = torch.randn(2, NUM_BLOCKS * BLOCK_SIZE, 64).to(dtype)
     query = torch.randn(3, 1, 64).to(dtype)
     query[1] = 1e4  # one key outweighs all others
     query[2] = torch.nan
     output = torch.zeros(3, 1, 64, dtype=dtype)
-    rows = [Row(at, table, 0, 16) for at, table in enumerate(tables)]
-    ours.reader(rows, cache).attend(query, cache, output, 1.0)
+    rows = [AttentionRow(at, table, 0, 16) for at, table in enumerate(tables)]
+    ours.paged_attention(rows, cache).attend(query, cache, output, 1.0)
     likeliest = int((query[1, 0].float() * cache[0, 16:32].float()).sum(-1).argmax())
     assert_close(output[1, 0], cache[1, 16 + likeliest])
     assert output[2].isnan().all()
@@ -128,7 +128,7 @@ def test_large_scores_and_no_numbers_stay_where_they_are(ours: Operations, dtype
 
 
 def multiplies_bfloat16() -> bool:
-    return "x86_64_v4_bf16" in levels() and hasattr(kernels(), MULTIPLY)
+    return "x86_64_v4_bf16" in levels() and hasattr(cpu_library(), MULTIPLY)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 15, 16, 17, 23, 24, 31, 32, 50, 129])
@@ -137,7 +137,7 @@ def test_paneled_layers(rows: int, outputs: int, inputs: int) -> None:
     """Panels in groups of three and what is left, rows in all remainders; 17 outputs are no panels."""
     weight, x = torch.randn(outputs, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
     if not multiplies_bfloat16():
-        with pytest.raises(RuntimeError, match="no kernel of our own"):
+        with pytest.raises(RuntimeError, match="no panel kernel"):
             paneled(weight)
         return
     expected = x.double() @ weight.double().T
@@ -149,7 +149,7 @@ def test_paneled_layers(rows: int, outputs: int, inputs: int) -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     if not multiplies_bfloat16():
-        pytest.skip("no kernel of our own on this processor")
+        pytest.skip("no panel kernel on this processor")
     layer = paneled(torch.randn(112, 640).bfloat16())
     x = torch.randn(40, 640).bfloat16()
     alone = torch.cat([layer(x[at : at + 1].contiguous()) for at in range(40)])
@@ -158,15 +158,15 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 
 def test_paneled_layers_are_for_bfloat16_alone() -> None:
-    with pytest.raises(RuntimeError, match=r"no kernel of our own for torch\.float32"):
+    with pytest.raises(RuntimeError, match=r"no panel kernel for torch\.float32"):
         paneled(torch.randn(16, 16))
 
 
-def test_what_the_kernels_cannot_read_is_refused(ours: Operations, dtype: torch.dtype) -> None:
+def test_what_the_kernels_cannot_read_is_refused(ours: Kernels, dtype: torch.dtype) -> None:
     other = torch.float16
-    with pytest.raises(TypeError, match="the kernels want contiguous"):
+    with pytest.raises(TypeError, match="expected contiguous"):
         ours.silu_product(torch.zeros(2, 8, dtype=other))
-    with pytest.raises(TypeError, match="the kernels want contiguous"):
+    with pytest.raises(TypeError, match="expected contiguous"):
         ours.silu_product(torch.zeros(8, 2, dtype=dtype).T)
 
 
@@ -174,37 +174,37 @@ def test_torch_computes_what_the_kernels_do_not() -> None:
     for device, dtype, head_dim in (
         (torch.device("cuda"), torch.bfloat16, 64),
         (CPU, torch.float16, 64),
-        (CPU, torch.float32, MAX_DIMENSIONS + 1),
+        (CPU, torch.float32, MAX_HEAD_DIM + 1),
     ):
-        assert type(operations_for(device, dtype, head_dim)) is Operations
+        assert type(select_kernels(device, dtype, head_dim)) is ReferenceKernels
 
 
 def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(kernels_module, "EXTENSION_SUFFIXES", [".nowhere.so"])
-    kernels.cache_clear()
+    monkeypatch.setattr(library_module, "EXTENSION_SUFFIXES", [".nowhere.so"])
+    cpu_library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, logger="phi3_serve"):
-            assert type(operations_for(CPU, torch.float32, 64)) is Operations
-            operations_for(CPU, torch.float32, 64)
+            assert type(select_kernels(CPU, torch.float32, 64)) is ReferenceKernels
+            select_kernels(CPU, torch.float32, 64)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "a C++ compiler (g++)" in caplog.text
     finally:
-        kernels.cache_clear()
+        cpu_library.cache_clear()
 
 
 def test_the_best_level_that_was_compiled_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler may be too old for one of them."""
-    kernels.cache_clear()
-    monkeypatch.setattr(kernels_module, "levels", lambda: ("of_the_future", *levels()))
-    library = kernels()
+    cpu_library.cache_clear()
+    monkeypatch.setattr(library_module, "levels", lambda: ("of_the_future", *levels()))
+    library = cpu_library()
     assert library is not None
     assert f"_cpu_{levels()[0]}." in library._name
-    kernels.cache_clear()
+    cpu_library.cache_clear()
 
 
 def test_the_kernels_share_the_threads_of_torch() -> None:
     """Two OpenMP runtimes in one process would keep each other's threads from the cores."""
-    assert kernels() is not None
+    assert cpu_library() is not None
     maps = Path("/proc/self/maps").read_text().splitlines()
     runtimes = {line.split()[-1] for line in maps if "gomp" in line or "libomp" in line or "iomp" in line}
     assert len(runtimes) == 1

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from phi3_serve.engine.kernels.reference import cache_positions
-from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, ROOT, BlockManager, OutOfBlocks
-from phi3_serve.engine.kvcache.sequence import Sequence
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks, prefix_root
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.kvcache.slots import cache_slots
 
 NUM_BLOCKS = 12
+ROOT = prefix_root(uses_long_factors=False)
 
 
 class BlockAccounts(RuleBasedStateMachine):
@@ -21,43 +22,43 @@ class BlockAccounts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = BlockManager(NUM_BLOCKS)
-        self.living: list[Sequence] = []
+        self.living: list[CachedSequence] = []
         self.written: dict[int, tuple[int, ...]] = {}  # block: all tokens up to the end of it
 
     @rule(target=sequences, prompt=strategies.lists(strategies.integers(0, 1), min_size=1, max_size=5))
-    def come(self, prompt: list[int]) -> Sequence:
+    def come(self, prompt: list[int]) -> CachedSequence:
         """Each number of the prompt stands for a block of equal tokens, so that prefixes are often shared."""
-        sequence = Sequence([p for p in prompt for _ in range(BLOCK_SIZE)] + [9])
+        sequence = CachedSequence([p for p in prompt for _ in range(BLOCK_SIZE)] + [9])
         self.living.append(sequence)
-        sequence.take_known_prefix(self.blocks)
-        for number, block in enumerate(sequence.table):
+        sequence.acquire_prefix(self.blocks)
+        for number, block in enumerate(sequence.block_table):
             assert self.written[block] == tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
         return sequence
 
     @rule(sequence=sequences, new=strategies.integers(0, 20))
-    def run(self, sequence: Sequence, new: int) -> None:
+    def run(self, sequence: CachedSequence, new: int) -> None:
         """What the scheduler and the engine do in a step, blocks permitting."""
         if sequence not in self.living:
             return
         sequence.tokens.extend([2] * new)
         try:
-            if sequence.num_cached % BLOCK_SIZE and self.blocks.is_shared(sequence.table[-1]):
+            if sequence.num_cached % BLOCK_SIZE and self.blocks.is_shared(sequence.block_table[-1]):
                 own = self.blocks.allocate()
-                self.blocks.free(sequence.table[-1])
-                sequence.table[-1] = own
-            for _ in range(sequence.num_blocks_short(sequence.num_pending - 1)):
-                sequence.table.append(self.blocks.allocate())
+                self.blocks.free(sequence.block_table[-1])
+                sequence.block_table[-1] = own
+            for _ in range(sequence.num_missing_blocks(sequence.num_pending - 1)):
+                sequence.block_table.append(self.blocks.allocate())
         except OutOfBlocks:
-            sequence.drop(self.blocks)
+            sequence.release(self.blocks)
             return
         first = sequence.num_cached // BLOCK_SIZE
         sequence.num_cached = len(sequence) - 1
         for number in range(first, -(-sequence.num_cached // BLOCK_SIZE)):
-            self.written[sequence.table[number]] = tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
-        sequence.make_known(self.blocks)
+            self.written[sequence.block_table[number]] = tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
+        sequence.publish_prefix(self.blocks)
 
     @rule(target=sequences, sequence=sequences)
-    def fork(self, sequence: Sequence) -> Sequence:
+    def fork(self, sequence: CachedSequence) -> CachedSequence:
         if sequence not in self.living:
             return sequence
         twin = sequence.fork(self.blocks)
@@ -65,10 +66,10 @@ class BlockAccounts(RuleBasedStateMachine):
         return twin
 
     @rule(sequence=sequences)
-    def go(self, sequence: Sequence) -> None:
+    def go(self, sequence: CachedSequence) -> None:
         if sequence in self.living:
             self.living.remove(sequence)
-            sequence.drop(self.blocks)
+            sequence.release(self.blocks)
 
     @precondition(lambda self: not self.living)
     @rule()
@@ -77,7 +78,7 @@ class BlockAccounts(RuleBasedStateMachine):
 
     @invariant()
     def accounts_agree(self) -> None:
-        self.blocks.check_integrity([sequence.table for sequence in self.living])
+        self.blocks.check_integrity([sequence.block_table for sequence in self.living])
 
 
 TestBlockAccounts = BlockAccounts.TestCase
@@ -91,51 +92,51 @@ def test_the_integrity_check_finds_each_kind_of_fault() -> None:
 
     blocks, table = fresh()
     blocks.check_integrity([table])
-    with pytest.raises(AssertionError, match=r"blocks \[1\]: held \[0\] times"):
+    with pytest.raises(AssertionError, match=r"blocks \[1\]: references \(recorded, counted\) are \[\(1, 0\)\]"):
         blocks.check_integrity([table[:1]])
     blocks._is_free[0] = True
-    with pytest.raises(AssertionError, match=r"block 0: used, free, idle are \(True, True, False\)"):
+    with pytest.raises(AssertionError, match=r"block 0: \(used, free, idle\) is \(True, True, False\)"):
         blocks.check_integrity([table])
     blocks, table = fresh()
     blocks._num_used = 1
-    with pytest.raises(AssertionError, match="3 blocks are said to be available, 2 are"):
+    with pytest.raises(AssertionError, match="available blocks: 3 recorded, 2 counted"):
         blocks.check_integrity([table])
     blocks, table = fresh()
-    blocks._known[ROOT, b""] = 0
-    with pytest.raises(AssertionError, match="known prefixes"):
+    blocks._published[ROOT, b""] = 0
+    with pytest.raises(AssertionError, match="published prefixes"):
         blocks.check_integrity([table])
     blocks._is_free[3], blocks._idle[3] = False, None
-    with pytest.raises(AssertionError, match="block 3 is said to hold a prefix"):
+    with pytest.raises(AssertionError, match="block 3: idle without a published prefix"):
         blocks.check_integrity([table])
 
 
-def test_a_known_prefix_is_overwritten_only_when_nothing_else_is_free() -> None:
+def test_a_published_prefix_is_overwritten_only_when_nothing_else_is_free() -> None:
     blocks = BlockManager(3)
     block = blocks.allocate()
-    number = blocks.make_known(block, ROOT, b"a")
+    number = blocks.publish_prefix(block, ROOT, b"a")
     blocks.free(block)
     others = [blocks.allocate(), blocks.allocate()]
     assert block not in others
-    assert blocks.take_known(ROOT, b"a") == (block, number)
+    assert blocks.acquire_prefix(ROOT, b"a") == (block, number)
     blocks.free(block)
     assert blocks.allocate() == block
-    assert blocks.take_known(ROOT, b"a") is None
+    assert blocks.acquire_prefix(ROOT, b"a") is None
 
 
-def test_without_a_prefix_cache_nothing_is_known() -> None:
+def test_without_a_prefix_cache_nothing_is_published() -> None:
     blocks = BlockManager(3, prefix_cache=False)
-    blocks.make_known(blocks.allocate(), ROOT, b"a")
-    assert blocks.take_known(ROOT, b"a") is None
+    blocks.publish_prefix(blocks.allocate(), ROOT, b"a")
+    assert blocks.acquire_prefix(ROOT, b"a") is None
 
 
 def test_the_least_recently_used_prefix_is_overwritten_first() -> None:
     blocks = BlockManager(3)
     held = [blocks.allocate() for _ in range(3)]
     for block, name in zip(held, (b"a", b"b", b"c"), strict=True):
-        blocks.make_known(block, ROOT, name)
+        blocks.publish_prefix(block, ROOT, name)
     for block in (held[1], held[0], held[2]):
         blocks.free(block)
-    assert blocks.take_known(ROOT, b"b") is not None  # used again, so it is the last in line
+    assert blocks.acquire_prefix(ROOT, b"b") is not None  # used again, so it is the last in line
     blocks.free(held[1])
     assert [blocks.allocate() for _ in range(3)] == [held[0], held[2], held[1]]
     with pytest.raises(OutOfBlocks):
@@ -143,22 +144,22 @@ def test_the_least_recently_used_prefix_is_overwritten_first() -> None:
 
 
 def test_where_a_token_lies() -> None:
-    sequence = Sequence([1])
-    sequence.table.extend([4, 5, 9])
+    sequence = CachedSequence([1])
+    sequence.block_table.extend([4, 5, 9])
     assert [sequence.slot(position) for position in (0, 15, 16, 33)] == [64, 79, 80, 145]
-    assert cache_positions(sequence.table, 14, 34).tolist() == [78, 79, *range(80, 96), 144, 145]
+    assert cache_slots(sequence.block_table, 14, 34).tolist() == [78, 79, *range(80, 96), 144, 145]
 
 
 def test_a_prefix_of_long_rope_is_another_prefix() -> None:
     blocks = BlockManager(8)
-    short = Sequence([1] * 33, long_from=40)
-    short.take_known_prefix(blocks)
-    short.table.append(blocks.allocate())
+    short = CachedSequence([1] * 33, long_factors_from=40)
+    short.acquire_prefix(blocks)
+    short.block_table.append(blocks.allocate())
     short.num_cached = BLOCK_SIZE
-    short.make_known(blocks)
-    long = Sequence([1] * 50, long_from=40)
-    long.take_known_prefix(blocks)
+    short.publish_prefix(blocks)
+    long = CachedSequence([1] * 50, long_factors_from=40)
+    long.acquire_prefix(blocks)
     assert long.num_cached == 0
-    again = Sequence(array("q", [1] * 35), long_from=40)
-    again.take_known_prefix(blocks)
+    again = CachedSequence(array("q", [1] * 35), long_factors_from=40)
+    again.acquire_prefix(blocks)
     assert again.num_cached == BLOCK_SIZE

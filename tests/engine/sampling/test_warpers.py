@@ -16,8 +16,9 @@ from phi3_serve.core import QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.sampling.processors import Row, Settings, process
-from phi3_serve.engine.sampling.warpers import _candidates, _is_reducible, draw, probabilities, warp
+from phi3_serve.engine.sampling.drawing import _candidates, _is_reducible, draw, probabilities
+from phi3_serve.engine.sampling.processors import ScoreRow, ScoreSettings, process
+from phi3_serve.engine.sampling.warpers import warp
 from phi3_serve.errors import InvalidRequest
 from tests.engine.asking import PROMPT, Answer, request
 
@@ -73,18 +74,18 @@ def as_beam(scores: Tensor, given: dict[str, Any]) -> Tensor:
     return scores.log_softmax(-1) if "num_beams" in given else scores
 
 
-def settings(loaded: LoadedModel, given: dict[str, Any]) -> Settings:
+def settings(loaded: LoadedModel, given: dict[str, Any]) -> ScoreSettings:
     defaults = {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
-    return Settings(request(loaded, **{**defaults, "max_new_tokens": 5, "do_sample": True, **given}))
+    return ScoreSettings(request(loaded, **{**defaults, "max_new_tokens": 5, "do_sample": True, **given}))
 
 
-def processed(scores: Tensor, of: Settings, given: dict[str, Any]) -> Tensor:
+def processed(scores: Tensor, of: ScoreSettings, given: dict[str, Any]) -> Tensor:
     ours = as_beam(scores, given)[None].clone()
-    process(ours, [Row(of, array("q", PROMPT), 0)], ours)
+    process(ours, [ScoreRow(of, array("q", PROMPT), 0)], ours)
     return ours
 
 
-def reduced(scores: Tensor, of: Settings) -> Tensor | None:
+def reduced(scores: Tensor, of: ScoreSettings) -> Tensor | None:
     """The distribution over the whole vocabulary, where the draw is from top-k candidates alone."""
     if not _is_reducible(of, VOCAB):
         return None
@@ -136,7 +137,7 @@ def test_scores_that_are_no_numbers_are_refused(loaded: LoadedModel) -> None:
     scores = torch.zeros(1, VOCAB)
     scores[0, 3] = torch.inf
     for given in ({}, {"top_k": 5}):
-        with pytest.raises(InvalidRequest, match="beyond all numbers"):
+        with pytest.raises(InvalidRequest, match="infinite or not a number"):
             draw(scores.clone(), [settings(loaded, given)])
 
 

@@ -1,7 +1,7 @@
-"""The library of ``kernels.cpp`` that fits this processor.
+"""The compiled library of ``cpu.cpp`` for this processor, called through ctypes.
 
-It is compiled when the package is installed, once for each level of x86-64 instructions and once for any processor;
-where no compiler was at hand there is none, and torch computes instead. It is called through ctypes.
+It is compiled when the package is installed, once for each level of x86-64 instructions and once for any processor.
+Without a compiler there is no library, and the reference kernels are used.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ import torch
 
 logger = logging.getLogger("phi3_serve")
 
-SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # what the functions are named by
-MULTIPLY = "multiply_bfloat16"  # only where the processor multiplies bfloat16
-MAX_DIMENSIONS = 256  # of a head; kernels.cpp has the same
+SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the function names
+MULTIPLY = "multiply_bfloat16"  # only in the library for processors with bfloat16 instructions
+MAX_HEAD_DIM = 256  # cpu.cpp has the same constant
 
 _ARGUMENTS: dict[str, list[Any]] = {
     "add_rms_norm": [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int],
@@ -29,20 +29,18 @@ _ARGUMENTS: dict[str, list[Any]] = {
 
 
 @cache
-def kernels() -> ctypes.CDLL | None:
-    """The library of the best level that was compiled."""
+def cpu_library() -> ctypes.CDLL | None:
+    """The library for the highest instruction level that was compiled; None if there is none."""
     paths = [Path(__file__).with_name(f"_cpu_{level}{EXTENSION_SUFFIXES[0]}") for level in levels()]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         logger.warning(
-            "%s is missing: torch does what it would, more slowly. "
-            "Install phi3-serve again where a C++ compiler (g++) is at hand.",
+            "%s is missing: falling back to slower torch operations. "
+            "To compile it, install a C++ compiler (g++), then install phi3-serve again.",
             paths[0].name,
         )
         return None
-    library = ctypes.CDLL(
-        str(path)
-    )  # torch has loaded the OpenMP runtime by now; the library shares it, and its threads
+    library = ctypes.CDLL(str(path))  # shares the OpenMP runtime that torch has loaded, and its threads
     for name, types in _ARGUMENTS.items():
         for suffix in SUFFIXES.values():
             _declare(getattr(library, f"{name}_{suffix}"), types)
@@ -52,7 +50,7 @@ def kernels() -> ctypes.CDLL | None:
 
 
 def levels() -> tuple[str, ...]:
-    """What this processor can run, as far as torch lets it, best first, in the names of the libraries."""
+    """The instruction levels of this processor that torch uses, the highest first, as in the libraries' names."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in ("AVX512", "AVX2"):
         return ("any",)

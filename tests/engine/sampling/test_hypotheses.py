@@ -2,15 +2,15 @@
 
 import math
 
-from phi3_serve.engine.sampling.beam import BeamSearch, BestHypotheses, Candidate, Hypothesis
+from phi3_serve.engine.sampling.hypotheses import BeamSearchState, BestHypotheses, Candidate, Hypothesis
 
 
 def hypothesis(score: float, candidate: Candidate) -> Hypothesis:
     return Hypothesis(score, (candidate.token,), ())
 
 
-def search(**given: object) -> BeamSearch:
-    return BeamSearch(2, **{"length_penalty": 1.0, "early_stopping": False, "max_new_tokens": 10, **given})  # type: ignore[arg-type]
+def search(**given: object) -> BeamSearchState:
+    return BeamSearchState(2, **{"length_penalty": 1.0, "early_stopping": False, "max_new_tokens": 10, **given})  # type: ignore[arg-type]
 
 
 A, B, C, D = (

@@ -1,0 +1,184 @@
+"""The steps of the engine: schedule, run, choose. No thread, no queue limits, no callbacks."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from phi3_serve import overload
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.model.linear import compute_dtype
+from phi3_serve.engine.model.runner import ModelRunner
+from phi3_serve.engine.sampling.prompt_lookup import propose_draft
+from phi3_serve.engine.sampling.sampler import SamplingTask, choose_tokens
+from phi3_serve.engine.sampling.stopping import StoppingCriteria, token_bytes
+from phi3_serve.engine.sampling.strategies.base import LogitIndices
+from phi3_serve.engine.sampling.strategies.select import strategy_for
+from phi3_serve.engine.scheduler import Plan, Scheduler
+from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError, RequestTimeout
+
+logger = logging.getLogger("phi3_serve")
+
+Events = list[tuple[Generation, EngineEvent]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """Measurements of one step."""
+
+    num_tokens: int  # run through the model
+    num_keys: int  # read by the attention of all sequences
+    num_ready: int  # requests whose next tokens were chosen
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step produced."""
+
+    stats: StepStats
+    events: Events = field(default_factory=list)
+
+
+class EngineCore:
+    """The model, its key-value cache and the scheduler. All methods must be called on one thread."""
+
+    def __init__(self, loaded: LoadedModel, sizes: EngineSizes | None, *, releases_weights: bool = False) -> None:
+        """Prepare to run ``loaded``.
+
+        ``sizes`` None: as the available memory permits. ``releases_weights``: see ``ModelRunner``.
+        """
+        cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
+        self.sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
+        self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
+        self.scheduler = Scheduler(self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows)
+        self.runner = ModelRunner(loaded.model, num_blocks=self.sizes.num_blocks, releases_weights=releases_weights)
+        self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
+
+    def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:
+        """A generation for ``request``. Unlike the other methods, this one may be called on any thread."""
+        stopping = StoppingCriteria(request, self._vocabulary)
+        strategy = strategy_for(request, stopping, self.runner.rope.long_factors_from)
+        return Generation(request, on_event, strategy)
+
+    def expire(self) -> Events:
+        """Fail the requests whose time is over."""
+        now = time.monotonic()
+        events: Events = []
+        for generation in [*self.scheduler.running, *self.scheduler.waiting]:
+            if now >= generation.request.deadline:
+                events.append(self._fail(generation, RequestTimeout("The request did not finish in time.")))
+            elif now >= generation.request.begin_by and not generation.has_started:
+                events.append(self._fail(generation, overload.waited_too_long()))
+        return events
+
+    def step(self) -> StepOutput:
+        """Schedule, run, choose."""
+        started = time.perf_counter()
+        self._propose_drafts()
+        plan = self.scheduler.schedule()
+        events: Events = [(generation, Failed(self._too_large())) for generation in plan.rejected]
+        num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
+        num_keys = sum(chunk.end for chunk in plan.all_chunks)
+        if plan.chunks:
+            events += self._run_and_choose(plan)
+        stats = StepStats(num_tokens, num_keys, len(plan.ready), time.perf_counter() - started)
+        return StepOutput(stats, events)
+
+    def _propose_drafts(self) -> None:
+        for generation in self.scheduler.running:
+            strategy, request = generation.strategy, generation.request
+            count = request.parameters.prompt_lookup_num_tokens
+            if count is None or generation.num_pending != 1 or strategy.negative_prompt_rows:
+                continue
+            (sequence,) = strategy.rows
+            capacity = min(count, request.max_length - len(sequence) - 1, sequence.draft_capacity())
+            sequence.draft = propose_draft(sequence.tokens, capacity) if capacity > 0 else ()
+
+    def _run_and_choose(self, plan: Plan) -> Events:
+        try:
+            logits = self._run(plan)
+        except Exception as error:
+            return self._fail_all(list(plan.chunks), error)
+        return self._choose(plan, logits)
+
+    def _run(self, plan: Plan) -> Tensor:
+        """The logits of ``plan``."""
+        chunks = plan.all_chunks
+        self.runner.copy_blocks(plan.all_copies)
+        logits = self.runner.run(chunks)
+        for chunk in chunks:
+            chunk.sequence.num_cached = chunk.end
+        return logits
+
+    @torch.inference_mode()
+    def _choose(self, plan: Plan, logits: Tensor) -> Events:
+        """Choose the next tokens of the requests that are ready; returns their events."""
+        tasks = self._sampling_tasks(plan)
+        choose_tokens(tasks, logits, self.blocks)
+        return [
+            event
+            for generation, task in zip(plan.ready, tasks, strict=True)
+            for event in self._events(generation, task)
+        ]
+
+    def _sampling_tasks(self, plan: Plan) -> list[SamplingTask]:
+        tasks, start = [], 0
+        for generation in plan.ready:
+            strategy = generation.strategy
+            num_run_rows = len(strategy.rows)
+            end = start + sum(chunk.num_logits for chunk in plan.chunks[generation])
+            run_row_of = strategy.begin(self.blocks)
+            rows = [start + row for row in run_row_of]
+            negative = [start + num_run_rows + row for row in run_row_of] if strategy.negative_prompt_rows else []
+            tasks.append(SamplingTask(strategy, LogitIndices(rows, negative)))
+            start = end
+        return tasks
+
+    def _events(self, generation: Generation, task: SamplingTask) -> Events:
+        strategy = generation.strategy
+        if task.error is not None:
+            return [self._fail(generation, task.error)]
+        events: Events = []
+        if task.new_tokens and generation.request.stream and strategy.num_rows == 1:
+            events.append((generation, NewTokens(tuple(task.new_tokens))))
+        if strategy.is_done:
+            events.append((generation, Finished(strategy.result())))
+            self.scheduler.remove(generation)
+        elif strategy.num_rows == 1:
+            strategy.rows[0].publish_prefix(self.blocks)
+        return events
+
+    def _fail(self, generation: Generation, error: Phi3ServeError) -> tuple[Generation, EngineEvent]:
+        self.scheduler.remove(generation)
+        return generation, Failed(error)
+
+    def _fail_all(self, generations: Sequence[Generation], error: Exception) -> Events:
+        """Fail all requests of a forward pass that failed, because the one at fault is unknown.
+
+        Raises:
+            AcceleratorError: for example after a failed assertion on the device; this process cannot use it any more.
+        """
+        if isinstance(error, torch.AcceleratorError):
+            raise error
+        logger.error("a step of %d requests failed", len(generations), exc_info=error)
+        failure: Phi3ServeError = EngineFailure(f"Generation failed: {type(error).__name__}.")
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            failure = overload.memory_is_full()
+        return [self._fail(generation, failure) for generation in generations]
+
+    def _too_large(self) -> InvalidRequest:
+        num_tokens = self.blocks.num_blocks * BLOCK_SIZE
+        return InvalidRequest(
+            f"The request needs more than the {num_tokens} tokens that the key-value cache holds; "
+            "ask for a shorter answer, or for fewer beams or sequences.",
+            "max_length",
+        )

@@ -1,0 +1,159 @@
+"""One sequence of token ids and the cache blocks that hold its keys and values. Plain Python, no tensors."""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, prefix_root
+
+
+class CachedSequence:
+    """Token ids, how many of them are cached, and in which blocks.
+
+    The last token is never cached: its forward pass gives the scores of the next token.
+    """
+
+    def __init__(
+        self,
+        token_ids: Iterable[int],
+        *,
+        long_factors_from: int | None = None,
+        recomputes_at_crossing: bool = True,
+    ) -> None:
+        """``long_factors_from``: the length in tokens from which RoPE takes its long factors; None: it never does.
+
+        ``recomputes_at_crossing``: whether cached keys are computed again when the sequence reaches that length.
+        """
+        self.tokens = array("q", token_ids)
+        self.num_prompt_tokens = len(self.tokens)
+        self.num_cached = 0  # tokens
+        self.block_table = array("i")
+        self.draft: tuple[int, ...] = ()  # speculated next tokens, which the next step verifies
+        self.uses_long_factors = False  # whether the cached keys were computed with the long RoPE factors
+        self._long_factors_from = long_factors_from
+        self._recomputes_at_crossing = recomputes_at_crossing
+        self._prefix = prefix_root(uses_long_factors=False)  # the prefix that ends with the last published block
+        self._num_published = 0  # blocks
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are not cached."""
+        return len(self.tokens) - self.num_cached
+
+    @property
+    def has_no_cached_tokens(self) -> bool:
+        """Whether nothing is cached although something could be."""
+        return not self.num_cached and self.num_pending > 1
+
+    @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """The tokens after the prompt."""
+        return tuple(self.tokens[self.num_prompt_tokens :])
+
+    def append(self, token: int) -> None:
+        """Add a chosen token. It is the only pending one: what is cached beyond it belongs to a rejected draft."""
+        self.tokens.append(token)
+        self.num_cached = min(self.num_cached, len(self.tokens) - 1)
+
+    def slot(self, position: int) -> int:
+        """The cache slot of the token at ``position``."""
+        return self.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+    def needs_long_factors(self, length: int) -> bool:
+        """Whether a forward pass over ``length`` tokens takes the long RoPE factors."""
+        return self._long_factors_from is not None and length >= self._long_factors_from
+
+    def must_recompute(self) -> bool:
+        """Whether keys are cached with the short RoPE factors, but the next forward pass takes the long ones.
+
+        transformers then computes all keys again (modeling_phi3.py, prepare_inputs_for_generation).
+        """
+        return (
+            self._recomputes_at_crossing
+            and self.num_cached > 0
+            and not self.uses_long_factors
+            and self.needs_long_factors(len(self.tokens))
+        )
+
+    def draft_capacity(self) -> int:
+        """How many drafted tokens fit before RoPE changes its factors."""
+        if self._long_factors_from is None or self.needs_long_factors(len(self.tokens)):
+            return len(self.tokens)
+        return self._long_factors_from - len(self.tokens) - 1
+
+    def num_missing_blocks(self, num_tokens: int) -> int:
+        """How many more blocks the next ``num_tokens`` need, without the copy of a shared block."""
+        return max(0, -(-(self.num_cached + num_tokens) // BLOCK_SIZE) - len(self.block_table))
+
+    def num_common_blocks(self, other: "CachedSequence") -> int:
+        """How many leading full blocks have the same tokens in both; a last token, never cached, is not counted."""
+        limit = (min(len(self), len(other)) - 1) // BLOCK_SIZE
+
+        def differs(number: int) -> bool:
+            end = (number + 1) * BLOCK_SIZE
+            return self.tokens[:end] != other.tokens[:end]
+
+        return bisect_left(range(limit), True, key=differs)
+
+    def fork(self, blocks: BlockManager) -> "CachedSequence":
+        """A copy that shares all blocks with this sequence."""
+        twin = CachedSequence(
+            (), long_factors_from=self._long_factors_from, recomputes_at_crossing=self._recomputes_at_crossing
+        )
+        twin.tokens = self.tokens[:]
+        twin.num_prompt_tokens = self.num_prompt_tokens
+        twin.num_cached = self.num_cached
+        twin.uses_long_factors = self.uses_long_factors
+        twin.block_table = self.block_table[:]
+        twin._prefix, twin._num_published = self._prefix, self._num_published
+        for block in twin.block_table:
+            blocks.share(block)
+        return twin
+
+    def release(self, blocks: BlockManager) -> None:
+        """Free all blocks. The tokens stay, their keys must be computed again."""
+        for block in reversed(self.block_table):
+            blocks.free(block)
+        self.block_table = array("i")
+        self.num_cached = 0
+        self._start_prefix(uses_long_factors=False)
+        self.draft = ()
+
+    def acquire_prefix(self, blocks: BlockManager) -> None:
+        """Start from the longest prefix that other sequences have published. The last token stays pending."""
+        self._start_prefix(self.needs_long_factors(len(self.tokens)))
+        while (self._num_published + 1) * BLOCK_SIZE < len(self.tokens):
+            found = blocks.acquire_prefix(self._prefix, self._block_bytes(self._num_published))
+            if found is None:
+                break
+            block, self._prefix = found
+            self.block_table.append(block)
+            self._num_published += 1
+        self.num_cached = self._num_published * BLOCK_SIZE
+
+    def share_prefix(self, other: "CachedSequence", blocks: BlockManager) -> None:
+        """Start from the cached part of the prefix that this sequence has in common with ``other``."""
+        self._start_prefix(self.needs_long_factors(len(self.tokens)))
+        count = min(self.num_common_blocks(other), other.num_cached // BLOCK_SIZE)
+        for block in other.block_table[:count]:
+            blocks.share(block)
+            self.block_table.append(block)
+        self.num_cached = count * BLOCK_SIZE
+
+    def publish_prefix(self, blocks: BlockManager) -> None:
+        """Let other sequences find the full blocks of this one."""
+        while (self._num_published + 1) * BLOCK_SIZE <= self.num_cached:
+            block = self.block_table[self._num_published]
+            self._prefix = blocks.publish_prefix(block, self._prefix, self._block_bytes(self._num_published))
+            self._num_published += 1
+
+    def _start_prefix(self, uses_long_factors: bool) -> None:
+        self.uses_long_factors = uses_long_factors
+        self._prefix = prefix_root(uses_long_factors=uses_long_factors)
+        self._num_published = 0
+
+    def _block_bytes(self, number: int) -> bytes:
+        return self.tokens[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE].tobytes()

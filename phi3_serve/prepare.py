@@ -1,0 +1,133 @@
+"""From resolved parameters and the token ids of a prompt to the request that an engine runs."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phi3_serve.core import EngineRequest
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS
+from phi3_serve.resolved_parameters import ResolvedParameters
+
+
+def prepare(
+    request_id: str,
+    prompt_ids: Sequence[int],
+    parameters: ResolvedParameters,
+    *,
+    context_length: int,
+    timeout_s: float,
+    queue_timeout_s: float | None = None,
+    num_prefix_tokens: int = 0,
+    truncates_prompt: bool = False,
+    stream: bool = False,
+) -> EngineRequest:
+    """The engine request, with its lengths in tokens and its deadlines counted from now.
+
+    ``num_prefix_tokens`` of the prompt come from the request's ``prefix``. ``truncates_prompt`` drops the start of a
+    prompt that leaves no space for the answer (``handle_long_generation`` "hole").
+
+    Raises:
+        InvalidRequest: the prompt is empty, or prompt and answer do not fit into the context.
+    """
+    if not prompt_ids:
+        raise InvalidRequest("The prompt holds no token.", "prompt")
+    if truncates_prompt:
+        prompt_ids = prompt_ids[-kept_by_hole(parameters, prompt=len(prompt_ids), context=context_length) :]
+    total = lengths(parameters, prompt=len(prompt_ids), prefix=num_prefix_tokens, context=context_length)
+    now = time.monotonic()
+    return EngineRequest(
+        request_id=request_id,
+        prompt_ids=tuple(prompt_ids),
+        parameters=parameters,
+        min_length=total.min_length,
+        max_length=total.max_length,
+        stream=stream,
+        deadline=now + timeout_s,
+        begin_by=math.inf if queue_timeout_s is None else now + queue_timeout_s,
+    )
+
+
+def check_prompt_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequest if the prompt has a token id that the model's vocabulary does not have."""
+    if (largest := max(token_ids, default=0)) >= vocab_size:
+        raise InvalidRequest(
+            f"`prompt` holds token id {largest}; this model's ids go from 0 to {vocab_size - 1}.", "prompt"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Minimum and maximum number of tokens of prompt and answer together."""
+
+    min_length: int
+    max_length: int
+
+
+def lengths(parameters: ResolvedParameters, *, prompt: int, prefix: int, context: int) -> Lengths:
+    """The total lengths that ``parameters`` ask for, with a prompt of ``prompt`` tokens.
+
+    The ``prefix`` tokens of the prompt do not count for max_length and min_length (transformers 5.23,
+    TextGenerationPipeline._forward). Totals are limited to ``context``.
+
+    Raises:
+        InvalidRequest: no token of an answer fits after the prompt, or min_length is above max_length.
+    """
+    if prompt >= context:
+        raise InvalidRequest(
+            f"The prompt has {prompt} tokens, but this model's context holds {context}, answer included.",
+            "prompt",
+        )
+    longest = _longest(parameters, prompt=prompt, prefix=prefix)
+    if parameters.min_new_tokens is not None:
+        shortest, name = prompt + parameters.min_new_tokens, "min_new_tokens"
+    else:
+        shortest, name = parameters.min_length, "min_length"
+        shortest += prefix if shortest else 0
+    if shortest > longest:
+        raise InvalidRequest(
+            f"`{name}` asks for at least {shortest} tokens of prompt and answer, but the most allowed is {longest}.",
+            name,
+        )
+    return Lengths(min_length=min(shortest, context), max_length=min(longest, context))
+
+
+def _longest(parameters: ResolvedParameters, *, prompt: int, prefix: int) -> int:
+    if parameters.max_new_tokens is not None:
+        return prompt + parameters.max_new_tokens
+    if parameters.max_length is None:
+        return prompt + LIBRARY_DEFAULT_NEW_TOKENS
+    longest = parameters.max_length + prefix
+    if prompt >= longest:
+        raise InvalidRequest(
+            f"Input length of input_ids is {prompt}, but `max_length` is set to {parameters.max_length}. "
+            "`max_length` counts prompt and answer together: increase it, or set `max_new_tokens`.",
+            "max_length",
+        )
+    return longest
+
+
+def kept_by_hole(parameters: ResolvedParameters, *, prompt: int, context: int) -> int:
+    """How many tokens at the prompt's end ``handle_long_generation`` "hole" keeps.
+
+    As in TextGenerationPipeline.preprocess of transformers 5.23, with its error texts.
+
+    Raises:
+        InvalidRequest: the answer alone fills the context, or its length cannot be inferred.
+    """
+    if parameters.max_new_tokens is not None:
+        answer = parameters.max_new_tokens
+    else:
+        longest = prompt + LIBRARY_DEFAULT_NEW_TOKENS if parameters.max_length is None else parameters.max_length
+        answer = longest - prompt
+        if answer < 0:
+            raise InvalidRequest("We cannot infer how many new tokens are expected", "handle_long_generation")
+    if prompt + answer <= context:
+        return prompt
+    if answer >= context:
+        raise InvalidRequest(
+            "We cannot use `hole` to handle this generation the number of desired tokens exceeds the models max length",
+            "handle_long_generation",
+        )
+    return context - answer

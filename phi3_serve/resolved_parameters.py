@@ -1,0 +1,216 @@
+"""The generate parameters of one request after every default is filled in and every contradiction is refused."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import LIBRARY_DEFAULTS, EarlyStopping, GenerationParameters, as_token_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedParameters:
+    """``GenerationParameters`` with a value for everything that is decided.
+
+    A field is optional only if None means something that no value means. An empty sequence means not given.
+    """
+
+    do_sample: bool
+    num_return_sequences: int
+    output_scores: bool
+    return_dict_in_generate: bool
+    # length, in tokens
+    max_length: int | None = None  # None and max_new_tokens None: LIBRARY_DEFAULT_NEW_TOKENS
+    min_length: int
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None  # None: min_length applies
+    # beam search
+    num_beams: int
+    num_beam_groups: int
+    diversity_penalty: float
+    length_penalty: float
+    early_stopping: EarlyStopping
+    # warpers
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float = 0.0
+    typical_p: float
+    epsilon_cutoff: float
+    eta_cutoff: float
+    top_h: float | None = None  # 1 still limits sampling to the top-h candidates
+    # processors
+    repetition_penalty: float
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    encoder_repetition_penalty: float
+    no_repeat_ngram_size: int
+    encoder_no_repeat_ngram_size: int
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    sequence_bias: Sequence[tuple[Sequence[int], float]] = ()
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    renormalize_logits: bool
+    remove_invalid_values: bool
+    guidance_scale: float = 1.0
+    negative_prompt_ids: Sequence[int] = ()
+    # special tokens and other ends
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    max_time: float | None = None  # seconds
+    # the rest
+    top_logprobs: int | None = None  # 0 asks for the log-probability of the chosen token alone
+    prompt_lookup_num_tokens: int | None = None
+    seed: int | None = None
+
+    @property
+    def is_beam_search(self) -> bool:
+        """Whether the answers are found by beam search, plain or in groups."""
+        return self.num_beams > 1
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken at each step, without beam search."""
+        return not self.do_sample and not self.is_beam_search
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt is run beside the prompt (classifier-free guidance)."""
+        return self.guidance_scale != 1.0
+
+
+def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> ResolvedParameters:
+    """``given``, completed by ``defaults`` in their order, then by the library's defaults.
+
+    Raises:
+        InvalidRequest: two parameters contradict each other.
+    """
+    merged = given
+    for below in (*defaults, LIBRARY_DEFAULTS):
+        merged = merged.over(below)
+    values = merged.given()
+    values["eos_token_ids"] = as_token_ids(values.pop("eos_token_id", None))
+    values["forced_eos_token_ids"] = as_token_ids(values.pop("forced_eos_token_id", None))
+    stop_strings = values.pop("stop_strings", ())
+    values["stop_strings"] = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    resolved = ResolvedParameters(**values)
+    for check in _CHECKS:
+        check(resolved)
+    return resolved
+
+
+def check_token_ids(parameters: ResolvedParameters, vocab_size: int) -> None:
+    """Raise InvalidRequest if a parameter names a token id that the model's vocabulary does not have."""
+    for name, ids in _named_token_ids(parameters):
+        if unknown := [i for i in ids if not 0 <= i < vocab_size]:
+            raise InvalidRequest(
+                f"`{name}` holds token id {unknown[0]}; this model's ids go from 0 to {vocab_size - 1}.", name
+            )
+    if len(set(parameters.suppress_tokens)) >= vocab_size:
+        raise InvalidRequest(
+            "`suppress_tokens` holds the whole vocabulary; nothing is left to generate.", "suppress_tokens"
+        )
+
+
+def _named_token_ids(p: ResolvedParameters) -> Iterable[tuple[str, Iterable[int]]]:
+    yield "suppress_tokens", p.suppress_tokens
+    yield "begin_suppress_tokens", p.begin_suppress_tokens
+    yield "forced_bos_token_id", _as_list(p.forced_bos_token_id)
+    yield "forced_eos_token_id", p.forced_eos_token_ids
+    yield "pad_token_id", _as_list(p.pad_token_id)
+    yield "bos_token_id", _as_list(p.bos_token_id)
+    yield "eos_token_id", p.eos_token_ids
+    yield "negative_prompt_ids", p.negative_prompt_ids
+    for ids in p.bad_words_ids:
+        yield "bad_words_ids", ids
+    for ids, _ in p.sequence_bias:
+        yield "sequence_bias", ids
+
+
+def _as_list(token_id: int | None) -> list[int]:
+    return [] if token_id is None else [token_id]
+
+
+def _temperature_is_positive(p: ResolvedParameters) -> None:
+    if p.do_sample and p.temperature < 1e-6:
+        raise InvalidRequest(
+            f"`temperature` is {p.temperature:g}, but has to be a strictly positive float of at least 1e-06 when "
+            "`do_sample` is true. If you're looking for greedy decoding, set `do_sample=False`.",
+            "temperature",
+        )
+
+
+def _groups_divide_beams(p: ResolvedParameters) -> None:
+    beams, groups = p.num_beams, p.num_beam_groups
+    if groups > 1 and (groups > beams or beams % groups):
+        raise InvalidRequest(
+            f"`num_beam_groups` is {groups}, but has to divide `num_beams`, which is {beams}.",
+            "num_beam_groups",
+        )
+    if groups > 1 and p.do_sample:
+        raise InvalidRequest("`num_beam_groups` above 1 needs `do_sample` false.", "num_beam_groups")
+    if groups > 1 and not p.diversity_penalty:
+        raise InvalidRequest(
+            "`diversity_penalty` should be greater than `0.0` with `num_beam_groups` above 1, otherwise your groups "
+            "will be identical.",
+            "diversity_penalty",
+        )
+    if groups > 1 and p.is_guided:  # transformers 4.55 mixed up the contexts of the groups
+        raise InvalidRequest("`guidance_scale` is not offered with `num_beam_groups` above 1.", "guidance_scale")
+    if groups == 1 and p.diversity_penalty:
+        raise InvalidRequest(
+            "`diversity_penalty` above 0 needs `num_beam_groups` above 1; it acts between groups.",
+            "diversity_penalty",
+        )
+
+
+def _sequences_fit_the_search(p: ResolvedParameters) -> None:
+    if p.num_return_sequences == 1:
+        return
+    if p.is_greedy:
+        raise InvalidRequest(
+            "Greedy methods without beam search do not support `num_return_sequences` different than 1 "
+            f"(got {p.num_return_sequences}).",
+            "num_return_sequences",
+        )
+    if p.is_beam_search and p.num_return_sequences > p.num_beams:
+        raise InvalidRequest(
+            f"`num_return_sequences` ({p.num_return_sequences}) has to be smaller or equal to `num_beams` "
+            f"({p.num_beams}).",
+            "num_return_sequences",
+        )
+
+
+def _lookup_has_one_sequence(p: ResolvedParameters) -> None:
+    if p.prompt_lookup_num_tokens is not None and (p.is_beam_search or p.num_return_sequences > 1):
+        raise InvalidRequest(
+            "`prompt_lookup_num_tokens` works on a single sequence: `num_beams` and `num_return_sequences` must be 1.",
+            "prompt_lookup_num_tokens",
+        )
+
+
+def _logprobs_need_no_beams(p: ResolvedParameters) -> None:
+    if p.top_logprobs is not None and p.is_beam_search:
+        raise InvalidRequest(
+            "`top_logprobs` is not offered with `num_beams` above 1; `output_scores` gives the beams' scores.",
+            "top_logprobs",
+        )
+
+
+def _suppressed_is_not_forced(p: ResolvedParameters) -> None:
+    if p.forced_eos_token_ids and set(p.forced_eos_token_ids) <= set(p.suppress_tokens):
+        raise InvalidRequest("`suppress_tokens` holds what `forced_eos_token_id` forces.", "suppress_tokens")
+
+
+_CHECKS: tuple[Callable[[ResolvedParameters], None], ...] = (
+    _temperature_is_positive,
+    _groups_divide_beams,
+    _sequences_fit_the_search,
+    _lookup_has_one_sequence,
+    _logprobs_need_no_beams,
+    _suppressed_is_not_forced,
+)
