@@ -1,8 +1,8 @@
-// What a step does on a CPU, but for choosing tokens: RMSNorm, rotation, attention over the paged cache, SiLU, and
-// linear layers in bfloat16.
+// The kernels of a forward pass on a CPU: RMSNorm, rotation, attention over the paged cache, SiLU, and linear layers in
+// bfloat16. contract.py defines all but the last.
 //
-// native.py and linear.py call these with addresses of contiguous numbers; nothing here allocates, fails or keeps state.
-// Each function splits its work among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float
+// cpu.py and model/linear.py pass addresses of contiguous numbers. The functions allocate nothing, never fail and keep
+// no state. Each splits its work among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float
 // or bfloat16 in memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
 
 #ifdef __AVX512BF16__
@@ -51,7 +51,7 @@ inline float as_stored(float x) {
     return to_float(rounded<T>(x));
 }
 
-// e^x to 1 part in 10^7, without a branch so that loops over it become vector code; Cephes, expf.c (S. L. Moshier).
+// e^x with a relative error of 1e-7. It has no branch, so loops over it are vectorised. Cephes, expf.c (S. L. Moshier).
 inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
@@ -103,8 +103,8 @@ void silu_product(const T *gate_up, T *product, int64_t rows, int64_t width, int
     }
 }
 
-// Rotates the first `rotary` dimensions of queries and keys in place, pairs half of them apart; see rope.py. Then puts
-// keys and values at their slots of the cache [2 * kv_heads, slots, dim].
+// Rotates the first `rotary` dimensions of queries and keys in place; the two of a pair are rotary / 2 apart (rope.py).
+// Then stores keys and values in their slots of the cache [2 * kv_heads, slots, dim].
 template <typename T>
 void rotate_and_store(T *qkv, const T *cosine, const T *sine, const int64_t *slots, T *cache, int64_t head_stride,
                       int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t rotary, int threads) {
@@ -129,19 +129,20 @@ void rotate_and_store(T *qkv, const T *cosine, const T *sine, const int64_t *slo
     }
 }
 
-constexpr int64_t BLOCK_SIZE = 16;  // tokens; blocks.py
-constexpr int64_t MAX_DIMENSIONS = 256;
+constexpr int64_t BLOCK_SIZE = 16;  // tokens; block_manager.py has the same constant
+constexpr int64_t MAX_HEAD_DIM = 256;  // cpu_library.py has the same constant
 constexpr int64_t CACHE_LINE = 64;  // bytes
 
-// One query: its row of the batch, and the keys it sees, positions [first, end) of the sequence with blocks `table`.
-struct Row {
+// A query, by its row in the batch, and the keys that it sees: positions [first, end) of the sequence with the block
+// table `table`.
+struct AttentionRow {
     int64_t query;
     const int32_t *table;
     int64_t first;
     int64_t end;
 };
 
-// Keys and values of one layer, [2 * kv_heads, blocks, BLOCK_SIZE, dim]: the keys' heads, then the values'.
+// Keys and values of one layer, [2 * kv_heads, blocks, BLOCK_SIZE, dim]: the heads of the keys, then of the values.
 template <typename T>
 struct Cache {
     const T *start;
@@ -159,9 +160,9 @@ inline void prefetch_block(const T *head, int64_t block, int64_t dim) {
     for (const char *end = at + BLOCK_SIZE * dim * sizeof(T); at < end; at += CACHE_LINE) __builtin_prefetch(at);
 }
 
-// Calls act(keys, how many, how many came before, number of their block) for the part that `row` sees of each block.
+// For each block, calls act(keys, count, keys before, block index) with the part of the block that `row` sees.
 template <typename T, typename Act>
-inline void each_block(const Row &row, const T *head, int64_t dim, Act act) {
+inline void each_block(const AttentionRow &row, const T *head, int64_t dim, Act act) {
     for (int64_t at = row.first; at < row.end;) {
         const int64_t number = at / BLOCK_SIZE, offset = at % BLOCK_SIZE;
         const int64_t count = std::min(BLOCK_SIZE - offset, row.end - at);
@@ -170,17 +171,18 @@ inline void each_block(const Row &row, const T *head, int64_t dim, Act act) {
     }
 }
 
-// scores[i] = query . keys[i]. The blocks lie anywhere, which no processor foresees, so the next one's keys and this
-// one's values are called for meanwhile.
+// scores[i] = query . keys[i]. The processor cannot predict where the next block is, so the keys of the next block and
+// the values of this one are prefetched.
 template <typename T>
-inline void score(const Row &row, const float *query, const T *keys, const T *values, int64_t dim, float *scores) {
+inline void score(const AttentionRow &row, const float *query, const T *keys, const T *values, int64_t dim,
+                  float *scores) {
     const int64_t num_blocks = (row.end + BLOCK_SIZE - 1) / BLOCK_SIZE;
     each_block(row, keys, dim, [&](const T *key, int64_t count, int64_t before, int64_t number) {
         if (number + 1 < num_blocks) prefetch_block(keys, row.table[number + 1], dim);
         prefetch_block(values, row.table[number], dim);
         float *s = scores + before;
         int64_t at = 0;
-        for (; at + 4 <= count; at += 4, key += 4 * dim) {  // four sums at once hide the latency of one
+        for (; at + 4 <= count; at += 4, key += 4 * dim) {  // four independent sums hide the latency of one
             float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
             for (int64_t i = 0; i < dim; ++i) {
                 s0 += query[i] * to_float(key[i]);
@@ -198,7 +200,7 @@ inline void score(const Row &row, const float *query, const T *keys, const T *va
     });
 }
 
-// scores[i] = e^(scores[i] - the largest); their sum.
+// scores[i] = e^(scores[i] - largest score). Returns their sum.
 inline float exponentials(float *scores, int64_t count) {
     float largest = -INFINITY, sum = 0.0f;
     for (int64_t i = 0; i < count; ++i) largest = scores[i] > largest ? scores[i] : largest;
@@ -208,7 +210,7 @@ inline float exponentials(float *scores, int64_t count) {
 
 // answer += sum of weights[i] * values[i].
 template <typename T>
-inline void add_weighted(const Row &row, const float *weights, const T *values, int64_t dim, float *answer) {
+inline void add_weighted(const AttentionRow &row, const float *weights, const T *values, int64_t dim, float *answer) {
     each_block(row, values, dim, [&](const T *value, int64_t count, int64_t before, int64_t) {
         const float *w = weights + before;
         int64_t at = 0;
@@ -221,12 +223,12 @@ inline void add_weighted(const Row &row, const float *weights, const T *values, 
     });
 }
 
-// Softmax attention of the query of `row` over one head of keys; D is the number of dimensions if known here, else 0.
+// Softmax attention of the query of `row` over one head. D is the head's dimension if known at compile time, else 0.
 template <typename T, int D>
-void attend_head(const Row &row, const T *query, const T *keys, const T *values, T *output, int64_t given_dim,
+void attend_head(const AttentionRow &row, const T *query, const T *keys, const T *values, T *output, int64_t given_dim,
                  float scale, float *scores) {
     const int64_t dim = D ? D : given_dim;
-    float scaled[D ? D : MAX_DIMENSIONS], answer[D ? D : MAX_DIMENSIONS] = {};
+    float scaled[D ? D : MAX_HEAD_DIM], answer[D ? D : MAX_HEAD_DIM] = {};
     for (int64_t i = 0; i < dim; ++i) scaled[i] = to_float(query[i]) * scale;
     score(row, scaled, keys, values, dim, scores);
     const float sum = exponentials(scores, row.end - row.first);
@@ -234,15 +236,16 @@ void attend_head(const Row &row, const T *query, const T *keys, const T *values,
     for (int64_t i = 0; i < dim; ++i) output[i] = rounded<T>(answer[i] / sum);
 }
 
-// For every row its query's output, [heads, dim]. A head's rows come one after another, so that keys which several
-// rows share are still in the core's own cache. `scratch` holds `longest` scores for each thread.
+// Writes the output [heads, dim] of each row. The rows of one head follow one another, so that keys which several rows
+// share stay in the core's cache. `scratch` holds `longest` scores for each thread.
 template <typename T, int D>
-void attend_rows(const Row *rows, int64_t num_rows, const T *query, int64_t query_stride, const Cache<T> &cache,
-                 T *output, int64_t heads, float scale, float *scratch, int64_t longest, int threads) {
+void attend_rows(const AttentionRow *rows, int64_t num_rows, const T *query, int64_t query_stride,
+                 const Cache<T> &cache, T *output, int64_t heads, float scale, float *scratch, int64_t longest,
+                 int threads) {
     const int64_t group = heads / cache.kv_heads, dim = cache.dim;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
     for (int64_t item = 0; item < cache.kv_heads * num_rows; ++item) {
-        const Row &row = rows[item % num_rows];
+        const AttentionRow &row = rows[item % num_rows];
         const int64_t kv_head = item / num_rows;
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
             attend_head<T, D>(row, query + row.query * query_stride + head * dim, cache.keys(kv_head),
@@ -252,8 +255,8 @@ void attend_rows(const Row *rows, int64_t num_rows, const T *query, int64_t quer
 }
 
 template <typename T>
-void attend(const Row *rows, int64_t num_rows, const T *query, int64_t query_stride, const Cache<T> &cache, T *output,
-            int64_t heads, float scale, float *scratch, int64_t longest, int threads) {
+void attend(const AttentionRow *rows, int64_t num_rows, const T *query, int64_t query_stride, const Cache<T> &cache,
+            T *output, int64_t heads, float scale, float *scratch, int64_t longest, int threads) {
     auto *const of_dimensions = cache.dim == 64    ? attend_rows<T, 64>
                                 : cache.dim == 96  ? attend_rows<T, 96>   // mini
                                 : cache.dim == 128 ? attend_rows<T, 128>  // medium
@@ -263,12 +266,12 @@ void attend(const Row *rows, int64_t num_rows, const T *query, int64_t query_str
 
 #ifdef __AVX512BF16__
 
-constexpr int64_t PANEL = 16;  // columns: one register of float
-constexpr int64_t MAX_ROWS = 16;  // that one pass over the weights answers
-constexpr int64_t AHEAD = 4096;  // numbers; further ahead in the weights than the processor looks by itself
+constexpr int64_t PANEL_OUTPUTS = 16;  // floats in one register; linear.py has the same constant
+constexpr int64_t PANEL_ROWS = 16;  // multiplied in one pass over the weights; linear.py has the same constant
+constexpr int64_t PREFETCH_DISTANCE = 4096;  // numbers; further than the processor prefetches by itself
 
-// R rows by P panels: out[r][c] = sum over k of x[k][r] * weight[c][k]. Both are laid out in pairs of k, which is what
-// the instruction multiplies: x [pairs][MAX_ROWS], a pair in 32 bits; each panel of the weights [pairs][PANEL][2].
+// R rows by P panels: out[r][c] = sum over k of x[k][r] * weight[c][k]. The instruction multiplies pairs of k, so both
+// are stored in pairs: x as [pairs][PANEL_ROWS] with a pair in 32 bits, each panel as [pairs][PANEL_OUTPUTS][2].
 template <int R, int P>
 inline void multiply_block(const bfloat16 *weight, const uint32_t *x, int64_t pairs, bfloat16 *out, int64_t out_stride,
                            const bfloat16 *next) {
@@ -276,20 +279,20 @@ inline void multiply_block(const bfloat16 *weight, const uint32_t *x, int64_t pa
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) sum[r][p] = _mm512_setzero_ps();
     for (int64_t k = 0; k < pairs; ++k) {
-        __builtin_prefetch(next + k * 2 * PANEL);
+        __builtin_prefetch(next + k * 2 * PANEL_OUTPUTS);
         __m512bh w[P];
 #pragma GCC unroll 3
-        for (int p = 0; p < P; ++p) w[p] = (__m512bh)_mm512_loadu_si512(weight + (p * pairs + k) * 2 * PANEL);
+        for (int p = 0; p < P; ++p) w[p] = (__m512bh)_mm512_loadu_si512(weight + (p * pairs + k) * 2 * PANEL_OUTPUTS);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const __m512bh pair = (__m512bh)_mm512_set1_epi32(x[k * MAX_ROWS + r]);
+            const __m512bh pair = (__m512bh)_mm512_set1_epi32(x[k * PANEL_ROWS + r]);
 #pragma GCC unroll 3
             for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], w[p], pair);
         }
     }
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p)
-            _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + r * out_stride + p * PANEL),
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + r * out_stride + p * PANEL_OUTPUTS),
                                 (__m256i)_mm512_cvtneps_pbh(sum[r][p]));
 }
 
@@ -305,26 +308,27 @@ void multiply_rows(int64_t rows, const bfloat16 *weight, const uint32_t *x, int6
     }
 }
 
-// out [rows, outputs] = x [rows, inputs] * weight^T, weight in panels; `pairs_of_x` holds x as multiply_block wants it.
-// The weights come from memory, which takes as long as multiplying sixteen rows by them. So up to sixteen rows one pass
-// over the weights does all of them; beyond, three panels stay in the core's cache until all rows are done, eight at a
-// time, while the next three are called for.
+// out [rows, outputs] = x [rows, inputs] * weight^T, with the weight in panels. `pairs_of_x` is scratch for x in pairs.
+// Reading the weights from memory takes as long as multiplying sixteen rows by them, so up to sixteen rows take one
+// pass over the weights. With more rows, three panels stay in the core's cache until they are multiplied by all rows,
+// eight rows at a time, while the next three panels are prefetched.
 void multiply(const bfloat16 *weight, const bfloat16 *x, uint32_t *pairs_of_x, bfloat16 *out, int64_t rows,
               int64_t inputs, int64_t outputs, int threads) {
-    constexpr int64_t GROUP = 3, FEW_ROWS = MAX_ROWS / 2;
-    const int64_t pairs = inputs / 2, panels = outputs / PANEL, panel_size = inputs * PANEL;
+    constexpr int64_t GROUP = 3, FEW_ROWS = PANEL_ROWS / 2;
+    const int64_t pairs = inputs / 2, panels = outputs / PANEL_OUTPUTS, panel_size = inputs * PANEL_OUTPUTS;
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)  // by k, since threads that share cache lines of rows would wait for each other
+#pragma omp for schedule(static)  // by k, because threads that write to the same cache line wait for each other
         for (int64_t k = 0; k < pairs; ++k)
             for (int64_t row = 0; row < rows; ++row)
-                std::memcpy(pairs_of_x + (row / MAX_ROWS * pairs + k) * MAX_ROWS + row % MAX_ROWS,
+                std::memcpy(pairs_of_x + (row / PANEL_ROWS * pairs + k) * PANEL_ROWS + row % PANEL_ROWS,
                             x + row * inputs + 2 * k, sizeof(uint32_t));
-        if (rows <= MAX_ROWS) {
+        if (rows <= PANEL_ROWS) {
 #pragma omp for schedule(static)
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const bfloat16 *w = weight + panel * panel_size;
-                multiply_rows<MAX_ROWS, 1>(rows, w, pairs_of_x, pairs, out + panel * PANEL, outputs, w + AHEAD);
+                multiply_rows<PANEL_ROWS, 1>(rows, w, pairs_of_x, pairs, out + panel * PANEL_OUTPUTS, outputs,
+                                             w + PREFETCH_DISTANCE);
             }
         } else {
 #pragma omp for schedule(static)
@@ -332,10 +336,10 @@ void multiply(const bfloat16 *weight, const bfloat16 *x, uint32_t *pairs_of_x, b
                 const bfloat16 *w = weight + first * panel_size;
                 for (int64_t row = 0; row < rows; row += FEW_ROWS) {
                     const int64_t count = std::min(FEW_ROWS, rows - row);
-                    const int64_t next = first + GROUP + row / FEW_ROWS;  // one panel of the next three at a time
+                    const int64_t next = first + GROUP + row / FEW_ROWS;  // prefetches one of the next three panels
                     const bfloat16 *ahead = next < std::min(first + 2 * GROUP, panels) ? weight + next * panel_size : w;
-                    const uint32_t *x_rows = pairs_of_x + row / MAX_ROWS * pairs * MAX_ROWS + row % MAX_ROWS;
-                    bfloat16 *o = out + row * outputs + first * PANEL;
+                    const uint32_t *x_rows = pairs_of_x + row / PANEL_ROWS * pairs * PANEL_ROWS + row % PANEL_ROWS;
+                    bfloat16 *o = out + row * outputs + first * PANEL_OUTPUTS;
                     if (panels - first >= 3)
                         multiply_rows<FEW_ROWS, 3>(count, w, x_rows, pairs, o, outputs, ahead);
                     else if (panels - first == 2)
@@ -372,7 +376,7 @@ void multiply(const bfloat16 *weight, const bfloat16 *x, uint32_t *pairs_of_x, b
                                     const void *cache, int64_t head_stride, void *output, int64_t heads,              \
                                     int64_t kv_heads, int64_t dim, float scale, float *scratch, int64_t longest,      \
                                     int threads) {                                                                    \
-        attend(static_cast<const Row *>(rows), num_rows, static_cast<const T *>(query), query_stride,                 \
+        attend(static_cast<const AttentionRow *>(rows), num_rows, static_cast<const T *>(query), query_stride,        \
                Cache<T>{static_cast<const T *>(cache), head_stride, kv_heads, dim}, static_cast<T *>(output), heads,  \
                scale, scratch, longest, threads);                                                                     \
     }
