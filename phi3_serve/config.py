@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from phi3_serve import catalogue
-from phi3_serve.errors import InvalidRequest, nearest
+from phi3_serve.errors import InvalidRequest, did_you_mean
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters, refuse_by_name
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -22,9 +22,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def unknown_key_message(key: str, valid: list[str]) -> str:
-    """The one sentence about a key that nothing reads."""
-    hint = nearest(key, valid)
-    return f"unknown key `{key}`" + (f"; did you mean `{hint}`?" if hint else f"; valid keys: {', '.join(valid)}")
+    """The error text for a key that does not exist."""
+    return f"unknown key `{key}`" + did_you_mean(key, valid, f"; valid keys: {', '.join(valid)}")
 
 
 class StrictModel(BaseModel):
@@ -127,12 +126,10 @@ class ModelConfig(StrictModel):
                 f"name `{self.name}` must be letters, digits and . _ - / (at most 128), and not `{INGRESS_NAME}`"
             )
         if self.source is None and self.variant is None:
-            known = [v.name for v in catalogue.VARIANTS]
-            hint = nearest(self.name, known)
+            hint = did_you_mean(self.name, [v.name for v in catalogue.VARIANTS], "")
             raise ValueError(
-                f"`{self.name}` is not in the catalogue; "
-                + (f"did you mean `{hint}`? Otherwise " if hint else "")
-                + "give its `source`: a Hub repository id or a checkpoint directory"
+                f"`{self.name}` is not in the catalogue{f'{hint} Otherwise' if hint else ';'} "
+                "give its `source`: a Hub repository id or a checkpoint directory"
             )
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas, which is {self.min_replicas}")
@@ -273,11 +270,8 @@ class AppConfig(StrictModel):
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"model `{doubled[0]}` is declared twice")
         if self.default_model is not None and catalogue.find(self.default_model, names) is None:
-            hint = nearest(self.default_model, names)
-            raise ValueError(
-                f"default_model `{self.default_model}` is not one of models"
-                + (f"; did you mean `{hint}`?" if hint else f": {', '.join(names)}")
-            )
+            hint = did_you_mean(self.default_model, names, f": {', '.join(names)}")
+            raise ValueError(f"default_model `{self.default_model}` is not one of models{hint}")
         return self
 
     @property

@@ -73,7 +73,10 @@ class CheckpointError(Phi3ServeError):
     """A checkpoint cannot be served; the message is one line that names the file."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest to ``name``, or None where nothing is close."""
-    found = get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return found[0] if found else None
+def did_you_mean(name: str, valid: Iterable[str], otherwise: str = ".", *, quote: str = "`") -> str:
+    """The end of a sentence about the unknown ``name``: "; did you mean `NEAREST`?".
+
+    ``otherwise`` ends the sentence if no valid name is close. ``quote`` stands before and after the nearest name.
+    """
+    close = get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f"; did you mean {quote}{close[0]}{quote}?" if close else otherwise

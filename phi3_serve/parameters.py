@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt, Predicate
 
-from phi3_serve.errors import InvalidRequest, nearest
+from phi3_serve.errors import InvalidRequest, did_you_mean
 
 
 def has_no_lone_surrogate(text: str) -> bool:
@@ -300,11 +300,7 @@ def refuse_by_name(given: Mapping[str, object]) -> dict[str, object]:
             ):
                 raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
         elif name not in NAMES:
-            hint = nearest(name, NAMES)
-            raise InvalidRequest(
-                f"`{name[:64]}` is not a generate parameter" + (f"; did you mean `{hint}`?" if hint else "."),
-                name[:64],
-            )
+            raise InvalidRequest(f"`{name[:64]}` is not a generate parameter{did_you_mean(name, NAMES)}", name[:64])
         elif value is not None:
             kept[name] = value
     return kept

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from phi3_serve.client import Client, Refused
-from phi3_serve.errors import Phi3ServeError
+from phi3_serve.errors import Phi3ServeError, did_you_mean
 from phi3_serve.parameters import NAMES
 
 HISTORY = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "phi3-serve" / "chat_history"
@@ -81,9 +80,9 @@ class Terminal:
 
     def _command(self, name: str = "", rest: str = "") -> None:
         if name not in self._commands:
-            near = get_close_matches(name, self._commands, n=1)
-            hint = f"did you mean /{near[0]}?" if near else "/help lists the commands."
-            raise Phi3ServeError(f"/{name} is not a command; {hint}")
+            commands = [f"/{command}" for command in self._commands]
+            hint = did_you_mean(f"/{name}", commands, "; /help lists the commands.", quote="")
+            raise Phi3ServeError(f"/{name} is not a command{hint}")
         self._commands[name].do(rest.strip())
 
     def _say(self, text: str) -> None:
@@ -147,10 +146,7 @@ class Terminal:
         """Set a generate parameter."""
         name, _, value = given.partition(" ")
         if name not in NAMES:
-            near = get_close_matches(name, NAMES, n=1)
-            raise Phi3ServeError(
-                f"`{name}` is not a generate parameter" + (f"; did you mean `{near[0]}`?" if near else ".")
-            )
+            raise Phi3ServeError(f"`{name}` is not a generate parameter{did_you_mean(name, NAMES)}")
         if not value:
             self._conversation.parameters.pop(name, None)
             return

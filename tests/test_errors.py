@@ -11,7 +11,7 @@ from phi3_serve.errors import (
     Phi3ServeError,
     RequestTimeout,
     UnknownModel,
-    nearest,
+    did_you_mean,
 )
 
 
@@ -34,6 +34,9 @@ def test_errors_survive_the_way_from_replica_to_ingress(error: Phi3ServeError) -
     assert copy.message == error.message
 
 
-def test_nearest_knows_a_typo_and_stays_silent_about_noise() -> None:
-    assert nearest("temprature", ["temperature", "top_k"]) == "temperature"
-    assert nearest("zzz", ["temperature", "top_k"]) is None
+def test_a_typo_gets_the_nearest_name_and_noise_none() -> None:
+    valid = ["temperature", "top_k"]
+    assert did_you_mean("temprature", valid) == "; did you mean `temperature`?"
+    assert did_you_mean("temprature", valid, quote="") == "; did you mean temperature?"
+    assert did_you_mean("zzz", valid) == "."
+    assert did_you_mean("zzz", valid, "; valid are all others.") == "; valid are all others."

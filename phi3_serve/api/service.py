@@ -11,7 +11,7 @@ from phi3_serve import catalogue
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend, Delta, Done, GenerationRequest, RequestOptions
-from phi3_serve.errors import EngineFailure, UnknownModel, nearest
+from phi3_serve.errors import EngineFailure, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads it
@@ -40,9 +40,8 @@ class Service:
         """
         found = self.config.default_model_name if name is None else catalogue.find(name, self._served)
         if found is None:
-            hint = nearest(str(name), self._served)
-            known = f"did you mean {hint}?" if hint else f"served are {', '.join(self._served)}."
-            raise UnknownModel(f"Model {str(name)[:128]} is not served here; {known}", "model")
+            hint = did_you_mean(str(name), self._served, f"; served are {', '.join(self._served)}.", quote="")
+            raise UnknownModel(f"Model {str(name)[:128]} is not served here{hint}", "model")
         return found
 
     def options(self, http: Request, session: str | None = None) -> RequestOptions:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from phi3_serve import core
 from phi3_serve.api.fields import GenerateKwargs, number
 from phi3_serve.core import GenerationRequest, RawPrompt, TokenPrompt
-from phi3_serve.errors import InvalidRequest, nearest
+from phi3_serve.errors import InvalidRequest, did_you_mean
 from phi3_serve.parameters import MAX_SEQUENCES, MAX_TOP_LOGPROBS, NAMES, Characters, GenerationParameters, StopString
 from phi3_serve.text.template import render
 
@@ -373,5 +373,4 @@ def _refuse(name: str, value: object, fields: list[str]) -> None:
         return
     if name in NAMES:
         raise InvalidRequest(f"`{name[:64]}` is a generate parameter: put it into `generate_kwargs`.", name)
-    hint = nearest(name, [*fields, *REFUSED])
-    raise InvalidRequest(f"`{name[:64]}` is not a field" + (f"; did you mean `{hint}`?" if hint else "."), name[:64])
+    raise InvalidRequest(f"`{name[:64]}` is not a field{did_you_mean(name, [*fields, *REFUSED])}", name[:64])
