@@ -247,12 +247,35 @@ class VariantState:
     num_replicas: int = 0  # that answer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuInfo:
+    """One GPU. Load and temperature are None where the driver does not report them."""
+
+    id: str
+    name: str
+    load_percent: float | None
+    temperature_celsius: float | None
+    memory_used_bytes: int
+    memory_total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuInfo:
+    """The CPU and the main memory of one node. Core counts are None where the system does not report them."""
+
+    load_percent: float
+    num_physical_cores: int | None
+    num_logical_cores: int | None
+    memory_used_bytes: int
+    memory_total_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """What ``GET /metrics`` tells of the hardware, in the shape of KAITO's answer."""
+    """The hardware that the models run on: the GPUs of running replicas, or a CPU where there are none."""
 
-    gpu_info: tuple[Mapping[str, object], ...] = field(default=())
-    cpu_info: Mapping[str, object] | None = None
+    gpus: tuple[GpuInfo, ...] = ()
+    cpu: CpuInfo | None = None
 
 
 class Backend(Protocol):

@@ -47,4 +47,4 @@ class LocalBackend:
         return self.state_of
 
     async def host_info(self) -> HostInfo:
-        return HostInfo(cpu_info=cpu_info())
+        return HostInfo(cpu=cpu_info())

@@ -6,7 +6,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
 from phi3_serve.api.error_handlers import install_error_handlers
-from phi3_serve.api.kaito import schema as kaito
+from phi3_serve.api.kaito.host_metrics import host_metrics
 from phi3_serve.api.kaito.routes import chat_router
 from phi3_serve.api.kaito.schema import HealthStatus, MessageResponse
 from phi3_serve.api.limits import CurrentLimits
@@ -88,6 +88,6 @@ def create_app(
         """The hardware, as KAITO gave it: the GPUs of running models, or the CPU. Counters for Prometheus' Accept."""
         if asks_for_prometheus(request.headers.get("accept", "")):
             return Response(service.measurements.exposition(), media_type=CONTENT_TYPE)
-        return JSONResponse(kaito.host_metrics(await backend.host_info()))
+        return JSONResponse(host_metrics(await backend.host_info()))
 
     return app

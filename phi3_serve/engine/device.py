@@ -1,26 +1,28 @@
-"""The GPU under an engine, in the shape of KAITO's ``GET /metrics``."""
+"""The GPU under an engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
-from phi3_serve.observability.host import memory_info
+from phi3_serve.core import GpuInfo
 
 
-def gpu_info() -> Mapping[str, object]:
-    """The process's GPU; load and temperature only where the driver's library is installed."""
+def gpu_info() -> GpuInfo:
+    """The current GPU of this process."""
     free, total = torch.cuda.mem_get_info()
-    return {
-        "id": str(torch.cuda.get_device_properties(0).uuid),
-        "name": torch.cuda.get_device_name(0),
-        "load": _or_unknown(lambda: f"{torch.cuda.utilization():.2f}%"),
-        "temperature": _or_unknown(lambda: f"{torch.cuda.temperature()} C"),
-        "memory": memory_info(total - free, total),
-    }
+    return GpuInfo(
+        id=str(torch.cuda.get_device_properties(0).uuid),
+        name=torch.cuda.get_device_name(0),
+        load_percent=_if_reported(torch.cuda.utilization),
+        temperature_celsius=_if_reported(torch.cuda.temperature),
+        memory_used_bytes=total - free,
+        memory_total_bytes=total,
+    )
 
 
-def _or_unknown(read: Callable[[], str]) -> str:
+def _if_reported(read: Callable[[], int]) -> int | None:
+    """The reading, or None where nvidia-ml-py is not installed or the driver does not report it."""
     try:
         return read()
-    except (ModuleNotFoundError, RuntimeError):  # no nvidia-ml-py, or a driver that does not tell
-        return "unknown"
+    except (ModuleNotFoundError, RuntimeError):
+        return None

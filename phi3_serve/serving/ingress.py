@@ -129,9 +129,9 @@ class HandleBackend:
         states = await self.states()
         on_gpu = [n for n, p in self._placements.items() if p.device == "cuda" and states[n].state == "ready"]
         if not on_gpu:
-            return HostInfo(cpu_info=await asyncio.to_thread(cpu_info))
+            return HostInfo(cpu=await asyncio.to_thread(cpu_info))
         try:
-            return HostInfo(gpu_info=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
+            return HostInfo(gpus=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
         except (RayError, RayServeException) as error:
             raise translated(error) from error
 

@@ -20,6 +20,7 @@ from phi3_serve.core import (
     Finished,
     GeneratedSequence,
     GenerationRequest,
+    GpuInfo,
     NewTokens,
     QueueLimits,
     RawPrompt,
@@ -116,8 +117,8 @@ class Replica:
     async def ping(self) -> None:
         """Nothing; asking for it wakes a variant that is scaled to zero."""
 
-    async def host_info(self) -> Mapping[str, object]:
-        """The replica's GPU, in the shape of KAITO's /metrics."""
+    async def host_info(self) -> GpuInfo:
+        """The replica's GPU."""
         from phi3_serve.engine.device import gpu_info
 
         return await asyncio.to_thread(gpu_info)

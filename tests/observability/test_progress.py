@@ -2,7 +2,6 @@ import logging
 
 import pytest
 
-from phi3_serve.observability.host import cpu_info
 from phi3_serve.observability.progress import Progress, human_bytes
 
 
@@ -30,9 +29,3 @@ def test_lines_come_at_intervals_and_at_the_end(
         "m: loading weights: 90 % (900 B of 1.0 kB, 8.1 s)",
         "m: loading weights: 100 % (1.0 kB of 1.0 kB, 9.0 s)",
     ]
-
-
-def test_cpu_info_has_kaitos_keys() -> None:
-    info = cpu_info()
-    assert set(info) == {"load_percentage", "physical_cores", "total_cores", "memory"}
-    assert set(info["memory"]) == {"used", "total"}  # type: ignore[call-overload]

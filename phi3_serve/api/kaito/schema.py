@@ -5,7 +5,6 @@ call it: unknown top-level fields pass, as they did there; unknown generate para
 """
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -194,8 +193,3 @@ def _parameters(body: ChatRequest) -> GenerationParameters:
         max_new_tokens=max_tokens,
     )
     return given.over(top_level)
-
-
-def host_metrics(host: core.HostInfo) -> Mapping[str, Any]:
-    """KAITO's ``GET /metrics``."""
-    return {"gpu_info": list(host.gpu_info) or None, "cpu_info": host.cpu_info}
