@@ -4,7 +4,8 @@ Phi3ServeError                 everything this project raises on purpose
 ├── InvalidRequest             the request is wrong; sending it again changes nothing
 │   └── UnknownModel           the request names a model that this server does not declare
 ├── Unauthorized               the request carries no API key that this server knows
-├── UnsupportedBody            the body comes in a form that is not taken
+├── BodyTooLarge               the body has more bytes than ``limits.max_body_bytes``
+├── UnsupportedBody            the body has a Content-Encoding that the server does not decode
 ├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
 ├── Overloaded                 the queue is full; try again later
 ├── RequestTimeout             the request's own deadline passed
@@ -44,8 +45,12 @@ class Unauthorized(Phi3ServeError):
     """The server asks for an API key, and the request carries none that it knows."""
 
 
+class BodyTooLarge(Phi3ServeError):
+    """The request's body has more bytes than ``limits.max_body_bytes``."""
+
+
 class UnsupportedBody(Phi3ServeError):
-    """The request's body is packed or encoded in a way that is not taken."""
+    """The request's body has a Content-Encoding that the server does not decode."""
 
 
 class ModelUnavailable(Phi3ServeError):

@@ -1,4 +1,4 @@
-"""``python -m phi3_serve.api`` prints the description of the API, which ``docs/api.md`` holds."""
+"""``python -m phi3_serve.api`` prints the API reference, which ``docs/api.md`` holds."""
 
 from typing import Any, cast
 
@@ -6,5 +6,5 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.reference import as_markdown, reference
 from phi3_serve.config import AppConfig
 
-no_backend: Any = cast(Any, None)  # nothing is asked of it
+no_backend: Any = cast(Any, None)  # only requests use the backend
 print(as_markdown(reference(create_app(no_backend, AppConfig()).openapi())), end="")

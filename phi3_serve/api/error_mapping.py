@@ -1,13 +1,15 @@
-"""One table from the tree of errors to HTTP: statuses, bodies and headers.
+"""The error tree in HTTP: statuses, headers, and what the OpenAPI document says of them. The same for every API.
 
-Plain Python, so that the proxy's launcher can say in HAProxy's configuration what the ingress would answer.
+Plain Python, because the launcher of HAProxy imports this module too.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from phi3_serve.errors import (
+    BodyTooLarge,
     CheckpointError,
     EngineFailure,
     InvalidRequest,
@@ -20,11 +22,12 @@ from phi3_serve.errors import (
     UnsupportedBody,
 )
 
-# The class itself or the nearest one above it decides.
+# An error without a row has the status of its nearest base class.
 STATUS: Mapping[type[Phi3ServeError], int] = {
     InvalidRequest: 400,
     UnknownModel: 404,
     Unauthorized: 401,
+    BodyTooLarge: 413,
     UnsupportedBody: 415,
     RequestTimeout: 408,
     Overloaded: 429,
@@ -33,15 +36,44 @@ STATUS: Mapping[type[Phi3ServeError], int] = {
     EngineFailure: 500,
     Phi3ServeError: 500,
 }
-
-# OpenAI's codes, where it has one.
-CODE: Mapping[type[Phi3ServeError], str] = {
-    UnknownModel: "model_not_found",
-    Unauthorized: "invalid_api_key",
-    Overloaded: "rate_limit_exceeded",
-    ModelUnavailable: "model_unavailable",
-    RequestTimeout: "timeout",
+MEANING: Mapping[int, str] = {
+    400: "A parameter is refused, or contradicts another parameter or the model",
+    401: "The server requires an API key, and the request has none or an unknown one",
+    404: "The server does not serve this model",
+    408: "The request did not finish in time",
+    413: "The body is too large",
+    415: "The body has a Content-Encoding, for example gzip",
+    429: "Too many requests are waiting; Retry-After says when to try again",
+    500: "The server failed",
+    503: "The model is loading (then with Retry-After), or cannot run here",
 }
+_WRONG_FIELD = "A field has the wrong type or is out of range"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One field of a request that does not have the type or the range of the schema."""
+
+    location: tuple[str | int, ...]  # "body", then names of fields and indices of lists
+    message: str
+    type: str  # pydantic's name for the kind of error
+
+
+class ErrorFormat(Protocol):
+    """How one API writes errors."""
+
+    @property
+    def validation_status(self) -> int:
+        """The status of a request that does not fit the schema."""
+
+    def body(self, error: Phi3ServeError) -> dict[str, Any]:
+        """The JSON body of ``error``."""
+
+    def http_body(self, status: int, message: str) -> dict[str, Any]:
+        """The JSON body of an error that is not in the tree, for example an unknown path."""
+
+    def validation_body(self, errors: Sequence[FieldError]) -> dict[str, Any]:
+        """The JSON body of a request that does not fit the schema; ``errors`` is not empty."""
 
 
 def status_of(error: Phi3ServeError) -> int:
@@ -49,40 +81,23 @@ def status_of(error: Phi3ServeError) -> int:
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def body_of(path: str, error: Phi3ServeError) -> dict[str, Any]:
-    """``error`` in the manner of the API that ``path`` belongs to."""
-    return openai_error(error) if is_openai(path) else {"detail": error.message}
-
-
 def headers_of(error: Phi3ServeError) -> dict[str, str]:
-    """What the answer says beside its body: Retry-After, where waiting helps."""
+    """The headers of the answer to ``error``: Retry-After where waiting helps."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
     seconds = error.retry_after_s if isinstance(error, ModelUnavailable) else None
     return {} if seconds is None else {"Retry-After": str(math.ceil(seconds))}
 
 
-def openai_error(error: Phi3ServeError) -> dict[str, Any]:
-    """``error`` as OpenAI's API says it."""
-    code = next((CODE[cls] for cls in type(error).__mro__ if cls in CODE), None)
-    param = error.param if isinstance(error, InvalidRequest) else None
-    return openai_body(status_of(error), error.message, param, code)
+def documented(
+    errors: Iterable[type[Phi3ServeError]], validation_status: int | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's ``responses`` of a route that can raise ``errors``.
 
-
-def openai_body(
-    status: int, message: str, param: str | None = None, code: str | None = None
-) -> dict[str, dict[str, str | None]]:
-    """OpenAI's ``{"error": ...}``."""
-    kind = (
-        "invalid_request_error"
-        if status < 500 and status != 429
-        else "rate_limit_error"
-        if status == 429
-        else "server_error"
-    )
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def is_openai(path: str) -> bool:
-    """Whether what is asked at ``path`` is asked in OpenAI's manner."""
-    return path == "/v1" or (path.startswith("/v1/") and path != "/v1/chat")
+    ``validation_status`` is that of the API's error format, for a route that reads fields.
+    """
+    meanings = {status: MEANING[status] for status in {STATUS[error] for error in errors}}
+    if validation_status is not None:
+        refused = meanings.get(validation_status)
+        meanings[validation_status] = f"{refused}. {_WRONG_FIELD}" if refused else _WRONG_FIELD
+    return {status: {"description": meanings[status]} for status in sorted(meanings)}

@@ -1,4 +1,4 @@
-"""What may change while the server runs."""
+"""Limits that may change while the server runs."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,6 @@ from phi3_serve.config import LimitsConfig
 
 @dataclass(slots=True)
 class CurrentLimits:
-    """The limits in force; every request reads them anew."""
+    """The limits in force. Each request reads ``current`` again."""
 
     current: LimitsConfig

@@ -55,9 +55,8 @@ def reference(document: Schema) -> Reference:
     seen: set[str] = set()
     endpoints = tuple(_endpoint(path, method, route, schemas, seen) for path, method, route in routes)
     own = {_body_name(route) for _, _, route in routes}
-    objects = [_table(name, schemas[name]) for name in sorted(schemas) if name not in own and "HTTP" not in name]
-    mentioned = [t for t in objects if t.name != "ValidationError"]
-    return Reference(document["info"]["title"], endpoints, tuple(mentioned))
+    objects = tuple(_table(name, schemas[name]) for name in sorted(schemas) if name not in own)
+    return Reference(document["info"]["title"], endpoints, objects)
 
 
 def as_markdown(described: Reference) -> str:

@@ -1,8 +1,9 @@
-"""What every wire format does with a request: find its model, run it, count it, take its last event."""
+"""What every API does with a request: find its model, run it, count it, wait for its events."""
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -14,78 +15,96 @@ from phi3_serve.core import Backend, Delta, Done, GenerationRequest, RequestOpti
 from phi3_serve.errors import EngineFailure, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody reads it
-NO_END = "The answer broke off before its end."
-SESSION = "x-session-id"  # Ray Serve's own name for it
-_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone and does not read it
+INCOMPLETE_ANSWER = "The answer broke off before its end."
+SESSION_HEADER = "x-session-id"  # Ray Serve's name for it
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")  # RFC 7240, section 4.3
 Events = AsyncGenerator[Delta | Done, None]
 T = TypeVar("T")
 
 
 class Service:
-    """The backend, as the routes use it."""
+    """The backend as the routes use it."""
 
     def __init__(self, backend: Backend, config: AppConfig, limits: CurrentLimits) -> None:
         self.backend = backend
         self.config = config
         self.limits = limits
-        self.measurements = RequestMetrics()
-        self._served = [model.served_name for model in config.models]
+        self.metrics = RequestMetrics()
+        self._served_names = [model.served_name for model in config.models]
 
     def model_named(self, name: str | None) -> str:
-        """The served model that ``name`` spells; the default one for None.
+        """The served model that ``name`` spells; the default model for None.
 
         Raises:
             UnknownModel: no served model has this name.
         """
-        found = self.config.default_model_name if name is None else catalogue.find(name, self._served)
+        found = self.config.default_model_name if name is None else catalogue.find(name, self._served_names)
         if found is None:
-            hint = did_you_mean(str(name), self._served, f"; served are {', '.join(self._served)}.", quote="")
+            all_names = f"; served are {', '.join(self._served_names)}."
+            hint = did_you_mean(str(name), self._served_names, all_names, quote="")
             raise UnknownModel(f"Model {str(name)[:128]} is not served here{hint}", "model")
         return found
 
     def options(self, http: Request, session: str | None = None) -> RequestOptions:
-        """What the headers and the limits in force say; ``Prefer: wait=SECONDS`` is that of RFC 7240."""
-        limits, wait = self.limits.current, _WAIT.search(http.headers.get("prefer", ""))
+        """The options of a request: from its headers, else ``session``, and from the current limits."""
+        limits, wait = self.limits.current, _PREFER_WAIT.search(http.headers.get("prefer", ""))
         return RequestOptions(
-            session=http.headers.get(SESSION) or session,
+            session=http.headers.get(SESSION_HEADER) or session,
             wait_s=min(float(wait[1]), limits.request_timeout_s) if wait else 0.0,
             queue_timeout_s=limits.queue_timeout_s,
             timeout_s=limits.request_timeout_s,
         )
 
     def events(self, request: GenerationRequest) -> Events:
-        """The events of ``request``, counted."""
-        return self.measurements.measured(request.model, self.backend.generate(request))
+        """The events of ``request``, counted in the metrics."""
+        return self.metrics.observe(request.model, self.backend.generate(request))
 
 
-async def last(events: AsyncIterator[Delta | Done]) -> Done:
-    """The whole answer, once it is there."""
-    async for event in events:
-        if isinstance(event, Done):
-            return event
-    raise EngineFailure(NO_END)
+async def first_event(events: AsyncGenerator[T, None]) -> T:
+    """The first event of a stream. What fails before it still gets its own HTTP status.
+
+    Raises:
+        EngineFailure: there is no event.
+    """
+    event = await anext(events, None)
+    if event is None:
+        raise EngineFailure(INCOMPLETE_ANSWER)
+    return event
+
+
+async def final_event(events: Events) -> Done:
+    """The event that holds the whole answer. Closes ``events``.
+
+    Raises:
+        EngineFailure: the events end without it.
+    """
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                return event
+    raise EngineFailure(INCOMPLETE_ANSWER)
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """What ``work`` answers; it is cancelled once the client has gone.
+    """The response of ``work``, which is cancelled when the client disconnects.
 
-    Starlette watches the connection of a stream only. Serve's Python proxy watches that of a plain request too, and
-    its HAProxy does not.
+    Starlette notices a disconnect only while it sends a stream. Behind Ray Serve's HAProxy nothing else notices it.
     """
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    working = asyncio.ensure_future(work)
+    disconnected = asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        for task in (answer, gone):
+        for task in (working, disconnected):
             task.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
+        await asyncio.gather(working, disconnected, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client has closed the connection; the body has been read before."""
+async def _disconnect(request: Request) -> None:
+    """Wait until the client closes the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

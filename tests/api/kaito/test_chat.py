@@ -501,11 +501,13 @@ def test_what_fails_in_mid_stream_ends_in_an_error_event(
 
 
 def test_scores_that_are_no_numbers_are_null(config: AppConfig) -> None:
-    from phi3_serve.api.kaito.schema import ChatRequest, from_done, to_request
+    from phi3_serve.api.kaito.answers import chat_response
+    from phi3_serve.api.kaito.requests import generation_request
+    from phi3_serve.api.kaito.schema import ChatRequest
     from phi3_serve.core import Completion, Done, GeneratedSequence, RequestOptions, Usage
 
     body = ChatRequest.model_validate({"prompt": "a", "generate_kwargs": {"output_scores": True}})
-    request = to_request(body, model="tested", request_id="r", options=RequestOptions(timeout_s=1))
+    request = generation_request(body, model="tested", request_id="r", options=RequestOptions(timeout_s=1))
     sequence = GeneratedSequence((5, 6), "stop", (-0.5, float("-inf")))
-    answer = from_done(Done((Completion("b", sequence),), Usage(1, 2)), body, request)
+    answer = chat_response(Done((Completion("b", sequence),), Usage(1, 2)), body, request)
     assert json.loads(json.dumps(answer, allow_nan=False))["Details"]["sequences"][0]["scores"] == [-0.5, None]

@@ -12,7 +12,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from starlette.testclient import TestClient
 
-from phi3_serve.api.openai.schema import REFUSED, ChatCompletionRequest, CompletionRequest
+from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
+from phi3_serve.api.openai.unsupported import REFUSED
 from phi3_serve.core import RawPrompt, VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded
 from phi3_serve.serving.replica import Replica
@@ -283,13 +284,13 @@ def sdk_fields(method: Any) -> set[str]:
 
 
 def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: OpenAI, client: TestClient) -> None:
-    from phi3_serve.api.openai.schema import RECORDS
+    from phi3_serve.api.openai.unsupported import IGNORED
 
     for method, model, path, body in (
         (sdk.chat.completions.create, ChatCompletionRequest, "/v1/chat/completions", {"messages": QUESTION}),
         (sdk.completions.create, CompletionRequest, "/v1/completions", {"prompt": PROMPT}),
     ):
-        for name in sorted(sdk_fields(method) - set(model.model_fields) - set(RECORDS)):
+        for name in sorted(sdk_fields(method) - set(model.model_fields) - set(IGNORED)):
             answer = client.post(path, json={"model": "tested", **body, "max_tokens": 1, name: {"odd": 1}})
             assert answer.status_code == 400, (name, answer.text)
             error = answer.json()["error"]

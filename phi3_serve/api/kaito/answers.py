@@ -1,0 +1,74 @@
+"""KAITO's answers: the plain JSON body, and the same as server-sent events."""
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from phi3_serve.api import sse
+from phi3_serve.api.kaito.errors import KAITO
+from phi3_serve.api.kaito.schema import ChatRequest
+from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
+from phi3_serve.core import Delta, Done, GeneratedSequence, GenerationRequest
+from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.parameters import GenerationParameters
+
+
+def chat_response(done: Done, body: ChatRequest, request: GenerationRequest) -> dict[str, Any]:
+    """The JSON body, in the shape of ``schema.ChatResponse``."""
+    texts = [_prompt_in_result(body) + completion.text for completion in done.completions]
+    response: dict[str, Any] = {"Result": "".join(texts)}
+    if len(texts) > 1:
+        response["Results"] = texts
+    if _wants_details(request.parameters):
+        response["Details"] = {
+            "sequences": [_details(completion.sequence) for completion in done.completions],
+            "usage": {
+                "prompt_tokens": done.usage.prompt_tokens,
+                "completion_tokens": done.usage.completion_tokens,
+            },
+        }
+    return response
+
+
+async def chat_events(
+    first: Delta | Done, rest: Events, body: ChatRequest, request: GenerationRequest
+) -> AsyncIterator[bytes]:
+    """Deltas, then the body of the plain answer. The deltas joined are its Result."""
+    async with aclosing(rest):
+        if prompt := _prompt_in_result(body):
+            yield sse.event({"Delta": prompt})
+        event: Delta | Done | None = first
+        try:
+            while isinstance(event, Delta):
+                yield sse.event({"Delta": event.text})
+                event = await anext(rest, None)
+            if event is None:
+                raise EngineFailure(INCOMPLETE_ANSWER)
+            response = chat_response(event, body, request)
+            if event is first and (text := response["Result"][len(prompt) :]):  # beams give no deltas
+                yield sse.event({"Delta": text})
+            yield sse.event(response)
+            yield sse.END
+        except Phi3ServeError as error:
+            yield sse.event(KAITO.body(error), name="error")
+
+
+def _prompt_in_result(body: ChatRequest) -> str:
+    """What Result holds before the generated text."""
+    return body.prompt if body.return_full_text and body.prompt else ""
+
+
+def _wants_details(parameters: GenerationParameters) -> bool:
+    return bool(parameters.return_dict_in_generate or parameters.output_scores or parameters.top_logprobs is not None)
+
+
+def _details(sequence: GeneratedSequence) -> dict[str, Any]:
+    details: dict[str, Any] = {"token_ids": sequence.token_ids, "finish_reason": sequence.finish_reason}
+    if sequence.scores is not None:
+        # The score of a forced token can be minus infinity, which JSON cannot express.
+        details["scores"] = [score if math.isfinite(score) else None for score in sequence.scores]
+    if sequence.logprobs is not None:
+        details["logprobs"] = [token.chosen for token in sequence.logprobs]
+        details["top_logprobs"] = [token.likeliest for token in sequence.logprobs]
+    return details

@@ -1,0 +1,58 @@
+"""KAITO's request body as a ``GenerationRequest``."""
+
+from phi3_serve.api.kaito.schema import ChatRequest
+from phi3_serve.core import Conversation, GenerationRequest, Message, RawPrompt, RequestOptions
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.text.template import render
+
+# KAITO's own texts
+PROMPT_REQUIRED = "Text generation parameter prompt required"
+MESSAGES_REQUIRED = "Conversational parameter messages required"
+
+PROMPT_AND_MESSAGES = "`prompt` and `messages` exclude each other; send one of them."
+
+
+def generation_request(body: ChatRequest, *, model: str, request_id: str, options: RequestOptions) -> GenerationRequest:
+    """The request that the body describes.
+
+    Raises:
+        InvalidRequest: neither or both of prompt and messages, or turns that do not alternate.
+    """
+    return GenerationRequest(
+        request_id=request_id,
+        model=model,
+        prompt=_prompt(body),
+        parameters=_parameters(body),
+        api_defaults=GenerationParameters() if body.generate_kwargs is None else CHAT_DEFAULTS,
+        stream=body.stream,
+        clean_up_tokenization_spaces=body.clean_up_tokenization_spaces,
+        truncate_prompt=body.handle_long_generation == "hole",
+        options=options,
+    )
+
+
+def _prompt(body: ChatRequest) -> RawPrompt | Conversation:
+    if body.prompt and body.messages:
+        raise InvalidRequest(PROMPT_AND_MESSAGES, "messages")
+    if body.messages:
+        return render([Message(m.role, m.content) for m in body.messages])
+    if body.messages is not None and not body.prompt:
+        raise InvalidRequest(MESSAGES_REQUIRED, "messages")
+    if not body.prompt:
+        raise InvalidRequest(PROMPT_REQUIRED, "prompt")
+    return RawPrompt(body.prompt, body.prefix or "")
+
+
+def _parameters(body: ChatRequest) -> GenerationParameters:
+    """The fields of generate_kwargs, and below them those of the top level."""
+    given = body.generate_kwargs or GenerationParameters()
+    max_tokens = body.max_tokens if given.max_length is None else None
+    top_level = GenerationParameters(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        repetition_penalty=body.repetition_penalty,
+        max_new_tokens=max_tokens,
+    )
+    return given.over(top_level)

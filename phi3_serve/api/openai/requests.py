@@ -1,0 +1,157 @@
+"""OpenAI's request bodies as ``GenerationRequest``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from phi3_serve.api.openai.schema import ChatCompletionMessage, ChatCompletionRequest, CompletionRequest, RequestBody
+from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.text.template import render
+
+_WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
+# OpenAI documents temperature 1 and no cut. transformers' own defaults are greedy search and top_k 50.
+_DEFAULTS = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=_WHOLE_CONTEXT)
+_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
+_NUM_SEEDS = 2**63
+
+
+def chat_requests(
+    body: ChatCompletionRequest, *, model: str, request_id: str, options: RequestOptions
+) -> list[GenerationRequest]:
+    """One request for each answer that is generated on its own.
+
+    Raises:
+        InvalidRequest: fields contradict each other, or the turns do not alternate.
+    """
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
+    parameters = _parameters(
+        body,
+        max_new_tokens=body.max_completion_tokens or body.max_tokens,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    prompt = render([_message(message) for message in body.messages])
+    return _requests(body, [prompt], parameters, model=model, request_id=request_id, options=options)
+
+
+def completion_requests(
+    body: CompletionRequest, *, model: str, request_id: str, options: RequestOptions
+) -> list[GenerationRequest]:
+    """One request for each answer that is generated on its own, prompt by prompt.
+
+    Raises:
+        InvalidRequest: fields contradict each other, or a prompt is empty.
+    """
+    if body.logprobs is not None and body.echo:
+        raise InvalidRequest("`logprobs` is not offered with `echo`: prompts are not scored.", "logprobs")
+    parameters = _parameters(body, max_new_tokens=body.max_tokens or _COMPLETION_TOKENS, top_logprobs=body.logprobs)
+    return _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
+
+
+def echoed_prompts(body: CompletionRequest) -> list[str]:
+    """The text before each answer; none without ``echo``.
+
+    Raises:
+        InvalidRequest: a prompt is given as token ids.
+    """
+    if not body.echo:
+        return []
+    prompts = _prompts(body)
+    texts = [prompt.text for prompt in prompts if isinstance(prompt, RawPrompt)]
+    if len(texts) < len(prompts):
+        raise InvalidRequest("`echo` is not offered for a prompt of token ids.", "echo")
+    return [text for text in texts for _ in range(body.n or 1)]
+
+
+def _message(message: ChatCompletionMessage) -> Message:
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return Message("system" if message.role == "developer" else message.role, text)
+
+
+def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
+    prompts: list[RawPrompt | TokenPrompt] = []
+    for number, prompt in enumerate(body.prompts, 1):
+        if not prompt:
+            raise InvalidRequest(f"Prompt {number} is empty; there is nothing to continue.", "prompt")
+        prompts.append(RawPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(tuple(prompt)))
+    return prompts
+
+
+def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: int | None) -> GenerationParameters:
+    """The parameters of generate_kwargs, and below them those of the body's other fields."""
+    given = body.generate_kwargs or GenerationParameters()
+    _check_fields(body, given)
+    temperature = body.temperature if given.temperature is None else given.temperature
+    if temperature == 0:  # generate() refuses 0 and calls it do_sample false
+        given = replace(given, temperature=None)
+    is_search = temperature == 0 or (given.num_beams or 1) > 1
+    has_length = given.max_new_tokens is not None or given.max_length is not None
+    of_fields = GenerationParameters(
+        max_new_tokens=None if has_length else max_new_tokens,
+        temperature=body.temperature or None,
+        do_sample=False if is_search else None,
+        top_p=body.top_p,
+        seed=None if body.seed is None else body.seed % _NUM_SEEDS,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        sequence_bias=_sequence_bias(body.logit_bias or {}) or None,
+        stop_strings=body.stops or None,
+        top_logprobs=top_logprobs,
+    )
+    return given.over(of_fields)
+
+
+def _check_fields(body: RequestBody, given: GenerationParameters) -> None:
+    if given.num_return_sequences is not None:
+        raise InvalidRequest("`num_return_sequences` is called `n` here; send that.", "num_return_sequences")
+    for field, name in (("stop", "stop_strings"), ("logit_bias", "sequence_bias")):
+        if getattr(body, field) is not None and getattr(given, name) is not None:
+            raise InvalidRequest(f"`{field}` and `{name}` of generate_kwargs say the same; send one of them.", field)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
+
+
+def _requests(
+    body: RequestBody,
+    prompts: Sequence[Prompt],
+    parameters: GenerationParameters,
+    *,
+    model: str,
+    request_id: str,
+    options: RequestOptions,
+) -> list[GenerationRequest]:
+    each_answer = _parameters_of_each_answer(parameters, body.n or 1)
+    return [
+        GenerationRequest(
+            request_id=f"{request_id}-{number}",
+            model=model,
+            prompt=prompt,
+            parameters=of_answer,
+            api_defaults=_DEFAULTS,
+            stream=bool(body.stream),
+            options=options,
+        )
+        for number, (prompt, of_answer) in enumerate((p, a) for p in prompts for a in each_answer)
+    ]
+
+
+def _parameters_of_each_answer(parameters: GenerationParameters, n: int) -> list[GenerationParameters]:
+    """One beam search gives its ``n`` best sequences. Sampled answers are ``n`` requests, so that each is streamed."""
+    if (parameters.num_beams or 1) > 1:
+        return [parameters.over(GenerationParameters(num_return_sequences=n))]
+    seed = parameters.seed
+    seeds = [GenerationParameters(seed=None if seed is None else (seed + i) % _NUM_SEEDS) for i in range(n)]
+    return [of_answer.over(parameters) for of_answer in seeds]
+
+
+def _sequence_bias(logit_bias: Mapping[str, float]) -> list[tuple[list[int], float]]:
+    biases = []
+    for token, bias in logit_bias.items():
+        if not token.isascii() or not token.isdigit() or len(token) > 9:
+            raise InvalidRequest(
+                f'`logit_bias` names {token[:32]!r}; its keys are token ids, such as "306".', "logit_bias"
+            )
+        biases.append(([int(token)], bias))
+    return biases
