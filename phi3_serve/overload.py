@@ -1,40 +1,51 @@
-"""The rule of overload: what a refused request is told, which limit it met, and when to try again.
+"""The rule of overload: the message of each refusal, the limit that it names, and when to try again.
 
-Overload is checked cheapest first. HAProxy and then ``api.middleware.admission`` compare the requests in the server
-with the capacity of all models together. The ingress compares the requests of one model with that model's capacity.
-The engine knows its queue and its memory, and decides last.
+Overload is checked cheapest first:
+
+1. HAProxy, then ``api.middleware.admission``: the requests in the server, against the capacity of all models.
+2. The ingress: the requests to one model, against the capacity of that model.
+3. The engine: its waiting requests, against ``limits.max_waiting_requests`` and ``limits.max_waiting_tokens``; the time
+   that a request has waited, against ``limits.queue_timeout_s``; the GPU's memory.
 """
 
 from phi3_serve.errors import ModelUnavailable, Overloaded
 
 RETRY_AFTER_S = 5.0
+"""Seconds after which a refused request may find capacity."""
+STARTING_RETRY_AFTER_S = 10.0
+"""Seconds after which a model that is starting may be ready."""
 
 
-def server_is_full(num_inside: object, capacity: object) -> Overloaded:
-    """More requests than all models can run or keep waiting; the arguments are printed, so HAProxy can give formats."""
-    return Overloaded(f"{num_inside} requests are here already, the limit is {capacity}.", RETRY_AFTER_S)
+def server_is_full(num_requests: object, capacity: object) -> Overloaded:
+    """The server has more requests than all models can run or queue.
+
+    The arguments are only printed: HAProxy's launcher passes HAProxy's own variables.
+    """
+    return Overloaded(f"The server has {num_requests} requests already; its capacity is {capacity}.", RETRY_AFTER_S)
 
 
 def queue_is_full(limit: int) -> Overloaded:
-    """A replica keeps no more than ``limit`` requests waiting (``limits.max_waiting_requests``)."""
-    return Overloaded(f"{limit} requests are waiting already, the limit is {limit}.", RETRY_AFTER_S)
+    """The queue of a replica holds ``limit`` requests, as many as it may."""
+    return Overloaded(f"{limit} requests are waiting already; limits.max_waiting_requests is {limit}.", RETRY_AFTER_S)
 
 
 def waiting_prompts_are_too_long(num_tokens: int, limit: int) -> Overloaded:
-    """The prompts that wait have ``num_tokens``; ``limits.max_waiting_tokens`` is ``limit``."""
-    return Overloaded(f"Prompts of {num_tokens} tokens are waiting already, the limit is {limit}.", RETRY_AFTER_S)
+    """The prompts in the queue of a replica have ``num_tokens`` tokens, and a further one would exceed ``limit``."""
+    return Overloaded(
+        f"Prompts of {num_tokens} tokens are waiting already; limits.max_waiting_tokens is {limit}.", RETRY_AFTER_S
+    )
 
 
 def waited_too_long() -> Overloaded:
     """The request was not started within ``limits.queue_timeout_s``."""
-    return Overloaded("The request waited too long for its turn.", RETRY_AFTER_S)
+    return Overloaded("The request waited in the queue for longer than limits.queue_timeout_s.", RETRY_AFTER_S)
 
 
 def router_is_full() -> Overloaded:
-    """Ray Serve's own router refused the request (``max_ongoing_requests``)."""
+    """Ray Serve's router refused the request, because each replica has ``max_ongoing_requests``."""
     return Overloaded("Too many requests are waiting for this model.", RETRY_AFTER_S)
 
 
 def memory_is_full() -> ModelUnavailable:
     """The forward pass ran out of GPU memory."""
-    return ModelUnavailable("The GPU's memory does not hold this request now.", RETRY_AFTER_S)
+    return ModelUnavailable("The GPU has too little free memory for this request now.", RETRY_AFTER_S)

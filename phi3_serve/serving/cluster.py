@@ -13,12 +13,12 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
+from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving import load_status as board
 from phi3_serve.serving.placement import Placement
 
 logger = logging.getLogger("ray.serve")
 
-RETRY_AFTER_S = 10.0
 # A new controller finds again, one by one, the replicas that the dead one had started; they answer all the while.
 ANSWERING = ("RUNNING", "RECOVERING")
 STARTING = ("STARTING", "UPDATING")
@@ -61,7 +61,7 @@ class ClusterView:
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=SECONDS_PATIENT if self._states else None)
         if not self._states:
-            raise ModelUnavailable("The state of the cluster cannot be read now.", RETRY_AFTER_S)
+            raise ModelUnavailable("The state of the cluster cannot be read now.", STARTING_RETRY_AFTER_S)
         return self._states
 
     async def state_of(self, model: str) -> VariantState:
@@ -119,7 +119,7 @@ def variant_state(
     """
     if deployment is None:
         building = "The application is being built."
-        return before or VariantState("loading", building, RETRY_AFTER_S)
+        return before or VariantState("loading", building, STARTING_RETRY_AFTER_S)
     replicas = cast(Mapping[str, int], deployment.replica_states)
     if num_answering := sum(replicas.get(state, 0) for state in ANSWERING):
         return VariantState("ready", num_replicas=num_answering)
@@ -129,8 +129,8 @@ def variant_state(
         return VariantState("failed", reason)
     if any(replicas.get(state) for state in STARTING):
         words = told() or "Its replica is starting: waiting for a node or loading weights."
-        return VariantState("loading", words, RETRY_AFTER_S)
-    return VariantState("scaled_to_zero", "No replica runs; a request starts one.", RETRY_AFTER_S)
+        return VariantState("loading", words, STARTING_RETRY_AFTER_S)
+    return VariantState("scaled_to_zero", "No replica runs; a request starts one.", STARTING_RETRY_AFTER_S)
 
 
 def _failure(deployment: DeploymentStatusOverview) -> str | None:

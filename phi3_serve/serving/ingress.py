@@ -21,7 +21,7 @@ from phi3_serve.config import AppConfig, LiveConfig
 from phi3_serve.core import MAX_ROWS, Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Phi3ServeError
 from phi3_serve.observability.host import cpu_info
-from phi3_serve.serving.cluster import RETRY_AFTER_S, ClusterView
+from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.placement import Placement
 
 logger = logging.getLogger("ray.serve")
@@ -108,7 +108,9 @@ class HandleBackend:
                 yield event
                 event = await anext(events, None)
         except TimeoutError:
-            raise ModelUnavailable("The replica was lost, and no other took over in time.", RETRY_AFTER_S) from None
+            raise ModelUnavailable(
+                "The replica was lost, and no other took over in time.", overload.STARTING_RETRY_AFTER_S
+            ) from None
         except (RayError, RayServeException) as error:
             if isinstance(error, RayActorError) and not has_begun and patience_s is None:
                 raise
@@ -185,7 +187,7 @@ def translated(error: Exception) -> Phi3ServeError:
         return ModelUnavailable("The model's replicas could not be started.")
     if isinstance(error, RayActorError):
         return ModelUnavailable(
-            "The replica was lost while it ran this request; another one takes over.", RETRY_AFTER_S
+            "The replica was lost while it ran this request; another one takes over.", overload.STARTING_RETRY_AFTER_S
         )
     if isinstance(error, RayTaskError):
         return EngineFailure(f"The replica failed on this request: {type(error.cause).__name__}.")

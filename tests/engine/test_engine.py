@@ -255,7 +255,7 @@ def test_a_full_queue_refuses_and_the_waiting_are_answered(loaded: LoadedModel) 
     waiting = [Answer(engine, request(loaded, name, max_new_tokens=2)) for name in ("a", "b")]
     with pytest.raises(Overloaded) as caught:
         Answer(engine, request(loaded, "c", max_new_tokens=2))
-    assert caught.value.message == "2 requests are waiting already, the limit is 2."
+    assert caught.value.message == "2 requests are waiting already; limits.max_waiting_requests is 2."
     engine.abort("running")
     for answer in waiting:
         answer.sequences()
@@ -271,7 +271,9 @@ def test_a_queue_full_of_tokens_refuses_however_few_the_requests(loaded: LoadedM
     load = engine.load
     assert (load.num_running, load.num_waiting) == (1, 1)
     assert 0 < load.num_blocks_used < load.num_blocks == 600
-    with pytest.raises(Overloaded, match=r"Prompts of \d+ tokens are waiting already, the limit is 300\."):
+    with pytest.raises(
+        Overloaded, match=r"Prompts of \d+ tokens are waiting already; limits\.max_waiting_tokens is 300\."
+    ):
         Answer(engine, request(loaded, "b", prompt=long_prompt, max_new_tokens=2))
     short = Answer(engine, request(loaded, "c", prompt=(389,), max_new_tokens=2))
     engine.abort("running")
@@ -288,7 +290,7 @@ def test_a_request_that_is_not_begun_in_time_is_refused(loaded: LoadedModel) -> 
     event = Answer(engine, replace(request(loaded, "late"), begin_by=began + 0.2)).last()
     assert isinstance(event, Failed)
     assert isinstance(event.error, Overloaded)
-    assert event.error.message == "The request waited too long for its turn."
+    assert event.error.message == "The request waited in the queue for longer than limits.queue_timeout_s."
     assert 0.2 <= time.monotonic() - began < 5
     engine.abort("running")
     engine.close()

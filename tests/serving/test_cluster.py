@@ -183,7 +183,7 @@ def test_too_many_requests_get_429_and_the_others_an_answer(cluster: Cluster) ->
     refused = [answer for answer in answers if answer.status == 429]
     assert sorted(answer.status for answer in answers) == [200] * 4 + [429] * 4
     for answer in refused:
-        assert answer.body == {"detail": "2 requests are waiting already, the limit is 2."}
+        assert answer.body == {"detail": "2 requests are waiting already; limits.max_waiting_requests is 2."}
         assert answer.headers["Retry-After"] == "5"
 
 

@@ -72,7 +72,7 @@ def test_a_full_gpu_is_a_503_and_the_next_request_is_answered(cluster: Head, fau
     fault("out_of_memory")
     answer = cluster.call("/chat", SHORT)
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-    assert answer.body == {"detail": "The GPU's memory does not hold this request now."}
+    assert answer.body == {"detail": "The GPU has too little free memory for this request now."}
     assert cluster.call("/chat", SHORT).status == 200
     assert cluster.replica_of("mine").pid == before
 

@@ -44,7 +44,7 @@ def test_what_is_too_much_is_refused_unread_and_the_rest_answered(
         refused = client.post(path, content=b"no JSON at all")
         seen = client.get("/ready")
         assert refused.status_code == 429
-        message = "2 requests are here already, the limit is 2."
+        message = "The server has 2 requests already; its capacity is 2."
         error = refused.json()
         assert (error["detail"] if path == "/chat" else error["error"]["message"]) == message
         assert refused.headers["retry-after"] == "5"
