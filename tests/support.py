@@ -1,30 +1,34 @@
 """Stand-ins that are real: what production has between two parts is left out, the parts are not."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from phi3_serve.config import LimitsConfig
+from phi3_serve.config import Dtype, LimitsConfig, ModelConfig
 from phi3_serve.core import Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
 from phi3_serve.observability.host import cpu_info
-from phi3_serve.parameters import GenerationParameters
+from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
+from phi3_serve.serving.placement import place
 from phi3_serve.serving.replica import Replica
+from phi3_serve.serving.replica_options import ReplicaOptions
 
 # Generation parameters with which only a length or a deadline ends an answer: the one token that would is never drawn.
 ENDLESS: dict[str, Any] = {"eos_token_id": 703, "suppress_tokens": [703]}
 
 
-def local_replica(name: str, source: str, *, dtype: str = "float32", max_waiting: int = 8, **given: Any) -> Replica:
-    """A replica in this process, which goes on when its engine does not."""
-    kwargs: dict[str, Any] = {
-        "revision": None,
-        "device": "cpu",
-        "num_threads": 1,
-        "stuck_after_s": 300.0,
-        "limits": LimitsConfig(max_waiting_requests=max_waiting),
-        "defaults": GenerationParameters(),
-        "give_up": lambda reason: None,
-    }
-    return Replica(name=name, source=source, dtype=dtype, **(kwargs | given))
+def local_replica(
+    name: str,
+    source: str,
+    *,
+    dtype: Dtype = "float32",
+    max_waiting: int = 8,
+    defaults: GenerationParameters = NONE_GIVEN,
+    on_fatal_error: Callable[[str], None] = lambda reason: None,
+) -> Replica:
+    """A replica in this process. It goes on when its engine does not."""
+    model = ModelConfig(name=name, source=source, device="cpu", dtype=dtype, defaults=defaults)
+    limits = LimitsConfig(max_waiting_requests=max_waiting)
+    options = ReplicaOptions.from_config(model, place(model, cluster_has_gpu=False), limits)
+    return Replica(options, on_fatal_error)
 
 
 class LocalBackend:

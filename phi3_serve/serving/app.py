@@ -1,9 +1,10 @@
 """The Serve application: ``import_path: phi3_serve.serving.app:build_app``.
 
-Without ``from __future__ import annotations``: Serve reads the annotation object of ``args`` to validate it.
+This module has no ``from __future__ import annotations``: Serve reads the annotation of ``args`` as a class, to
+validate the config.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -16,26 +17,30 @@ from phi3_serve.serving.cluster import deployment_name
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
 from phi3_serve.serving.replica import Replica
+from phi3_serve.serving.replica_options import ReplicaOptions
 
-_ALL = 1_000_000  # Serve lets every request in; the ingress itself refuses what is too much, in our JSON
+Number = TypeVar("Number", int, float)
+
+# Serve accepts every request; the ingress itself refuses requests beyond its capacity, with a JSON body.
+UNLIMITED_REQUESTS = 1_000_000
 _ROUTERS = {"prefix": "phi3_serve.serving.routing.PrefixRouter"}
 
 
 def build_app(args: AppConfig) -> Application:
     """The ingress and one deployment per model."""
-    return application(args)
+    return build_application(args)
 
 
-def application(config: AppConfig, replica: type[Replica] = Replica) -> Application:
-    """As ``build_app``, over another class of replicas."""
+def build_application(config: AppConfig, replica_class: type[Replica] = Replica) -> Application:
+    """The application with replicas of ``replica_class``."""
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     placements = {m.served_name: place(m, cluster_has_gpu=cluster_has_gpu) for m in config.models}
-    models = {m.served_name: _replica(m, placements[m.served_name], config, replica) for m in config.models}
+    models = {m.served_name: _bind_replica(m, placements[m.served_name], config, replica_class) for m in config.models}
     ingress: Deployment = serve.deployment(
         name=INGRESS_NAME,
         num_replicas=config.http.replicas,
         ray_actor_options={"num_cpus": config.http.num_cpus},
-        max_ongoing_requests=_ALL,
+        max_ongoing_requests=UNLIMITED_REQUESTS,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=config.limits.request_timeout_s,
         user_config={},
@@ -43,37 +48,29 @@ def application(config: AppConfig, replica: type[Replica] = Replica) -> Applicat
     return ingress.bind(config, placements, models)
 
 
-def _replica(model: ModelConfig, placement: Placement, config: AppConfig, replica: type[Replica]) -> Application:
+def _bind_replica(
+    model: ModelConfig, placement: Placement, config: AppConfig, replica_class: type[Replica]
+) -> Application:
     limits, rollout = config.limits, model.rollout
-    surge = 100 if placement.device == "cpu" else 0
+    default_surge_percent = 100 if placement.device == "cpu" else 0
     deployment: Deployment = serve.deployment(
         name=deployment_name(model.served_name),
         ray_actor_options=placement.ray_actor_options,
-        # above what the engine takes, so that the engine refuses and says why
+        # more than the engine accepts, so that the engine refuses and gives the reason
         max_ongoing_requests=MAX_ROWS[placement.device] + 2 * limits.max_waiting_requests + 16,
         max_constructor_retry_count=1,
         health_check_period_s=model.health.check_period_s,
         health_check_timeout_s=model.health.check_timeout_s,
-        max_surge_percent=surge if rollout.max_surge_percent is None else rollout.max_surge_percent,
-        graceful_shutdown_timeout_s=_given(rollout.drain_timeout_s, limits.request_timeout_s),
+        max_surge_percent=_or_default(rollout.max_surge_percent, default_surge_percent),
+        graceful_shutdown_timeout_s=_or_default(rollout.drain_timeout_s, limits.request_timeout_s),
         user_config={},
-        **_number_of_replicas(model, limits.max_waiting_requests),
-        **_router(model),
-    )(replica)
-    return deployment.bind(
-        name=model.served_name,
-        source=model.checkpoint,
-        revision=model.checkpoint_revision,
-        device=placement.device,
-        dtype=model.dtype,
-        num_threads=max(1, int(placement.num_cpus)),
-        stuck_after_s=model.health.stuck_after_s,
-        limits=limits,
-        defaults=model.defaults,
-    )
+        **_scaling_options(model, limits.max_waiting_requests),
+        **_router_options(model),
+    )(replica_class)
+    return deployment.bind(ReplicaOptions.from_config(model, placement, limits))
 
 
-def _number_of_replicas(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
+def _scaling_options(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
     if model.max_replicas == model.min_replicas:
         return {"num_replicas": model.min_replicas}
     scaling = model.scaling
@@ -81,7 +78,7 @@ def _number_of_replicas(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=model.min_replicas,
             max_replicas=model.max_replicas,
-            target_ongoing_requests=_given(scaling.target_load, 1 + max_waiting / 2),
+            target_ongoing_requests=_or_default(scaling.target_load, 1 + max_waiting / 2),
             upscale_delay_s=scaling.upscale_delay_s,
             downscale_delay_s=scaling.downscale_delay_s,
             downscale_to_zero_delay_s=scaling.sleep_after_s,
@@ -90,15 +87,15 @@ def _number_of_replicas(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
     }
 
 
-def _router(model: ModelConfig) -> dict[str, Any]:
+def _router_options(model: ModelConfig) -> dict[str, Any]:
     if model.routing == "load":
         return {}
     return {"request_router_config": {"request_router_class": _ROUTERS[model.routing]}}
 
 
-def _given(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
+def _or_default(value: Number | None, default: Number) -> Number:
+    return default if value is None else value
 
 
 app = build_app(AppConfig())
-"""The default application, bound: ``serve build phi3_serve.serving.app:app`` needs it."""
+"""The default application, bound, for ``serve build phi3_serve.serving.app:app``."""

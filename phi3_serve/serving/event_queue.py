@@ -1,4 +1,4 @@
-"""Engine events on their way from the engine's thread to the event loop."""
+"""Engine events between the engine's thread and the event loop."""
 
 import asyncio
 from collections import deque
@@ -8,41 +8,45 @@ from phi3_serve.core import EngineEvent, NewTokens
 
 
 class EventQueue:
-    """Filled by one thread, emptied by one coroutine.
+    """A queue with one producer, a thread, and one consumer, a coroutine.
 
-    A wake-up costs both threads a tenth of a millisecond, as much as a small model's token, so the loop is woken only
-    where somebody waits, and for the last event.
+    Waking the event loop costs both threads a tenth of a millisecond, as much as one token of a small model. So
+    ``put`` wakes the loop only if ``get_all`` waits, or for the last event.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: deque[EngineEvent] = deque()
-        self._news = asyncio.Event()
-        self._is_waited_for = False
+        self._wakeup = asyncio.Event()
+        self._is_consumer_waiting = False
 
     def put(self, event: EngineEvent) -> None:
-        """Called on the engine's thread."""
+        """Add ``event``; the engine's thread calls this."""
         self._events.append(event)
-        if self._is_waited_for or not isinstance(event, NewTokens):
-            self._loop.call_soon_threadsafe(self._news.set)
+        if self._is_consumer_waiting or _is_last(event):
+            self._loop.call_soon_threadsafe(self._wakeup.set)
 
-    async def take(self) -> list[EngineEvent]:
-        """Everything that has come, once there is something."""
-        self._is_waited_for = True
+    async def get_all(self) -> list[EngineEvent]:
+        """Wait until there is an event, then remove and return all events."""
+        self._is_consumer_waiting = True
         try:
             while not self._events:
-                self._news.clear()
-                if not self._events:  # it may have come before the flag was down
-                    await self._news.wait()
+                self._wakeup.clear()
+                if not self._events:  # the thread may have added one before the flag was cleared
+                    await self._wakeup.wait()
         finally:
-            self._is_waited_for = False
+            self._is_consumer_waiting = False
         return [self._events.popleft() for _ in range(len(self._events))]
 
-    async def rest(self, seconds: float) -> None:
-        """Let events gather for so long, or until the last one is there."""
-        self._news.clear()
-        if seconds <= 0 or (self._events and not isinstance(self._events[-1], NewTokens)):
+    async def wait_for_last(self, timeout_s: float) -> None:
+        """Wait until the last event is in the queue, or until ``timeout_s`` has passed. Meanwhile events collect."""
+        self._wakeup.clear()
+        if timeout_s <= 0 or (self._events and _is_last(self._events[-1])):
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
+            async with asyncio.timeout(timeout_s):
+                await self._wakeup.wait()
+
+
+def _is_last(event: EngineEvent) -> bool:
+    return not isinstance(event, NewTokens)

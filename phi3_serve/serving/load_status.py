@@ -1,7 +1,8 @@
-"""What replicas tell while they start: a replica in its constructor answers no call, so it leaves a note.
+"""How far a starting replica is.
 
-The notes lie in the key-value store of Ray's head, where Serve keeps its own state (``ray.experimental.internal_kv``).
-They are a few words that replace one another, and nothing depends on them.
+A replica in its constructor answers no call. It publishes its status in the key-value store of Ray's head, where Serve
+keeps its own state (``ray.experimental.internal_kv``). The status is one line of text; a new line replaces it. Nothing
+depends on the status.
 """
 
 import logging
@@ -14,33 +15,33 @@ logger = logging.getLogger("phi3_serve")
 _NAMESPACE = "phi3-serve"
 
 
-class Note:
-    """The note of one model's starting replica; outside Ray there is no board, and writing does nothing."""
+class LoadStatus:
+    """The status of one model's starting replica. Outside Ray there is no store, and publishing does nothing."""
 
     def __init__(self, model: str) -> None:
         self._model = model
 
-    def write(self, words: str) -> None:
-        """Replace what the note says."""
-        self._put(words)
+    def publish(self, text: str) -> None:
+        """Replace the status."""
+        self._store(text)
 
-    def take_down(self) -> None:
-        """Leave no note."""
-        self._put(None)
+    def clear(self) -> None:
+        """Remove the status."""
+        self._store(None)
 
-    def _put(self, words: str | None) -> None:
+    def _store(self, text: str | None) -> None:
         if not ray.is_initialized():
             return
         try:
-            if words is None:
+            if text is None:
                 _internal_kv_del(self._model, namespace=_NAMESPACE)
             else:
-                _internal_kv_put(self._model, words, namespace=_NAMESPACE)
-        except Exception:  # a head that is away is no reason not to load
-            logger.warning("the progress of %s could not be told", self._model, exc_info=True)
+                _internal_kv_put(self._model, text, namespace=_NAMESPACE)
+        except Exception:  # loading goes on without the head
+            logger.warning("the load status of %s could not be published", self._model, exc_info=True)
 
 
-def told(model: str) -> str | None:
-    """What the starting replica of ``model`` last said."""
-    words = _internal_kv_get(model, namespace=_NAMESPACE)
-    return words.decode() if words else None
+def read_load_status(model: str) -> str | None:
+    """The last status of the starting replica of ``model``, or None."""
+    text = _internal_kv_get(model, namespace=_NAMESPACE)
+    return text.decode() if text else None

@@ -1,4 +1,4 @@
-"""Where a model runs: its device, and what its replicas reserve of a node."""
+"""Where a model runs: its device, and the resources of a node that a replica reserves."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from phi3_serve.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What one replica reserves."""
+    """The device of one replica and its reservation."""
 
     device: Literal["cpu", "cuda"]
     num_cpus: float
@@ -18,7 +18,7 @@ class Placement:
 
     @property
     def resources(self) -> dict[str, float]:
-        """The reservation as Ray resources of one node."""
+        """The reservation by the names of Ray's resources."""
         needed = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         if self.accelerator_type is not None:
             needed[f"accelerator_type:{self.accelerator_type}"] = 0.001
@@ -26,34 +26,37 @@ class Placement:
 
     @property
     def ray_actor_options(self) -> dict[str, object]:
-        """The reservation as Ray Serve takes it."""
+        """The reservation as options of a Ray actor."""
         options: dict[str, object] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         if self.accelerator_type is not None:
             options["accelerator_type"] = self.accelerator_type
         return options
 
-    def missing_from(self, nodes: Iterable[Mapping[str, float]]) -> str | None:
-        """Which resource keeps every one of ``nodes`` (total resources each) from ever holding a replica, in words."""
+    def missing_resource(self, nodes: Iterable[Mapping[str, float]]) -> str | None:
+        """The resources that no node has enough of, in words; None if some node can hold a replica.
+
+        ``nodes`` are the total resources of each node.
+        """
         totals = list(nodes)
         if any(all(total.get(name, 0) >= amount for name, amount in self.resources.items()) for total in totals):
             return None
-        lacking = [n for n, amount in self.resources.items() if all(t.get(n, 0) < amount for t in totals)]
-        words = " and ".join(self._in_words(name) for name in lacking or self.resources)
-        if lacking:
+        missing = [n for n, amount in self.resources.items() if all(t.get(n, 0) < amount for t in totals)]
+        words = " and ".join(self._describe(name) for name in missing or self.resources)
+        if missing:
             return f"{words} on one node, and no node of the cluster has that"
         return f"{words} together on one node, and no node of the cluster has them together"
 
-    def _in_words(self, resource: str) -> str:
+    def _describe(self, resource: str) -> str:
         kind, _, accelerator_type = resource.partition(":")
         return f"an accelerator of type {accelerator_type}" if accelerator_type else f"{self.resources[kind]:g} {kind}"
 
 
 def place(model: ModelConfig, *, cluster_has_gpu: bool) -> Placement:
-    """Resolve what the config leaves to us.
+    """The placement of ``model``, with defaults for what the config leaves open.
 
-    ``device: auto`` is the catalogue's device for a catalogue name: phi-3-tiny on the CPU, the real variants on a
-    GPU even where there is none yet, so that one config fits a laptop and a GPU node. For any other name it is a
-    GPU where the cluster has one.
+    ``device: auto`` of a catalogue name is the catalogue's device: the CPU for phi-3-tiny, a GPU for the real
+    variants. They get a GPU even if the cluster has none yet, so that one config fits a laptop and a GPU node. For any
+    other name ``auto`` is a GPU if the cluster has one.
     """
     needs_gpu = model.variant.needs_gpu if model.variant is not None else cluster_has_gpu
     device: Literal["cpu", "cuda"] = ("cuda" if needs_gpu else "cpu") if model.device == "auto" else model.device

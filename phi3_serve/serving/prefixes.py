@@ -1,4 +1,4 @@
-"""Which replica has the start of a prompt in memory: plain Python, told of every request that was sent."""
+"""Which replica has the start of a prompt in its prefix cache, known from the requests that were sent to it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -6,22 +6,23 @@ from typing import Generic, TypeVar
 
 from phi3_serve.core import Conversation, GenerationRequest, Prompt, RawPrompt, Special, TokenPrompt
 
-CHARACTERS_OF_A_PIECE = 256  # some four blocks of the cache
-TOKENS_OF_A_PIECE = 64
-MAX_PIECES = 64  # of one prompt; the rest does not change where it goes
-MAX_KNOWN = 100_000  # pieces; some 20 MB
-# Requests more than the least loaded replica has: beyond, waiting costs more than computing the prefix anew.
-WORTH = 8
+CHARACTERS_PER_PIECE = 256  # about four blocks of the cache
+TOKENS_PER_PIECE = 64
+MAX_PIECES = 64  # of one prompt; later pieces do not affect routing
+MAX_ENTRIES = 100_000  # about 20 MB
+# Requests that a replica with the prefix may have more than the least loaded one. With more, waiting takes longer than
+# computing the prefix again.
+MAX_EXTRA_REQUESTS = 8
 
 R = TypeVar("R", bound=Hashable)
 
 
-def keys_of(request: GenerationRequest) -> list[int]:
-    """The session, then each start of the prompt by its whole pieces, the longest first."""
-    keys, number = [], hash(request.model)
+def prefix_keys(request: GenerationRequest) -> list[int]:
+    """A key of the session, then a key of each prefix of the prompt in whole pieces, the longest prefix first."""
+    keys, key = [], hash(request.model)
     for piece in _pieces(request.prompt):
-        number = hash((number, piece))
-        keys.append(number)
+        key = hash((key, piece))
+        keys.append(key)
     if request.options.session is not None:
         keys.append(hash(("session", request.options.session)))
     return keys[::-1]
@@ -29,10 +30,10 @@ def keys_of(request: GenerationRequest) -> list[int]:
 
 def _pieces(prompt: Prompt) -> list[Hashable]:
     if isinstance(prompt, TokenPrompt):
-        ids, size = prompt.token_ids[: MAX_PIECES * TOKENS_OF_A_PIECE], TOKENS_OF_A_PIECE
+        ids, size = prompt.token_ids[: MAX_PIECES * TOKENS_PER_PIECE], TOKENS_PER_PIECE
         return [ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
-    text = _text(prompt)[: MAX_PIECES * CHARACTERS_OF_A_PIECE]
-    size = CHARACTERS_OF_A_PIECE
+    text = _text(prompt)[: MAX_PIECES * CHARACTERS_PER_PIECE]
+    size = CHARACTERS_PER_PIECE
     return [text[at : at + size] for at in range(0, len(text) - size + 1, size)]
 
 
@@ -42,25 +43,28 @@ def _text(prompt: RawPrompt | Conversation) -> str:
     return "".join(s.token if isinstance(s, Special) else s.text for s in prompt.segments)
 
 
-class PrefixMemory(Generic[R]):
-    """Where each start of a prompt was last sent; the least recently used is forgotten first."""
+class PrefixTable(Generic[R]):
+    """The replica that each prefix was last sent to. The least recently used entry is dropped first."""
 
     def __init__(self) -> None:
         self._replica_of: OrderedDict[int, R] = OrderedDict()
 
     def choose(self, keys: list[int], loads: Mapping[R, int]) -> R:
-        """The replica, of those in ``loads`` (requests that each has), that ``keys`` should go to."""
-        least = min(loads.values())
+        """The replica for a request with ``keys``: the first match that is not too busy, else the least loaded one.
+
+        ``loads`` has the number of requests of each running replica.
+        """
+        max_load = min(loads.values()) + MAX_EXTRA_REQUESTS
         for key in keys:
-            known = self._replica_of.get(key)
-            if known is not None and loads.get(known, least + WORTH + 1) <= least + WORTH:
-                return known
+            replica = self._replica_of.get(key)
+            if replica is not None and loads.get(replica, max_load + 1) <= max_load:
+                return replica
         return min(loads, key=lambda replica: loads[replica])
 
-    def remember(self, keys: list[int], replica: R) -> None:
-        """``keys`` were sent to ``replica``."""
+    def record(self, keys: list[int], replica: R) -> None:
+        """Note that a request with ``keys`` was sent to ``replica``."""
         for key in reversed(keys):
             self._replica_of[key] = replica
             self._replica_of.move_to_end(key)
-        while len(self._replica_of) > MAX_KNOWN:
+        while len(self._replica_of) > MAX_ENTRIES:
             self._replica_of.popitem(last=False)

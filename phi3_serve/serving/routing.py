@@ -1,7 +1,7 @@
-"""``routing: prefix`` of the config, as Ray Serve takes a router.
+"""``routing: prefix`` of the config, as a request router of Ray Serve.
 
-Ray has two of its own. ``PrefixCacheAffinityRouter`` asks an actor about every request and blocks the event loop
-meanwhile; ``ConsistentHashRouter`` follows sessions only, whatever the load.
+Ray has two similar routers. ``PrefixCacheAffinityRouter`` asks an actor about every request and blocks the event loop
+meanwhile. ``ConsistentHashRouter`` knows only sessions and ignores the load.
 """
 
 import random
@@ -9,35 +9,37 @@ import random
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from phi3_serve.core import GenerationRequest
-from phi3_serve.serving.prefixes import PrefixMemory, keys_of
+from phi3_serve.serving.prefixes import PrefixTable, prefix_keys
 
 
 class PrefixRouter(RequestRouter):
-    """Sends a request where the start of its prompt, or its session, is in memory, unless that replica is busier."""
+    """Prefers the replica that has the request's session or prefix in its cache, unless that replica is too busy."""
 
     def initialize_state(self, **kwargs: object) -> None:
-        """Nothing is known yet; each ingress learns for itself."""
-        self._memory: PrefixMemory[ReplicaID] = PrefixMemory()
+        """Start with an empty table; each ingress has its own."""
+        self._table: PrefixTable[ReplicaID] = PrefixTable()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Ranks: the one replica, then all others, in case it takes no more."""
+        """The chosen replica, then all others, in case the chosen one accepts no more requests."""
         if not candidate_replicas:
             return []
-        shuffled = random.sample(candidate_replicas, len(candidate_replicas))  # equals take turns
+        shuffled = random.sample(
+            candidate_replicas, len(candidate_replicas)
+        )  # so that equally loaded replicas take turns
         keys = _keys(pending_request)
         loads = {r.replica_id: self.replica_queue_len_cache.get(r.replica_id) or 0 for r in shuffled}
-        chosen = self._memory.choose(keys, loads)
+        chosen = self._table.choose(keys, loads)
         first = [r for r in shuffled if r.replica_id == chosen]
         others = [r for r in shuffled if r.replica_id != chosen]
         return [first, others] if others else [first]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
-        """Remember where it went."""
-        self._memory.remember(_keys(pending_request), replica_id)
+        """Record the replica that Serve has sent the request to."""
+        self._table.record(_keys(pending_request), replica_id)
 
 
 def _keys(pending: PendingRequest | None) -> list[int]:
     request = pending.args[0] if pending and pending.args else None
-    return keys_of(request) if isinstance(request, GenerationRequest) else []
+    return prefix_keys(request) if isinstance(request, GenerationRequest) else []

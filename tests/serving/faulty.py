@@ -13,21 +13,22 @@ from typing import Any, TextIO, cast
 from ray.serve import Application
 
 from phi3_serve.config import AppConfig
-from phi3_serve.serving.app import application
+from phi3_serve.serving.app import build_application
 from phi3_serve.serving.replica import Replica
+from phi3_serve.serving.replica_options import ReplicaOptions
 
 FAULTS = ("out_of_memory", "device_assert", "hang", "full_disk")
 
 
 def build_app(args: AppConfig) -> Application:
-    return application(args, FaultyReplica)
+    return build_application(args, FaultyReplica)
 
 
 class FaultyReplica(Replica):
     """A replica whose forward pass looks for a fault before it runs."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, options: ReplicaOptions) -> None:
+        super().__init__(options)
         directory = Path(os.environ["FAULTS"])
         runner = cast(Any, self._engine)._core.runner
         run = runner.run

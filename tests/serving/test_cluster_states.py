@@ -47,9 +47,9 @@ def test_state(overview: DeploymentStatusOverview | None, missing: str | None, s
 
 
 def test_while_a_new_version_is_built_the_old_one_answers() -> None:
-    before = VariantState("ready", num_replicas=2)
-    assert variant_state(None, None, before=before) == before
-    assert variant_state(deployment("UPDATING"), None, before=before).state == "scaled_to_zero"
+    previous = VariantState("ready", num_replicas=2)
+    assert variant_state(None, None, previous=previous) == previous
+    assert variant_state(deployment("UPDATING"), None, previous=previous).state == "scaled_to_zero"
 
 
 def test_a_starting_replica_tells_how_far_it_is() -> None:

@@ -31,7 +31,7 @@ def test_many_requests_cost_one_reading(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_controller_that_hangs_or_fails_leaves_the_last_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "SECONDS_FRESH", 0.0)
+    monkeypatch.setattr(cluster, "MAX_AGE_S", 0.0)
     view = ClusterView({}, app_name="phi3", elastic=False)
     known = {"m": VariantState("ready")}
     release = threading.Event()

@@ -1,4 +1,4 @@
-"""The notes of starting replicas, in the store of a real Ray head."""
+"""The load status of starting replicas, in the store of a real Ray head."""
 
 import subprocess
 import sys
@@ -10,23 +10,23 @@ pytestmark = pytest.mark.cluster
 STORY = """
 import ray
 from phi3_serve.observability.progress import Progress, told_to
-from phi3_serve.serving.load_status import Note, told
-Note("before Ray").write("nothing")
+from phi3_serve.serving.load_status import LoadStatus, read_load_status
+LoadStatus("before Ray").publish("nothing")
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-print(told("org/m"))
-note = Note("org/m")
-with told_to(note.write):
+print(read_load_status("org/m"))
+status = LoadStatus("org/m")
+with told_to(status.publish):
     progress = Progress("org/m: loading weights", 100)
     progress.advance(40)
     progress.finish()
 progress.finish()
-print(told("org/m"), told("other"))
-note.take_down()
-print(told("org/m"))
+print(read_load_status("org/m"), read_load_status("other"))
+status.clear()
+print(read_load_status("org/m"))
 """
 
 
-def test_a_note_is_there_while_the_replica_starts() -> None:
+def test_the_status_is_there_while_the_replica_starts() -> None:
     done = subprocess.run([sys.executable, "-c", STORY], capture_output=True, text=True, timeout=120, check=True)
     before, during, after = done.stdout.splitlines()
     assert (before, after) == ("None", "None")

@@ -58,4 +58,4 @@ GPU_REPLICA = Placement("cuda", 2, 1, None)
     ],
 )
 def test_which_resource_is_missing(placement: Placement, nodes: list[dict[str, float]], missing: str | None) -> None:
-    assert placement.missing_from(nodes) == missing
+    assert placement.missing_resource(nodes) == missing

@@ -1,4 +1,4 @@
-"""Which replica a request goes to, where its prompt's start decides."""
+"""Which replica a request goes to with ``routing: prefix``."""
 
 from collections import Counter
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import prefixes
-from phi3_serve.serving.prefixes import WORTH, PrefixMemory, keys_of
+from phi3_serve.serving.prefixes import MAX_EXTRA_REQUESTS, PrefixTable, prefix_keys
 from phi3_serve.text.template import render
 from tests.api.kaito.test_chat import PROMPT
 
@@ -32,64 +32,64 @@ def conversation(*turns: str) -> Prompt:
 
 
 def test_keys_are_of_every_start_and_the_longest_comes_first() -> None:
-    shared = keys_of(asked(RawPrompt(SYSTEM)))
-    longer = keys_of(asked(RawPrompt(SYSTEM + "Why? " * 100)))
+    shared = prefix_keys(asked(RawPrompt(SYSTEM)))
+    longer = prefix_keys(asked(RawPrompt(SYSTEM + "Why? " * 100)))
     assert len(shared) == len(SYSTEM) // 256
     assert longer[-len(shared) :] == shared
     assert len(longer) > len(shared)
-    assert not set(shared) & set(keys_of(asked(RawPrompt("x" + SYSTEM))))
-    assert not set(shared) & set(keys_of(asked(RawPrompt(SYSTEM), model="other")))
-    assert keys_of(asked(RawPrompt(PROMPT))) == []  # too short to matter
-    assert len(keys_of(asked(TokenPrompt(tuple(range(200)))))) == 3
-    assert len(keys_of(asked(RawPrompt("y" * 10**6)))) == prefixes.MAX_PIECES
+    assert not set(shared) & set(prefix_keys(asked(RawPrompt("x" + SYSTEM))))
+    assert not set(shared) & set(prefix_keys(asked(RawPrompt(SYSTEM), model="other")))
+    assert prefix_keys(asked(RawPrompt(PROMPT))) == []  # too short to matter
+    assert len(prefix_keys(asked(TokenPrompt(tuple(range(200)))))) == 3
+    assert len(prefix_keys(asked(RawPrompt("y" * 10**6)))) == prefixes.MAX_PIECES
 
 
 def test_a_session_comes_before_the_prompt() -> None:
-    memory: PrefixMemory[str] = PrefixMemory()
-    memory.remember(keys_of(asked(RawPrompt(SYSTEM))), "a")
-    memory.remember(keys_of(asked(RawPrompt(PROMPT), session="s")), "b")
-    assert memory.choose(keys_of(asked(RawPrompt(SYSTEM), session="s")), {"a": 0, "b": 0}) == "b"
-    assert memory.choose(keys_of(asked(RawPrompt(SYSTEM), session="t")), {"b": 0, "a": 0}) == "a"
+    table: PrefixTable[str] = PrefixTable()
+    table.record(prefix_keys(asked(RawPrompt(SYSTEM))), "a")
+    table.record(prefix_keys(asked(RawPrompt(PROMPT), session="s")), "b")
+    assert table.choose(prefix_keys(asked(RawPrompt(SYSTEM), session="s")), {"a": 0, "b": 0}) == "b"
+    assert table.choose(prefix_keys(asked(RawPrompt(SYSTEM), session="t")), {"b": 0, "a": 0}) == "a"
 
 
 def test_the_longest_start_decides() -> None:
-    memory: PrefixMemory[str] = PrefixMemory()
-    memory.remember(keys_of(asked(conversation("one " * 100))), "a")
-    memory.remember(keys_of(asked(conversation("two " * 100))), "b")
+    table: PrefixTable[str] = PrefixTable()
+    table.record(prefix_keys(asked(conversation("one " * 100))), "a")
+    table.record(prefix_keys(asked(conversation("two " * 100))), "b")
     going_on = conversation("one " * 100, "Yes.", "And then?")
-    assert memory.choose(keys_of(asked(going_on)), {"a": 3, "b": 0}) == "a"
+    assert table.choose(prefix_keys(asked(going_on)), {"a": 3, "b": 0}) == "a"
 
 
-@pytest.mark.parametrize(("load", "chosen"), [(WORTH, "a"), (WORTH + 1, "b")])
+@pytest.mark.parametrize(("load", "chosen"), [(MAX_EXTRA_REQUESTS, "a"), (MAX_EXTRA_REQUESTS + 1, "b")])
 def test_a_replica_with_much_more_to_do_is_passed_by(load: int, chosen: str) -> None:
-    memory: PrefixMemory[str] = PrefixMemory()
-    keys = keys_of(asked(RawPrompt(SYSTEM)))
-    memory.remember(keys, "a")
-    assert memory.choose(keys, {"a": load, "b": 0}) == chosen
+    table: PrefixTable[str] = PrefixTable()
+    keys = prefix_keys(asked(RawPrompt(SYSTEM)))
+    table.record(keys, "a")
+    assert table.choose(keys, {"a": load, "b": 0}) == chosen
 
 
 def test_a_replica_that_is_gone_is_not_chosen() -> None:
-    memory: PrefixMemory[str] = PrefixMemory()
-    keys = keys_of(asked(RawPrompt(SYSTEM)))
-    memory.remember(keys, "gone")
-    assert memory.choose(keys, {"a": 2, "b": 1}) == "b"
+    table: PrefixTable[str] = PrefixTable()
+    keys = prefix_keys(asked(RawPrompt(SYSTEM)))
+    table.record(keys, "gone")
+    assert table.choose(keys, {"a": 2, "b": 1}) == "b"
 
 
 def test_unrelated_prompts_spread_by_load() -> None:
-    memory: PrefixMemory[str] = PrefixMemory()
+    table: PrefixTable[str] = PrefixTable()
     loads = Counter({"a": 0, "b": 0, "c": 0})
     for number in range(30):
-        keys = keys_of(asked(RawPrompt(f"{number} " * 300)))
-        chosen = memory.choose(keys, loads)
-        memory.remember(keys, chosen)
+        keys = prefix_keys(asked(RawPrompt(f"{number} " * 300)))
+        chosen = table.choose(keys, loads)
+        table.record(keys, chosen)
         loads[chosen] += 1
     assert set(loads.values()) == {10}
 
 
 def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefixes, "MAX_KNOWN", 50)
-    memory: PrefixMemory[str] = PrefixMemory()
+    monkeypatch.setattr(prefixes, "MAX_ENTRIES", 50)
+    table: PrefixTable[str] = PrefixTable()
     for number in range(100):
-        memory.remember([number], "a")
-    assert memory.choose([0], {"a": 1, "b": 0}) == "b"
-    assert memory.choose([99], {"a": 1, "b": 0}) == "a"
+        table.record([number], "a")
+    assert table.choose([0], {"a": 1, "b": 0}) == "b"
+    assert table.choose([99], {"a": 1, "b": 0}) == "a"

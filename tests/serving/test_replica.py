@@ -110,7 +110,7 @@ def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
 def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be mended: a device that has failed an assert, an engine that is dead, or one that hangs."""
     reasons: list[str] = []
-    replica = local_replica("dying", str(checkpoint), give_up=reasons.append)
+    replica = local_replica("dying", str(checkpoint), on_fatal_error=reasons.append)
     engine: Any = replica._engine
     asyncio.run(replica.check_health())
     assert reasons == []

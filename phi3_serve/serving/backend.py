@@ -1,0 +1,148 @@
+"""``core.Backend`` over Ray Serve: is the model ready, has it capacity, and which error does a failure become."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from phi3_serve import overload
+from phi3_serve.api.limits import CurrentLimits
+from phi3_serve.core import MAX_ROWS, Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
+from phi3_serve.errors import ModelUnavailable
+from phi3_serve.observability.host import cpu_info
+from phi3_serve.overload import STARTING_RETRY_AFTER_S
+from phi3_serve.serving.cluster import ClusterView
+from phi3_serve.serving.placement import Placement
+from phi3_serve.serving.ray_errors import from_ray
+from phi3_serve.serving.wake_up import WakeUpCalls
+
+logger = logging.getLogger("ray.serve")
+
+RETRY_TIMEOUT_S = 60.0  # for the first event of another replica, after one was lost
+READY_POLL_INTERVAL_S = 0.5  # of a request that waits for its model
+# Requests. While no replica runs, a request must still reach the ingress, to start one or to learn why none runs.
+MIN_CAPACITY = 64
+
+
+class HandleBackend:
+    """``core.Backend`` over the deployment handles of the replicas."""
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        placements: Mapping[str, Placement],
+        view: ClusterView,
+        limits: CurrentLimits,
+    ) -> None:
+        self._handles = handles
+        # options() is costly, so it is called once for each model
+        self._streams = {n: h.options(method_name="generate", stream=True) for n, h in handles.items()}
+        self._placements = placements
+        self._view = view
+        self._limits = limits
+        self._num_in_flight = dict.fromkeys(handles, 0)  # requests, by model
+        self._wake_up_calls = WakeUpCalls(handles)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
+        """Run ``request`` on a replica of its model; see ``core.Backend``.
+
+        If a replica dies before its first event, the request is sent to another replica, once.
+        """
+        await self._require_ready(request.model, request.options.wait_s)
+        self._require_capacity(request.model)
+        self._num_in_flight[request.model] += 1
+        try:
+            for is_retry in (False, True):
+                try:
+                    async with aclosing(self._try_once(request, is_retry=is_retry)) as events:
+                        async for event in events:
+                            yield event
+                    return
+                except RayActorError:
+                    logger.warning("a replica of %s was lost; another one gets its request", request.model)
+        finally:
+            self._num_in_flight[request.model] -= 1
+
+    async def _try_once(self, request: GenerationRequest, *, is_retry: bool) -> AsyncGenerator[Delta | Done, None]:
+        """The events of one replica.
+
+        Raises:
+            RayActorError: the replica was lost before its first event, and this is not the retry.
+        """
+        events: Any = self._streams[request.model].remote(request)  # DeploymentResponseGenerator
+        has_begun = False
+        try:
+            async with asyncio.timeout(RETRY_TIMEOUT_S if is_retry else None):
+                event = await anext(events, None)
+            while event is not None:
+                if isinstance(event, Failed):
+                    raise event.error
+                has_begun = True
+                yield event
+                event = await anext(events, None)
+        except TimeoutError:
+            raise ModelUnavailable(
+                "The replica was lost, and no other took over in time.", STARTING_RETRY_AFTER_S
+            ) from None
+        except (RayError, RayServeException) as error:
+            if isinstance(error, RayActorError) and not has_begun and not is_retry:
+                raise
+            raise from_ray(error) from error
+        finally:
+            events.cancel()
+
+    async def states(self) -> Mapping[str, VariantState]:
+        """The state of every variant; see ``core.Backend``."""
+        states = await self._view.states()
+        self._wake_up_calls.cancel_answered(states)
+        return states
+
+    async def host_info(self) -> HostInfo:
+        """The GPUs of running replicas, or this node's CPU; see ``core.Backend``."""
+        states = await self.states()
+        on_gpu = [n for n, p in self._placements.items() if p.device == "cuda" and states[n].state == "ready"]
+        if not on_gpu:
+            return HostInfo(cpu=await asyncio.to_thread(cpu_info))
+        try:
+            return HostInfo(gpus=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
+        except (RayError, RayServeException) as error:
+            raise from_ray(error) from error
+
+    def capacity(self) -> int:
+        """How many requests can run or wait in all models; see ``core.Backend``."""
+        return max(MIN_CAPACITY, sum(map(self._capacity_of, self._handles)))
+
+    def _capacity_of(self, model: str) -> int:
+        rows = MAX_ROWS[self._placements[model].device]
+        return self._view.num_replicas(model) * (rows + self._limits.current.max_waiting_requests)
+
+    def _require_capacity(self, model: str) -> None:
+        """Refuse what every replica would refuse: here it takes a tenth of the time."""
+        if self._num_in_flight[model] >= self._capacity_of(model) > 0:
+            raise overload.queue_is_full(self._limits.current.max_waiting_requests)
+
+    async def _require_ready(self, model: str, wait_s: float) -> None:
+        """Start ``model`` if it sleeps, and wait at most ``wait_s`` until it is ready."""
+        deadline = time.monotonic() + wait_s
+        while (state := await self._view.state_of(model)).state != "ready":
+            if state.state == "scaled_to_zero":
+                self._wake_up_calls.start(model)
+            if state.retry_after_s is None or time.monotonic() >= deadline:
+                raise _unavailable(model, state)
+            await asyncio.sleep(READY_POLL_INTERVAL_S)
+
+
+def _unavailable(model: str, state: VariantState) -> ModelUnavailable:
+    messages = {
+        "scaled_to_zero": f"Model {model} was scaled to zero and is starting now. Try again in a while.",
+        "loading": f"Model {model} is loading. {state.detail}",
+        "unplaceable": f"Model {model} cannot run on this cluster. {state.detail}",
+        "failed": f"Model {model} could not be started. {state.detail}",
+    }
+    return ModelUnavailable(messages[state.state], state.retry_after_s)

@@ -1,0 +1,71 @@
+"""Loading of a replica's model: weights, tokenizer and the engine over them."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phi3_serve.core import Engine
+from phi3_serve.errors import CheckpointError
+from phi3_serve.observability.progress import told_to
+from phi3_serve.serving.load_status import LoadStatus
+from phi3_serve.serving.replica_options import ReplicaOptions
+
+if TYPE_CHECKING:
+    from phi3_serve.engine.loader import LoadedModel
+    from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+logger = logging.getLogger("phi3_serve")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningModel:
+    """A loaded model with its tokenizer and its running engine."""
+
+    loaded: "LoadedModel"
+    tokenizer: "Phi3Tokenizer"
+    engine: Engine
+
+
+def load_model(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) -> RunningModel:
+    """Load the model and start its engine; publish the progress meanwhile.
+
+    ``on_fatal_error`` is called on the engine's thread when the engine cannot go on.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be served.
+    """
+    status = LoadStatus(options.name)
+    try:
+        with told_to(status.publish):
+            return _load(options, on_fatal_error)
+    except CheckpointError as error:  # Serve's own report of it has fifty lines
+        logger.error("%s cannot be served: %s", options.name, error.message)
+        raise
+    finally:
+        status.clear()
+
+
+def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) -> RunningModel:
+    # Imported here: the process that builds the application imports this module and needs no torch.
+    import torch
+    import transformers
+
+    from phi3_serve.engine.engine import Engine as BatchingEngine
+    from phi3_serve.engine.loader import load
+    from phi3_serve.engine.threads import in_temporary_thread
+    from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+    def start() -> "tuple[LoadedModel, Engine]":
+        loaded = load(options.name, options.source, options.revision, device=options.device, dtype=options.dtype)
+        engine = BatchingEngine(
+            loaded, stuck_after_s=options.stuck_after_s, on_breakdown=on_fatal_error, releases_weights=True
+        )
+        return loaded, engine
+
+    torch.set_num_threads(options.num_threads)
+    # At every request transformers would warn of parameters without effect. Ours are checked, and KAITO's defaults
+    # have such parameters.
+    transformers.logging.set_verbosity_error()
+    loaded, engine = in_temporary_thread(start)
+    return RunningModel(loaded, Phi3Tokenizer(loaded.tokenizer), engine)

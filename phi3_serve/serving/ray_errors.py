@@ -1,0 +1,23 @@
+"""Errors of Ray as errors of this package. Every call of a deployment handle goes through this translation."""
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from phi3_serve import overload
+from phi3_serve.errors import EngineFailure, ModelUnavailable, Phi3ServeError
+from phi3_serve.overload import STARTING_RETRY_AFTER_S
+
+
+def from_ray(error: Exception) -> Phi3ServeError:
+    """The error that a client gets for ``error``, a RayError or a RayServeException."""
+    if isinstance(error, BackPressureError):
+        return overload.router_is_full()
+    if isinstance(error, DeploymentUnavailableError):
+        return ModelUnavailable("The model's replicas could not be started.")
+    if isinstance(error, RayActorError):
+        return ModelUnavailable(
+            "The replica was lost while it ran this request; another one takes over.", STARTING_RETRY_AFTER_S
+        )
+    if isinstance(error, RayTaskError):
+        return EngineFailure(f"The replica failed on this request: {type(error.cause).__name__}.")
+    return EngineFailure(f"The request could not reach its model: {type(error).__name__}.")

@@ -1,0 +1,38 @@
+"""What one replica is started with."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from phi3_serve.config import LimitsConfig, ModelConfig
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.serving.placement import Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaOptions:
+    """Which model a replica loads, where, and under which limits. Ray pickles this for the replica's process."""
+
+    name: str  # as clients see it
+    source: str  # Hub repository id or checkpoint directory
+    revision: str | None
+    device: Literal["cpu", "cuda"]
+    dtype: str
+    num_threads: int  # of torch
+    stuck_after_s: float
+    limits: LimitsConfig
+    defaults: GenerationParameters
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, placement: Placement, limits: LimitsConfig) -> Self:
+        """The options of every replica of ``model``."""
+        return cls(
+            name=model.served_name,
+            source=model.checkpoint,
+            revision=model.checkpoint_revision,
+            device=placement.device,
+            dtype=model.dtype,
+            num_threads=max(1, int(placement.num_cpus)),
+            stuck_after_s=model.health.stuck_after_s,
+            limits=limits,
+            defaults=model.defaults,
+        )

@@ -1,0 +1,87 @@
+"""Engine events of one request, token ids, as events of the answer, text."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from phi3_serve.core import (
+    Completion,
+    Delta,
+    Done,
+    EngineRequest,
+    Event,
+    Failed,
+    Finished,
+    GeneratedSequence,
+    GenerationRequest,
+    NewTokens,
+    Usage,
+)
+from phi3_serve.errors import RequestTimeout
+from phi3_serve.serving.event_queue import EventQueue
+from phi3_serve.text.detokenize import clean_up
+
+if TYPE_CHECKING:
+    from phi3_serve.text.tokenizer import Phi3Tokenizer
+
+# A stream sends its first text at once, and later text at most this often: each message through Ray costs about a
+# millisecond.
+MIN_DELTA_INTERVAL_S = 0.05
+# The engine itself ends a late request. If it does not within this time after the deadline, the replica does.
+DEADLINE_GRACE_S = 0.5
+
+
+async def text_events(
+    request: GenerationRequest, engine_request: EngineRequest, events: EventQueue, tokenizer: "Phi3Tokenizer"
+) -> AsyncGenerator[Event, None]:
+    """The text of ``events`` as it comes; the last event is Done or Failed."""
+    stream = tokenizer.stream(clean_up=request.clean_up_tokenization_spaces)
+    last_delta = 0.0
+    while True:
+        new_ids, last = await _next_tokens(events, engine_request.deadline)
+        text = stream.add(new_ids) + (stream.finish() if last is not None else "")
+        if text:
+            yield Delta(text)
+            last_delta = time.monotonic()
+        if isinstance(last, Failed):
+            yield last
+            return
+        if isinstance(last, Finished):
+            yield _done(request, engine_request, last, tokenizer)
+            return
+        await events.wait_for_last(last_delta + MIN_DELTA_INTERVAL_S - time.monotonic())
+
+
+async def _next_tokens(events: EventQueue, deadline: float) -> tuple[list[int], Finished | Failed | None]:
+    """Wait for events; the new token ids, and the last event if it has come."""
+    try:
+        async with asyncio.timeout(deadline + DEADLINE_GRACE_S - time.monotonic()):
+            received = await events.get_all()
+    except TimeoutError:  # the request waits behind others, or the engine hangs
+        return [], Failed(RequestTimeout("The request did not finish in time."))
+    new_ids = [token_id for event in received if isinstance(event, NewTokens) for token_id in event.token_ids]
+    last = received[-1]
+    return new_ids, None if isinstance(last, NewTokens) else last
+
+
+def _done(
+    request: GenerationRequest, engine_request: EngineRequest, finished: Finished, tokenizer: "Phi3Tokenizer"
+) -> Done:
+    completions = []
+    for sequence in finished.sequences:
+        text = tokenizer.decode(sequence.token_ids)
+        shown = clean_up(text) if request.clean_up_tokenization_spaces else text
+        completions.append(Completion(shown, sequence, tokenizer.pieces(_ids_with_logprobs(sequence))))
+    usage = Usage(
+        prompt_tokens=len(engine_request.prompt_ids),
+        completion_tokens=sum(len(s.token_ids) for s in finished.sequences),
+    )
+    return Done(tuple(completions), usage)
+
+
+def _ids_with_logprobs(sequence: GeneratedSequence) -> set[int]:
+    """The token ids that ``sequence.logprobs`` names."""
+    if sequence.logprobs is None:
+        return set()
+    return {*sequence.token_ids, *(i for of_token in sequence.logprobs for i, _ in of_token.likeliest)}
