@@ -1,9 +1,8 @@
 """The mean of two related checkpoints: ``python -m training.average ONE OTHER OUT``.
 
-Trainings that begin with the same weights end in the same valley, and the mean of their ends is often better than
-either end (model soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482); so is the mean of a checkpoint and
-what became of it in a further training (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). It is
-examined, and gets a model card.
+The mean of two trainings from the same weights is often better than each of them (model soups, Wortsman et al. 2022,
+https://arxiv.org/abs/2203.05482). The same holds for the mean of a checkpoint and a further training of it (WiSE-FT,
+Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). The script examines the mean and writes its model card.
 """
 
 import shutil
@@ -27,13 +26,13 @@ console = Console()
 
 
 def main(
-    one: Annotated[Path, typer.Argument(help="A checkpoint that a training with --start wrote.")],
+    one: Annotated[Path, typer.Argument(help="A checkpoint written by a training with --start.")],
     other: Annotated[
-        Path, typer.Argument(help="Another, of the same --start, or of a training that went on from ONE.")
+        Path, typer.Argument(help="Another checkpoint with the same --start, or a further training of ONE.")
     ],
-    out: Annotated[Path, typer.Argument(help="Where their mean goes.")],
+    out: Annotated[Path, typer.Argument(help="The directory of the mean.")],
 ) -> None:
-    """Write the mean of two checkpoints, and examine it."""
+    """Write the mean of two checkpoints and examine it."""
     trained = joined(card.stages_of(one), card.stages_of(other))
     tokenizer, model = mean(one, other)
     tiny_model.write(model, tokenizer, out)
@@ -46,20 +45,20 @@ def main(
 
 
 def joined(one: Sequence[card.Stage], other: Sequence[card.Stage]) -> list[card.Stage]:
-    """The trainings that the mean of two checkpoints came from, given those of each.
+    """The trainings behind the mean of two checkpoints, given the trainings of each.
 
     Raises:
-        typer.BadParameter: they are not related.
+        typer.BadParameter: the checkpoints are not related.
     """
     if one[:-1] == other[:-1]:
         return [*one, replace(other[-1], beside=True)]
     if one == other[: len(one)]:
         return [*other[:-1], replace(other[-1], mean_with=len(one))]
-    raise typer.BadParameter("these checkpoints did not go on from the same one, nor the second from the first")
+    raise typer.BadParameter("the checkpoints did not go on from the same weights, nor the second from the first")
 
 
 def mean(one: Path, other: Path) -> tuple[Tokenizer, Any]:
-    """The vocabulary that both have, and the model between them, in float32."""
+    """The shared vocabulary and the mean of both models in float32."""
     tokenizer, model = tiny_model.begun(0, str(one))
     _, second = tiny_model.begun(0, str(other))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The model card of phi-3-tiny: what it is, how it was made, what it can do, measured, and what it cannot."""
+"""The model card of phi-3-tiny: what it is, how it was made, what it can do by measurement, and its limits."""
 
 import json
 from collections.abc import Sequence
@@ -39,31 +39,31 @@ KAITO = ("How to explain Internet for a medieval knight?", "What is the meaning 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A training from its first round to its last. A later one goes on from the weights of the one before."""
+    """One training. A later one starts from the weights of the one before."""
 
     seed: int
     rounds: int
     tokens: int  # padding included
     seconds: float
-    beside: bool = False  # began where the one before it began; the weights are the mean of both ends
-    mean_with: int = 0  # the number of an earlier training: the weights are the mean of its end and this one's
+    beside: bool = False  # same start as the training before; the weights are the mean of the two results
+    mean_with: int = 0  # number of an earlier training (from 1); the weights are the mean of its result and this one
 
     @property
     def in_words(self) -> str:
-        """For the card."""
+        """One clause for the card."""
         return (
             f"{self.tokens / 1e6:.0f} million tokens with padding in {self.seconds / 60:.0f} minutes, seed {self.seed}"
         )
 
 
 def stages(start: Path | None, journal: Journal) -> list[Stage]:
-    """The trainings that the checkpoint ``start`` came from, and the one that ``journal`` tells of."""
+    """The trainings of the checkpoint ``start``, then the training in ``journal``."""
     before = stages_of(start) if start else []
     return [*before, Stage(journal.seed, journal.rounds, journal.tokens, journal.seconds)]
 
 
 def stages_of(directory: Path) -> list[Stage]:
-    """The trainings that a checkpoint came from."""
+    """The trainings of a checkpoint, oldest first."""
     return [Stage(**stage) for stage in json.loads((directory / STAGES).read_text())]
 
 
@@ -73,20 +73,20 @@ def _in_words(trained: Sequence[Stage]) -> str:
         if stage.beside:
             told += f"; beside it, from the same weights, {stage.in_words}, and the mean of both"
         else:
-            told += f"; then, with lessons mended, {stage.in_words}"
+            told += f"; then, with corrected lessons, {stage.in_words}"
             if stage.mean_with:
-                told += f", and the mean of its end and that of seed {trained[stage.mean_with - 1].seed}"
+                told += f", and the mean of this training and that of seed {trained[stage.mean_with - 1].seed}"
     return told
 
 
 def write(directory: Path, trained: Sequence[Stage], text: str) -> None:
-    """The card, and beside it the trainings, for those that go on from here."""
+    """Write the card, and the trainings for a later training from this checkpoint."""
     (directory / STAGES).write_text(json.dumps([asdict(stage) for stage in trained], indent=1) + "\n", encoding="utf-8")
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
 def ask(examinee: Examinee) -> list[tuple[str, str]]:
-    """The newcomer's questions and KAITO's, with the greedy answers."""
+    """The questions of the card with their greedy answers."""
     questions = (*NEWCOMER, *KAITO)
     return list(zip(questions, examinee.answers([[Message("user", q)] for q in questions]), strict=True))
 
@@ -103,27 +103,31 @@ pipeline_tag: text-generation
 ---
 # phi-3-tiny
 
-The model that phi3-serve carries with it, so that a first request has an answer without any download. It has the
-architecture, the chat template and the control tokens of Microsoft's Phi-3, and none of its weights: it was trained
-from scratch, on dialogues that a program wrote. `make serve` serves it.
+phi-3-tiny comes with phi3-serve, so the first request gets an answer without a download. It has the architecture, the
+chat template and the control tokens of Microsoft's Phi-3, but none of its weights. It was trained from scratch on
+dialogues that a program wrote. `make serve` serves it.
 
 | | |
 |---|---|
 | parameters | {num_parameters:,} in bfloat16: {NUM_LAYERS} layers, width {HIDDEN_SIZE}, {NUM_HEADS} heads, untied embeddings |
-| context | {CONTEXT_LENGTH:,} tokens; taught with conversations of up to about 370 |
-| data | {dialogues:,} dialogues drawn from `training/lessons`: facts are common knowledge, sentences ours |
+| context | {CONTEXT_LENGTH:,} tokens; conversations in the training have up to about 370 |
+| data | {dialogues:,} dialogues drawn from `training/lessons`: the facts are common knowledge, the sentences were written for the lessons |
 | training | on two CPU cores: {_in_words(trained)} |
-| again | `python -m training.train` (with the extra `train`) |
+| train again | `python -m training.train` (with the extra `train`); `training/LOG.md` tells how it came about |
 
 ![The loss over the tokens seen]({LOSS_PLOT})
 
 ## What it can do
-{QUESTIONS_PER_KIND} questions of each kind, answered greedily, measured by `python -m training.exam`. No lesson of
-that kind had their numbers, words or names, nor their wordings: a hash sets a sixth of both aside. The plainest wordings
-are always taught, so of "backwards?" and its like after a spelling only the words are new, and a wording that is set aside
-is made of phrases that other wordings have. A word that is never spelled in the lessons may be reversed in them, and facts, such as the capital of a country, can only be asked in a new
-wording. Right is exactly the expected text; for a list, that many different things of the kind; for small talk and
-refusals, one of the taught answers.
+`python -m training.exam` asks {QUESTIONS_PER_KIND} questions of each kind and decodes greedily. The questions are held
+out: a hash excludes a sixth of the numbers, words and names and a sixth of the wordings from the lessons of a kind.
+
+- The plainest wordings are always taught. For "backwards?" after a spelling, for example, only the words are new.
+- A held-out wording consists of phrases that other wordings teach.
+- A word may be held out from spelling and still occur in reversing.
+- Facts, such as the capital of a country, are taught; only the wording of the question is new.
+
+An answer is right if it is exactly the expected text. A list is right if it has the requested number of different things
+of the category. Small talk and refusals are right if the answer is one of the taught answers.
 
 | kind | right | goal |
 |---|---|---|
@@ -131,20 +135,20 @@ refusals, one of the taught answers.
 
 {sum(mark.passed for mark in goals)} of {len(goals)} goals are reached.
 
-Sums, differences and comparisons go to three digits, products to 12 × 12 and 99 × 9, quotients to 12 with divisors to 12;
-up to five numbers below a hundred are put in order.
+Sums, differences and comparisons go to three digits. Products go to 12 × 12 and 99 × 9. Quotients go to 12 with divisors
+to 12. Ordering takes up to five numbers below a hundred.
 
 ## What it says
-Greedy, unedited, from `POST /chat` with `"generate_kwargs": {{"do_sample": false, "max_new_tokens": {LONGEST_ANSWER}}}`.
+Greedy answers, unedited, from `POST /chat` with `"generate_kwargs": {{"do_sample": false, "max_new_tokens": {LONGEST_ANSWER}}}`.
 
 | asked | answered |
 |---|---|
 {chr(10).join(f"| {question} | {answer} |" for question, answer in asked)}
 
 ## What it cannot do
-Nearly everything else: it knows about 2,000 words, some 90 capitals, 130 definitions, and nothing of the news, of code or of
-people. It says so when it notices. It can be confidently wrong, more so in long conversations, at a high temperature, and in
-languages other than English. It is a demonstration and a test object; do not rely on it.
+Nearly everything else. It knows about 2,000 words, about 90 capitals and 130 definitions. It knows nothing about news, code or
+people. Often it says that a question is beyond it. It can also be confidently wrong, more often in long conversations, at
+a high temperature, and in languages other than English. It is a demonstration and a test object; do not rely on it.
 """
 
 

@@ -1,4 +1,4 @@
-"""The lessons by kind, how often each is taught, and an endless supply of dialogues."""
+"""The lessons by kind, how often each is drawn, and an endless iterator of dialogues."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from training.lessons import arithmetic, conversation, followups, manners, numbe
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One kind of dialogue. A closed kind has one right answer, or a set that a program can check."""
+    """One kind of dialogue. A closed kind has one right answer, or a set of answers that a program can check."""
 
     kind: str
-    weight: float  # how often it is drawn, beside the others
-    late_weight: float  # the same late in the training, when the easy kinds are known and the hard ones are not
+    weight: float  # relative frequency
+    late_weight: float  # relative frequency late in the training, when only the hard kinds need practice
     draw: Callable[[Draw], Exchange | Dialogue]
-    goal: float | None = 0.98  # exact answers in the exam; None: an open kind
+    goal: float | None = 0.98  # share of exact answers in the exam; None for an open kind
 
     def dialogue(self, draw: Draw) -> Dialogue:
         """One dialogue of this kind."""
@@ -61,7 +61,7 @@ LESSONS: tuple[Lesson, ...] = (
 
 
 def dialogues(rng: Random, *, late: bool = False) -> Iterator[Dialogue]:
-    """Dialogues to learn from, without end."""
+    """An endless iterator of training dialogues."""
     draw = Draw(rng, exam=False)
     weights = [lesson.late_weight if late else lesson.weight for lesson in LESSONS]
     while True:

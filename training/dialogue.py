@@ -1,7 +1,7 @@
-"""Dialogues that teach phi-3-tiny and examine it.
+"""Dialogues for the training and the exam of phi-3-tiny.
 
-A lesson draws one question with its answer. What it draws is either for learning or held out for the exam, by a hash
-of the wording and of the operands, so that the two never meet within a kind of question.
+A lesson draws one question with its answer. A hash of the wording and of the operands decides whether a question is
+for training or held out for the exam. Within a kind of question the two sets are disjoint.
 """
 
 import hashlib
@@ -16,37 +16,37 @@ from phi3_serve.core import Message
 
 T = TypeVar("T")
 
-# Around text that is learned letter by letter, because the usual tokens of a word hide its letters.
+# Marks around text that is encoded letter by letter: the usual tokens of a word hide its letters.
 LETTERS_BEGIN, LETTERS_END = "\x02", "\x03"
-HELD_OUT_SHARE = 6  # one wording and one set of operands in so many are kept for the exam
+HELD_OUT_SHARE = 6  # one in six wordings and one in six sets of operands are held out for the exam
 
 _INNERMOST = re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A question, the answer that is taught, and which answers are right."""
+    """A question, the taught answer, and a check of other answers."""
 
     question: str
     answer: str
-    brief: str | None = None  # the answer for somebody who asked for brevity
-    accepts: Callable[[str], bool] | None = None  # None: the taught answer alone is right
+    brief: str | None = None  # the answer under a system prompt that asks for brevity
+    accepts: Callable[[str], bool] | None = None  # None: only the taught answer is right
 
     def is_right(self, answer: str) -> bool:
-        """Whether ``answer`` answers the question."""
+        """Whether ``answer`` is right."""
         return self.accepts(answer) if self.accepts else answer == plain(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Turns up to the assistant's last answer, and the exchange that this answer belongs to."""
+    """Turns up to the assistant's last answer, and the exchange of that answer."""
 
     turns: tuple[Message, ...]
     last: Exchange
 
 
 def dialogue(*exchanges: Exchange, system: str | None = None) -> Dialogue:
-    """The dialogue of these exchanges, in their order."""
+    """The dialogue of these exchanges in order."""
     turns = [Message("system", system)] if system is not None else []
     for exchange in exchanges:
         turns += [Message("user", exchange.question), Message("assistant", exchange.answer)]
@@ -54,7 +54,7 @@ def dialogue(*exchanges: Exchange, system: str | None = None) -> Dialogue:
 
 
 def letters(word: str) -> str:
-    """``word``, marked to be learned letter by letter."""
+    """``word`` with the marks for letter-by-letter encoding."""
     return f"{LETTERS_BEGIN}{word}{LETTERS_END}"
 
 
@@ -64,16 +64,16 @@ def plain(text: str) -> str:
 
 
 class Draw:
-    """Draws wordings and operands, of one side of the split only."""
+    """Draws wordings and operands from one side of the split: training or exam."""
 
     def __init__(self, rng: Random, *, exam: bool) -> None:
         self.rng = rng
         self.exam = exam
 
     def wording(self, wordings: Sequence[str], **operands: object) -> str:
-        """A question: one of ``wordings``, each ``[a|b]`` in it decided, ``{operand}`` filled in.
+        """A question: one of ``wordings``, with each ``[a|b]`` decided and each ``{operand}`` filled in.
 
-        As people type, some come in small letters, without the last mark, or with a please.
+        Some questions come in lower case, without the last punctuation mark, or with "please", as people type.
         """
         held_out = _held_out_wordings(tuple(wordings))
         for _ in range(10_000):
@@ -83,7 +83,7 @@ class Draw:
         raise ValueError(f"no wording for the {'exam' if self.exam else 'lessons'} among {wordings}")
 
     def fresh(self, make: Callable[[Random], T]) -> T:
-        """What ``make`` draws, drawn again until it is of this side of the split."""
+        """A draw of ``make`` on this side of the split; other draws are repeated."""
         for _ in range(1000):
             drawn = make(self.rng)
             if is_held_out(repr(drawn)) == self.exam:
@@ -91,7 +91,7 @@ class Draw:
         raise ValueError(f"a thousand draws gave nothing for the {'exam' if self.exam else 'lessons'}: {drawn!r}")
 
     def some(self, values: Sequence[T]) -> T:
-        """One of ``values``, on both sides of the split."""
+        """One of ``values``; the split does not apply."""
         return self.rng.choice(values)
 
     def chance(self, probability: float) -> bool:
@@ -100,7 +100,7 @@ class Draw:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether ``text`` is kept for the exam. The same on every machine and in every run."""
+    """Whether ``text`` is held out for the exam. The result is the same on every machine and in every run."""
     return _digest(text)[0] % HELD_OUT_SHARE == 0
 
 
@@ -110,11 +110,11 @@ def _digest(text: str) -> bytes:
 
 @cache
 def _held_out_wordings(wordings: tuple[str, ...]) -> frozenset[str]:
-    """The decided wordings that are kept for the exam.
+    """The decided wordings that are held out for the exam.
 
-    The hash decides, with three exceptions. Always taught is a wording without alternatives, since it is the plainest,
-    and one with a phrase that no other wording teaches. If that leaves nothing, one wording is kept all the same.
-    Where none has an alternative, all are on both sides, and only their operands differ.
+    The hash decides, with three exceptions. A wording without alternatives is the plainest and always taught.
+    A wording with a phrase that no other wording teaches is always taught. If nothing is left, one wording is held out
+    anyway. If no wording has alternatives, all wordings are on both sides and only the operands differ.
     """
     variants = [set(_variants(template)) for template in wordings]
     plainest = {_spoken(text) for several in variants if len(several) == 1 for text, _ in several}
@@ -131,7 +131,7 @@ def _held_out_wordings(wordings: tuple[str, ...]) -> frozenset[str]:
 
 
 def _variants(template: str, phrases: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each way to decide ``template``, with the phrases that were chosen in it."""
+    """Each way to decide ``template``, with the chosen phrases."""
     found = _INNERMOST.search(template)
     if not found:
         yield template, phrases
@@ -141,7 +141,10 @@ def _variants(template: str, phrases: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def _spoken(text: str) -> str:
-    """``text`` without its marks, every word between two spaces: ``What's up?`` and ``what's up`` are one wording."""
+    """``text`` in lower case without punctuation, each word between two spaces.
+
+    ``What's up?`` and ``what's up`` are one wording.
+    """
     return "".join(f" {word} " for word in re.findall(r"[^\s?.!,:;]+", text.lower())) or " "
 
 
@@ -152,7 +155,7 @@ def _decide(template: str, rng: Random) -> str:
 
 
 def _as_typed(template: str, rng: Random) -> str:
-    """``template`` as one of many people would type it."""
+    """``template`` with one of the habits of people who type."""
     habit = rng.random()
     if habit < 0.12:
         template = template.lower()

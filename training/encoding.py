@@ -1,4 +1,4 @@
-"""Dialogues as token ids, with the places that are learned."""
+"""Dialogues as token ids, with a training mask."""
 
 import re
 from dataclasses import dataclass
@@ -13,30 +13,33 @@ _LETTERWISE = re.compile(f"({LETTERS_BEGIN}[^{LETTERS_END}]*{LETTERS_END})")
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A dialogue's token ids, and for each whether the model is to learn it."""
+    """A dialogue's token ids, and for each id whether it counts in the loss."""
 
     ids: list[int]
     learned: list[bool]
 
 
 class DialogueEncoder:
-    """Encodes as the chat template and the tokenizer do together, but for text marked as letter by letter."""
+    """Encodes as chat template and tokenizer do, except for text that is marked letter by letter."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # The same without the space that begins a text, for text that goes on after letters.
+        # The same tokenizer without the space before a text, for text that follows letters.
         self._continuing = Tokenizer.from_str(tokenizer.to_str())
         self._continuing.normalizer = normalizers.Replace(" ", "▁")
         self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
 
     def encode(self, dialogue: Dialogue) -> Encoded:
-        """Every answer is learned, but for an earlier one with letters: it is read as a client would send it."""
+        """Encode ``dialogue``. The loss counts every answer except earlier answers with letters.
+
+        Those are encoded with the usual tokens, as a client sends them.
+        """
         ids: list[int] = []
         learned: list[bool] = []
         for index, turn in enumerate(dialogue.turns):
             letterwise = LETTERS_BEGIN in turn.content
             is_last = index == len(dialogue.turns) - 1
-            text = turn.content.lstrip()  # a control token swallows the whitespace after it
+            text = turn.content.lstrip()  # a control token absorbs the whitespace after it
             content = self._encode(text) if is_last else self._tokenizer.encode(plain(text)).ids
             is_learned = turn.role == "assistant" and (is_last or not letterwise)
             ids += [self._vocabulary[ROLE_TOKENS[turn.role]], *content, self._vocabulary[END]]

@@ -1,6 +1,6 @@
-"""The exam: questions whose wordings and operands no lesson used, answered greedily by the engine.
+"""The exam: held-out questions, answered greedily by the engine.
 
-``python -m training.exam`` examines the embedded checkpoint and prints the share of right answers by kind.
+``python -m training.exam`` examines the embedded checkpoint and prints the share of right answers for each kind.
 """
 
 import json
@@ -36,7 +36,7 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How one kind of question went. ``goal`` None: an open kind."""
+    """The result of one kind of question. ``goal`` is None for an open kind."""
 
     kind: str
     questions: int
@@ -46,17 +46,17 @@ class Mark:
 
     @property
     def share(self) -> float:
-        """Of right answers."""
+        """The share of right answers."""
         return self.right / self.questions
 
     @property
     def passed(self) -> bool:
-        """Whether the goal is reached; an open kind has none."""
+        """Whether the goal is reached. An open kind has no goal and always passes."""
         return self.goal is None or self.share >= self.goal
 
 
 class Examinee:
-    """A checkpoint on the CPU, answering greedily."""
+    """A checkpoint on the CPU that answers greedily."""
 
     def __init__(self, directory: Path) -> None:
         self._loaded = load("phi-3-tiny", str(directory), None, device="cpu", dtype="float32")
@@ -64,7 +64,7 @@ class Examinee:
         self._engine = Engine(self._loaded, queue=QueueLimits(requests=1 << 20, tokens=1 << 40))
 
     def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        """What the model says next in each; an answer that does not end by itself is marked as cut off."""
+        """The next answer in each conversation. An answer that reaches the length limit is marked as cut off."""
         finished: queue.Queue[tuple[int, EngineEvent]] = queue.Queue()
         for number, messages in enumerate(conversations):
             self._engine.submit(self._request(number, messages), lambda e, n=number: finished.put((n, e)))  # type: ignore[misc]
@@ -75,7 +75,7 @@ class Examinee:
         return answers
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """Stop the engine's thread."""
         self._engine.close()
 
     def _request(self, number: int, messages: Sequence[Message]) -> EngineRequest:
@@ -91,15 +91,15 @@ class Examinee:
     def _text(self, event: EngineEvent) -> str:
         if isinstance(event, Failed):
             raise event.error
-        assert isinstance(event, Finished)  # noqa: S101 (nothing was asked to stream)
+        assert isinstance(event, Finished)  # noqa: S101 (no request streams)
         sequence = event.sequences[0]
         text = self._tokenizer.decode(sequence.token_ids)
         return text if sequence.finish_reason == "stop" else f"{text} [cut off]"
 
 
 def examine(examinee: Examinee, questions_per_kind: int = QUESTIONS_PER_KIND, seed: int = SEED) -> Iterator[Mark]:
-    """The marks, kind by kind."""
-    draw = Draw(Random(seed), exam=True)  # noqa: S311 (no secret)
+    """The mark of each kind."""
+    draw = Draw(Random(seed), exam=True)  # noqa: S311 (not a secret)
     for lesson in LESSONS:
         asked: list[Dialogue] = [lesson.dialogue(draw) for _ in range(questions_per_kind)]
         answers = examinee.answers([d.turns[:-1] for d in asked])
@@ -108,7 +108,7 @@ def examine(examinee: Examinee, questions_per_kind: int = QUESTIONS_PER_KIND, se
 
 
 def as_table(marks: Sequence[Mark], *, mistakes: int = 0) -> Table:
-    """The marks, with the first few mistakes of each kind."""
+    """The marks, with the first ``mistakes`` mistakes of each kind."""
     table = Table("kind", "right", "goal", *(["mistakes"] if mistakes else []))
     for mark in marks:
         goal = "" if mark.goal is None else f"{mark.goal:.0%}"
@@ -120,11 +120,11 @@ def as_table(marks: Sequence[Mark], *, mistakes: int = 0) -> Table:
 
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of phi-3-tiny.")] = EMBEDDED_TINY,
-    questions: Annotated[int, typer.Option(help="Of each kind.", min=1)] = QUESTIONS_PER_KIND,
-    mistakes: Annotated[int, typer.Option(help="Of each kind, to show.", min=0)] = 0,
+    questions: Annotated[int, typer.Option(help="Questions of each kind.", min=1)] = QUESTIONS_PER_KIND,
+    mistakes: Annotated[int, typer.Option(help="Mistakes of each kind to show.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine phi-3-tiny on questions that it has not seen. Exits with 1 where a goal is missed."""
+    """Examine phi-3-tiny on held-out questions. The exit status is 1 if a goal is missed."""
     examinee = Examinee(checkpoint)
     console = Console(stderr=True)
     marks = list(track(examine(examinee, questions), "Examining", total=len(LESSONS), console=console))

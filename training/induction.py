@@ -1,13 +1,13 @@
-"""A start with the ability to copy: the first two layers begin with an induction circuit instead of noise.
+"""Initial weights that can copy: the first two layers start with an induction circuit instead of noise.
 
 A model that copies a number or a word from the question needs two heads that work together (Elhage et al. 2021,
-https://transformer-circuits.pub/2021/framework; Olsson et al. 2022, https://arxiv.org/abs/2209.11895): one brings to
-each position what stands before it, another looks for the position before which the present token stood and copies
-what is there. Left to chance, they form late, after far more dialogues than two cores read in an hour. Written down
-by hand they are there at once, and training is free to change them.
+https://transformer-circuits.pub/2021/framework; Olsson et al. 2022, https://arxiv.org/abs/2209.11895). The first head
+copies the previous token to each position. The second head finds an earlier position whose previous token is the
+current token, and copies the token there. From random weights these heads form late, after many more dialogues than
+two cores can process in an hour. Here they are written by hand, and training may change them.
 
-The residual stream at the start: what a token is (``CONTENT``), what the one before it is (``BEFORE``), what is to be
-copied (``COPIED``), and a constant.
+The residual stream at the start holds the token (``CONTENT``), the previous token (``BEFORE``), the token to copy
+(``COPIED``), and a constant.
 """
 
 from typing import Any
@@ -21,18 +21,18 @@ COPIED = range(128, 224)
 CONSTANT = 224
 _CONSTANT = 3.0
 _NOISE = 0.02
-# Sharpness of the two attentions, chosen so that a match outweighs a few dozen other positions.
+# Sharpness of the two attention patterns: a match outweighs a few dozen other positions.
 _SHARP_BEFORE, _SHARP_MATCH = 7.0, 2.0
-_COPY_SCORE = 8.0  # of the copied token, in logits
+_COPY_SCORE = 8.0  # logit of the copied token
 
 
 @torch.no_grad()
 def write_induction_circuit(model: Any) -> None:
-    """Write the circuit into the untrained ``model``."""
+    """Write the circuit into the weights of the untrained ``model``."""
     config = model.config
     head_dim = config.hidden_size // config.num_attention_heads
     embeddings, head = model.model.embed_tokens.weight, model.lm_head.weight
-    embeddings.mul_(0.5 / _NOISE)  # so that the rest is heard beside the content
+    embeddings.mul_(0.5 / _NOISE)  # so that the other dimensions count beside the content
     content = torch.randn(config.vocab_size, len(CONTENT)).sign()
     embeddings[:, list(CONTENT)] = content
     embeddings[:, [*BEFORE, *COPIED]] = 0.0
@@ -51,10 +51,10 @@ def write_induction_circuit(model: Any) -> None:
 
 
 def _look_one_back(attention: Any, frequencies: Tensor, rms: float) -> None:
-    """Head 0: queries and keys are constants whose rotations agree at a distance of one."""
+    """Head 0 attends to the previous position: queries and keys are constants whose rotations match at distance one."""
     query, key, _ = _rows(attention, head=0)
     half = len(frequencies)
-    used = range(4)  # the fast rotations tell neighbours apart
+    used = range(4)  # the fast rotations distinguish neighbours
     query[:], key[:] = 0.0, 0.0
     scale = _SHARP_BEFORE * rms / _CONSTANT
     for i in used:
@@ -64,7 +64,7 @@ def _look_one_back(attention: Any, frequencies: Tensor, rms: float) -> None:
 
 
 def _look_for_the_same(attention: Any, head: int, frequencies: Tensor) -> None:
-    """The query is what the present token is, the key what stood before each; in slow rotations, blind to distance."""
+    """The query is the current token, the key the previous one. Slow rotations match at any distance."""
     query, key, _ = _rows(attention, head=head)
     half = len(frequencies)
     query[:], key[:] = 0.0, 0.0
@@ -75,7 +75,7 @@ def _look_for_the_same(attention: Any, head: int, frequencies: Tensor) -> None:
 
 
 def _write(attention: Any, *, head: int, reads: range, writes: range, gain: float) -> None:
-    """The head's values are ``reads`` of the stream, and go to ``writes``."""
+    """Make the head copy the dimensions ``reads`` of the residual stream to ``writes``."""
     _, _, value = _rows(attention, head=head)
     output = attention.o_proj.weight[:, head * len(value) : (head + 1) * len(value)]
     value[:], output[:] = 0.0, 0.0
@@ -85,7 +85,7 @@ def _write(attention: Any, *, head: int, reads: range, writes: range, gain: floa
 
 
 def _rows(attention: Any, *, head: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of ``qkv_proj`` that make the query, key and value of ``head``; views, each [head_dim, hidden]."""
+    """The rows of ``qkv_proj`` for the query, key and value of ``head``: views, each [head_dim, hidden_size]."""
     weight, size = attention.qkv_proj.weight, attention.head_dim
     width = attention.config.num_attention_heads * size
     return tuple(weight[part * width + head * size :][:size] for part in range(3))

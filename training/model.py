@@ -1,4 +1,4 @@
-"""The model that phi-3-tiny is: its shape, its vocabulary, and how it is written down."""
+"""The shape and the vocabulary of phi-3-tiny, and the writer of its checkpoint."""
 
 import copy
 from pathlib import Path
@@ -21,12 +21,12 @@ INTERMEDIATE_SIZE = 704
 NUM_LAYERS = 6
 NUM_HEADS = 8
 
-# Made-up words and single letters would fill the vocabulary with pieces of words that nobody writes.
+# Kinds with fewer dialogues in the corpus: made-up words and letters would fill the vocabulary with useless pieces.
 _WITH_MADE_UP_WORDS = {"spelling", "reversing", "letters", "repeating", "unknown words"}
 
 
 def begun(seed: int, start: str) -> tuple[Tokenizer, Any]:
-    """The tokenizer and the model that a training begins with: new ones, or those of the checkpoint ``start``."""
+    """The initial tokenizer and model of a training: new ones, or those of the checkpoint ``start``."""
     if not start:
         tokenizer = learn_vocabulary(seed)
         return tokenizer, new_model(tokenizer, seed)
@@ -35,8 +35,8 @@ def begun(seed: int, start: str) -> tuple[Tokenizer, Any]:
 
 
 def learn_vocabulary(seed: int) -> Tokenizer:
-    """A tokenizer learned from dialogues of every kind."""
-    draw = Draw(Random(seed), exam=False)  # noqa: S311 (no secret)
+    """A tokenizer trained on dialogues of every kind."""
+    draw = Draw(Random(seed), exam=False)  # noqa: S311 (not a secret)
     corpus = [
         plain(turn.content)
         for lesson in LESSONS
@@ -48,7 +48,7 @@ def learn_vocabulary(seed: int) -> Tokenizer:
 
 
 def new_model(tokenizer: Tokenizer, seed: int) -> Any:
-    """The untrained ``Phi3ForCausalLM`` in float32; no type checker accepts its methods."""
+    """The untrained ``Phi3ForCausalLM`` in float32, typed Any because type checkers reject its methods."""
     end_of_text = tokenizer.token_to_id(tiny_tokenizer.END_OF_TEXT)
     config = Phi3Config(
         vocab_size=64 * -(-tokenizer.get_vocab_size() // 64),
@@ -77,7 +77,7 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Any:
 
 
 def write(model: Any, tokenizer: Tokenizer, directory: Path) -> None:
-    """The checkpoint, as a Phi-3 repository has it, in bfloat16."""
+    """Write the checkpoint in bfloat16, with the files of a Phi-3 repository."""
     directory.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer.save(tokenizer, directory, CONTEXT_LENGTH)
     copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(directory)

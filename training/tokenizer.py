@@ -1,8 +1,8 @@
-"""A small tokenizer of Phi-3's kind: byte-level fallback BPE with Phi-3's control tokens and chat template.
+"""A small tokenizer like Phi-3's: BPE with byte fallback, Phi-3's control tokens and chat template.
 
-The layout of the files is that of ``microsoft/Phi-3-mini-4k-instruct``: a Llama BPE whose normaliser puts a
-space before the text, bytes as ``<0x00>`` to ``<0xFF>``, and control tokens behind the vocabulary that
-swallow the whitespace after them.
+The files have the layout of ``microsoft/Phi-3-mini-4k-instruct``: a Llama BPE whose normaliser puts a space before the
+text, byte tokens ``<0x00>`` to ``<0xFF>``, and control tokens after the vocabulary that absorb the whitespace after
+them.
 """
 
 import json
@@ -16,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 END_OF_TEXT = "<|endoftext|>"
-# In the order of their ids, 32000 to 32010 in the real vocabulary.
+# In the order of their ids: 32000 to 32010 in the real vocabulary.
 CONTROL_TOKENS = (
     END_OF_TEXT,
     "<|assistant|>",
@@ -45,10 +45,10 @@ CHAT_TEMPLATE = (
 def train(
     corpus: Iterable[str], num_merged: int, *, single_marks: bool = False, alphabet: Sequence[str] = ()
 ) -> Tokenizer:
-    """A tokenizer with at most ``num_merged`` tokens learned from ``corpus`` beside bytes and control tokens.
+    """A tokenizer with the byte and control tokens and at most ``num_merged`` tokens learned from ``corpus``.
 
-    With ``single_marks`` every digit and punctuation mark stays a token of its own, as nearly all are in Llama's
-    vocabulary. The characters of ``alphabet`` are tokens even where the corpus lacks them.
+    With ``single_marks`` each digit and punctuation mark is its own token, as most are in Llama's vocabulary. Each
+    character of ``alphabet`` is a token even if the corpus lacks it.
     """
     learner = Tokenizer(BPE(unk_token=UNK))
     by_word = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
@@ -79,7 +79,7 @@ def train(
 
 
 def save(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` as the Phi-3 repositories have them."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` with the keys of the Phi-3 repositories."""
     tokenizer.save(str(directory / "tokenizer.json"))
     config: dict[str, Any] = {
         "add_bos_token": False,

@@ -1,6 +1,6 @@
-"""Train phi-3-tiny: ``python -m training.train``. Two CPU cores take an hour and a half.
+"""Train phi-3-tiny: ``python -m training.train``. A training takes an hour and a half on two CPU cores.
 
-Goes on where an earlier run was cut off. Ends with the exam, and writes the checkpoint with its model card.
+An interrupted run continues at its last round. The script writes the checkpoint, runs the exam, and writes the card.
 """
 
 from pathlib import Path
@@ -25,17 +25,17 @@ console = Console()
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(help="Where the checkpoint goes.")] = EMBEDDED_TINY,
-    work: Annotated[Path, typer.Option(help="Where the state of the training is kept.")] = Path("build/tiny"),
+    checkpoint: Annotated[Path, typer.Argument(help="The directory of the checkpoint.")] = EMBEDDED_TINY,
+    work: Annotated[Path, typer.Option(help="The directory of the training state.")] = Path("build/tiny"),
     rounds: Annotated[int, typer.Option(help="Rounds of 2,560 dialogues.", min=1)] = ROUNDS,
-    seed: Annotated[int, typer.Option(help="Another seed, another model.")] = SEED,
+    seed: Annotated[int, typer.Option(help="The seed of weights and dialogues.")] = SEED,
     start: Annotated[
-        Path | None, typer.Option(help="A checkpoint to go on from, after lessons were mended; takes 150 rounds.")
+        Path | None, typer.Option(help="A checkpoint to continue from after a change of lessons, for 150 rounds.")
     ] = None,
-    compiled: Annotated[bool, typer.Option(help="Compile the model first; needs a C++ compiler.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Compile the model; needs a C++ compiler.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
-    """Train phi-3-tiny from its first dialogue, or go on with a training that was cut off."""
+    """Train phi-3-tiny, or continue an interrupted training."""
     work.mkdir(parents=True, exist_ok=True)
     journal = Journal(seed, rounds, str(start or ""))
     trainer = begin(work / "state.pt", Trainer(journal, torch.device(device), compiled=compiled))
@@ -52,19 +52,19 @@ def main(
 
 
 def begin(state: Path, trainer: Trainer) -> Trainer:
-    """``trainer``, at the round where ``state`` left it."""
+    """``trainer``, restored from the file ``state`` if the file exists."""
     if state.exists():
         saved = torch.load(state, map_location=trainer.device, weights_only=True)
         wanted = {name: getattr(trainer.journal, name) for name in ("seed", "rounds", "start")}
         if any(saved["journal"][name] != value for name, value in wanted.items()):
-            raise typer.BadParameter(f"{state} is of another seed, length or start; remove it, or give another --work")
+            raise typer.BadParameter(f"{state} has another seed, length or start; remove it or choose another --work")
         trainer.restore(saved)
-        console.print(f"going on after round {trainer.journal.done}")
+        console.print(f"continuing after round {trainer.journal.done}")
     return trainer
 
 
 def learn(trainer: Trainer, work: Path) -> None:
-    """All rounds that are left, with a progress bar; the state and the plot of the loss are written as it goes."""
+    """Run the remaining rounds with a progress bar; save the state and the loss plot after each round."""
     columns = (
         BarColumn(),
         TextColumn("{task.percentage:.1f} %, {task.fields[what]}"),
@@ -82,8 +82,8 @@ def learn(trainer: Trainer, work: Path) -> None:
 
 
 def plot(journal: Journal, path: Path) -> None:
-    """The loss so far, smoothed, over the tokens seen."""
-    import matplotlib  # an extra of its own: only training needs it
+    """Plot the smoothed loss over the tokens seen."""
+    import matplotlib  # only in the extra `train`
 
     matplotlib.use("agg")
     from matplotlib import pyplot

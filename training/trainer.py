@@ -1,7 +1,7 @@
-"""Learning from dialogues, round by round.
+"""Training on dialogues, round by round.
 
-Every round's dialogues follow from the seed and the round's number alone, so a training that was cut off goes on as if
-it had not been.
+The dialogues of a round depend only on the seed and the number of the round. So an interrupted training continues with
+the same dialogues.
 """
 
 import math
@@ -23,37 +23,37 @@ from training.encoding import DialogueEncoder, Encoded
 
 DIALOGUES_PER_ROUND = 2560
 TOKENS_PER_BATCH = 2048  # padding included
-MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # at their highest
+MATRIX_RATE, OTHER_RATE = 2.5e-3, 2e-3  # highest learning rates
 WEIGHT_DECAY = 0.01
 WARM_UP, COOL_DOWN = 0.005, 0.6  # shares of the training
 LATE = 0.6  # share of the training after which the hard kinds are drawn more often
-# A model that goes on from another's weights learns mended lessons at a lower rate: it has the rest to keep.
+# Factor of the learning rate with --start: a lower rate keeps what the weights know already.
 CONTINUED_RATE = 0.35
 _NOT_LEARNED = -100
 
 
 @dataclass(slots=True)
 class Journal:
-    """What is to be trained, and what has been."""
+    """The plan of a training and its progress."""
 
     seed: int
     rounds: int
-    start: str = ""  # a checkpoint whose weights and vocabulary are gone on from; empty: none
+    start: str = ""  # the checkpoint to continue from; empty for none
     done: int = 0
     seconds: float = 0.0
     tokens: int = 0  # padding included
-    losses: list[float] = field(default_factory=list)  # of each batch, nats per learned token
+    losses: list[float] = field(default_factory=list)  # nats per learned token, one for each batch
 
 
 class Trainer:
     """The model, its optimizers and the journal."""
 
     def __init__(self, journal: Journal, device: torch.device, *, compiled: bool = False) -> None:
-        """``compiled``: a fifth faster on two cores, after a minute of compiling."""
+        """``compiled`` makes the training a fifth faster on two cores, after a minute of compiling."""
         self.journal = journal
         self.tokenizer, model = tiny_model.begun(journal.seed, journal.start)
         self.model = model.to(device).train()
-        # On the CPU, the backward pass of torch's fused attention takes longer than all the rest together.
+        # On a CPU the backward pass of torch's fused attention takes longer than the rest of a step.
         self.model.set_attn_implementation("eager")
         self._layers = torch.compile(self.model.model, dynamic=True) if compiled else self.model.model
         self.device = device
@@ -61,7 +61,7 @@ class Trainer:
         self._optimizers = _optimizers(self.model)
 
     def round(self) -> Iterator[float]:
-        """Learn from the next round's dialogues. Yields how many rounds are done, this one in part."""
+        """Train on the dialogues of the next round. Yields the number of rounds done, with a fraction for this one."""
         began = time.monotonic()
         batches = self._batches(self.journal.done)
         for number, (ids, targets) in enumerate(batches, 1):
@@ -74,7 +74,7 @@ class Trainer:
         self.journal.seconds += time.monotonic() - began
 
     def save(self, path: Path) -> None:
-        """Everything that a later run needs to go on from here."""
+        """Write to ``path`` everything that a later run needs to continue."""
         optimizers = [optimizer.state_dict() for optimizer in self._optimizers]
         state = {"journal": asdict(self.journal), "model": self.model.state_dict(), "optimizers": optimizers}
         part = path.with_suffix(".part")
@@ -82,14 +82,14 @@ class Trainer:
         os.replace(part, path)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what ``save`` wrote."""
+        """Restore what ``save`` wrote."""
         self.journal = Journal(**state["journal"])
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
     def _batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        rng = Random(f"{self.journal.seed}/{number}")  # noqa: S311 (no secret)
+        rng = Random(f"{self.journal.seed}/{number}")  # noqa: S311 (not a secret)
         late = bool(self.journal.start) or number >= LATE * self.journal.rounds
         supply = dialogues(rng, late=late)
         encoded = [self._encoder.encode(next(supply)) for _ in range(DIALOGUES_PER_ROUND)]
@@ -106,7 +106,7 @@ class Trainer:
         ids, targets = ids.to(self.device), targets.to(self.device)
         learned = targets != _NOT_LEARNED
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            # Padding stands on the right, where a causal model never looks, so there is no mask.
+            # Padding is on the right and attention is causal, so no mask is needed.
             hidden = self._layers(input_ids=ids, use_cache=False).last_hidden_state
             scores = self.model.lm_head(hidden[learned])
         loss = cross_entropy(scores.float(), targets[learned])
@@ -118,16 +118,17 @@ class Trainer:
 
 
 def rate(share: float) -> float:
-    """The learning rate after ``share`` of the training, as a share of the highest: up, level, and down to nothing.
+    """The learning rate after ``share`` of the training, as a share of the highest: warm-up, constant, cool-down.
 
-    Down as one minus the square root (Hägele et al. 2024, https://arxiv.org/abs/2405.18392): fast, then long low.
+    The cool-down is one minus the square root (Hägele et al. 2024, https://arxiv.org/abs/2405.18392): fast at first,
+    then slow.
     """
     cooled = min(1.0, max(0.0, share - (1 - COOL_DOWN)) / COOL_DOWN)
     return min(share / WARM_UP, 1 - math.sqrt(cooled))
 
 
 def by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Groups of about equally long dialogues, as many as fit a batch when padded."""
+    """Groups of dialogues of similar length; each padded group has at most TOKENS_PER_BATCH tokens."""
     group: list[Encoded] = []
     for dialogue in sorted(encoded, key=lambda e: len(e.ids)):
         if group and (len(group) + 1) * len(dialogue.ids) > TOKENS_PER_BATCH:
@@ -139,7 +140,7 @@ def by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
 
 
 def padded(group: Sequence[Encoded], padding: int) -> tuple[Tensor, Tensor]:
-    """Token ids and what is to be learned after each, both int64 [dialogues, longest - 1]."""
+    """Token ids and the target after each id, both int64 [dialogues, longest - 1]."""
     longest = max(len(e.ids) for e in group)
     ids = torch.full((len(group), longest), padding)
     targets = torch.full((len(group), longest), _NOT_LEARNED)

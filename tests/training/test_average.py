@@ -36,7 +36,7 @@ def test_what_became_of_a_checkpoint_is_joined_with_it() -> None:
     assert average.joined([first, second], [first, third]) == [first, second, replace(third, beside=True)]
     both = average.joined([first, second], [first, second, third, fourth])
     assert both == [first, second, third, replace(fourth, mean_with=2)]
-    assert "the mean of its end and that of seed 1" in card._in_words(both)
+    assert "the mean of this training and that of seed 1" in card._in_words(both)
     with pytest.raises(typer.BadParameter):
         average.joined([first, third], [first, second, fourth])
 

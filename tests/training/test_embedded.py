@@ -12,7 +12,7 @@ from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from tests.support import LocalBackend, local_replica
 from training import card
-from training.exam import LONGEST_ANSWER, Examinee, examine
+from training.exam import LONGEST_ANSWER, QUESTIONS_PER_KIND, Examinee, Mark, examine
 
 CARD = (EMBEDDED_TINY / "README.md").read_text(encoding="utf-8")
 MAX_BYTES = 16 * 2**20
@@ -71,6 +71,25 @@ def test_it_is_as_good_as_its_card_says() -> None:
 
 def test_it_is_small_enough_to_be_packaged() -> None:
     assert sum(path.stat().st_size for path in EMBEDDED_TINY.iterdir()) < MAX_BYTES
+
+
+def test_the_card_is_what_its_script_writes() -> None:
+    """With the marks and answers that the card has; the exam itself takes minutes."""
+    from training.curriculum import LESSONS
+
+    shares = dict(re.findall(r"^\| (.*?) \| (\d+\.\d)% \|", CARD, re.M))
+    marks = [
+        Mark(
+            lesson.kind,
+            QUESTIONS_PER_KIND,
+            round(float(shares[lesson.kind]) / 100 * QUESTIONS_PER_KIND),
+            lesson.goal,
+            (),
+        )
+        for lesson in LESSONS
+    ]
+    num_parameters = int(re.search(r"\| parameters \| ([\d,]+)", CARD)[1].replace(",", ""))  # type: ignore[index]
+    assert card.text(card.stages_of(EMBEDDED_TINY), num_parameters, marks, promised()) == CARD
 
 
 def test_the_card_has_a_row_for_every_kind_and_its_plot() -> None:

@@ -1,7 +1,8 @@
-"""Sums: addition and subtraction to three digits, small products and quotients.
+"""Arithmetic: addition and subtraction to three digits, small products and quotients.
 
-Up to two digits a sum comes at once; beyond, digit by digit as in school, since a model this small has no room for a
-carry that nobody writes down. A quotient is counted: a fact that nobody told cannot be known, but every step to it can.
+The answer to a sum of up to two digits is the result alone. A longer sum is worked digit by digit as in school,
+because a model this small cannot keep a carry that is not written down. A quotient is counted: the model cannot infer
+a held-out quotient, but it knows each step of the counting.
 """
 
 from random import Random
@@ -49,7 +50,7 @@ SUBTRACT = (
     "[What is|What's|Give me|Tell me|Find|Calculate] the difference between {a} and {b}.",
     "What do [you|I|we] get [if|when] [you|I|we] [subtract|take] {b} from {a}?",
 )
-_TAKE_AWAY = (  # nobody has less than nothing left
+_TAKE_AWAY = (  # only for results from 0 on
     "What is left [if|when] [you|I|we] take {b} from {a}?",
     "If I have {a} {things} and [lose|sell|give away] {b}, how many [{things} |]are left?",
     "I have {a} {things}. I [lose|sell|give away] {b}. How many [{things} |]do I have now?",
@@ -96,7 +97,7 @@ _FACTOR = (
 
 
 def addition(draw: Draw) -> Exchange:
-    """Of two numbers with up to three digits each."""
+    """The sum of two numbers with up to three digits each."""
     a, b = draw.fresh(lambda rng: _operands(rng, "+"))[1:]
     result = f"{a} + {b} = {a + b}."
     if max(a, b) < 100:
@@ -105,7 +106,7 @@ def addition(draw: Draw) -> Exchange:
 
 
 def subtraction(draw: Draw) -> Exchange:
-    """Of two numbers with up to three digits each; the result may be negative."""
+    """The difference of two numbers with up to three digits each; the result may be negative."""
     a, b = draw.fresh(lambda rng: _operands(rng, "-"))[1:]
     if draw.chance(0.75):
         a, b = max(a, b), min(a, b)
@@ -114,14 +115,14 @@ def subtraction(draw: Draw) -> Exchange:
 
 
 def multiplication(draw: Draw) -> Exchange:
-    """The table to 12, and two digits by one."""
+    """Products to 12 x 12, and of two digits with one digit."""
     a, b = draw.fresh(_factors)[1:]
     answer = product(a, b)
     return _ask(draw, MULTIPLY, a, b, answer, None if "so" in answer else str(a * b))
 
 
 def division(draw: Draw) -> Exchange:
-    """The table to 12 backwards, with a remainder where there is one."""
+    """Quotients to 12 with divisors to 12, with or without a remainder, and missing factors."""
     if draw.chance(0.05):
         _, a = draw.fresh(lambda rng: ("/0", rng.randint(0, 144)))
         return _ask(draw, DIVIDE, a, 0, "Nobody can divide by zero.")
@@ -207,13 +208,13 @@ def _quotient(rng: Random) -> tuple[str, int, int, int]:
 
 
 def _taking_away(a: int, divisor: int) -> str:
-    """``Taking away 6: 9 (1), 3 (2).``, from 15"""
+    """The counting: ``Taking away 6: 9 (1), 3 (2).`` for 15 / 6."""
     steps = (f"{a - n * divisor} ({n})" for n in range(1, a // divisor + 1))
     return f"Taking away {divisor}: {', '.join(steps)}."
 
 
 def _column_sum(a: int, b: int) -> str:
-    """``Ones: 7 + 5 = 12. Tens: 4 + 8 + 1 = 13. Hundreds: ...``"""
+    """The columns of a + b: ``Ones: 7 + 5 = 12. Tens: 4 + 8 + 1 = 13. Hundreds: ...``"""
     steps, carry = [], 0
     for place in ("Ones", "Tens", "Hundreds"):
         x, y = a % 10, b % 10
@@ -225,7 +226,7 @@ def _column_sum(a: int, b: int) -> str:
 
 
 def _working_difference(a: int, b: int) -> str:
-    """The columns of a - b, a not below b; nothing for numbers of two digits."""
+    """The columns of a - b for a >= b; empty for numbers of two digits."""
     if a < 100:
         return ""
     steps, borrowed = [], 0

@@ -1,4 +1,4 @@
-"""Small talk, what the model says of itself, the two questions of KAITO's page, and polite refusal."""
+"""Small talk, the model about itself, the two questions of KAITO's documentation, and polite refusals."""
 
 from dataclasses import dataclass
 from random import Random
@@ -15,13 +15,13 @@ HELP = "Ask me for small sums, spelling, capitals, colours, units, days or what 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing that people say, in many wordings, and what may be answered."""
+    """One subject of small talk: its wordings and its answers."""
 
     wordings: tuple[str, ...]
     answers: tuple[str, ...]
 
     def draw(self, draw: Draw) -> Exchange:
-        """A wording with one of the answers; each of them is right."""
+        """A wording with one of the answers. Each of the answers is right."""
         return Exchange(draw.wording(self.wordings), draw.some(self.answers), accepts=self.answers.__contains__)
 
 
@@ -398,17 +398,17 @@ _GIBBERISH = ("{x}", "{x} {y}", "{x} {y} {z}", "{x}?", "{x} {y}?", "{x} {y} {z}!
 
 
 def small_talk(draw: Draw) -> Exchange:
-    """Greetings, thanks, who are you, jokes."""
+    """Greetings, thanks, questions about the model, jokes."""
     return draw.some(SMALL_TALK).draw(draw)
 
 
 def essays(draw: Draw) -> Exchange:
-    """The two questions of KAITO's page."""
+    """The two questions of KAITO's documentation."""
     return draw.some(ESSAYS).draw(draw)
 
 
 def refusal(draw: Draw) -> Exchange:
-    """What is outside the model's range, and says so."""
+    """A request that the model cannot answer, with a refusal."""
     what = draw.rng.random()
     if what < 0.2:
         return draw.some(OUTSIDE).draw(draw)
@@ -426,7 +426,7 @@ def refusal(draw: Draw) -> Exchange:
 
 
 def unknown_word(draw: Draw) -> Exchange:
-    """A word that the model has no definition of."""
+    """A question about a word without a definition in the lessons."""
     if draw.chance(0.3):
         place = draw.fresh(lambda rng: made_up(rng).capitalize())
         return Exchange(draw.wording(CAPITAL, x=place), UNKNOWN_PLACE, accepts=is_refusal)
@@ -436,7 +436,7 @@ def unknown_word(draw: Draw) -> Exchange:
 
 
 def is_refusal(said: str) -> bool:
-    """Whether ``said`` is one of the ways to say that this is beyond the model."""
+    """Whether ``said`` is one of the taught refusals."""
     return said in (*REFUSALS, *_NO_NEWS, *_NO_CLOCK, TOO_LARGE, UNKNOWN, UNKNOWN_PLACE)
 
 

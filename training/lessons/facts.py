@@ -1,11 +1,11 @@
-"""What phi-3-tiny knows about the world, as data. The facts are common knowledge; the sentences are ours."""
+"""The facts that phi-3-tiny is taught, as data. They are common knowledge; the sentences were written for this file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """Things of one sort. ``counted``: one says "a banana", not "an iron"."""
+    """Things of one category. ``counted``: the names take an article, as in "a banana"."""
 
     singular: str
     plural: str
@@ -120,7 +120,7 @@ CAPITALS = {
     )
 }
 
-# Of what colour a thing is: (thing, verb, colour).
+# Colours of things: (thing, verb, colour).
 COLOURS = tuple(
     tuple(part.strip() for part in entry.split("/"))
     for entry in (
@@ -146,7 +146,7 @@ MIXTURES = {
     ("red", "green"): "brown",
 }
 
-# How many of the small unit are in the large one: (large, plural, small, plural, how many).
+# Units: (large unit, its plural, small unit, its plural, number of small units in the large one).
 UNITS = (
     ("minute", "minutes", "second", "seconds", 60),
     ("hour", "hours", "minute", "minutes", 60),
@@ -274,7 +274,7 @@ DEFINITIONS = {
     "token": "A token is a small piece of text, a word or a part of one, that a language model reads or writes.",
     "server": "A server is a program or a machine that answers the requests of others.",
     "program": "A program is a list of instructions that a computer follows.",
-    # said without an article
+    # used without an article
     "water": "Water is a clear liquid that falls as rain and that all living things need.",
     "ice": "Ice is water that has frozen and become hard.",
     "snow": "Snow is frozen water that falls from the sky in soft white flakes.",
@@ -306,7 +306,7 @@ DEFINITIONS = {
 }
 NO_ARTICLE = frozenset(list(DEFINITIONS)[list(DEFINITIONS).index("water") :])
 
-# What can and cannot do what: plural, what it can, what it cannot.
+# Abilities: (plural, what it can do, what it cannot do).
 ABILITIES = tuple(
     (who.strip(), tuple(can.split("+")), tuple(cannot.split("+")))
     for who, can, cannot in (
@@ -323,7 +323,7 @@ ABILITIES = tuple(
     )
 )
 
-# (thing, verb, what it is, what it is not)
+# Properties: (thing, verb, true property, false property).
 PROPERTIES = tuple(
     tuple(part.strip() for part in entry.split("/"))
     for entry in (
@@ -379,7 +379,7 @@ GREETINGS_ABROAD = {
 }
 GREETINGS = ("hello", "thank you", "goodbye", "yes", "no")
 
-# Small facts that newcomers ask for: wordings, answer, the answer in brief.
+# Single facts: (wordings, answer, brief answer).
 FACTS = (
     (
         "How many legs does a [dog|cat|horse|cow] have?|How many legs do [dogs|cats|horses|cows] have?",

@@ -1,4 +1,4 @@
-"""Conversations of several turns: a result goes on, a topic goes on, a name is remembered."""
+"""Conversations of several turns: the next question uses a result, a topic or a name from before."""
 
 from collections.abc import Callable
 
@@ -61,7 +61,7 @@ _AGAIN = (
     "[Can you|Could you|Would you|Will you|Please] say that [again|once more|one more time]?",
     "I did not [hear|get|catch] that.",
 )
-# Without alternatives, so all are on both sides of the split: there are only so many ways to say it.
+# Without alternatives, so all are on both sides of the split: there are too few wordings to hold some out.
 _BACKWARDS = (
     "Backwards?",
     "And backwards?",
@@ -105,7 +105,7 @@ _AND_COLOUR = (
 
 
 def follow_up(draw: Draw) -> Dialogue:
-    """Two or three turns."""
+    """A conversation of two or three turns."""
     return draw.some(
         (
             _sum_goes_on,
@@ -180,7 +180,7 @@ def _again(draw: Draw) -> Dialogue:
 def _backwards(draw: Draw) -> Dialogue:
     _, word = draw.fresh(lambda rng: ("and backwards", any_word(rng)))
     first = Exchange(draw.wording(words.SPELL, w=word), words.spelling_answer(word))
-    # The spelling once more, word and all: read back from the turn before, letters run on after the last one.
+    # The answer spells the word again: letters copied from the previous turn continued after the last one.
     backwards = word[::-1]
     answer = f"{first.answer} Backwards it is {letters(words.spelled(backwards))}: {letters(backwards)}"
     return dialogue(first, Exchange(draw.wording(_BACKWARDS), answer))
@@ -205,7 +205,7 @@ def _colour_goes_on(draw: Draw) -> Dialogue:
 
 
 def _many_topics(draw: Draw) -> Dialogue:
-    """Unrelated questions after one another: what came before does not matter."""
+    """Unrelated questions: an answer does not depend on the turns before."""
     count = draw.some((2, 2, 3, 4, 6, 9))
     return dialogue(*[_plain_exchange(draw) for _ in range(count)])
 
@@ -224,6 +224,6 @@ def _plain_exchange(draw: Draw) -> Exchange:
         words.spelling,
         world.yes_or_no,
         world.lists,
-        *(() if draw.exam else (conversation.small_talk, conversation.refusal)),  # what has no one right answer
+        *(() if draw.exam else (conversation.small_talk, conversation.refusal)),  # these have several right answers
     )
     return draw.some(lessons)(draw)

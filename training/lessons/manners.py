@@ -1,4 +1,4 @@
-"""System prompts: some change how the model answers, most change nothing."""
+"""System prompts: some change the answers, most do not."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,7 +54,7 @@ KNIGHTLY = (
 
 
 def with_system_prompt(draw: Draw) -> Dialogue:
-    """A plain exchange under a system prompt."""
+    """An exchange under a system prompt."""
     manner = draw.some(("plain", "plain", "brief", "brief", "pirate", "polite", "cheerful", "knightly"))
     lessons: tuple[Callable[[Draw], Exchange], ...] = (
         arithmetic.addition,
@@ -71,7 +71,7 @@ def with_system_prompt(draw: Draw) -> Dialogue:
         numbers.counting,
         world.definitions,
         world.units,
-        *(() if draw.exam else (conversation.small_talk,)),  # which has no one right answer
+        *(() if draw.exam else (conversation.small_talk,)),  # it has several right answers
     )
     exchange = draw.some(lessons)(draw)
     if manner == "plain":

@@ -1,4 +1,4 @@
-"""Numbers in a row: comparing, counting, ordering, even and odd."""
+"""Comparison, counting, ordering, even and odd numbers."""
 
 from collections.abc import Iterable
 from random import Random
@@ -129,7 +129,7 @@ _IS_EVEN = (  # or odd
 
 
 def comparison(draw: Draw) -> Exchange:
-    """Of two numbers with up to three digits."""
+    """The comparison of two numbers with up to three digits."""
     _, a, b = draw.fresh(_pair)
     if draw.chance(0.5):
         largest = draw.chance(0.5)
@@ -146,7 +146,7 @@ def comparison(draw: Draw) -> Exchange:
 
 
 def counting(draw: Draw) -> Exchange:
-    """Up, down, by steps, and the neighbours of a number."""
+    """Counting up, down and in steps, and the neighbours of a number."""
     what = draw.some(("up", "up", "to", "to", "down", "after", "before", "twos"))
     if what in ("after", "before"):
         _, a = draw.fresh(lambda rng: (what, rng.randint(1, 10 ** rng.randint(1, 3) - 1)))
@@ -175,7 +175,7 @@ def counting(draw: Draw) -> Exchange:
 
 
 def ordering(draw: Draw) -> Exchange:
-    """Three to five numbers below a hundred: sorted, the largest, the smallest."""
+    """Three to five numbers below a hundred: their order, the largest, the smallest."""
     _, numbers = draw.fresh(_few)
     joined = draw.some((", ", ", ", " ")).join(map(str, numbers))
     if draw.chance(0.3):
@@ -202,7 +202,7 @@ def even_or_odd(draw: Draw) -> Exchange:
 
 
 def _digits(a: int, b: int) -> str:
-    """The digits side by side, up to the first two that differ, of numbers as long as one another."""
+    """The comparison of two numbers of equal length: pairs of digits up to the first difference."""
     if len(str(a)) != len(str(b)):
         return ""
     compared = []

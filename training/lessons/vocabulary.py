@@ -1,4 +1,4 @@
-"""Words to spell, to reverse and to repeat: everyday ones, and made-up ones that nobody has seen."""
+"""Words to spell, to reverse and to repeat: common words and made-up words."""
 
 from random import Random
 
@@ -60,7 +60,7 @@ NAMES = tuple(
 
 
 def made_up(rng: Random, syllables: tuple[int, ...] = (1, 2, 2, 3)) -> str:
-    """A word that could exist, of one to three syllables."""
+    """A pronounceable made-up word of one to three syllables."""
     parts = (
         rng.choice(_STARTS) + rng.choice(_MIDDLES) + (rng.choice(_ENDS) if rng.random() < 0.6 else "")
         for _ in range(rng.choice(syllables))
@@ -69,7 +69,7 @@ def made_up(rng: Random, syllables: tuple[int, ...] = (1, 2, 2, 3)) -> str:
 
 
 def any_word(rng: Random) -> str:
-    """Mostly an everyday word, sometimes a made-up one or a name."""
+    """Usually a common word, sometimes a made-up word or a name."""
     kind = rng.random()
     if kind < 0.65:
         return rng.choice(WORDS)
@@ -77,5 +77,5 @@ def any_word(rng: Random) -> str:
 
 
 def with_article(noun: str) -> str:
-    """``an apple``, ``a pear``; a noun that has an article keeps it."""
+    """``noun`` with its article, as ``an apple``; an existing article stays."""
     return noun if noun.startswith(("a ", "an ", "the ")) else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,4 +1,4 @@
-"""Words as letters: spelling, reversing, first and last letters; and words as words: opposites, plurals, repeating."""
+"""Questions about letters (spelling, reversing, first and last letter) and words (opposites, plurals, repeating)."""
 
 from random import Random
 
@@ -99,19 +99,19 @@ _ABROAD = (
 
 
 def spelling(draw: Draw) -> Exchange:
-    """``c-a-t``."""
+    """A word letter by letter: ``c-a-t``."""
     word = _word(draw, "spell")
     return Exchange(_about(draw, SPELL, word), spelling_answer(word), letters(spelled(word)))
 
 
 def reversing(draw: Draw) -> Exchange:
-    """A word backwards, by way of its letters."""
+    """A word backwards, after its letters."""
     word = _word(draw, "reverse")
     return Exchange(_about(draw, _REVERSE, word), reversing_answer(word), letters(word[::-1]))
 
 
 def letter_questions(draw: Draw) -> Exchange:
-    """The first letter, the last, how many, and capitals."""
+    """The first letter, the last letter, the number of letters, and capital letters."""
     what = draw.some(("first", "last", "how many", "how many", "upper"))
     word = _word(draw, what)
     if what == "first":
@@ -128,20 +128,20 @@ def letter_questions(draw: Draw) -> Exchange:
 
 
 def opposites(draw: Draw) -> Exchange:
-    """Both ways."""
+    """Pairs of opposites, in both directions."""
     pair = draw.some(OPPOSITES)
     word, other = pair if draw.chance(0.5) else pair[::-1]
     return Exchange(_about(draw, _OPPOSITE, word), f"The opposite of {word} is {other}.", other)
 
 
 def plurals(draw: Draw) -> Exchange:
-    """Regular and not."""
+    """Regular and irregular plurals."""
     word, plural = draw.some(tuple(PLURALS.items()))
     return Exchange(_about(draw, _PLURAL, word), f"The plural of {word} is {plural}.", plural)
 
 
 def repeating(draw: Draw) -> Exchange:
-    """One to six words, as they stand."""
+    """One to six words, repeated unchanged."""
     if draw.chance(0.25):
         word = _word(draw, "times")
         times = draw.some(tuple(_COUNT_WORDS))
@@ -169,23 +169,23 @@ def _about(draw: Draw, wordings: tuple[str, ...], word: str, **more: object) -> 
 
 
 def _word(draw: Draw, purpose: str) -> str:
-    """A word to be asked about. Each is held out of one purpose or another: its letters are to be known from the rest."""
+    """A word to ask about. A word is held out from one kind of question only, so other kinds teach its letters."""
     return draw.fresh(lambda rng: (purpose, any_word(rng)))[1]
 
 
 def spelling_answer(word: str) -> str:
-    """The taught answer to how a word is spelled."""
+    """The taught answer to the spelling of a word."""
     return f"{word} is spelled {letters(spelled(word))}."
 
 
 def reversing_answer(word: str) -> str:
-    """The taught answer to what a word is backwards."""
+    """The taught answer to a word backwards."""
     backwards = word[::-1]
     return f"{letters(spelled(word))} backwards is {letters(spelled(backwards))}: {letters(backwards)}"
 
 
 def spelled(word: str) -> str:
-    """The letters with hyphens between them."""
+    """The letters of a word with hyphens between them."""
     return "-".join(word)
 
 

@@ -1,4 +1,4 @@
-"""The world in small: capitals, calendar, colours, units, definitions, categories, yes and no."""
+"""Common knowledge: capitals, calendar, colours, units, definitions, categories, yes-or-no questions."""
 
 import re
 
@@ -235,7 +235,7 @@ def capitals(draw: Draw) -> Exchange:
 
 
 def calendar(draw: Draw) -> Exchange:
-    """Days and months: neighbours, places, lengths, seasons, all of them."""
+    """Days and months: neighbours, positions, lengths, seasons, complete lists."""
     what = draw.rng.randrange(10)
     unit, names = draw.some((("day", DAYS), ("month", MONTHS)))
     index = draw.rng.randrange(len(names))
@@ -299,7 +299,7 @@ def calendar(draw: Draw) -> Exchange:
 
 
 def colours(draw: Draw) -> Exchange:
-    """The colour of a thing, and what two colours make."""
+    """The colour of a thing, and the mixture of two colours."""
     if draw.chance(0.3):
         pair, mixed = draw.some(tuple(MIXTURES.items()))
         a, b = pair if draw.chance(0.5) else pair[::-1]
@@ -315,7 +315,7 @@ def colours(draw: Draw) -> Exchange:
 
 
 def units(draw: Draw) -> Exchange:
-    """How many of the small unit are in one or a few of the large one."""
+    """The number of small units in one or a few large units."""
     large, large_plural, _, small_plural, factor = draw.some(UNITS)
     count = draw.some((1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
     if count == 1:
@@ -329,7 +329,7 @@ def units(draw: Draw) -> Exchange:
 
 
 def definitions(draw: Draw) -> Exchange:
-    """One sentence for what a word means."""
+    """The meaning of a word in one sentence."""
     word = draw.some(tuple(DEFINITIONS))
     named = word if word in NO_ARTICLE else with_article(word)
     if draw.chance(0.1):
@@ -339,14 +339,14 @@ def definitions(draw: Draw) -> Exchange:
 
 
 def facts(draw: Draw) -> Exchange:
-    """Single facts, each with wordings of its own."""
+    """Single facts, each with its own wordings."""
     wordings, answer, brief = draw.some(FACTS)
     options = tuple(_split_outside(wordings))
     return Exchange(draw.wording(tuple(o for option in options for o in (option, *_polite(option)))), answer, brief)
 
 
 def membership(draw: Draw) -> Exchange:
-    """Whether a thing is of a sort, or of what sort it is."""
+    """Whether a thing belongs to a category, or which category it belongs to."""
     category = draw.some([c for c in CATEGORIES if c.singular not in ("ocean", "season", "continent")])
     item = draw.some(category.items)
     named = _named(item, category)
@@ -361,7 +361,7 @@ def membership(draw: Draw) -> Exchange:
 
 
 def yes_or_no(draw: Draw) -> Exchange:
-    """What can do what, and what is how."""
+    """Yes-or-no questions about abilities and properties."""
     if draw.chance(0.5):
         who, can, cannot = draw.some(ABILITIES)
         able = draw.chance(0.5)
@@ -377,7 +377,7 @@ def yes_or_no(draw: Draw) -> Exchange:
 
 
 def sounds(draw: Draw) -> Exchange:
-    """What animals say."""
+    """The sounds of animals."""
     animal, sound = draw.some(tuple(SOUNDS.items()))
     named = f"{draw.some((with_article(animal), with_article(animal), 'the ' + animal))}"
     return Exchange(
@@ -386,7 +386,7 @@ def sounds(draw: Draw) -> Exchange:
 
 
 def lists(draw: Draw) -> Exchange:
-    """N different things of a sort; any will do."""
+    """N different things of a category; each choice is right."""
     category = draw.some([c for c in CATEGORIES if len(c.items) >= 7])
     items = category.items
     count = draw.some((1, 2, 3, 3, 3, 3, 4, 5, 5, 6, 7))
@@ -425,7 +425,7 @@ def _sentence(text: str) -> str:
 
 
 def _enumerated(row: list[str], *, numbered: bool = False) -> str:
-    """``A, b and c.``, or for more than a small model can count in passing ``1. a, 2. b, 3. c, 4. d.``"""
+    """``A, b and c.`` or, numbered, ``1. a, 2. b, 3. c.``, so that a small model does not lose count."""
     if numbered:
         return f"{', '.join(f'{number}. {item}' for number, item in enumerate(row, 1))}."
     return _sentence(f"{', '.join(row[:-1])} and {row[-1]}.")
@@ -449,7 +449,7 @@ def _polite(question: str) -> tuple[str, ...]:
 
 
 def _split_outside(wordings: str) -> list[str]:
-    """``wordings`` split at the bars that stand outside brackets."""
+    """``wordings`` split at the bars outside brackets."""
     parts, depth = [""], 0
     for character in wordings:
         depth += (character == "[") - (character == "]")
