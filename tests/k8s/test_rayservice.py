@@ -1,4 +1,4 @@
-"""k8s/rayservice.yaml: valid against KubeRay's own CRD read strictly, and in step with serve_config.yaml."""
+"""k8s/rayservice.yaml: valid against the copy of KubeRay's CRD, read strictly, and in step with serve_config.yaml."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from phi3_serve.catalogue import VARIANTS
 from phi3_serve.config import AppConfig
 from phi3_serve.launch import proxy as front_door
 from phi3_serve.launch.config_file import IMPORT_PATH, parse
+from tests.k8s.crd import COPY
 
 ROOT = Path(__file__).parents[2]
-CRD = ROOT.parent / "shared" / "kuberay" / "ray.io_rayservices.yaml"  # a megabyte, not part of this repository
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,7 @@ def strict(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    if not CRD.exists():
-        pytest.skip(f"{CRD} is absent; KubeRay's helm chart has it")
-    versions = yaml.load(CRD.read_text(), yaml.CSafeLoader)["spec"]["versions"]
-    crd = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
-    found = strict(crd)
+    found = strict(yaml.load(COPY.read_text(), yaml.CSafeLoader))
     found["properties"]["metadata"] = {"type": "object"}
     return found
 
