@@ -1,6 +1,6 @@
 """The plots of docs/benchmarks.md: ``make plots`` reads docs/data/*.json and writes docs/images/*.svg.
 
-Each data file holds a date, the hardware, the command, and the JSON that the command printed. Plain SVG needs no library.
+Each data file holds a date, the hardware, the command, and the JSON that the command printed. No library is needed.
 """
 
 import json

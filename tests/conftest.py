@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,35 @@ from phi3_serve.config import AppConfig
 from phi3_serve.launch.proxy import free_port
 from phi3_serve.serving.replica import Replica
 from tests.random_checkpoint import Shape, make
+from tests.serving import cluster
+from tests.serving.cluster import Cluster, Head, SharedClusters
 from tests.support import LocalBackend, local_replica
+
+MAX_RAY_STARTS = 9  # each takes seconds; tests share clusters
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests without Ray come first. Tests that share a cluster follow one another."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    if item.get_closest_marker("cluster"):
+        return 4 if "head" in fixtures else 3 if "server" in fixtures else 2
+    return 1 if item.get_closest_marker("browser") else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that has started too many clusters."""
+    if len(cluster.STARTED) > MAX_RAY_STARTS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many clusters were started."""
+    if started := cluster.STARTED:
+        terminalreporter.write_sep("-", f"Ray was started {len(started)} times; at most {MAX_RAY_STARTS} are allowed")
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +126,29 @@ def oracle(checkpoint: Path) -> Any:
 
     model = Phi3ForCausalLM.from_pretrained(checkpoint, dtype="float32")
     return pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint))
+
+
+@pytest.fixture(scope="session")
+def shared_clusters() -> Iterator[SharedClusters]:
+    shared = SharedClusters()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(scope="module")
+def server(shared_clusters: SharedClusters, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The server of ``cluster.up``."""
+    return shared_clusters.use(Cluster, lambda: cluster.up(tmp_path_factory.mktemp("up"), checkpoint))
+
+
+@pytest.fixture(scope="module")
+def head(shared_clusters: SharedClusters, tmp_path_factory: pytest.TempPathFactory) -> Head:
+    """A Ray head without applications, on which the tests of a file deploy theirs. Faults of ``faulty`` go there too."""
+
+    def start() -> AbstractContextManager[Head]:
+        directory = tmp_path_factory.mktemp("head")
+        return cluster.head(directory, FAULTS=str(directory))
+
+    head = shared_clusters.use(Head, start)
+    head.clear()
+    return head

@@ -156,7 +156,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(screen: Screen, backend: Lo
     screen.type("\x03")
     at = screen.wait_for("(stopped)")
     engine: Any = backend.replica._engine
-    screen.wait_until(lambda: not engine._generations)  # the server noticed
+    screen.wait_until(lambda: engine.load.num_running == 0)  # the server noticed
     screen.type("/set max_new_tokens 3\n")
     at = screen.wait_for("> ", screen.wait_for("max_new_tokens 3", at))
     screen.type("Hi\n")

@@ -1,6 +1,6 @@
 """Which proxy stands before the replicas: Ray Serve's HAProxy, or its own in Python.
 
-HAProxy passes a connection through to the ingress, where the Python proxy hands on every message (docs/design.md has
+HAProxy passes a connection through to the ingress, where the Python proxy hands on every message (docs/decisions.md has
 the figures). Ray takes its settings from the environment, and puts its files into one directory for the whole machine;
 ours are the server's own.
 """

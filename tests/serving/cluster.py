@@ -12,11 +12,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import yaml
@@ -26,6 +27,7 @@ from phi3_serve.launch.proxy import Proxy, free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
+STARTED: list[list[str]] = []  # the command of every cluster that this process has started
 
 
 @dataclass
@@ -37,11 +39,12 @@ class Answer:
 
 @dataclass
 class Cluster:
-    """A server process, where it listens, and everything it has started."""
+    """A server process, where it listens, its files, and everything it has started."""
 
     process: subprocess.Popen[bytes]
     log: Path
     port: int
+    temporary: Path
     children: list[psutil.Process] = field(default_factory=list)
 
     @property
@@ -70,13 +73,13 @@ class Cluster:
     def wait_until_ready(self, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert self.process.poll() is None, self.logs()
             # until the proxy knows the routes it answers 404 in plain text
             with contextlib.suppress(OSError, ValueError):
                 if self.call("/ready", timeout=5).status == 200:
                     return
             time.sleep(0.3)
-        raise AssertionError(f"not ready after {seconds} s:\n{self.log.read_text()[-3000:]}")
+        raise AssertionError(f"not ready after {seconds} s:\n{self.logs()}")
 
     def stop(self, how: signal.Signals = signal.SIGINT, seconds: float = 60) -> None:
         """Signal the server as a terminal would, and wait for it and all it has started."""
@@ -95,9 +98,9 @@ class Cluster:
                 names.append(" ".join(process.cmdline()))
         return names
 
-    def said(self, directory: Path) -> str:
-        """The last lines of its output, and of the logs of Serve's controller and proxy under ``directory``."""
-        logs = directory.glob("*/logs/serve/[cp]r*o*.log"), directory.glob("**/logs/serve/controller_*.log")
+    def logs(self) -> str:
+        """The last lines of its output, and of the logs of Serve's controller and proxy."""
+        logs = self.temporary.glob("*/logs/serve/[cp]r*o*.log"), self.temporary.glob("**/logs/serve/controller_*.log")
         found = sorted({log for several in logs for log in several if not log.parents[2].is_symlink()})
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in (self.log, *found))
 
@@ -116,7 +119,8 @@ class Cluster:
 @contextlib.contextmanager
 def running(command: list[str], log: Path, port: int, **env: str) -> Iterator[Cluster]:
     """``command`` as a process group of its own, with its output in ``log``."""
-    temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Ray puts sockets into it
+    STARTED.append(command)
+    temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Ray puts sockets into it
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -128,29 +132,30 @@ def running(command: list[str], log: Path, port: int, **env: str) -> Iterator[Cl
                 **os.environ,
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_ADDRESS": "local",
-                "RAY_TMPDIR": temporary,
+                "RAY_TMPDIR": str(temporary),
                 "PATH": f"{BIN}:{os.environ['PATH']}",
                 **env,
             },
             start_new_session=True,
         )
-        cluster = Cluster(process, log, port)
+        cluster = Cluster(process, log, port, temporary)
         try:
             yield cluster
         except BaseException:
-            print(cluster.said(Path(temporary)))  # pytest shows it with the failure
+            print(cluster.logs())  # pytest shows it with the failure
             raise
         finally:
             cluster.end()
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@dataclass(kw_only=True)
 class Head(Cluster):
     """A Ray cluster that applications are deployed on, as on a server or on Kubernetes."""
 
-    dashboard: int = 0
-    gcs: int = 0
-    directory: Path = Path()
+    dashboard: int
+    gcs: int
+    directory: Path
 
     def deploy(self, config: Mapping[str, Any], *, wait: bool = True) -> None:
         """`serve deploy` of ``config``."""
@@ -163,6 +168,14 @@ class Head(Cluster):
             time.sleep(1)
         if wait:
             self.wait_until_ready()
+
+    def clear(self, seconds: float = 60) -> None:
+        """Delete every application, and wait for the end of its replicas."""
+        self.deploy({"applications": []}, wait=False)
+        end = time.monotonic() + seconds
+        while left := self.processes("ray::ServeReplica:"):
+            assert time.monotonic() < end, left
+            time.sleep(0.1)
 
     def load_of(self, model: str) -> dict[str, int]:
         """What the engine of ``model`` has to do."""
@@ -197,9 +210,7 @@ def head(directory: Path, *, num_cpus: int = 4, proxy: Proxy = "haproxy", **env:
     ]
     door = front_door.environment(proxy, port=port, request_timeout_s=600)
     with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", **{**door, **env}) as cluster:
-        made = Head(cluster.process, cluster.log, port)
-        made.dashboard, made.gcs, made.directory = dashboard, gcs, directory
-        yield made
+        yield Head(**vars(cluster), dashboard=dashboard, gcs=gcs, directory=directory)
 
 
 def serve_config(port: int, args: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -211,3 +222,47 @@ def serve_config(port: int, args: Mapping[str, Any], **more: Any) -> dict[str, A
         "args": dict(args),
     }
     return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [{**application, **more}]}
+
+
+@contextlib.contextmanager
+def up(directory: Path, checkpoint: Path) -> Iterator[Cluster]:
+    """`phi3-serve up` with one model of every kind: running, asleep, broken, and for a GPU that is not there."""
+    port = free_port()
+    models: list[dict[str, Any]] = [
+        {"name": "phi-3-tiny", "num_cpus": 0.25},
+        {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.25},
+        {"name": "org/lazy", "source": str(checkpoint), "device": "cpu", "min_replicas": 0, "num_cpus": 0.25},
+        {"name": "broken", "source": f"{directory}/gone", "device": "cpu", "min_replicas": 0, "num_cpus": 0.25},
+        {"name": "phi-3-mini-4k-instruct", "min_replicas": 0},
+    ]
+    args = {"models": models, "limits": {"max_waiting_requests": 2}, "http": {"num_cpus": 0.25}}
+    (directory / "config.yaml").write_text(yaml.safe_dump(serve_config(port, args)))
+    command = [str(BIN / "phi3-serve"), "up", str(directory / "config.yaml")]
+    with running(command, directory / "log", port) as cluster:
+        cluster.wait_until_ready()
+        yield cluster
+
+
+C = TypeVar("C", bound=Cluster)
+
+
+class SharedClusters:
+    """Clusters that the tests of several files use. Only one runs at a time, so that none slows the other down."""
+
+    def __init__(self) -> None:
+        self._cluster: Cluster | None = None
+        self._stack = contextlib.ExitStack()
+
+    def use(self, kind: type[C], start: Callable[[], AbstractContextManager[C]]) -> C:
+        """The cluster that runs, if it is of this kind; else end it and start one."""
+        if type(self._cluster) is kind and self._cluster.process.poll() is None:
+            return self._cluster
+        self.close()
+        started = self._stack.enter_context(start())
+        self._cluster = started
+        return started
+
+    def close(self) -> None:
+        """End the cluster that runs."""
+        self._stack.close()
+        self._cluster = None

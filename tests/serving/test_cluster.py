@@ -9,7 +9,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,39 +31,9 @@ README = (ROOT / "README.md").read_text()
 LONG = {"do_sample": True, "max_new_tokens": 1500, **ENDLESS}  # seconds of work
 
 
-def serve_config(port: int, args: dict[str, Any]) -> str:
-    return yaml.safe_dump(
-        {
-            "http_options": {"host": "127.0.0.1", "port": port},
-            "applications": [
-                {
-                    "name": "phi3",
-                    "route_prefix": "/",
-                    "import_path": "phi3_serve.serving.app:build_app",
-                    "args": args,
-                }
-            ],
-        }
-    )
-
-
 @pytest.fixture(scope="module")
-def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """`phi3-serve up` with one model of every kind: running, asleep, broken, and for a GPU that is not there."""
-    directory, port = tmp_path_factory.mktemp("up"), free_port()
-    models: list[dict[str, Any]] = [
-        {"name": "phi-3-tiny", "num_cpus": 0.25},
-        {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.25},
-        {"name": "org/lazy", "source": str(checkpoint), "device": "cpu", "min_replicas": 0, "num_cpus": 0.25},
-        {"name": "broken", "source": f"{directory}/gone", "device": "cpu", "min_replicas": 0, "num_cpus": 0.25},
-        {"name": "phi-3-mini-4k-instruct", "min_replicas": 0},
-    ]
-    args = {"models": models, "limits": {"max_waiting_requests": 2}, "http": {"num_cpus": 0.25}}
-    (directory / "config.yaml").write_text(serve_config(port, args))
-    command = [str(BIN / "phi3-serve"), "up", str(directory / "config.yaml")]
-    with running(command, directory / "log", port) as cluster:
-        cluster.wait_until_ready()
-        yield cluster
+def cluster(server: Cluster) -> Cluster:
+    return server
 
 
 def test_rays_own_headers_lift_no_limit_of_ours(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.api.kaito.test_chat import GREEDY, PROMPT
-from tests.serving.cluster import Answer, Head, head, serve_config
+from tests.serving.cluster import Answer, Head, serve_config
 from tests.support import ENDLESS
 
 pytestmark = pytest.mark.cluster
@@ -31,11 +31,9 @@ def config(port: int, checkpoint: Path, **limits: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    directory = tmp_path_factory.mktemp("faults")
-    with head(directory, FAULTS=str(directory)) as cluster:
-        cluster.deploy(config(cluster.port, checkpoint))
-        yield cluster
+def cluster(head: Head, checkpoint: Path) -> Head:
+    head.deploy(config(head.port, checkpoint))
+    return head
 
 
 @pytest.fixture

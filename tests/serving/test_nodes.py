@@ -85,7 +85,7 @@ def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "RAY_ADDRESS": "",
     }
     with running(command, directory / "log", port, **env) as started:
-        nodes = Nodes(started.process, started.log, port)
+        nodes = Nodes(**vars(started))
         nodes.port_of_nodes = port_of_nodes
         until(lambda: "up" in nodes._lines(), 120)
         nodes.told = 1

@@ -5,7 +5,6 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from phi3_serve.bench.overload import Reply, ask, chat_body, chat_request
 from tests.api.kaito.test_chat import GREEDY, PROMPT
-from tests.serving.cluster import Head, head, serve_config
+from tests.serving.cluster import Head, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS
 
@@ -24,12 +23,11 @@ SHORT = {"prompt": PROMPT, "generate_kwargs": GREEDY}
 
 
 @pytest.fixture(scope="module")
-def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with head(tmp_path_factory.mktemp("crowd")) as cluster:
-        model = {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5}
-        args = {"models": [model], "http": {"num_cpus": 0.25}, "limits": {"max_waiting_requests": 32}}
-        cluster.deploy(serve_config(cluster.port, args))
-        yield cluster
+def cluster(head: Head, checkpoint: Path) -> Head:
+    model = {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5}
+    args = {"models": [model], "http": {"num_cpus": 0.25}, "limits": {"max_waiting_requests": 32}}
+    head.deploy(serve_config(head.port, args))
+    return head
 
 
 def resident(*processes: psutil.Process) -> float:

@@ -14,7 +14,7 @@ import yaml
 
 from phi3_serve.launch.proxy import free_port
 from tests.api.kaito.test_chat import PROMPT
-from tests.serving.cluster import BIN, Answer, Cluster, Head, head, running, serve_config
+from tests.serving.cluster import BIN, Answer, Cluster, Head, running, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS
 
@@ -24,9 +24,8 @@ ASKED = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_toke
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with head(tmp_path_factory.mktemp("rollout")) as cluster:
-        yield cluster
+def cluster(head: Head) -> Head:
+    return head
 
 
 def config(port: int, checkpoint: Path, limits: dict[str, Any], *live: dict[str, Any]) -> dict[str, Any]:

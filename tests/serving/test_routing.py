@@ -2,14 +2,13 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.serving.cluster import Head, head, serve_config
+from tests.serving.cluster import Head, serve_config
 from tests.serving.test_faults import until
 from tests.support import ENDLESS
 
@@ -19,18 +18,17 @@ KWARGS = {"do_sample": False, "max_new_tokens": 150, **ENDLESS}
 
 
 @pytest.fixture(scope="module")
-def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with head(tmp_path_factory.mktemp("routing")) as cluster:
-        two = {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.5, "routing": "prefix"}
-        args = {
-            "models": [{"name": "mine", "source": str(checkpoint), "device": "cpu", **two}],
-            "http": {"num_cpus": 0.25},
-        }
-        cluster.deploy(serve_config(cluster.port, args))
-        until(lambda: len(replicas(cluster)) == 2, 60)
-        for number in range(6):  # each of them has worked once
-            ask(cluster, f"{number} warm up " * 100)
-        yield cluster
+def cluster(head: Head, checkpoint: Path) -> Head:
+    two = {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.5, "routing": "prefix"}
+    args = {
+        "models": [{"name": "mine", "source": str(checkpoint), "device": "cpu", **two}],
+        "http": {"num_cpus": 0.25},
+    }
+    head.deploy(serve_config(head.port, args))
+    until(lambda: len(replicas(head)) == 2, 60)
+    for number in range(6):  # each of them has worked once
+        ask(head, f"{number} warm up " * 100)
+    return head
 
 
 def replicas(cluster: Head) -> list[psutil.Process]:

@@ -36,7 +36,9 @@ def main(url: str = "http://127.0.0.1:8000") -> None:
         driver.execute_script("localStorage.setItem('phi3.settings', arguments[0])", json.dumps(SETTINGS))
         driver.execute_script("localStorage.setItem('phi3.theme', '\"light\"')")
         driver.get(f"{url}/ui")
-        WebDriverWait(driver, SECONDS).until(lambda d: d.find_element(By.ID, "state").get_attribute("data-state") == "ready")
+        WebDriverWait(driver, SECONDS).until(
+            lambda d: d.find_element(By.ID, "state").get_attribute("data-state") == "ready"
+        )
         for number, question in enumerate(QUESTIONS, 1):
             ask(driver, question, number)
         PICTURE.parent.mkdir(exist_ok=True)

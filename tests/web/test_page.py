@@ -27,9 +27,10 @@ from phi3_serve.web.page import chat_page
 from tests.support import ENDLESS, LocalBackend
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"),
+]
 QUESTION = "How to explain Internet for a medieval knight?"
 GREEDY = {"temperature": 0, "max_new_tokens": 24}
 

@@ -1,0 +1,31 @@
+"""Every file that the documents name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path for pattern in ("*.md", "docs/*.md", "examples/*.md", "training/*.md") for path in ROOT.glob(pattern)
+)
+PACKAGE_DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_to_files(page: Path) -> None:
+    text = page.read_text()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if link and not (page.parent / link).exists()]
+    paths = re.findall(r"`((?:phi3_serve|training|tests|docs|examples|k8s)/[\w./-]+)`", text)
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_the_architecture_names_every_package_and_module() -> None:
+    names = {
+        f"phi3_serve/{path.name}{'/' if path.is_dir() else ''}"
+        for path in (ROOT / "phi3_serve").iterdir()
+        if path.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed", "models")
+    }
+    assert names <= set(re.findall(r"`([\w./-]+)`", PACKAGE_DOCUMENT))
