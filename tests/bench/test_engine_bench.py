@@ -47,12 +47,12 @@ def test_the_table_says_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--shape", "huge"], "'huge' is none of small, mini, medium"),
+        (["--shape", "huge"], "'huge' is not one of small, mini, medium"),
         (["--peers", "vllm"], "vllm is not installed beside phi3-serve."),
-        (["--peers", "llama"], "'llama' is none of generate, batching, vllm."),
-        (["--workload", "plain,odd"], "'odd' is none of plain, sampled, beams, exotic."),
-        (["--concurrency", "1,x"], "'1,x' is no list of whole numbers from 1 on."),
-        (["--concurrency", "0"], "'0' is no list of whole numbers from 1 on."),
+        (["--peers", "llama"], "'llama' is not one of generate, batching, vllm."),
+        (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic."),
+        (["--concurrency", "1,x"], "expected comma-separated positive integers, got '1,x'."),
+        (["--concurrency", "0"], "expected comma-separated positive integers, got '0'."),
     ],
 )
 def test_bad_options_are_named(given: list[str], message: str) -> None:

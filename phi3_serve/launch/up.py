@@ -1,0 +1,75 @@
+"""``phi3-serve up``: check a Serve config, then become ``serve run`` in the foreground."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from phi3_serve.config import AppConfig, is_local
+from phi3_serve.engine.checkpoint import open_checkpoint
+from phi3_serve.errors import Phi3ServeError
+from phi3_serve.launch import config_file, proxy
+from phi3_serve.launch.config_file import ConfigFile
+
+
+def check(path: Path) -> ConfigFile:
+    """The config at ``path``, after all checks that need no process of Ray.
+
+    Raises:
+        ConfigError: the file is missing, or a key or value is wrong.
+        CheckpointError: a local checkpoint cannot be served.
+        Phi3ServeError: the port is taken.
+    """
+    file = config_file.read(path)
+    _check_local_checkpoints(file.app)
+    _check_port_is_free(file.host, file.port)
+    return file
+
+
+def run_in_foreground(path: Path, file: ConfigFile, proxy_name: proxy.Proxy | None) -> NoReturn:
+    """Replace this process by ``serve run`` of the checked ``file`` at ``path``."""
+    _set_environment(file, proxy_name or proxy.default())
+    # A shell that starts this process in the background ignores SIGINT, and `serve run` would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _start_ready_notice(file)
+    os.execv(sys.executable, [sys.executable, "-m", "phi3_serve.launch.run", str(path)])  # noqa: S606 - no shell
+
+
+def _set_environment(file: ConfigFile, proxy_name: proxy.Proxy) -> None:
+    """Set what Ray reads at its start, unless the user has set it."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A new cluster that Ctrl-C ends. Without it Ray joins the cluster that it last saw, even a dead one.
+        "RAY_ADDRESS": "local",
+        **proxy.environment(proxy_name, port=file.port, request_timeout_s=file.app.limits.request_timeout_s),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _start_ready_notice(file: ConfigFile) -> None:
+    host = "127.0.0.1" if file.host == "0.0.0.0" else file.host  # noqa: S104 - compared, not bound
+    url = f"http://{host}:{file.port}{file.route_prefix}".rstrip("/")
+    subprocess.run([sys.executable, "-m", "phi3_serve.launch.ready_notice", url, str(os.getpid())], check=True)  # noqa: S603
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    """Phi3ServeError before the start: Ray would continue without its HTTP proxy and log one line among a hundred."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise Phi3ServeError(
+                f"{host}:{port}: cannot be listened on: {error.strerror}. Choose another http_options.port."
+            ) from None
+
+
+def _check_local_checkpoints(config: AppConfig) -> None:
+    """CheckpointError for a directory that a replica could not load, before any process is started."""
+    for model in config.models:
+        if model.min_replicas and is_local(model.checkpoint):
+            open_checkpoint(Path(model.checkpoint).expanduser())
