@@ -6,11 +6,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test fuzz fuzz-http chaos soak bench lint format clean
+.PHONY: help setup serve test test-fast coverage wheel fuzz fuzz-http chaos soak bench lint format clean
 
 help:
 	@echo "make serve    serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
-	@echo "make test     run the tests, real Ray clusters among them"
+	@echo "make test     run all tests, also those on real Ray clusters and in Chromium"
+	@echo "make test-fast  run the tests without Ray clusters and browser; about three minutes on two cores"
+	@echo "make coverage   test-fast, with the lines and branches that no test reached"
 	@echo "make fuzz     compare 20,000 random requests with transformers, token for token; five minutes on two cores"
 	@echo "make fuzz-http  throw 10,000 good and bad requests at the API; none may get a 5xx"
 	@echo "make chaos    ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
@@ -18,6 +20,7 @@ help:
 	@echo "make bench    the engine beside transformers on this machine, in tokens per second; three minutes"
 	@echo "make lint     formatting, lint rules, strict types, import contracts"
 	@echo "make format   let ruff format and mend"
+	@echo "make wheel    build the wheel and the source archive, and print what the wheel contains"
 	@echo "make setup    only make $(VENV), with every version of constraints.txt"
 
 setup: $(VENV)/.dev
@@ -39,6 +42,12 @@ serve: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not cluster and not browser"
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100)
 
@@ -53,6 +62,11 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.runtime
 	$(BIN)/phi3-serve bench engine --concurrency 1,16 --peers generate,batching
+
+wheel: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m zipfile -l dist/*.whl
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
