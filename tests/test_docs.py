@@ -26,6 +26,6 @@ def test_the_architecture_names_every_package_and_module() -> None:
     names = {
         f"phi3_serve/{path.name}{'/' if path.is_dir() else ''}"
         for path in (ROOT / "phi3_serve").iterdir()
-        if path.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed", "models")
+        if path.name not in ("__init__.py", "__main__.py") and (path.suffix == ".py" or any(path.rglob("*.py")))
     }
     assert names <= set(re.findall(r"`([\w./-]+)`", PACKAGE_DOCUMENT))
