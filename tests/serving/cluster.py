@@ -171,7 +171,7 @@ class Head(Cluster):
 
     def clear(self, seconds: float = 60) -> None:
         """Delete every application, and wait for the end of its replicas."""
-        self.deploy({"applications": []}, wait=False)
+        self.deploy({"http_options": {"host": "127.0.0.1", "port": self.port}, "applications": []}, wait=False)
         end = time.monotonic() + seconds
         while left := self.processes("ray::ServeReplica:"):
             assert time.monotonic() < end, left

@@ -393,7 +393,7 @@ def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
             assert (answer.status, answer.body["detail"]) == (
                 503,
                 "Model phi-3-mini-4k-instruct could not be started. "
-                "phi-3-mini-4k-instruct: its device is cuda, but torch sees no GPU on this node",
+                "phi-3-mini-4k-instruct: device is cuda, but torch sees no GPU on this node",
             )
         cluster.stop(signal.SIGTERM)
         assert cluster.left_over() == []
