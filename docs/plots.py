@@ -71,7 +71,7 @@ def http(report: Any) -> list[Panel]:
 def overload(report: Any) -> list[Panel]:
     """The output of ``bench overload --json``: how soon 99 % of the refusals came, in each run."""
     bars = (
-        Bar(f"run {number}: {line['answered']} answered, {line['refused']} refused", line["most_refusals_ms"], True)
+        Bar(f"run {number}: {line['answered']} answered, {line['refused']} refused", line["p99_refusal_ms"], True)
         for number, line in enumerate(report["lines"], 1)
     )
     clients = report["lines"][0]["clients"]

@@ -1,4 +1,4 @@
-"""Who is measured: the engine, and its peers that are installed beside it.
+"""The engine, and its competitors that are installed.
 
 Each builds its own model and runs in a process of its own; see ``bench.apart``.
 """
@@ -24,7 +24,7 @@ from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.errors import EngineFailure
 
-MAX_CONTEXT = 4096  # tokens; what vLLM is asked to hold
+MAX_CONTEXT = 4096  # tokens for which vLLM reserves memory
 
 
 @dataclass(slots=True)
@@ -44,22 +44,22 @@ class Run:
 
 
 class Contestant(Protocol):
-    """Whoever answers requests."""
+    """Something that answers requests."""
 
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
         """Answer ``requests``, ``concurrency`` at a time."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free its resources."""
 
 
 class Ours:
     """The engine of this package, without Ray."""
 
-    def __init__(self, model: Model, *, max_waiting: int, most_blocks: int) -> None:
+    def __init__(self, model: Model, *, max_waiting: int, max_blocks: int) -> None:
         built = build(model)
         fitting = EngineSizes.fitting(built, compute_dtype(built.dtype, built.device))
-        sizes = replace(fitting, num_blocks=min(fitting.num_blocks, most_blocks), prefix_cache=False)
+        sizes = replace(fitting, num_blocks=min(fitting.num_blocks, max_blocks), prefix_cache=False)
         self._steps: list[StepStats] = []
         self._engine = Engine(
             as_loaded(built),
@@ -226,7 +226,7 @@ class Vllm:
         self._engine.add_request(request.request_id, prompt, self._parameters)
 
     def close(self) -> None:
-        """Its memory goes with the process."""
+        """Nothing to free: its memory ends with the process."""
 
 
 def _generation_config(request: EngineRequest) -> GenerationConfig:

@@ -1,8 +1,8 @@
-"""``phi3-serve bench engine``: the engine alone, beside its peers, against what the machine allows.
+"""``phi3-serve bench engine``: the engine without Ray, its competitors, and the limits of the machine.
 
-Everything is measured in one run, contestants taking turns, so that a slow hour of the machine is everybody's; each
-has a process of its own and waits in it while others run. Prompts share nothing, the prefix cache is off, answers have
-a fixed length.
+One run measures all competitors in alternation, so that a slow period of the machine affects all of them. Each has a
+process of its own, which waits while others run. Prompts share no prefix, the prefix cache is off, and answers have a
+fixed length.
 """
 
 import json
@@ -23,7 +23,7 @@ from phi3_serve import __version__
 from phi3_serve.bench.competitors import ContinuousBatching, Ours, Pipeline, Run, Vllm
 from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
-from phi3_serve.bench.worker_process import Apart
+from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.bench.workload import Workload
 from phi3_serve.core import MAX_ROWS, EngineRequest
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One contestant at one concurrency: medians over the rounds."""
+    """One competitor at one concurrency: medians over the rounds."""
 
     name: str
     workload: str
@@ -93,7 +93,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
 
 
 class EngineBench:
-    """The contestants, each in its process, and what they have shown so far."""
+    """The competitors, each in its process, and their results so far."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -101,11 +101,11 @@ class EngineBench:
         self.dtype = compute_dtype(ours.dtype, torch.device(ours.device))
         peer_dtype = self.dtype if settings.peer_dtype == "auto" else getattr(torch, settings.peer_dtype)
         self._config = config(settings.shape)
-        self._limits = self._apart(partial(Limits, ours))
+        self._limits = self._in_process(partial(Limits, ours))
         self.machine: Machine = self._limits.call("machine")
-        self._contestants = {
-            OURS: self._apart(
-                partial(Ours, ours, max_waiting=max(settings.concurrency), most_blocks=self._most_blocks())
+        self._competitors = {
+            OURS: self._in_process(
+                partial(Ours, ours, max_waiting=max(settings.concurrency), max_blocks=self._max_blocks())
             )
         }
         theirs = Model(settings.shape, settings.device, peer_dtype)
@@ -115,21 +115,23 @@ class EngineBench:
             VLLM: partial(Vllm, theirs, *self._requests("plain", 1)),
         }
         for name in settings.peers:
-            self._contestants[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._apart(makers[name])
+            self._competitors[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._in_process(
+                makers[name]
+            )
         self._runs: dict[tuple[str, str, int], list[Run]] = {}
         self._linear: list[dict[int, float]] = []  # in each round the seconds of the linear layers alone, by tokens
 
     def warm_up(self) -> Iterator[str]:
-        """Let every contestant answer a few short requests that do not count; yields who is next."""
-        for name, contestant in self._contestants.items():
+        """Let every competitor answer a few short requests that do not count; yields the name of the next one."""
+        for name, competitor in self._competitors.items():
             yield f"{name}, warming up"
-            contestant.call("run", self._requests("plain", WARM_UP_REQUESTS, new_tokens=4), WARM_UP_REQUESTS)
+            competitor.call("run", self._requests("plain", WARM_UP_REQUESTS, new_tokens=4), WARM_UP_REQUESTS)
 
-    def _apart(self, make: Callable[[], Any]) -> Apart:
-        return Apart(make, num_threads=self.settings.threads)
+    def _in_process(self, make: Callable[[], Any]) -> WorkerProcess:
+        return WorkerProcess(make, num_threads=self.settings.threads)
 
-    def _most_blocks(self) -> int:
-        """More than all requests in flight need: on a GPU the peers want memory, too."""
+    def _max_blocks(self) -> int:
+        """More blocks than all requests in flight need, and few enough that competitors on the same GPU have memory."""
         s = self.settings
         of_one = (s.prompt_tokens * 9 // 8 + s.new_tokens) // BLOCK_SIZE + 2
         rows = 4 if "beams" in s.workloads else 1
@@ -145,26 +147,26 @@ class EngineBench:
         return [workload.request(number, vocab_size=vocab_size, context=context) for number in range(count)]
 
     def measure_round(self) -> Iterator[str]:
-        """Let every contestant answer every workload once; yields who is next."""
+        """Let every competitor answer every workload once; yields the name of the next one."""
         for concurrency in self.settings.concurrency:
             for kind in self.settings.workloads:
-                for name, contestant in self._contestants.items():
+                for name, competitor in self._competitors.items():
                     if not _can_answer(name, kind):
                         continue
                     yield f"{name}, {kind}, concurrency {concurrency}"
                     count = self.settings.requests or 2 * concurrency
-                    if name.startswith(LABELS[GENERATE]):  # more of the same would show no more
+                    if name.startswith(LABELS[GENERATE]):  # one by one, more requests give the same rate
                         count = min(count, 2)
-                    result = contestant.call("run", self._requests(kind, count), concurrency)
+                    result = competitor.call("run", self._requests(kind, count), concurrency)
                     self._runs.setdefault((name, kind, concurrency), []).append(result)
         yield "the linear layers alone"
         sizes = sorted({size for runs in self._runs.values() for size in by_size(runs[-1].steps)})
         self._linear.append(self._limits.call("linear_seconds", sizes))
 
     def lines(self) -> list[Line]:
-        """The medians, with the limits of our own lines. Ends the contestants."""
-        for contestant in (*self._contestants.values(), self._limits):
-            contestant.close()
+        """The medians, and for our own lines the limits of the machine. Ends the competitors."""
+        for competitor in (*self._competitors.values(), self._limits):
+            competitor.close()
         return [self._line(key, runs) for key, runs in self._runs.items()]
 
     def _line(self, key: tuple[str, str, int], runs: list[Run]) -> Line:
@@ -194,7 +196,7 @@ class EngineBench:
 
 
 def _can_answer(name: str, kind: str) -> bool:
-    """Peers are asked what they have: only generate has beams, none of them the rest of the table here."""
+    """Whether a competitor has the workload: ``generate`` has beams, and only phi3-serve has the others in a batch."""
     return name == OURS or kind == "plain" or (kind == "beams" and name.startswith(LABELS[GENERATE]))
 
 

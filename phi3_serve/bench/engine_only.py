@@ -1,4 +1,4 @@
-"""The engine without a server around it, streaming: what HTTP, Ray and text are measured against."""
+"""The engine without a server, streaming: the reference for the cost of HTTP, Ray and text."""
 
 import queue
 import time
@@ -20,7 +20,7 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One answer as it came."""
+    """The times of one answer."""
 
     first_token_s: float
     seconds: float
@@ -42,12 +42,12 @@ class EngineAlone:
         self._asked = 0
 
     def set_question(self, question: str) -> None:
-        """What every stream asks; encoded here, as the replica does it before the engine is asked."""
+        """Encode the question of every stream, as the replica does before it calls the engine."""
         tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
         self._prompt = tokenizer.encode(render([Message("user", question)]))
 
     def streams(self, number: int, new_tokens: int) -> tuple[float, list[Stream]]:
-        """So many greedy answers at once: seconds for all, and each as it came."""
+        """Run ``at_once`` greedy answers: seconds for all, and the times of each."""
         events: queue.Queue[tuple[int, float, EngineEvent]] = queue.Queue()
         began = time.perf_counter()
         for index in range(number):

@@ -1,4 +1,4 @@
-"""``phi3-serve bench http``: a running server, measured as its clients see it.
+"""``phi3-serve bench http``: a running server, measured by its clients.
 
 Streams of one question over ``/chat`` and ``/v1/chat/completions``, in turns, so many at a time. Tokens are those that
 the server counts.
@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from phi3_serve.bench.engine_only import EngineAlone, Stream
-from phi3_serve.bench.worker_process import Apart
+from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.client import Client, Unreachable
 
 ENGINE = "the engine alone"
@@ -68,10 +68,10 @@ def run(settings: Settings, *, as_json: bool) -> None:
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """All endpoints, and the engine alone, take turns within a round; the first round only warms up."""
-    contestants = [*([ENGINE] if settings.engine else []), *ENDPOINTS]
-    alone = Apart(partial(_engine_alone, settings.engine), num_threads=1) if settings.engine else None
-    cases = [(endpoint, at_once) for endpoint in contestants for at_once in settings.concurrency]
+    """Measure all endpoints, and the engine alone, in each round; the first round only warms up."""
+    competitors = [*([ENGINE] if settings.engine else []), *ENDPOINTS]
+    alone = WorkerProcess(partial(_engine_alone, settings.engine), num_threads=1) if settings.engine else None
+    cases = [(endpoint, at_once) for endpoint in competitors for at_once in settings.concurrency]
     found: dict[tuple[str, int], list[tuple[float, list[Stream]]]] = {case: [] for case in cases}
     for number in track(range(settings.rounds + 1), "Measuring", console=Console(stderr=True)):
         for endpoint, at_once in cases:
@@ -110,7 +110,7 @@ def _at_once(settings: Settings, endpoint: str, number: int) -> tuple[float, lis
 
 
 def _ask(settings: Settings, endpoint: str) -> Stream:
-    """One answer, read as it comes."""
+    """Read one streamed answer."""
     make_body, text_of, tokens_of = ENDPOINTS[endpoint]
     first, tokens = None, None
     began = time.perf_counter()
@@ -144,7 +144,7 @@ def _openai_text(event: Body) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
 
 
-# How an endpoint is asked, the text of one of its events, and how many tokens its last event counts.
+# The request body of an endpoint, the text of one of its events, and the number of tokens in its last event.
 ENDPOINTS: Mapping[str, tuple[Callable[[Settings], Body], Callable[[Body], str], Callable[[Body], int | None]]] = {
     "/chat": (
         _chat_body,

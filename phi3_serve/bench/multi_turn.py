@@ -1,7 +1,7 @@
-"""``phi3-serve bench turns``: conversations that go on, over one long system prompt each.
+"""``phi3-serve bench multi-turn``: conversations of several turns, each with a long system prompt.
 
-What a server has read of a conversation it need not read again, if the next turn comes to the replica that has it in
-memory: this is what ``routing: prefix`` is for.
+A replica that has the previous turn in memory computes only the new tokens. The benchmark shows the gain of
+``routing: prefix``, which sends each turn to that replica.
 """
 
 import json
@@ -35,7 +35,7 @@ class Settings:
     words: int  # of each system prompt
     new_tokens: int  # of each answer, at most
     rounds: int
-    seed: int  # of what is said
+    seed: int  # of the conversations
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,49 +51,47 @@ def run(settings: Settings, *, as_json: bool) -> None:
     """Measure, and print a table, or JSON, on stdout.
 
     Raises:
-        Phi3ServeError: the server cannot be reached, or refuses the conversation.
+        Phi3ServeError: the server cannot be reached or refuses the conversation.
     """
-    began, turns = time.perf_counter(), []
-    for number in track(range(settings.rounds), "Talking", console=Console(stderr=True)):
+    started, turns = time.perf_counter(), []
+    for number in track(range(settings.rounds), "Conversations", console=Console(stderr=True)):
         with ThreadPoolExecutor(settings.conversations) as pool:
             rngs = [Random(f"{settings.seed}/{number}/{index}") for index in range(settings.conversations)]  # noqa: S311 (no secret)
-            talks = pool.map(partial(_talk, settings), rngs)
-            turns += [turn for talk in talks for turn in talk]
-    seconds = time.perf_counter() - began
+            conversations = pool.map(partial(_hold_conversation, settings), rngs)
+            turns += [turn for conversation in conversations for turn in conversation]
+    seconds = time.perf_counter() - started
     if as_json:
         print(json.dumps({"settings": asdict(settings), "seconds": seconds, "turns": [asdict(turn) for turn in turns]}))
     else:
         Console(width=None if sys.stdout.isatty() else 100).print(_table(settings, turns, seconds))
 
 
-def _talk(settings: Settings, rng: Random) -> list[Turn]:
+def _hold_conversation(settings: Settings, rng: Random) -> list[Turn]:
     system = " ".join(rng.choice(WORDS) for _ in range(settings.words))
     messages = [{"role": "system", "content": system}]
     turns = []
     for number in range(settings.turns):
         messages.append({"role": "user", "content": f"And what about the {rng.choice(WORDS)}?"})
-        turn, said = _ask(settings, messages, number)
+        turn, answer = _ask(settings, messages, number)
         turns.append(turn)
-        messages.append({"role": "assistant", "content": said})
+        messages.append({"role": "assistant", "content": answer})
     return turns
 
 
 def _ask(settings: Settings, messages: Sequence[dict[str, str]], number: int) -> tuple[Turn, str]:
     kwargs = {"do_sample": False, "max_new_tokens": settings.new_tokens}
     body: dict[str, Any] = {"model": settings.model, "messages": messages, "stream": True, "generate_kwargs": kwargs}
-    began, first, said = time.perf_counter(), None, ""
+    started, first, answer = time.perf_counter(), None, ""
     for event in Client(settings.url).stream("/chat", body):
         if first is None and event.get("Delta"):
-            first = time.perf_counter() - began
-        said = event.get("Result", said)
-    seconds = time.perf_counter() - began
-    return Turn(number, seconds if first is None else first, seconds), said or "."
+            first = time.perf_counter() - started
+        answer = event.get("Result", answer)
+    seconds = time.perf_counter() - started
+    return Turn(number, seconds if first is None else first, seconds), answer or "."
 
 
 def _table(settings: Settings, turns: Sequence[Turn], seconds: float) -> Table:
-    table = Table(
-        "turn", "first text after, ms", "whole answer after, ms", title=f"{len(turns)} answers in {seconds:.1f} s"
-    )
+    table = Table("turn", "first text, ms", "whole answer, ms", title=f"{len(turns)} answers in {seconds:.1f} s")
     for number in range(settings.turns):
         of_turn = [turn for turn in turns if turn.number == number]
         first, whole = (

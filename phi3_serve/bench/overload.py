@@ -1,7 +1,8 @@
-"""``phi3-serve bench crowd``: more clients than the server has room for.
+"""``phi3-serve bench overload``: more clients than the server has capacity for.
 
-All ask at once, once; then so many go on asking for a while, those who are refused after the pause that they were
-told. Connections are bare asyncio streams, so that the crowd takes as little as it can of the machine it measures.
+All clients send one request at once. With ``seconds`` they continue for that time; a refused client waits for the
+Retry-After of its answer. Connections are plain asyncio streams, so that the clients use little of the
+machine that they measure.
 """
 
 import asyncio
@@ -20,11 +21,11 @@ from rich.progress import track
 from rich.table import Table
 
 QUESTION = "How to explain Internet for a medieval knight?"
-LOST = 0  # the status of an answer that did not come, or not whole
+LOST = 0  # the status of an answer that is missing or incomplete
 
 
-class Broken(Exception):
-    """What came is no whole answer in JSON."""
+class IncompleteAnswer(Exception):
+    """The received bytes are not a complete answer in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Settings:
     model: str
     clients: tuple[int, ...]
     new_tokens: int  # at most
-    seconds: float  # of going on asking; 0: all ask once
+    seconds: float  # for which the clients continue; 0: one request each
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +57,22 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How so many clients fared. Times in milliseconds; None where there was no such answer."""
+    """The result for one number of clients. Times in milliseconds; None without such an answer."""
 
     clients: int
     answered: int
     refused: int
     others: dict[str, int]
     lost: int
-    first_refusals_ms: float | None  # half of them within
-    most_refusals_ms: float | None  # 99 of 100 within
+    median_refusal_ms: float | None
+    p99_refusal_ms: float | None
     tokens_per_s: float
 
 
 def run(settings: Settings, *, as_json: bool) -> None:
     """Measure, and print a table, or JSON, on stdout."""
     lines = []
-    for clients in track(settings.clients, "Crowding", console=Console(stderr=True)):
+    for clients in track(settings.clients, "Sending", console=Console(stderr=True)):
         lines.append(asyncio.run(measure(settings, clients)))
     if as_json:
         print(json.dumps({"settings": asdict(settings), "lines": [asdict(line) for line in lines]}))
@@ -82,14 +83,14 @@ def run(settings: Settings, *, as_json: bool) -> None:
 async def measure(settings: Settings, clients: int) -> Line:
     """One line of the table."""
     request = chat_request(settings.url, chat_body(settings.model, settings.new_tokens))
-    began = time.perf_counter()
-    end = began + settings.seconds
+    started = time.perf_counter()
+    end = started + settings.seconds
     by_client = await asyncio.gather(*(_ask_until(request, end) for _ in range(clients)))
-    return summed_up(clients, list(chain.from_iterable(by_client)), time.perf_counter() - began)
+    return summary(clients, list(chain.from_iterable(by_client)), time.perf_counter() - started)
 
 
-def summed_up(clients: int, replies: Sequence[Reply], seconds: float) -> Line:
-    """What ``replies`` say together."""
+def summary(clients: int, replies: Sequence[Reply], seconds: float) -> Line:
+    """The counts and percentiles of ``replies``."""
     counts = Counter(reply.status for reply in replies)
     refusals = sorted(reply.seconds * 1000 for reply in replies if reply.status == 429)
     return Line(
@@ -98,14 +99,14 @@ def summed_up(clients: int, replies: Sequence[Reply], seconds: float) -> Line:
         refused=counts.pop(429, 0),
         lost=counts.pop(LOST, 0),
         others={str(status): count for status, count in sorted(counts.items())},
-        first_refusals_ms=refusals[len(refusals) // 2] if refusals else None,
-        most_refusals_ms=refusals[int(len(refusals) * 0.99)] if refusals else None,
+        median_refusal_ms=refusals[len(refusals) // 2] if refusals else None,
+        p99_refusal_ms=refusals[int(len(refusals) * 0.99)] if refusals else None,
         tokens_per_s=sum(reply.num_tokens for reply in replies) / seconds,
     )
 
 
 def chat_body(model: str, new_tokens: int) -> dict[str, Any]:
-    """A greedy question whose answer says how many tokens it has."""
+    """A greedy request whose answer has its number of tokens."""
     kwargs = {"do_sample": False, "max_new_tokens": new_tokens, "return_dict_in_generate": True}
     return {"model": model, "messages": [{"role": "user", "content": QUESTION}], "generate_kwargs": kwargs}
 
@@ -131,8 +132,8 @@ def chat_request(url: str, body: Any, path: str = "/chat") -> Request:
 
 
 async def ask(request: Request, timeout_s: float = 600) -> Reply:
-    """The reply to ``request``, over a connection of its own."""
-    began = time.perf_counter()
+    """The reply to ``request``, over a new connection."""
+    started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(request.host, request.port)
@@ -141,27 +142,27 @@ async def ask(request: Request, timeout_s: float = 600) -> Reply:
                 received = await reader.read(-1)
             finally:
                 writer.close()
-        return _parsed(received, time.perf_counter() - began)
-    except (OSError, TimeoutError, Broken):
-        return Reply(LOST, time.perf_counter() - began)
+        return _parsed(received, time.perf_counter() - started)
+    except (OSError, TimeoutError, IncompleteAnswer):
+        return Reply(LOST, time.perf_counter() - started)
 
 
 def _parsed(received: bytes, seconds: float) -> Reply:
-    """The answer in ``received``; Broken where it is not whole."""
+    """The answer in ``received``. Raises IncompleteAnswer."""
     try:
-        return _whole(received, seconds)
+        return _complete(received, seconds)
     except ValueError as error:
-        raise Broken from error
+        raise IncompleteAnswer from error
 
 
-def _whole(received: bytes, seconds: float) -> Reply:
+def _complete(received: bytes, seconds: float) -> Reply:
     head, _, content = received.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if headers.get("transfer-encoding") == "chunked":
         content = _joined(content)
     elif len(content) != int(headers.get("content-length", -1)):
-        raise ValueError("the answer broke off")
+        raise ValueError("the answer is incomplete")
     return Reply(int(status.split()[1]), seconds, json.loads(content), float(headers.get("retry-after", 0)))
 
 
@@ -186,9 +187,9 @@ async def _ask_until(request: Request, end: float) -> list[Reply]:
 
 
 def _table(lines: Sequence[Line]) -> Table:
-    table = Table("clients", "answered", "429", "other", "lost", "429: half within", "429: 99 % within", "tokens/s")
+    table = Table("clients", "answered", "429", "other", "lost", "429: median", "429: 99th percentile", "tokens/s")
     for line in lines:
-        times = [f"{ms:.0f} ms" if ms is not None else "" for ms in (line.first_refusals_ms, line.most_refusals_ms)]
+        times = [f"{ms:.0f} ms" if ms is not None else "" for ms in (line.median_refusal_ms, line.p99_refusal_ms)]
         others = ", ".join(f"{count} of {status}" for status, count in line.others.items())
         counts = [str(count) for count in (line.clients, line.answered, line.refused)]
         table.add_row(*counts, others or "0", str(line.lost), *times, f"{line.tokens_per_s:,.0f}")

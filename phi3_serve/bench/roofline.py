@@ -1,4 +1,4 @@
-"""What the machine allows, measured in the same run as what is compared with it."""
+"""The limits of the machine, measured in the same run as the competitors."""
 
 import time
 from collections import Counter
@@ -56,7 +56,7 @@ def _wait(device: torch.device) -> None:
 
 
 class Limits:
-    """What can be measured of a machine and of a model's linear layers alone, in a process of its own."""
+    """Measurements of a machine, and of a model's linear layers alone, in a process of its own."""
 
     def __init__(self, model: Model) -> None:
         self._device = torch.device(model.device)
@@ -69,13 +69,13 @@ class Limits:
 
     @torch.inference_mode()
     def linear_seconds(self, token_counts: Sequence[int]) -> dict[int, float]:
-        """One pass through all linear layers and nothing else, by number of tokens, in the form that is fastest.
+        """Seconds of one pass through all linear layers and nothing else, by number of tokens, in the fastest form.
 
         No engine can undercut this.
         """
         times = []
         for form in FORMS if self._device.type == "cpu" else (plain,):
-            with suppress(RuntimeError):  # no such form here
+            with suppress(RuntimeError):  # this machine does not have the form
                 times.append(self._of_form(form, token_counts))
         return {count: min(of_form[count] for of_form in times) for count in token_counts}
 
@@ -107,12 +107,12 @@ def linear_sizes(config: Any) -> list[tuple[int, int]]:
 
 
 def by_size(steps: Iterable[StepStats]) -> Counter[int]:
-    """How many steps there are of each size, rounded to few sizes: exact to 32 tokens, then in steps of 16."""
+    """The number of steps of each size. Sizes above 32 tokens are rounded to multiples of 16."""
     return Counter(n if (n := step.num_tokens) <= 32 else -(-n // 16) * 16 for step in steps if step.num_tokens)
 
 
 def roofline_seconds(steps: Iterable[StepStats], config: Any, machine: Machine, dtype: torch.dtype) -> float:
-    """The least these steps can take: bytes over bandwidth or operations over the matmul rate, whichever is more.
+    """The lower bound of the time of ``steps``: bytes / bandwidth or operations / matmul rate, whichever is larger.
 
     ``t = max((W + keys * kv) / BW, (2 * N * tokens + 4 * L * H * d * keys) / F)``, summed over the steps.
     """

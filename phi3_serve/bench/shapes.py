@@ -1,4 +1,4 @@
-"""Models of a named shape with random weights, made in memory: what a forward pass costs depends on sizes alone."""
+"""Models of a named shape with random weights, made in memory: the cost of a forward pass depends only on sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.parameters import GenerationParameters
 
-NO_END = -1  # answers end by their length alone, so that every contestant generates as much
+NO_END = -1  # no end-of-sequence token: all answers have the same length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def config(shape: str) -> Phi3Config:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What to build."""
+    """The shape, device and dtype of a model."""
 
     shape: str
     device: str
@@ -76,7 +76,7 @@ def build(wanted: Model, seed: int = 0) -> Any:
 
 
 def as_loaded(model: Any) -> LoadedModel:
-    """``model`` as the loader would give it."""
+    """``model`` in the form of the loader's result."""
     return LoadedModel(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(EMBEDDED_TINY, local_files_only=True),

@@ -1,4 +1,4 @@
-"""Contestants in processes of their own, so that none has the others' threads and memory beside its own."""
+"""An object in another process, so that competitors share no threads and no memory."""
 
 import multiprocessing
 import traceback
@@ -12,16 +12,16 @@ from phi3_serve.engine.threads import in_temporary_thread
 from phi3_serve.errors import EngineFailure
 
 
-class Apart:
-    """An object in a process of its own; its methods are called by name, one at a time."""
+class WorkerProcess:
+    """An object in another process. Its methods are called by name, one at a time."""
 
     def __init__(self, make: Callable[[], Any], *, num_threads: int) -> None:
-        """``make`` and all that is passed and returned have to be picklable; 0 threads are as many as torch takes."""
+        """``make``, arguments and results must be picklable. With ``num_threads`` 0 torch decides."""
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_obey, args=(theirs, make, num_threads), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve_calls, args=(child_pipe, make, num_threads), daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         self._answer()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -45,7 +45,7 @@ class Apart:
         return result
 
 
-def _obey(pipe: Connection, make: Callable[[], Any], num_threads: int) -> None:
+def _serve_calls(pipe: Connection, make: Callable[[], Any], num_threads: int) -> None:
     if num_threads:
         torch.set_num_threads(num_threads)
     try:
@@ -54,7 +54,7 @@ def _obey(pipe: Connection, make: Callable[[], Any], num_threads: int) -> None:
         while True:
             method, arguments = pipe.recv()
             pipe.send((None, getattr(obj, method)(*arguments)))
-    except EOFError:  # closed by the other end
+    except EOFError:  # the other end closed the pipe
         if hasattr(obj, "close"):
             obj.close()
     except Exception:

@@ -1,4 +1,4 @@
-"""What a benchmark asks: kinds of requests, drawn from a seed."""
+"""The requests of a benchmark: several kinds, drawn from a seed."""
 
 import random
 import time
@@ -11,7 +11,7 @@ from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
 
-# Each request of the workload "exotic" takes the next of these.
+# The requests of the workload "exotic" use these in order.
 EXOTIC: tuple[Mapping[str, Any], ...] = (
     {"repetition_penalty": 1.2},
     {"no_repeat_ngram_size": 3},
@@ -43,7 +43,7 @@ class Workload:
     new_tokens: int = 64
 
     def request(self, number: int, *, vocab_size: int, context: int) -> EngineRequest:
-        """Request ``number``; prompts vary by a quarter in length and share nothing."""
+        """Request ``number``; prompts vary by a quarter in length and share no prefix."""
         draw = random.Random(number)  # noqa: S311 - prompts, not secrets
         length = draw.randint(self.prompt_tokens * 7 // 8, self.prompt_tokens * 9 // 8)
         return prepare(

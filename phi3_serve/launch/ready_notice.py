@@ -1,6 +1,6 @@
-"""Says once, in the terminal of ``phi3-serve up``, that the server is ready and how to call it.
+"""A process that prints once, in the terminal of ``phi3-serve up``, that the server is ready and how to call it.
 
-``serve run`` itself does not tell. This is a process of its own beside it: ``up`` becomes ``serve run``.
+``serve run`` prints nothing of this, and ``up`` is replaced by ``serve run``, so another process must do it.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ import time
 import urllib.error
 import urllib.request
 
-SECONDS_BETWEEN_TRIES = 0.5
+POLL_INTERVAL_S = 0.5
 
 
-def announce(url: str, server_pid: int) -> None:
-    """Wait until ``url`` is ready, print how to call it, and end; end too when the server is gone."""
+def print_when_ready(url: str, server_pid: int) -> None:
+    """Wait until ``url`` is ready and print how to call it. Return without a word when the server has ended."""
     while _is_alive(server_pid):
         if _is_ready(url):
             body = '{"prompt": "<|user|> Who are you?<|end|><|assistant|>"}'
@@ -23,7 +23,7 @@ def announce(url: str, server_pid: int) -> None:
                 f"  curl {url}/chat -H 'Content-Type: application/json' -d '{body}'\n\n"
             )
             return
-        time.sleep(SECONDS_BETWEEN_TRIES)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _is_alive(pid: int) -> bool:
@@ -43,7 +43,7 @@ def _is_ready(url: str) -> bool:
 
 
 if __name__ == "__main__":
-    # The parent ends at once and is waited for; `serve run` would not wait for a child that it does not know.
+    # `up` waits for this parent, which ends at once. `serve run` would leave the child as a zombie.
     if os.fork() == 0:
         with contextlib.suppress(KeyboardInterrupt):
-            announce(sys.argv[1], int(sys.argv[2]))
+            print_when_ready(sys.argv[1], int(sys.argv[2]))

@@ -1,7 +1,7 @@
-"""``serve run`` in the foreground, with an end that waits: ``python -m phi3_serve.launch.run CONFIG``.
+"""``serve run`` in the foreground that drains at SIGTERM: ``python -m phi3_serve.launch.run CONFIG``.
 
-Serve's own command dies of SIGTERM at once. Its end by SIGINT stops the proxies beside the replicas, so whoever waits
-for an answer then gets none; that is what Ctrl-C is for.
+Serve's own command ends at once at SIGTERM. At SIGINT (Ctrl-C) it stops the proxies together with the replicas, so
+requests in flight get no answer.
 """
 
 import os
@@ -17,19 +17,19 @@ from ray.serve import scripts
 def main(config: str) -> None:
     """Run ``config`` until SIGINT, or until SIGTERM and the end of all requests in flight."""
     ray.init(address=os.environ.get("RAY_ADDRESS"), namespace="serve")
-    signal.signal(signal.SIGTERM, _end)  # after Ray has set its own
+    signal.signal(signal.SIGTERM, _drain_and_end)  # after Ray has set its own handler
     scripts.cli.main(["run", config], prog_name="serve")
 
 
-def _end(signum: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second one ends it
-    print("Got SIGTERM: no request is taken any more; those in flight are answered.", file=sys.stderr, flush=True)
-    # Not here: a signal comes in the middle of anything, and that may be a call of Ray's.
+def _drain_and_end(signum: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process
+    print("Got SIGTERM: no new requests are accepted; requests in flight are answered.", file=sys.stderr, flush=True)
+    # In a thread, because the signal may interrupt a call of Ray.
     threading.Thread(target=_drain).start()
 
 
 def _drain() -> None:
-    """Take the applications away while the proxies are there: replicas end when they have answered."""
+    """Delete the applications while the proxies still run: replicas end after their last answer."""
     try:
         for name in serve.status().applications:
             serve.delete(name)

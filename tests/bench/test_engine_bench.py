@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from phi3_serve.bench.roofline import Machine, linear_sizes, roofline_seconds
 from phi3_serve.bench.shapes import SHAPES, config
-from phi3_serve.bench.worker_process import Apart
+from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.cli import app
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.errors import EngineFailure
@@ -113,13 +113,13 @@ class Counter:
 
 
 @pytest.fixture
-def counter() -> Iterator[Apart]:
-    apart = Apart(Counter, num_threads=1)
+def counter() -> Iterator[WorkerProcess]:
+    apart = WorkerProcess(Counter, num_threads=1)
     yield apart
     apart.close()
 
 
-def test_an_object_in_a_process_of_its_own(counter: Apart) -> None:
+def test_an_object_in_a_process_of_its_own(counter: WorkerProcess) -> None:
     assert counter.call("add", 2) == 2
     assert counter.call("add", 3) == 5
     with pytest.raises(EngineFailure, match="ended with exit code 3"):
@@ -128,4 +128,4 @@ def test_an_object_in_a_process_of_its_own(counter: Apart) -> None:
 
 def test_what_fails_there_is_told_here() -> None:
     with pytest.raises(EngineFailure, match="ValueError: not like this"):
-        Apart(fail, num_threads=1)
+        WorkerProcess(fail, num_threads=1)

@@ -75,7 +75,7 @@ def test_what_does_not_come_whole_is_lost() -> None:
     assert (crowd._parsed(whole, 1).status, crowd._parsed(whole, 1).retry_after_s) == (429, 5)
     assert crowd._parsed(chunked, 1).body == {}
     for broken in (whole[:-1], b"", chunked[:-7], b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nplain"):
-        with pytest.raises(crowd.Broken):
+        with pytest.raises(crowd.IncompleteAnswer):
             crowd._parsed(broken, 1)
 
 

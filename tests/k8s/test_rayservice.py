@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from phi3_serve import __version__
 from phi3_serve.catalogue import VARIANTS
 from phi3_serve.config import AppConfig
-from phi3_serve.launch import proxy as front_door
+from phi3_serve.launch import proxy as proxies
 from phi3_serve.launch.config_file import IMPORT_PATH, parse
 from tests.k8s.crd import COPY
 
@@ -128,10 +128,10 @@ def test_one_image_of_this_version_and_one_ray(manifest: Any) -> None:
 
 def test_the_image_sets_for_ray_what_phi3_serve_up_sets_on_any_machine() -> None:
     image = (ROOT / "Dockerfile").read_text()
-    door = front_door.environment("haproxy", port=8000, request_timeout_s=AppConfig().limits.request_timeout_s)
-    door.pop("RAY_SERVE_ENABLE_HA_PROXY")  # the site's choice
+    variables = proxies.environment("haproxy", port=8000, request_timeout_s=AppConfig().limits.request_timeout_s)
+    variables.pop("RAY_SERVE_ENABLE_HA_PROXY")  # the site's choice
     # What is so only because one machine may have several servers: a container has one.
-    own = {name: value for name, value in door.items() if not name.endswith("_PORT") and "8000" not in value}
+    own = {name: value for name, value in variables.items() if not name.endswith("_PORT") and "8000" not in value}
     launcher = own.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
     assert f"/usr/local/bin/{Path(launcher).name}" in image
     assert len(own) == 6

@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 from phi3_serve.api import headers
 from phi3_serve.api.error_handlers import error_response
 from phi3_serve.launch.haproxy import (
-    MORE,
-    MORE_AFTER_THAT,
-    SECONDS_FULL,
-    refusing_beyond_the_room,
-    shut_without_routes,
+    CAPACITY_MAX_AGE_S,
+    EXCESS,
+    EXCESS_OF_OLD_CAPACITY,
+    closed_without_routes,
+    with_capacity_rules,
 )
 from phi3_serve.launch.proxy import free_port
 from phi3_serve.overload import server_is_full
@@ -46,10 +46,10 @@ backend http-phi3
 
 
 class Application:
-    """Holds every POST until it is told to let go, and answers a GET; each answer tells the room."""
+    """Holds every POST until it is told to let go, and answers a GET; each answer tells the capacity."""
 
-    def __init__(self, room: int | None) -> None:
-        self.room = room
+    def __init__(self, capacity: int | None) -> None:
+        self.capacity = capacity
         self.num_inside = 0
         self.let_go = threading.Event()
 
@@ -60,12 +60,12 @@ class Application:
             self.num_inside += 1
             await asyncio.to_thread(self.let_go.wait)
             self.num_inside -= 1
-        told = [] if self.room is None else [(headers.CAPACITY.encode(), str(self.room).encode())]
+        told = [] if self.capacity is None else [(headers.CAPACITY.encode(), str(self.capacity).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": [*told, (b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
 
 
-class Door:
+class Proxied:
     """The application behind HAProxy, and clients that wait at it."""
 
     def __init__(self, application: Application, client: httpx2.Client, pool: ThreadPoolExecutor) -> None:
@@ -85,18 +85,18 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path, serve_app: Callable[[FastAPI], str], request: pytest.FixtureRequest) -> Iterator[Door]:
+def proxied(tmp_path: Path, serve_app: Callable[[FastAPI], str], request: pytest.FixtureRequest) -> Iterator[Proxied]:
     application = Application(getattr(request, "param", CAPACITY))
     upstream, port = serve_app(application), free_port()  # type: ignore[arg-type]  # any ASGI app
     config = tmp_path / "haproxy.cfg"
-    config.write_text(refusing_beyond_the_room(CONFIG.format(port=port, upstream=urlsplit(upstream).netloc)))
+    config.write_text(with_capacity_rules(CONFIG.format(port=port, upstream=urlsplit(upstream).netloc)))
     process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)])
     limits = httpx2.Limits(max_connections=None)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits) as client:
             until_it_listens(client)
             with ThreadPoolExecutor(200) as pool:
-                yield Door(application, client, pool)
+                yield Proxied(application, client, pool)
                 application.let_go.set()
     finally:
         process.terminate()
@@ -118,74 +118,76 @@ def until_it_listens(client: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat", "/phi/chat", "/v1/completions", "/v1/chat/completions"])
-def test_a_request_beyond_the_room_is_refused_as_the_ingress_would(door: Door, path: str) -> None:
-    inside = CAPACITY + MORE
-    held = door.waiting(inside)
-    assert door.client.get("/health").status_code == 200  # who only looks is never refused, and the room is told anew
-    refused = door.client.post(path, content=b"no JSON", headers={headers.REQUEST_ID: "mine"})
+def test_a_request_beyond_the_capacity_is_refused_as_the_ingress_would(proxied: Proxied, path: str) -> None:
+    inside = CAPACITY + EXCESS
+    held = proxied.waiting(inside)
+    assert (
+        proxied.client.get("/health").status_code == 200
+    )  # who only looks is never refused, and the capacity is told anew
+    refused = proxied.client.post(path, content=b"no JSON", headers={headers.REQUEST_ID: "mine"})
     expected = error_response(path, server_is_full(inside, CAPACITY))
     assert refused.status_code == expected.status_code == 429
     assert refused.content == expected.body
     for name, value in {**expected.headers, **headers.SECURITY_HEADERS, headers.REQUEST_ID: "mine"}.items():
         assert refused.headers[name] == value
-    assert door.application.num_inside == inside
-    door.application.let_go.set()
+    assert proxied.application.num_inside == inside
+    proxied.application.let_go.set()
     assert {answer.result().status_code for answer in held} == {200}
-    assert door.client.post(path, json={}).status_code == 200
+    assert proxied.client.post(path, json={}).status_code == 200
 
 
-def test_a_refusal_has_an_id(door: Door) -> None:
-    door.waiting(CAPACITY + MORE)
-    door.client.get("/health")
-    first, second = (door.client.post("/chat", json={}).headers[headers.REQUEST_ID] for _ in range(2))
+def test_a_refusal_has_an_id(proxied: Proxied) -> None:
+    proxied.waiting(CAPACITY + EXCESS)
+    proxied.client.get("/health")
+    first, second = (proxied.client.post("/chat", json={}).headers[headers.REQUEST_ID] for _ in range(2))
     assert first != second
 
 
-def test_a_large_body_that_is_refused_unread_breaks_no_connection(door: Door) -> None:
-    door.waiting(CAPACITY + MORE)
-    door.client.get("/health")
+def test_a_large_body_that_is_refused_unread_breaks_no_connection(proxied: Proxied) -> None:
+    proxied.waiting(CAPACITY + EXCESS)
+    proxied.client.get("/health")
     for _ in range(5):
-        assert door.client.post("/chat", content=b"x" * 8_000_000).status_code == 429
+        assert proxied.client.post("/chat", content=b"x" * 8_000_000).status_code == 429
 
 
-def test_a_page_of_another_origin_is_left_to_the_ingress(door: Door) -> None:
-    door.waiting(CAPACITY + MORE)
-    door.client.get("/health")
-    assert door.client.post("/chat", json={}).status_code == 429
+def test_a_page_of_another_origin_is_left_to_the_ingress(proxied: Proxied) -> None:
+    proxied.waiting(CAPACITY + EXCESS)
+    proxied.client.get("/health")
+    assert proxied.client.post("/chat", json={}).status_code == 429
     with pytest.raises(httpx2.ReadTimeout):  # it waits inside
-        door.client.post("/chat", json={}, headers={"Origin": "https://chat.example.org"}, timeout=0.5)
+        proxied.client.post("/chat", json={}, headers={"Origin": "https://chat.example.org"}, timeout=0.5)
 
 
-def test_the_room_that_is_told_last_counts(door: Door) -> None:
-    door.waiting(CAPACITY + MORE)
-    door.application.room = 10
-    door.client.get("/health")
-    door.waiting(10 - CAPACITY)
-    door.client.get("/health")
-    assert door.client.post("/chat", json={}).status_code == 429
+def test_the_capacity_that_is_told_last_counts(proxied: Proxied) -> None:
+    proxied.waiting(CAPACITY + EXCESS)
+    proxied.application.capacity = 10
+    proxied.client.get("/health")
+    proxied.waiting(10 - CAPACITY)
+    proxied.client.get("/health")
+    assert proxied.client.post("/chat", json={}).status_code == 429
 
 
-def test_a_crowd_after_a_silence_is_refused_at_once(door: Door) -> None:
-    time.sleep(SECONDS_FULL + 1)
-    door.waiting(CAPACITY + MORE)
-    assert door.client.post("/chat", json={}).status_code == 429
+def test_a_crowd_after_a_silence_is_refused_at_once(proxied: Proxied) -> None:
+    time.sleep(CAPACITY_MAX_AGE_S + 1)
+    proxied.waiting(CAPACITY + EXCESS)
+    assert proxied.client.post("/chat", json={}).status_code == 429
 
 
-def test_more_are_let_through_where_the_room_is_full_for_a_while_and_not_told(door: Door) -> None:
-    door.waiting(CAPACITY + MORE)
-    time.sleep(SECONDS_FULL + 1)
-    door.waiting(MORE_AFTER_THAT - MORE)
-    assert door.client.post("/chat", json={}).status_code == 429
+def test_more_are_let_through_where_the_capacity_is_full_for_a_while_and_not_told(proxied: Proxied) -> None:
+    proxied.waiting(CAPACITY + EXCESS)
+    time.sleep(CAPACITY_MAX_AGE_S + 1)
+    proxied.waiting(EXCESS_OF_OLD_CAPACITY - EXCESS)
+    assert proxied.client.post("/chat", json={}).status_code == 429
 
 
-@pytest.mark.parametrize("door", [None], indirect=True)
-def test_an_application_that_tells_no_room_is_asked_everything(door: Door) -> None:
-    door.waiting(3 * MORE_AFTER_THAT // 2)
+@pytest.mark.parametrize("proxied", [None], indirect=True)
+def test_an_application_that_tells_no_capacity_is_asked_everything(proxied: Proxied) -> None:
+    proxied.waiting(3 * EXCESS_OF_OLD_CAPACITY // 2)
 
 
-def test_no_backend_no_door() -> None:
-    shut = shut_without_routes("frontend http_frontend\n    bind 127.0.0.1:80\n    default_backend default_backend\n")
+def test_no_backend_no_proxied() -> None:
+    shut = closed_without_routes("frontend http_frontend\n    bind 127.0.0.1:80\n    default_backend default_backend\n")
     assert "bind" not in shut
     routed = CONFIG.format(port=80, upstream="127.0.0.1:81")
-    assert shut_without_routes(routed) == routed
-    assert refusing_beyond_the_room(shut) == shut
+    assert closed_without_routes(routed) == routed
+    assert with_capacity_rules(shut) == shut

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
-from phi3_serve.launch import proxy as front_door
+from phi3_serve.launch import proxy as proxies
 from phi3_serve.launch.proxy import Proxy, free_port
 
 BIN = Path(sys.executable).parent
@@ -208,8 +208,8 @@ def head(directory: Path, *, num_cpus: int = 4, proxy: Proxy = "haproxy", **env:
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"),
         *(f"--dashboard-agent-listen-port={free_port()}", f"--num-cpus={num_cpus}", "--disable-usage-stats"),
     ]
-    door = front_door.environment(proxy, port=port, request_timeout_s=600)
-    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", **{**door, **env}) as cluster:
+    variables = proxies.environment(proxy, port=port, request_timeout_s=600)
+    with running(command, directory / "log", port, RAY_AUTH_MODE="disabled", **{**variables, **env}) as cluster:
         yield Head(**vars(cluster), dashboard=dashboard, gcs=gcs, directory=directory)
 
 

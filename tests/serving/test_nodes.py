@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from phi3_serve.launch import proxy as front_door
+from phi3_serve.launch import proxy as proxies
 from phi3_serve.launch.proxy import free_port
 from tests.api.kaito.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Cluster, running, serve_config
@@ -38,12 +38,12 @@ class Nodes(Cluster):
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())
         self.process.stdin.flush()
-        size = self.told
+        size = self.num_read
         until(lambda: len(self._lines()) > size, 60)
-        self.told += 1
+        self.num_read += 1
         return self._lines()[size]
 
-    told: int = 0
+    num_read: int = 0
     port_of_nodes: int = 0
 
     def _lines(self) -> list[str]:
@@ -76,7 +76,7 @@ def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "tests.serving.nodes", str(directory / "config.yaml")]
     env = {
-        **front_door.environment("haproxy", port=port, request_timeout_s=600),
+        **proxies.environment("haproxy", port=port, request_timeout_s=600),
         # The nodes share one machine, and so the ports of their proxies; the kernel chooses between them.
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(port_of_nodes),
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
@@ -88,7 +88,7 @@ def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         nodes = Nodes(**vars(started))
         nodes.port_of_nodes = port_of_nodes
         until(lambda: "up" in nodes._lines(), 120)
-        nodes.told = 1
+        nodes.num_read = 1
         nodes.wait_until_ready(180)
         yield nodes
 

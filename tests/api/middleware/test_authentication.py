@@ -182,13 +182,13 @@ def test_prompts_are_not_logged(client: TestClient, backend: LocalBackend, caplo
 
 
 def test_a_failure_that_nobody_expected_names_the_request(config: AppConfig, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
+    class IncompleteAnswer:
         async def states(self) -> Any:
             await asyncio.sleep(0)
             raise ZeroDivisionError
 
     logging.getLogger("ray.serve").propagate = True
-    with TestClient(create_app(Broken(), config), raise_server_exceptions=False) as client:  # type: ignore[arg-type]
+    with TestClient(create_app(IncompleteAnswer(), config), raise_server_exceptions=False) as client:  # type: ignore[arg-type]
         answer = client.get("/ready", headers={"x-request-id": "find-me"})
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
     assert "GET /ready (find-me)" in caplog.text
