@@ -1,4 +1,4 @@
-"""The catalogue: which variants exist, what they need, and under which names they are asked for.
+"""The catalogue: the variants, their sizes, and the accepted spellings of their names.
 
 Figures are those of each variant's ``config.json`` at the pinned revision.
 """
@@ -16,22 +16,22 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One Phi-3 model: where its weights lie and what holding it costs."""
+    """One Phi-3 model: the source of its weights, and its memory."""
 
     name: str
     source: str  # Hub repository id, or a directory
-    revision: str | None  # commit, so that nobody can change the weights under us
+    revision: str | None  # a commit, so that the weights cannot change
     context_length: int  # tokens, prompt and answer together
     num_parameters: int
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    sliding_window: int | None  # tokens a query looks back; None: all of them
+    sliding_window: int | None  # tokens before a query that it attends to; None: all
     rope: RopeKind
     needs_gpu: bool
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
-        """Bytes of keys and values that one token keeps, over all layers."""
+        """Bytes of keys and values of one token in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
     def weight_bytes(self, dtype: str = "bfloat16") -> int:
@@ -126,7 +126,7 @@ def canonical(name: str) -> str:
 
 
 def find(name: str, among: Iterable[str] | None = None) -> str | None:
-    """The declared name that ``name`` spells: itself first, then as a spelling of a catalogue name."""
+    """The declared name for ``name``: the same name, or another spelling of the same catalogue entry."""
     names = [variant.name for variant in VARIANTS] if among is None else list(among)
     if name in names:
         return name

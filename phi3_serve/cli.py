@@ -74,7 +74,7 @@ def chat(
 
 @app.command()
 def key() -> None:
-    """Make an API key, and the line of the config that lets it in."""
+    """Make an API key, and the lines of the config that accept it."""
     from phi3_serve.api.middleware.authentication import hash_of
 
     made = secrets.token_urlsafe(32)

@@ -15,7 +15,7 @@ _DATA = b"data: "
 
 
 class Refused(Phi3ServeError):
-    """The server answered with an error; ``retry_after_s`` where it says when to come again."""
+    """The server answered with an error; ``retry_after_s`` is its Retry-After, if any."""
 
     def __init__(self, message: str, status: int, retry_after_s: float | None) -> None:
         super().__init__(message)
@@ -25,11 +25,11 @@ class Refused(Phi3ServeError):
 
 
 class Unreachable(Phi3ServeError):
-    """Nobody listens there, or the connection broke."""
+    """The server cannot be reached, or the connection broke."""
 
 
 class Client:
-    """One server. Every call is a connection of its own, so an answer that is given up is cut off there and then."""
+    """One server. Every call has its own connection, so closing an answer ends it on the server at once."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
@@ -45,17 +45,17 @@ class Client:
 
         Raises:
             Refused: it is not there, or not now.
-            Unreachable: nobody answers.
+            Unreachable: the server does not answer.
         """
         with closing(self._make(self._host, timeout=_TIMEOUT_S)) as connection:
             return json.loads(self._answer(connection, "GET", path, None).read())
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
-        """Post ``body`` and give each event's JSON as it comes, without the closing ``[DONE]``.
+        """Post ``body`` and yield the JSON of each event, without the final ``[DONE]``.
 
         Raises:
             Refused: before the first event.
-            Unreachable: nobody answers, or the stream breaks off.
+            Unreachable: the server does not answer, or the stream breaks.
         """
         with closing(self._make(self._host, timeout=_TIMEOUT_S)) as connection:
             answer = self._answer(connection, "POST", path, body)

@@ -42,77 +42,77 @@ class StrictModel(BaseModel):
 
 
 class ScalingConfig(StrictModel):
-    """When replicas are added and taken away, where max_replicas is above min_replicas."""
+    """When replicas are added and removed. It has an effect only with max_replicas above min_replicas."""
 
     target_load: float | None = Field(default=None, gt=0)
-    """Requests, running and waiting, that a replica should have: above it another is started. By default half of
-    what may wait, and one."""
+    """Running and waiting requests per replica above which another replica starts; by default 1 plus half of
+    limits.max_waiting_requests."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
-    """Seconds that the load must last before a replica is added; the first one of a sleeping model starts at once."""
+    """Seconds above target_load before a replica is added. The first replica of a sleeping model starts at once."""
     downscale_delay_s: float = Field(default=600.0, ge=0)
-    """Seconds without that load before a replica is taken away."""
+    """Seconds below target_load before a replica is removed."""
     sleep_after_s: float | None = Field(default=None, ge=0)
-    """Seconds without any request before the last one is; by default downscale_delay_s. Only with min_replicas 0."""
+    """Idle seconds before the last replica stops; by default downscale_delay_s. Only with min_replicas 0."""
     look_back_s: float = Field(default=15.0, gt=0)
-    """Seconds over which the load is averaged; above the 10 s in which replicas report it."""
+    """Seconds over which the load is averaged; above 10, because replicas report it every 10 s."""
 
 
 class HealthConfig(StrictModel):
-    """When a replica is taken for broken, and replaced."""
+    """When a replica counts as broken and is replaced."""
 
     check_period_s: float = Field(default=10.0, gt=0)
     """Seconds between two checks."""
     check_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds in which a check must be answered; three that are not end the replica."""
+    """Timeout of one check in seconds. Three failed checks end the replica."""
     stuck_after_s: float = Field(default=300.0, gt=0)
-    """Seconds in one step of the model after which the engine is taken for hung."""
+    """Seconds after which one step of the engine counts as hung."""
 
 
 class RolloutConfig(StrictModel):
-    """How a new version takes over from an old one."""
+    """How a new version replaces an old one."""
 
     max_surge_percent: int | None = Field(default=None, ge=0, le=100)
-    """Replicas of the new version that may start before the old ones stop, in percent of the replicas. By default 100
-    on the CPU; 0 on a GPU, where none would be free for them, so that a single replica is away meanwhile."""
+    """New replicas that may start before old ones stop, in percent of the replicas. By default 100 on a CPU. By default
+    0 on a GPU, because the old replica holds the GPU; a single replica then does not answer during a rollout."""
     drain_timeout_s: float | None = Field(default=None, ge=0)
-    """Seconds that a replica which is to stop may go on with its requests; by default limits.request_timeout_s."""
+    """Seconds for which a stopping replica may finish its requests; by default limits.request_timeout_s."""
 
 
 class ModelConfig(StrictModel):
     """One served model."""
 
     name: str
-    """A catalogue name (`phi-3-mini-4k-instruct`, or a spelling of it); or any name together with `source`."""
+    """A catalogue name (`phi-3-mini-4k-instruct` or a spelling of it), or any name together with `source`."""
     source: str | None = None
     """Hub repository id or a local checkpoint directory; by default the catalogue's."""
     revision: str | None = None
     """Commit, tag or branch of a Hub source; by default the catalogue's pinned commit."""
     device: Device = "auto"
-    """`auto` takes a GPU for the real variants and the CPU for phi-3-tiny; for other names a GPU where the
-    cluster has one when the application is built."""
+    """`auto`: a GPU for the real variants, the CPU for phi-3-tiny. Other names get a GPU if the cluster has one
+    when the application is built."""
     dtype: Dtype = "auto"
-    """`auto` is the checkpoint's own on a GPU (bfloat16 for Phi-3) and float32 on the CPU."""
+    """`auto`: the dtype of the checkpoint on a GPU (bfloat16 for Phi-3), float32 on the CPU."""
     min_replicas: int = Field(default=1, ge=0)
-    """Replicas that always run; 0 starts the first one when a request asks for it."""
+    """Replicas that always run. With 0 the first one starts at the first request."""
     max_replicas: int = Field(default=1, ge=1)
-    """Replicas at most; above min_replicas Ray Serve scales by the requests in flight."""
+    """Maximum number of replicas. Above min_replicas, Ray Serve scales by the requests in flight."""
     num_cpus: float | None = Field(default=None, gt=0)
-    """CPU cores that a replica reserves, and its torch threads; by default 2 beside a GPU, else 1."""
+    """CPU cores that a replica reserves, and its torch threads; by default 2 with a GPU, otherwise 1."""
     num_gpus: float | None = Field(default=None, ge=0)
-    """GPUs that a replica reserves; by default 1 on `cuda`, else 0."""
+    """GPUs that a replica reserves; by default 1 on `cuda`, otherwise 0."""
     accelerator_type: str | None = None
-    """A GPU type of Ray's, `L4` or `A100` say, where only that will do."""
+    """A GPU type of Ray, for example `L4` or `A100`, if the replica needs this type."""
     defaults: GenerationParameters = NONE_GIVEN
-    """Values of generate parameters for requests that do not give their own; they win over those of the API."""
+    """Values of generate parameters for requests that give none. They override the defaults of the API."""
     routing: Routing = "load"
-    """`load` sends a request to the replica with fewer; `prefix` to the one that has the start of its prompt, or its
-    session, in memory, unless that one has much more to do."""
+    """`load` sends a request to the replica with fewer requests. `prefix` sends it to the replica that has the start of
+    its prompt, or its session, in memory, unless that replica has eight requests more than another."""
     scaling: ScalingConfig = ScalingConfig()
     """When replicas are added and taken away."""
     health: HealthConfig = HealthConfig()
     """When a replica is replaced."""
     rollout: RolloutConfig = RolloutConfig()
-    """How a new version takes over."""
+    """How a new version replaces an old one."""
 
     @field_validator("defaults", mode="before")
     @classmethod
@@ -137,7 +137,7 @@ class ModelConfig(StrictModel):
 
     @property
     def variant(self) -> catalogue.Variant | None:
-        """The catalogue's entry, if the name spells one."""
+        """The catalogue's entry, if the name is a spelling of one."""
         return catalogue.variant(self.name)
 
     @property
@@ -155,14 +155,14 @@ class ModelConfig(StrictModel):
 
     @property
     def checkpoint_revision(self) -> str | None:
-        """The pinned revision; the catalogue's only where the source is the catalogue's too."""
+        """The pinned revision. The catalogue's applies only to the catalogue's source."""
         if self.revision is not None or self.variant is None or self.source not in (None, self.variant.source):
             return self.revision
         return self.variant.revision
 
 
 def _without_refused(given: Any) -> Any:
-    """``given`` without nulls; a ValueError for what is not a generate parameter, or not one that is taken."""
+    """``given`` without nulls. Raises ValueError for an unknown or unsupported parameter."""
     try:
         return refuse_by_name(given) if isinstance(given, dict) else given
     except InvalidRequest as error:
@@ -170,32 +170,32 @@ def _without_refused(given: Any) -> Any:
 
 
 class LimitsConfig(StrictModel):
-    """What one request, and all of them together, may take."""
+    """Limits on one request, and on all requests together."""
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
-    """Largest request body; beyond it 413."""
+    """Maximum size of a request body; a larger one gets 413."""
     max_waiting_requests: int = Field(default=64, ge=0)
-    """Requests that may wait in one replica beside the running ones; beyond it 429."""
+    """Maximum number of waiting requests in a replica, without the running ones; more get 429."""
     max_waiting_tokens: int = Field(default=2**18, ge=1)
-    """Prompt tokens that the waiting requests of one replica may have together; beyond it 429."""
+    """Maximum number of prompt tokens of all waiting requests in a replica; more get 429."""
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds that may pass between two pieces of a request body; beyond it 408."""
+    """Maximum seconds between two pieces of a request body; then 408."""
     queue_timeout_s: float | None = Field(default=None, gt=0)
-    """Seconds that a request may wait in the replica before it is begun; beyond it 429. By default any number."""
+    """Maximum seconds that a request waits in the replica before it starts; then 429. By default no limit."""
     request_timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds from arrival in the replica to the last token; beyond it 408."""
+    """Maximum seconds from arrival in the replica to the last token; then 408."""
 
 
 class LiveConfig(StrictModel):
-    """What `user_config` of a deployment may say; a change of it reaches the running replicas.
+    """`user_config` of a deployment. A change of it reaches the running replicas.
 
-    `args` say the same for all models; a change of those starts every replica anew.
+    `args` have the same settings for all models. A change of `args` restarts every replica.
     """
 
     limits: LimitsConfig = LimitsConfig()
-    """Those that are given here win over the ones of `args`."""
+    """Limits that override those of `args`."""
     defaults: GenerationParameters = NONE_GIVEN
-    """Those that are given here win over the model's `defaults`; of no use to the ingress."""
+    """Defaults that override the model's `defaults`. The ingress does not use them."""
 
     @field_validator("defaults", mode="before")
     @classmethod
@@ -203,22 +203,22 @@ class LiveConfig(StrictModel):
         return _without_refused(given)
 
     def over(self, limits: LimitsConfig) -> LimitsConfig:
-        """``limits``, with those that are given here."""
+        """``limits`` with the overrides."""
         return limits.model_copy(update={name: getattr(self.limits, name) for name in self.limits.model_fields_set})
 
 
 class ClusterConfig(StrictModel):
-    """What the server may assume of the Ray cluster."""
+    """Properties of the Ray cluster."""
 
     elastic: bool = False
-    """True where an autoscaler adds nodes: a resource that no node has now is then waited for."""
+    """Whether an autoscaler adds nodes. If so, requests wait for a resource that no node has now."""
 
 
 class AuthConfig(StrictModel):
-    """Who may ask."""
+    """API keys."""
 
     key_hashes: tuple[str, ...] = ()
-    """SHA-256, in hex, of each API key that is accepted; none: nobody is asked for one. `phi3-serve key` makes it."""
+    """SHA-256 in hex of each accepted API key. Without any, no key is needed. `phi3-serve key` makes one."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -232,14 +232,14 @@ class AuthConfig(StrictModel):
 
 
 class HttpConfig(StrictModel):
-    """The HTTP half."""
+    """The ingress."""
 
     num_cpus: float = Field(default=0.5, gt=0)
     """CPU cores that an ingress replica reserves."""
     replicas: int = Field(default=1, ge=1)
     """Ingress replicas."""
     cors_origins: tuple[str, ...] = ()
-    """Web origins, `https://chat.example.org` say, whose pages may call this server; by default none but its own."""
+    """Other web origins whose pages may call this server, for example `https://chat.example.org`; by default none."""
 
 
 def _every_variant() -> tuple[ModelConfig, ...]:
@@ -247,16 +247,16 @@ def _every_variant() -> tuple[ModelConfig, ...]:
 
 
 class AppConfig(StrictModel):
-    """Everything that ``args`` of the Serve config may say."""
+    """The ``args`` of the Serve config."""
 
     default_model: str | None = None
-    """The model of a request that names none; by default the first of `models`."""
+    """The model for requests without a model name; by default the first of `models`."""
     models: tuple[ModelConfig, ...] = Field(default_factory=_every_variant)
     """The served models; by default the whole catalogue, the real variants scaled to zero."""
     limits: LimitsConfig = LimitsConfig()
     """Limits on requests."""
     cluster: ClusterConfig = ClusterConfig()
-    """Facts about the cluster."""
+    """Properties of the cluster."""
     auth: AuthConfig = AuthConfig()
     """API keys."""
     http: HttpConfig = HttpConfig()
@@ -282,5 +282,5 @@ class AppConfig(StrictModel):
 
 
 def is_local(source: str) -> bool:
-    """Whether ``source`` means a directory rather than a Hub repository id (``owner/name``)."""
+    """Whether ``source`` is a directory and not a Hub repository id (``owner/name``)."""
     return Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source)

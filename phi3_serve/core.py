@@ -1,4 +1,4 @@
-"""The nouns that travel between the stages of a request: what goes down the road, and what comes back.
+"""The plain data that travels between the stages of a request, and the protocols ``Engine`` and ``Backend``.
 
 Everything here is plain data, pickled between the ingress and the replicas.
 """
@@ -32,21 +32,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """A control token, by its name in the vocabulary; becomes exactly one id."""
+    """A control token, by its name in the vocabulary. It becomes exactly one token id."""
 
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that never becomes a control token, whatever it spells."""
+    """Text that never becomes a control token, also if it contains the name of one."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
-    """A prompt as the caller wrote it: control tokens that it spells are control tokens."""
+    """A prompt as the caller wrote it. Names of control tokens in it become control tokens."""
 
     text: str
     prefix: str = ""
@@ -54,14 +54,14 @@ class RawPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt as the ids of its tokens, taken as they are."""
+    """A prompt as token ids, used without change."""
 
     token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A rendered conversation: control tokens and text, apart."""
+    """A rendered conversation, with control tokens and text kept apart."""
 
     segments: tuple[Special | Text, ...]
 
@@ -71,17 +71,17 @@ Prompt = RawPrompt | TokenPrompt | Conversation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """On what terms a request is served, whatever its wire format. Times in seconds."""
+    """Options of the service that do not change the answer, for all wire formats. Times in seconds."""
 
-    session: str | None = None  # whatever the client's requests of one conversation share
-    wait_s: float = 0.0  # at most, for a model that is asleep or loading
-    queue_timeout_s: float | None = None  # at most, from arrival in the replica until it is begun
-    timeout_s: float  # at most, from arrival in the replica to the last token
+    session: str | None = None  # an id that all requests of a conversation share
+    wait_s: float = 0.0  # maximum, for a model that is asleep or loading
+    queue_timeout_s: float | None = None  # maximum, from arrival in the replica to the start
+    timeout_s: float  # maximum, from arrival in the replica to the last token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """What the ingress asks of a replica.
+    """A request from the ingress to a replica.
 
     ``api_defaults`` are what the API gives where neither the client nor the operator says anything.
     """
@@ -93,7 +93,7 @@ class GenerationRequest:
     api_defaults: GenerationParameters = NONE_GIVEN
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
-    truncate_prompt: bool = False  # handle_long_generation "hole": drop the prompt's start where it does not fit
+    truncate_prompt: bool = False  # handle_long_generation "hole": drop the start of a prompt that is too long
     options: RequestOptions
 
 
@@ -128,7 +128,7 @@ class GeneratedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated sequence as text; ``pieces`` spell every token id that its logprobs name."""
+    """One generated sequence as text; ``pieces`` has the text of every token id in its logprobs."""
 
     text: str
     sequence: GeneratedSequence
@@ -239,12 +239,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
-    """How one variant stands, and why, in words for the person who asks."""
+    """The state of one variant; ``detail`` gives the reason in words."""
 
     state: State
     detail: str = ""
     retry_after_s: float | None = None
-    num_replicas: int = 0  # that answer
+    num_replicas: int = 0  # replicas that answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,23 +272,23 @@ class CpuInfo:
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """The hardware that the models run on: the GPUs of running replicas, or a CPU where there are none."""
+    """The hardware that the models run on: the GPUs of running replicas, or a CPU without GPUs."""
 
     gpus: tuple[GpuInfo, ...] = ()
     cpu: CpuInfo | None = None
 
 
 class Backend(Protocol):
-    """What the HTTP half needs of whatever serves the models."""
+    """What the API needs from the part that serves the models."""
 
     def capacity(self) -> int:
-        """How many requests can run or wait in all models together."""
+        """The number of requests that can run or wait in all models together."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         """Run ``request``; Phi3ServeError before or between events."""
 
     async def states(self) -> Mapping[str, VariantState]:
-        """The state of every declared variant; wakes none."""
+        """The state of every declared variant. The call starts no replica."""
 
     async def host_info(self) -> HostInfo:
-        """The hardware of the running replicas, or of the ingress where none has a GPU."""
+        """The hardware of the running replicas, or of the ingress if no replica has a GPU."""

@@ -27,7 +27,7 @@ _LONGEST_WAIT_S = 10.0
 
 @dataclass(slots=True)
 class Conversation:
-    """What has been said, and how answers are asked for."""
+    """The messages so far, and the settings of the next request."""
 
     model: str
     system: str | None = None
@@ -47,7 +47,7 @@ class Conversation:
 
 
 class Terminal:
-    """Reads messages and commands until there are no more."""
+    """Reads messages and commands until the input ends."""
 
     def __init__(self, client: Client, conversation: Conversation) -> None:
         self._client = client
@@ -56,7 +56,7 @@ class Terminal:
         self._commands = _commands(self)
 
     def run(self) -> None:
-        """Until the input ends, or /quit."""
+        """Run until the input ends, or /quit."""
         is_interactive = sys.stdin.isatty()
         if is_interactive:
             self._console.print(f"{self._conversation.model} at {self._client.url}. /help tells what can be done here.")
@@ -66,7 +66,7 @@ class Terminal:
                     return
 
     def _take(self, line: str) -> bool:
-        """Do what ``line`` says; False to leave."""
+        """Run the message or command in ``line``. Returns False to quit."""
         if line in ("/quit", "/exit"):
             return False
         try:
@@ -100,10 +100,10 @@ class Terminal:
             if answer:
                 messages.append({"role": "assistant", "content": answer})
             else:
-                messages.pop()  # nothing came: turns must alternate
+                messages.pop()  # without an answer, because turns must alternate
 
     def _answer(self) -> Iterator[str]:
-        """The pieces of the next answer, once the model is ready."""
+        """The pieces of the next answer; waits until the model is ready."""
         began, first, tokens = time.monotonic(), None, 0
         for event in self._events():
             if "error" in event:
@@ -121,7 +121,7 @@ class Terminal:
             )
 
     def _events(self) -> Iterator[Any]:
-        """The server's events; while the model loads, a spinner says so."""
+        """The server's events, with a spinner while the model loads."""
         with Console(stderr=True).status("") as status:
             while True:
                 events = self._client.stream("/v1/chat/completions", self._conversation.body())
@@ -156,7 +156,7 @@ class Terminal:
             self._conversation.parameters[name] = value  # a text without quotes
 
     def show(self, _: str) -> None:
-        """Tell how answers are asked for."""
+        """Show the settings."""
         settings = {f.name: getattr(self._conversation, f.name) for f in fields(Conversation) if f.name != "messages"}
         for name, value in settings.items():
             self._console.print(f"{name}: {json.dumps(value)}", markup=False)
@@ -169,7 +169,7 @@ class Terminal:
             self._console.print(f"{mark} {model['id'].ljust(28)} {model['state']}", markup=False)
 
     def model(self, name: str) -> None:
-        """Ask another model from now on."""
+        """Change the model."""
         self._conversation.model = self._client.get(f"/v1/models/{name}")["id"]
 
     def system(self, text: str) -> None:
@@ -177,11 +177,11 @@ class Terminal:
         self._conversation.system = text or None
 
     def new(self, _: str) -> None:
-        """Forget what was said."""
+        """Clear the conversation."""
         self._conversation.messages.clear()
 
     def retry(self, _: str) -> None:
-        """Ask the last message again."""
+        """Repeat the last message."""
         said = self._conversation.messages
         while said and said[-1]["role"] == "assistant":
             said.pop()
@@ -192,7 +192,7 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What may follow a slash."""
+    """Complete the names of commands and parameters."""
 
     do: Callable[[str], None]
     takes: str
@@ -215,8 +215,8 @@ def _commands(terminal: Terminal) -> dict[str, Command]:
 
 
 def _typed() -> Iterator[str]:
-    """Lines typed at a prompt, with the history of earlier ones; Ctrl-C gives up a line, Ctrl-D ends."""
-    import readline  # by being loaded it gives input() editing and history
+    """Lines typed at a prompt, with the history of earlier ones; Ctrl-C clears the line, Ctrl-D ends."""
+    import readline  # its import gives input() editing and history
 
     with suppress(OSError):
         readline.read_history_file(HISTORY)

@@ -37,12 +37,12 @@ class Settings:
     concurrency: tuple[int, ...]
     new_tokens: int  # at most
     rounds: int
-    engine: Path | None  # the checkpoint that the server runs, for the engine alone beside it
+    engine: Path | None  # the checkpoint that the server runs, to measure the engine alone, too
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One endpoint at one concurrency: medians over all answers, and of the rounds for the whole."""
+    """One endpoint at one concurrency: medians over all answers; totals are medians over the rounds."""
 
     endpoint: str
     concurrency: int

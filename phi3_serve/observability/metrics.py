@@ -1,4 +1,4 @@
-"""What the ingress counts, as Prometheus reads it from ``GET /metrics``.
+"""The counters of the ingress, for Prometheus at ``GET /metrics``.
 
 Suffixes are those of vLLM's metrics, so that dashboards and scaling rules port over. The figures are those of one
 ingress process; Ray's own metrics, on every node's metrics port, have the cluster.

@@ -1,4 +1,4 @@
-"""Progress of long work as log lines: bytes, percent, and what is being done."""
+"""Progress of long work as log lines: bytes, percent, and the name of the work."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ def told_to(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 def human_bytes(count: float) -> str:
-    """``count`` bytes in the unit that a person would use."""
+    """``count`` bytes with a suitable unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

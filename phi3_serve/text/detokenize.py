@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece: the pieces joined are what ``decode`` of all the ids gives."""
+"""Token ids to text in pieces. The joined pieces equal ``decode`` of all ids."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,7 +28,7 @@ def clean_up(text: str) -> str:
 
 
 class Detokenizer:
-    """The text of one growing sequence; what is given out never changes afterwards.
+    """The text of one growing sequence; text that was returned never changes later.
 
     Two things are held back until they are settled. Bytes of an unfinished UTF-8 character, which decode to
     U+FFFD. And a run of byte tokens: the ByteFallback decoder turns the whole run into U+FFFD if a later byte
@@ -50,13 +50,13 @@ class Detokenizer:
         self._visible_ids = visible_ids
         self._byte_ids = byte_ids
         self._ids: list[int] = []
-        # ids[context:settled] are given out and decoded again only as context: decoders drop the first space.
+        # ids[context:settled] are already returned and decoded again only as context: decoders drop the first space.
         self._context = 0
         self._settled = 0
         self._num_chars = 0
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """The text that ``token_ids`` settle, perhaps none yet."""
+        """The text that is final after ``token_ids``; it may be empty."""
         self._ids += token_ids
         if self._ends_in_byte_run():
             return ""
@@ -68,7 +68,7 @@ class Detokenizer:
         return self._give(after[len(before) :])
 
     def finish(self) -> str:
-        """What was held back to the end."""
+        """The rest of the text."""
         return self._give(self._decode(self._ids)[self._num_chars :])
 
     def _ends_in_byte_run(self) -> bool:
@@ -81,7 +81,7 @@ class Detokenizer:
 
 
 class CleanUp:
-    """``clean_up`` of a text that comes in pieces.
+    """``clean_up`` for a text in pieces.
 
     Every rule only matches runs of the characters below, before and after earlier rules have acted, so what
     comes up to and including any other character is settled.
@@ -93,31 +93,31 @@ class CleanUp:
         self._held = ""
 
     def add(self, text: str) -> str:
-        """The cleaned text that ``text`` settles."""
+        """The cleaned text that is final after ``text``."""
         self._held += text
         end = next((i + 1 for i in range(len(self._held) - 1, -1, -1) if self._held[i] not in self._OF_A_RULE), 0)
         settled, self._held = self._held[:end], self._held[end:]
         return clean_up(settled)
 
     def finish(self) -> str:
-        """What was held back to the end."""
+        """The rest of the text."""
         settled, self._held = self._held, ""
         return clean_up(settled)
 
 
 class TextStream:
-    """The text of one answer that comes as token ids: detokenized, and cleaned up where that is asked for."""
+    """The text of one answer that comes as token ids: detokenized, and cleaned up if requested."""
 
     def __init__(self, detokenizer: Detokenizer, *, clean_up: bool) -> None:
         self._detokenizer = detokenizer
         self._cleaner = CleanUp() if clean_up else None
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """The text that ``token_ids`` settle, perhaps none yet."""
+        """The text that is final after ``token_ids``; it may be empty."""
         text = self._detokenizer.add(token_ids)
         return text if self._cleaner is None else self._cleaner.add(text)
 
     def finish(self) -> str:
-        """What was held back to the end."""
+        """The rest of the text."""
         text = self._detokenizer.finish()
         return text if self._cleaner is None else self._cleaner.add(text) + self._cleaner.finish()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class StopText:
-    """Cuts a text that comes in pieces. What may turn out to be the start of a stop string is held back."""
+    """Cuts a text in pieces at a stop string. It holds back text that may be the start of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -16,7 +16,7 @@ class StopText:
         self._is_over = False
 
     def add(self, text: str) -> str:
-        """The text that ``text`` settles, perhaps none yet."""
+        """The text that is final after ``text``; it may be empty."""
         if self._is_over:
             return ""
         self._held += text
@@ -27,11 +27,11 @@ class StopText:
         return self._give(len(self._held) - self._length_of_start())
 
     def finish(self) -> str:
-        """What was held back to the end."""
+        """The rest of the text."""
         return "" if self._is_over else self._give(len(self._held))
 
     def _length_of_start(self) -> int:
-        """Of the longest end of the held text that a stop string starts with."""
+        """The length of the longest suffix of the held text that is the start of a stop string."""
         longest = min(self._longest - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stops)), 0)
 

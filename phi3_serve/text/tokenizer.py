@@ -1,4 +1,4 @@
-"""Between text and token ids. Text in a conversation never becomes a control token.
+"""Text to token ids, and back. Text in a conversation never becomes a control token.
 
 A raw prompt goes through the checkpoint's tokenizer as it is. A conversation goes through a twin of it that
 knows only the template's control tokens, under names drawn at random when it is made: text can spell
@@ -72,7 +72,7 @@ class Phi3Tokenizer:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def pieces(self, token_ids: Iterable[int]) -> dict[int, bytes]:
-        """What each of ``token_ids`` spells within a text, control tokens by their names; nothing for other ids."""
+        """The bytes of each token id within a text. Control tokens have their names; unknown ids have none."""
         return {i: _spelled(token) for i in token_ids if (token := self._tokenizer.id_to_token(i)) is not None}
 
     def detokenizer(self) -> Detokenizer:

@@ -1,4 +1,4 @@
-"""The chat page: one file, read once, with a policy that lets it run its own script and call its own server."""
+"""The chat page: one file, read once. Its policy permits only its own script, and calls to its own server."""
 
 import base64
 import hashlib
