@@ -15,6 +15,7 @@ from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.reports import Reports
 from phi3_serve.errors import EngineFailure
 
@@ -34,6 +35,7 @@ class Engine:
         releases_weights: bool = False,
         on_step: Callable[[StepStats], None] | None = None,
         on_breakdown: Callable[[Exception], None] | None = None,
+        make_runner: RunnerFactory = new_runner,
     ) -> None:
         """Start the thread.
 
@@ -45,8 +47,9 @@ class Engine:
             releases_weights: see ``loaded``.
             on_step: called on the engine's thread after each step.
             on_breakdown: called on the engine's thread if it cannot go on, before the requests in flight fail.
+            make_runner: makes what runs the model.
         """
-        self._core = EngineCore(loaded, sizes, releases_weights=releases_weights)
+        self._core = EngineCore(loaded, sizes, releases_weights=releases_weights, make_runner=make_runner)
         self.blocks = self._core.blocks
         self._admission = QueueAdmission(queue or QueueLimits(), max_rows=self._core.sizes.max_rows)
         self._reports = Reports(on_listener_failure=self.abort)

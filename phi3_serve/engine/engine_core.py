@@ -12,12 +12,15 @@ from phi3_serve import overload
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.linear import compute_dtype
-from phi3_serve.engine.model.runner import ModelRunner
+from phi3_serve.engine.model.select import RunnerFactory, new_runner
+from phi3_serve.engine.sampling.device_sampler import NOT_CHOSEN, ChosenTokens
+from phi3_serve.engine.sampling.drawing import scores_are_invalid
 from phi3_serve.engine.sampling.prompt_lookup import propose_draft
-from phi3_serve.engine.sampling.sampler import SamplingTask, choose_tokens
+from phi3_serve.engine.sampling.sampler import SamplingTask, advance, choose_tokens
 from phi3_serve.engine.sampling.stopping import StoppingCriteria, token_bytes
 from phi3_serve.engine.sampling.strategies.base import LogitIndices
 from phi3_serve.engine.sampling.strategies.select import strategy_for
@@ -47,25 +50,53 @@ class StepOutput:
     events: Events = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A request whose next tokens are chosen in a step."""
+
+    generation: Generation
+    sampling: SamplingTask
+    sequences: list[CachedSequence]  # the rows of its strategy when the step was launched
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step whose tokens are not read yet."""
+
+    logits: Tensor
+    on_device: list[_Task]  # the device chooses their tokens
+    on_host: list[_Task]
+    tokens: ChosenTokens | None  # of ``on_device``, for one sequence after another
+
+
 class EngineCore:
     """The model, its key-value cache and the scheduler. All methods must be called on one thread."""
 
-    def __init__(self, loaded: LoadedModel, sizes: EngineSizes | None, *, releases_weights: bool = False) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sizes: EngineSizes | None,
+        *,
+        releases_weights: bool = False,
+        make_runner: RunnerFactory = new_runner,
+    ) -> None:
         """Prepare to run ``loaded``.
 
-        ``sizes`` None: as the available memory permits. ``releases_weights``: see ``ModelRunner``.
+        ``sizes`` None: as the available memory permits. ``releases_weights``: see ``Decoder``.
         """
         cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
         self.sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
         self.scheduler = Scheduler(self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows)
-        self.runner = ModelRunner(loaded.model, num_blocks=self.sizes.num_blocks, releases_weights=releases_weights)
+        self.runner = make_runner(loaded.model, self.sizes, releases_weights=releases_weights)
+        self._device_sampler = self.runner.sampler
+        self._in_flight: _Launched | None = None
         self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
 
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:
         """A generation for ``request``. Unlike the other methods, this one may be called on any thread."""
         stopping = StoppingCriteria(request, self._vocabulary)
-        strategy = strategy_for(request, stopping, self.runner.rope.long_factors_from)
+        strategy = strategy_for(request, stopping, self.runner.decoder.rope.long_factors_from)
         return Generation(request, on_event, strategy)
 
     def expire(self) -> Events:
@@ -80,15 +111,29 @@ class EngineCore:
         return events
 
     def step(self) -> StepOutput:
-        """Schedule, run, choose."""
+        """Schedule, run, choose.
+
+        If the device chooses all tokens of a step, they are read one step later, when the next one runs already.
+        """
         started = time.perf_counter()
         self._propose_drafts()
         plan = self.scheduler.schedule()
         events: Events = [(generation, Failed(self._too_large())) for generation in plan.rejected]
         num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
         num_keys = sum(chunk.end for chunk in plan.all_chunks)
+        before, self._in_flight = self._in_flight, None
+        launched: _Launched | None = None
         if plan.chunks:
-            events += self._run_and_choose(plan)
+            try:
+                launched = self._launch(plan)
+            except Exception as error:
+                events += self._fail_all(list(plan.chunks), error)
+        if before is not None:
+            events += self._finish(before)
+        if launched is not None and launched.on_host:
+            events += self._finish(launched)
+        elif launched is not None and launched.on_device:
+            self._in_flight = launched
         stats = StepStats(num_tokens, num_keys, len(plan.ready), time.perf_counter() - started)
         return StepOutput(stats, events)
 
@@ -102,34 +147,20 @@ class EngineCore:
             capacity = min(count, request.max_length - len(sequence) - 1, sequence.draft_capacity())
             sequence.draft = propose_draft(sequence.tokens, capacity) if capacity > 0 else ()
 
-    def _run_and_choose(self, plan: Plan) -> Events:
-        try:
-            logits = self._run(plan)
-        except Exception as error:
-            return self._fail_all(list(plan.chunks), error)
-        return self._choose(plan, logits)
-
-    def _run(self, plan: Plan) -> Tensor:
-        """The logits of ``plan``."""
+    @torch.inference_mode()
+    def _launch(self, plan: Plan) -> _Launched:
+        """Run ``plan`` and let the device choose the tokens that it can choose."""
         chunks = plan.all_chunks
         self.runner.copy_blocks(plan.all_copies)
         logits = self.runner.run(chunks)
         for chunk in chunks:
             chunk.sequence.num_cached = chunk.end
-        return logits
+        tasks = self._tasks(plan)
+        on_device = self._for_device(tasks)
+        on_host = [task for task in tasks if task not in on_device] if len(on_device) < len(tasks) else []
+        return _Launched(logits, on_device, on_host, self._choose_on_device(on_device, logits))
 
-    @torch.inference_mode()
-    def _choose(self, plan: Plan, logits: Tensor) -> Events:
-        """Choose the next tokens of the requests that are ready; returns their events."""
-        tasks = self._sampling_tasks(plan)
-        choose_tokens(tasks, logits, self.blocks)
-        return [
-            event
-            for generation, task in zip(plan.ready, tasks, strict=True)
-            for event in self._events(generation, task)
-        ]
-
-    def _sampling_tasks(self, plan: Plan) -> list[SamplingTask]:
+    def _tasks(self, plan: Plan) -> list[_Task]:
         tasks, start = [], 0
         for generation in plan.ready:
             strategy = generation.strategy
@@ -138,9 +169,59 @@ class EngineCore:
             run_row_of = strategy.begin(self.blocks)
             rows = [start + row for row in run_row_of]
             negative = [start + num_run_rows + row for row in run_row_of] if strategy.negative_prompt_rows else []
-            tasks.append(SamplingTask(strategy, LogitIndices(rows, negative)))
+            sampling = SamplingTask(strategy, LogitIndices(rows, negative))
+            tasks.append(_Task(generation, sampling, list(strategy.rows)))
             start = end
         return tasks
+
+    def _for_device(self, tasks: Sequence[_Task]) -> list[_Task]:
+        if self._device_sampler is None:
+            return []
+        chosen, num_rows = [], 0
+        for task in tasks:
+            if self._device_sampler.supports(task.sampling.strategy):
+                num_rows += len(task.sequences)
+                if num_rows > self._device_sampler.max_rows:
+                    break
+                chosen.append(task)
+        return chosen
+
+    def _choose_on_device(self, tasks: Sequence[_Task], logits: Tensor) -> ChosenTokens | None:
+        if self._device_sampler is None or not tasks:
+            return None
+        rows = [row for task in tasks for row in task.sampling.logits.rows]
+        settings = [task.sampling.strategy.settings for task in tasks for _ in task.sequences]
+        for index, sequence in enumerate(sequence for task in tasks for sequence in task.sequences):
+            sequence.expect_token(index)
+        is_every_row = rows == list(range(len(logits)))
+        return self._device_sampler.launch(logits if is_every_row else logits[rows], settings)
+
+    @torch.inference_mode()
+    def _finish(self, launched: _Launched) -> Events:
+        """Give each request its next tokens; returns the events of all."""
+        on_host = [task.sampling for task in launched.on_host]
+        choose_tokens(on_host, launched.logits.float(), self.blocks)
+        if launched.tokens is not None:
+            tokens = iter(launched.tokens.read())
+            for task in launched.on_device:
+                self._append(task, [next(tokens) for _ in task.sequences], launched.logits)
+        return [
+            event
+            for task in (*launched.on_device, *launched.on_host)
+            if not task.generation.is_removed
+            for event in self._events(task.generation, task.sampling)
+        ]
+
+    def _append(self, task: _Task, tokens: Sequence[int], logits: Tensor) -> None:
+        """Append the tokens that the device chose to the sequences that still need them."""
+        if task.generation.is_removed:
+            return
+        token_of = {id(sequence): token for sequence, token in zip(task.sequences, tokens, strict=True)}
+        task.sampling.tokens = [token_of[id(sequence)] for sequence in task.sampling.strategy.rows]
+        if NOT_CHOSEN in task.sampling.tokens:
+            task.sampling.error = scores_are_invalid()
+        else:
+            advance(task.sampling, 0, logits, self.blocks)
 
     def _events(self, generation: Generation, task: SamplingTask) -> Events:
         strategy = generation.strategy

@@ -17,11 +17,18 @@ class Generation:
     strategy: Strategy
     is_running: bool = False  # set by the scheduler
     has_started: bool = False  # set by the scheduler; stays true after a preemption
+    is_removed: bool = False  # set by the scheduler; a step that was launched before may still run
 
     @property
     def num_rows(self) -> int:
         """Sequences that a decode step runs."""
         return self.strategy.num_rows * (2 if self.strategy.negative_prompt_rows else 1)
+
+    @property
+    def awaits_last_token(self) -> bool:
+        """Whether the maximum length is reached by tokens that are chosen but unread."""
+        rows = self.strategy.rows
+        return rows[0].num_unread > 0 and len(rows[0]) >= self.request.max_length
 
     @property
     def num_pending(self) -> int:

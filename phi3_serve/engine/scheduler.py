@@ -66,6 +66,7 @@ class Scheduler:
             self.running.remove(generation)
         elif generation in self.waiting:
             self.waiting.remove(generation)
+        generation.is_removed = True
         generation.release(self.blocks)
 
     def preempt_youngest(self, plan: Plan) -> Generation:
@@ -99,8 +100,8 @@ class Scheduler:
                 crossing[0].acquire_prefix(self.blocks)  # the others share it: _restart_from_shared_prefix
 
     def _decoding_first(self) -> list[Generation]:
-        decoding = {g for g in self.running if _is_decoding(g)}
-        return [g for g in self.running if g in decoding] + [g for g in self.running if g not in decoding]
+        due = [g for g in self.running if not g.awaits_last_token]
+        return sorted(due, key=lambda g: not _is_decoding(g))
 
     def _start_next(self) -> bool:
         """Start the first waiting request if its tokens fit into the available blocks; else return False."""

@@ -28,6 +28,7 @@ from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
@@ -226,7 +227,7 @@ def _is_same_answer(one: EngineEvent, other: EngineEvent) -> bool:
 class Parity:
     """An engine with few blocks, its oracle, and the checkpoint of both."""
 
-    def __init__(self, directory: Path, shape: Shape) -> None:
+    def __init__(self, directory: Path, shape: Shape, make_runner: RunnerFactory = new_runner) -> None:
         make(directory, shape, seed=7)
         self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
         self.oracle = Oracle(self.loaded)
@@ -235,7 +236,10 @@ class Parity:
         self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
         # 31 blocks are 496 tokens: enough for any one request, too few for those that come with it
         self.engine = Engine(
-            self.loaded, sizes=EngineSizes(num_blocks=31, token_budget=96, max_rows=64), on_step=self._between_steps
+            self.loaded,
+            sizes=EngineSizes(num_blocks=31, token_budget=96, max_rows=64),
+            on_step=self._between_steps,
+            make_runner=make_runner,
         )
 
     def run(self, some: list[Case]) -> list[tuple[str, Case, EngineEvent, EngineEvent]]:

@@ -1,7 +1,7 @@
 """The kernels that a forward pass needs between its linear layers, for any device.
 
-``reference`` implements them with torch, ``cpu`` with C++. ``select`` picks the implementation for a model. All of them
-round where modeling_phi3.py of transformers 5.23 rounds.
+``reference`` implements them with torch, ``cpu`` with C++, ``cuda`` with Triton. ``select`` picks the implementation of
+a model. All of them round where modeling_phi3.py of transformers 5.23 rounds.
 """
 
 from array import array
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from phi3_serve.engine.kvcache.chunk import Chunk
+
+MAX_SHORT_QUERIES = 8  # tokens; a chunk of up to this many is a decoded token with its draft, or the rest of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class AttentionRow:
     end: int
 
 
-class PagedAttention(Protocol):
+class RowAttention(Protocol):
     """Attention of single queries over the paged cache, prepared once a step and called in every layer."""
 
     def attend(self, query: Tensor, cache: Tensor, output: Tensor, scale: float) -> None:
@@ -37,8 +41,25 @@ class PagedAttention(Protocol):
         """
 
 
-class Kernels(Protocol):
-    """The kernels. All tensors of one model have the same dtype and device, and are contiguous."""
+class AttentionPlan(Protocol):
+    """Which queries see which keys in one step: made once a step, followed in every layer."""
+
+    def attend(self, qkv: Tensor, cache: Tensor, scale: float) -> Tensor:
+        """Softmax attention of all queries of a step.
+
+        Args:
+            qkv: [tokens, heads + 2 * kv_heads, dim]; ``heads`` is a multiple of ``kv_heads``.
+            cache: [2 * kv_heads, slots, dim], the heads of the keys, then those of the values. Those of ``qkv`` are
+                already stored in it.
+            scale: multiplies the products of queries and keys.
+
+        Returns:
+            [tokens, heads * dim]; any finite numbers for tokens that belong to no chunk.
+        """
+
+
+class LayerKernels(Protocol):
+    """The kernels of a layer besides attention. All tensors have one dtype and device, and are contiguous."""
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Add ``delta`` to ``hidden`` [tokens, width] in place; returns the RMS norm of the sum times ``weight``."""
@@ -50,12 +71,45 @@ class Kernels(Protocol):
             qkv: [tokens, heads + 2 * kv_heads, dim]: queries, keys, values.
             rotation: cosine and signed sine, [tokens, 1, rotary dimensions]; see ``model.rope``. Dimensions beyond
                 the rotary ones are not rotated.
-            slots: int64; the cache slot of each token. Tokens beyond them are padding and are not stored.
+            slots: int64, or int32 on a GPU; the cache slot of each token. Tokens beyond them are padding and are not
+                stored. On a GPU, tokens with slot -1 are not stored, too.
             cache: [2 * kv_heads, slots, dim], the heads of the keys, then those of the values.
         """
 
     def silu_product(self, gate_up: Tensor) -> Tensor:
         """``silu(gate) * up`` for the two halves of ``gate_up`` [tokens, 2 * width]."""
 
-    def paged_attention(self, rows: Sequence[AttentionRow], like: Tensor) -> PagedAttention:
-        """Prepare the attention of one step; ``like`` has the dtype and the device of the cache."""
+
+class Kernels(LayerKernels, Protocol):
+    """The kernels of a device whose steps are planned on the host."""
+
+    def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
+        """Plan the attention of one step.
+
+        Args:
+            chunks: in the order of their tokens in the batch.
+            window: how many keys a query sees, its own included; None: all.
+            like: has the dtype and the device of the cache.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PagedQueries:
+    """The queries of one step and the blocks of their keys, as int32 tensors on the device.
+
+    Shapes do not depend on the lengths of the sequences, so that a CUDA graph can be captured over these tensors.
+    """
+
+    sequences: Tensor  # [sequences, 4]: first row of the batch, number of queries, end, first entry in block_tables
+    block_tables: Tensor  # block numbers of all sequences, one sequence after another
+    short_tiles: Tensor  # [tiles, 2]: sequence, first query of the tile; tiles of at most MAX_SHORT_QUERIES queries
+    long_tiles: Tensor  # [tiles, 2]: the same for the chunks of prompts
+
+
+class DeviceKernels(LayerKernels, Protocol):
+    """The kernels of a device that reads the plan of a step from its own memory."""
+
+    queries_per_tile: tuple[int, int]  # of short and of long tiles
+
+    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+        """Softmax attention of all queries of a step; see ``AttentionPlan.attend``."""

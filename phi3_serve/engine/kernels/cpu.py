@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import AttentionRow, PagedAttention
+from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
+from phi3_serve.engine.kernels.contract import AttentionPlan, AttentionRow, RowAttention
 from phi3_serve.engine.kernels.cpu_library import SUFFIXES
+from phi3_serve.engine.kvcache.chunk import Chunk
 
 
 class CpuKernels:
@@ -67,9 +69,13 @@ class CpuKernels:
         self._silu_product(gate_up.data_ptr(), product.data_ptr(), rows, width, torch.get_num_threads())
         return product
 
-    def paged_attention(self, rows: Sequence[AttentionRow], like: Tensor) -> PagedAttention:
+    def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
         """See ``contract.Kernels``."""
         self._check(like)
+        return ChunkedAttention(chunks, self.of_rows, window=window, like=like)
+
+    def of_rows(self, rows: Sequence[AttentionRow]) -> RowAttention:
+        """Prepare the attention of single queries."""
         return _CpuAttention(rows, self._attend)
 
     def _check(self, *tensors: Tensor) -> None:
@@ -93,7 +99,7 @@ class _CpuAttention:
         self._scratch = torch.empty(self._num_threads * self._longest)
 
     def attend(self, query: Tensor, cache: Tensor, output: Tensor, scale: float) -> None:
-        """See ``contract.PagedAttention``."""
+        """See ``contract.RowAttention``."""
         self._attend(
             self._address,
             len(self._rows),

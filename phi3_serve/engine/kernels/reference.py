@@ -9,12 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from phi3_serve.engine.kernels.contract import AttentionRow, PagedAttention
+from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
+from phi3_serve.engine.kernels.contract import (
+    MAX_SHORT_QUERIES,
+    AttentionPlan,
+    AttentionRow,
+    PagedQueries,
+    RowAttention,
+)
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.kvcache.slots import cache_slots
 
 
 class ReferenceKernels:
-    """``contract.Kernels`` in torch."""
+    """``contract.Kernels`` and ``contract.DeviceKernels`` in torch."""
+
+    queries_per_tile = (MAX_SHORT_QUERIES, 16)
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See ``contract.Kernels``."""
@@ -26,16 +37,54 @@ class ReferenceKernels:
         rotary = rotation[0].shape[-1]
         num_kv_heads = len(cache) // 2
         _rotate(qkv[:, :-num_kv_heads, :rotary], *rotation)
-        cache.index_copy_(1, slots, qkv[: len(slots), -2 * num_kv_heads :].transpose(0, 1))
+        rows = qkv[: len(slots), -2 * num_kv_heads :]
+        if slots.dtype == torch.int32:  # of a DeviceRunner: -1 marks padding
+            rows, slots = rows[slots >= 0], slots[slots >= 0].long()
+        cache.index_copy_(1, slots, rows.transpose(0, 1))
 
     def silu_product(self, gate_up: Tensor) -> Tensor:
         """See ``contract.Kernels``."""
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate).mul_(up)
 
-    def paged_attention(self, rows: Sequence[AttentionRow], like: Tensor) -> PagedAttention:
+    def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
         """See ``contract.Kernels``."""
+        return ChunkedAttention(chunks, lambda rows: self.of_rows(rows, like), window=window, like=like)
+
+    def of_rows(self, rows: Sequence[AttentionRow], like: Tensor) -> RowAttention:
+        """Prepare the attention of single queries; ``like`` has the dtype and the device of the cache."""
         return _PaddedAttention(rows, like)
+
+    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+        """See ``contract.DeviceKernels``. It waits for the device, so it cannot be captured in a CUDA graph."""
+        num_heads = qkv.shape[1] - len(cache)
+        output = qkv.new_zeros(len(qkv), num_heads, qkv.shape[2])
+        offsets = torch.arange(BLOCK_SIZE, device=qkv.device)
+        for row, count, end, table in queries.sequences.tolist():
+            if not count:
+                continue
+            first = 0 if window is None else max(0, end - count - window + 1) // BLOCK_SIZE * BLOCK_SIZE
+            blocks = queries.block_tables[table + first // BLOCK_SIZE : table + -(-end // BLOCK_SIZE)].long()
+            slots = (blocks[:, None] * BLOCK_SIZE + offsets).flatten()[: end - first]
+            keys, values = cache[:, slots].chunk(2)
+            attended = scaled_dot_product_attention(
+                qkv[row : row + count, :num_heads].transpose(0, 1)[None],
+                keys[None],
+                values[None],
+                attn_mask=_is_seen(count, first, end, window, qkv.device),
+                scale=scale,
+                enable_gqa=True,
+            )
+            output[row : row + count] = attended[0].transpose(0, 1)
+        return output.flatten(1)
+
+
+def _is_seen(count: int, first: int, end: int, window: int | None, device: torch.device) -> Tensor:
+    """Whether each of the last ``count`` positions before ``end`` sees each key from ``first`` on, [count, keys]."""
+    keys = torch.arange(first, end, device=device)
+    positions = torch.arange(end - count, end, device=device)[:, None]
+    is_seen = keys <= positions
+    return is_seen if window is None else is_seen & (keys > positions - window)
 
 
 class _PaddedAttention:
@@ -45,7 +94,7 @@ class _PaddedAttention:
         self._groups = [_Group.of(list(group), like) for _, group in _by_length(rows)]
 
     def attend(self, query: Tensor, cache: Tensor, output: Tensor, scale: float) -> None:
-        """See ``contract.PagedAttention``."""
+        """See ``contract.RowAttention``."""
         for group in self._groups:
             keys, values = cache[:, group.slots].transpose(0, 1).chunk(2, dim=1)
             attended = scaled_dot_product_attention(

@@ -10,7 +10,8 @@ from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, pr
 class CachedSequence:
     """Token ids, how many of them are cached, and in which blocks.
 
-    The last token is never cached: its forward pass gives the scores of the next token.
+    The last token is never cached: its forward pass gives the scores of the next token. On a GPU the last token can be
+    unread: it is chosen, but its id is only on the device. Unread tokens count in the length and are not in ``tokens``.
     """
 
     def __init__(
@@ -27,6 +28,8 @@ class CachedSequence:
         self.tokens = array("q", token_ids)
         self.num_prompt_tokens = len(self.tokens)
         self.num_cached = 0  # tokens
+        self.num_unread = 0  # tokens
+        self.unread_index = 0  # of the last unread token, among the tokens that its step chose
         self.block_table = array("i")
         self.draft: tuple[int, ...] = ()  # speculated next tokens, which the next step verifies
         self.uses_long_factors = False  # whether the cached keys were computed with the long RoPE factors
@@ -36,12 +39,12 @@ class CachedSequence:
         self._num_published = 0  # blocks
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens) + self.num_unread
 
     @property
     def num_pending(self) -> int:
         """Tokens that are not cached."""
-        return len(self.tokens) - self.num_cached
+        return len(self) - self.num_cached
 
     @property
     def has_no_cached_tokens(self) -> bool:
@@ -53,10 +56,19 @@ class CachedSequence:
         """The tokens after the prompt."""
         return tuple(self.tokens[self.num_prompt_tokens :])
 
+    def expect_token(self, index: int) -> None:
+        """Count a token that is chosen but unread; ``index``: see ``unread_index``."""
+        self.num_unread += 1
+        self.unread_index = index
+
     def append(self, token: int) -> None:
-        """Add a chosen token. It is the only pending one: what is cached beyond it belongs to a rejected draft."""
+        """Add a chosen token; it is the oldest unread one if there are any.
+
+        Without a later unread token it is the only pending one: what is cached beyond it belongs to a rejected draft.
+        """
+        self.num_unread = max(0, self.num_unread - 1)
         self.tokens.append(token)
-        self.num_cached = min(self.num_cached, len(self.tokens) - 1)
+        self.num_cached = min(self.num_cached, len(self) - 1)
 
     def slot(self, position: int) -> int:
         """The cache slot of the token at ``position``."""
@@ -75,12 +87,12 @@ class CachedSequence:
             self._recomputes_at_crossing
             and self.num_cached > 0
             and not self.uses_long_factors
-            and self.needs_long_factors(len(self.tokens))
+            and self.needs_long_factors(len(self))
         )
 
     def draft_capacity(self) -> int:
         """How many drafted tokens fit before RoPE changes its factors."""
-        if self._long_factors_from is None or self.needs_long_factors(len(self.tokens)):
+        if self._long_factors_from is None or self.needs_long_factors(len(self)):
             return len(self.tokens)
         return self._long_factors_from - len(self.tokens) - 1
 
@@ -124,7 +136,7 @@ class CachedSequence:
 
     def acquire_prefix(self, blocks: BlockManager) -> None:
         """Start from the longest prefix that other sequences have published. The last token stays pending."""
-        self._start_prefix(self.needs_long_factors(len(self.tokens)))
+        self._start_prefix(self.needs_long_factors(len(self)))
         while (self._num_published + 1) * BLOCK_SIZE < len(self.tokens):
             found = blocks.acquire_prefix(self._prefix, self._block_bytes(self._num_published))
             if found is None:
@@ -136,7 +148,7 @@ class CachedSequence:
 
     def share_prefix(self, other: "CachedSequence", blocks: BlockManager) -> None:
         """Start from the cached part of the prefix that this sequence has in common with ``other``."""
-        self._start_prefix(self.needs_long_factors(len(self.tokens)))
+        self._start_prefix(self.needs_long_factors(len(self)))
         count = min(self.num_common_blocks(other), other.num_cached // BLOCK_SIZE)
         for block in other.block_table[:count]:
             blocks.share(block)

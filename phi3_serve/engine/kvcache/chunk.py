@@ -25,7 +25,14 @@ class Chunk:
 
     @property
     def token_ids(self) -> list[int]:
-        """The ids to run."""
+        """The ids to run; -1 - n for the unread token with index n among the tokens that the last step chose."""
         sequence = self.sequence
         pending = sequence.tokens[self.start : self.end].tolist()
+        if sequence.num_unread and self.end == len(sequence):
+            pending.append(-1 - sequence.unread_index)
         return [*pending, *sequence.draft[: self.num_tokens - len(pending)]]
+
+    @property
+    def uses_long_factors(self) -> bool:
+        """Whether RoPE takes its long factors for these tokens."""
+        return self.sequence.needs_long_factors(len(self.sequence))

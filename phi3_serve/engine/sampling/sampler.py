@@ -54,7 +54,7 @@ def choose_tokens(tasks: Sequence[SamplingTask], logits: Tensor, blocks: BlockMa
         _together_or_one_by_one([task for task in due if _is_drawn_in_batch(task)], _draw)
         for task in due:
             if task.error is None:
-                _advance(task, round_number, logits, blocks)
+                advance(task, round_number, logits, blocks)
 
 
 def _together_or_one_by_one(tasks: Sequence[SamplingTask], act: Callable[[Sequence[SamplingTask]], None]) -> None:
@@ -128,7 +128,8 @@ def _draw(tasks: Sequence[SamplingTask]) -> None:
         start += len(task.rows)
 
 
-def _advance(task: SamplingTask, round_number: int, logits: Tensor, blocks: BlockManager) -> None:
+def advance(task: SamplingTask, round_number: int, logits: Tensor, blocks: BlockManager) -> None:
+    """Let the strategy of ``task`` append the tokens of a round. A failure becomes the task's ``error``."""
     scores = RoundScores(round_number, task.rows, task.scores, logits, task.tokens)
     try:
         task.new_tokens = task.strategy.advance(scores, blocks)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine.kernels import cpu_library as library_module
-from phi3_serve.engine.kernels.contract import AttentionRow, Kernels
+from phi3_serve.engine.kernels.contract import AttentionRow, RowAttention
 from phi3_serve.engine.kernels.cpu import CpuKernels
 from phi3_serve.engine.kernels.cpu_library import MAX_HEAD_DIM, MULTIPLY, cpu_library, levels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -43,10 +43,14 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def ours(each_level: str, dtype: torch.dtype) -> Kernels:
+def ours(each_level: str, dtype: torch.dtype) -> CpuKernels:
     kernels = select_kernels(CPU, dtype, 64)
     assert isinstance(kernels, CpuKernels), f"the kernels of level {each_level} were not built"
     return kernels
+
+
+def row_attention(kernels: CpuKernels | ReferenceKernels, rows: list[AttentionRow], cache: Tensor) -> RowAttention:
+    return kernels.of_rows(rows) if isinstance(kernels, CpuKernels) else kernels.of_rows(rows, cache)
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -54,7 +58,7 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 1000), (16, 1024), (40, 33)])
-def test_add_rms_norm(ours: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
+def test_add_rms_norm(ours: CpuKernels, dtype: torch.dtype, rows: int, width: int) -> None:
     hidden, delta = (torch.randn(rows, width).to(dtype) for _ in range(2))
     weight = torch.randn(width).to(dtype)
     expected = hidden.clone()
@@ -64,14 +68,16 @@ def test_add_rms_norm(ours: Kernels, dtype: torch.dtype, rows: int, width: int) 
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 1001), (40, 33)])
-def test_silu_product(ours: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
+def test_silu_product(ours: CpuKernels, dtype: torch.dtype, rows: int, width: int) -> None:
     gate_up = (torch.randn(rows, 2 * width) * 20).to(dtype)
     gate_up[0, :6] = torch.tensor([-1000.0, 1000.0, -89.0, 89.0, 0.0, -0.0])
     assert_close(ours.silu_product(gate_up), ReferenceKernels().silu_product(gate_up))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 4, 64, 64), (4, 2, 96, 72), (8, 1, 40, 40)])
-def test_rotate_and_store(ours: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int) -> None:
+def test_rotate_and_store(
+    ours: CpuKernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int
+) -> None:
     """The last two tokens are nobody's, and have no place in the cache."""
     qkv = torch.randn(9, heads + 2 * kv_heads, dim).to(dtype)
     rotation = (torch.randn(9, 1, rotary).to(dtype), torch.randn(9, 1, rotary).to(dtype))
@@ -99,20 +105,20 @@ def drawn_rows(draw: random.Random, count: int) -> list[AttentionRow]:
     ("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 96), (8, 2, 128), (3, 1, 40), (2, 2, 256), (2, 1, 17)]
 )
 @pytest.mark.parametrize("count", [1, 7, 33])
-def test_attention(ours: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, count: int) -> None:
+def test_attention(ours: CpuKernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, count: int) -> None:
     rows = drawn_rows(random.Random(count * dim), count)
     cache = torch.randn(2 * kv_heads, NUM_BLOCKS * BLOCK_SIZE, dim).to(dtype)
     query = torch.randn(count + 3, heads + 2 * kv_heads, dim).to(dtype)[:, :heads]
     outputs = []
     for kernels in (ours, ReferenceKernels()):
         outputs.append(torch.full((count + 3, heads, dim), 7.0, dtype=dtype))
-        kernels.paged_attention(rows, cache).attend(query, cache, outputs[-1], dim**-0.5)
+        row_attention(kernels, rows, cache).attend(query, cache, outputs[-1], dim**-0.5)
     assert_close(*outputs)
     strangers = sorted(set(range(count + 3)) - {row.query for row in rows})
     assert (outputs[0][strangers] == 7).all()
 
 
-def test_large_scores_and_no_numbers_stay_where_they_are(ours: Kernels, dtype: torch.dtype) -> None:
+def test_large_scores_and_no_numbers_stay_where_they_are(ours: CpuKernels, dtype: torch.dtype) -> None:
     tables = [array("i", [number]) for number in range(3)]
     cache = torch.randn(2, NUM_BLOCKS * BLOCK_SIZE, 64).to(dtype)
     query = torch.randn(3, 1, 64).to(dtype)
@@ -120,7 +126,7 @@ def test_large_scores_and_no_numbers_stay_where_they_are(ours: Kernels, dtype: t
     query[2] = torch.nan
     output = torch.zeros(3, 1, 64, dtype=dtype)
     rows = [AttentionRow(at, table, 0, 16) for at, table in enumerate(tables)]
-    ours.paged_attention(rows, cache).attend(query, cache, output, 1.0)
+    row_attention(ours, rows, cache).attend(query, cache, output, 1.0)
     likeliest = int((query[1, 0].float() * cache[0, 16:32].float()).sum(-1).argmax())
     assert_close(output[1, 0], cache[1, 16 + likeliest])
     assert output[2].isnan().all()
@@ -162,7 +168,7 @@ def test_paneled_layers_are_for_bfloat16_alone() -> None:
         paneled(torch.randn(16, 16))
 
 
-def test_what_the_kernels_cannot_read_is_refused(ours: Kernels, dtype: torch.dtype) -> None:
+def test_what_the_kernels_cannot_read_is_refused(ours: CpuKernels, dtype: torch.dtype) -> None:
     other = torch.float16
     with pytest.raises(TypeError, match="expected contiguous"):
         ours.silu_product(torch.zeros(2, 8, dtype=other))

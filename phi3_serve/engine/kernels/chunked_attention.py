@@ -1,23 +1,21 @@
-"""Attention over the paged cache.
+"""Attention over the paged cache, planned on the host.
 
-An ``AttentionPlan`` is made once a step from the block tables, and every layer follows it. Single queries, as in
-decoding, are left to the kernels. A longer chunk of a prompt is one call of torch's attention over the cached keys
-before the chunk and the chunk's own keys.
+A plan is made once a step from the block tables, and every layer follows it. Single queries, as in decoding, are left
+to a kernel. A longer chunk of a prompt is one call of torch's attention over the cached keys before the chunk and the
+chunk's own keys.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from phi3_serve.engine.kernels.contract import AttentionRow, Kernels
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, AttentionRow, RowAttention
 from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.kvcache.slots import cache_slots
-
-MAX_SINGLE_QUERIES = 8  # tokens; a chunk of up to this many is attended query by query
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +27,43 @@ class _PromptChunk:
     mask: Tensor | None  # added to the scores, [1, 1, queries, keys]; None: each query sees all keys up to its own
 
 
-class AttentionPlan:
-    """Which queries see which keys in one step."""
+class ChunkedAttention:
+    """``contract.AttentionPlan``: which queries see which keys in one step."""
 
-    def __init__(self, chunks: Sequence[Chunk], kernels: Kernels, *, window: int | None, like: Tensor) -> None:
-        """``window``: how many keys a query sees, its own included. ``like`` has the cache's dtype and device."""
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        of_rows: Callable[[Sequence[AttentionRow]], RowAttention],
+        *,
+        window: int | None,
+        like: Tensor,
+    ) -> None:
+        """See ``contract.Kernels.plan_attention``. ``of_rows`` prepares the attention of single queries."""
         self._window = window
         self._like = like
         rows: list[AttentionRow] = []
-        self.prompt_chunks: list[_PromptChunk] = []
+        self._prompt_chunks: list[_PromptChunk] = []
         start = 0
         for chunk in chunks:
-            if chunk.num_tokens <= MAX_SINGLE_QUERIES:
+            if chunk.num_tokens <= MAX_SHORT_QUERIES:
                 rows += self._rows(chunk, start)
             else:
-                self.prompt_chunks.append(self._prompt_chunk(chunk, start))
+                self._prompt_chunks.append(self._prompt_chunk(chunk, start))
             start += chunk.num_tokens
-        self.num_tokens = start
-        self.single_queries = kernels.paged_attention(rows, like) if rows else None
+        self._num_tokens = start
+        self._single_queries = of_rows(rows) if rows else None
+
+    def attend(self, qkv: Tensor, cache: Tensor, scale: float) -> Tensor:
+        """See ``contract.AttentionPlan``."""
+        num_heads = qkv.shape[1] - len(cache)
+        output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
+        if self._num_tokens < len(qkv):
+            output[self._num_tokens :] = 0
+        if self._single_queries is not None:
+            self._single_queries.attend(qkv[:, :num_heads], cache, output, scale)
+        for chunk in self._prompt_chunks:
+            output[chunk.queries] = _attend(qkv[chunk.queries].transpose(0, 1), cache, chunk, scale).transpose(0, 1)
+        return output.flatten(1)
 
     def _rows(self, chunk: Chunk, start: int) -> Iterator[AttentionRow]:
         for index in range(chunk.num_tokens):
@@ -72,30 +89,6 @@ class AttentionPlan:
         if self._window is not None:
             is_seen &= keys > queries - self._window
         return self._like.new_zeros(is_seen.shape).masked_fill_(~is_seen, -math.inf)[None, None]
-
-
-def attention(qkv: Tensor, cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Softmax attention of all queries of a step.
-
-    Args:
-        qkv: [tokens, heads + 2 * kv_heads, dim]; ``heads`` is a multiple of ``kv_heads``.
-        cache: [2 * kv_heads, slots, dim], the heads of the keys, then those of the values. Those of ``qkv`` are
-            already stored in it.
-        plan: which queries see which keys.
-        scale: multiplies the products of queries and keys.
-
-    Returns:
-        [tokens, heads * dim]; zeros for tokens that belong to no chunk.
-    """
-    num_heads = qkv.shape[1] - len(cache)
-    output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
-    if plan.num_tokens < len(qkv):
-        output[plan.num_tokens :] = 0
-    if plan.single_queries is not None:
-        plan.single_queries.attend(qkv[:, :num_heads], cache, output, scale)
-    for chunk in plan.prompt_chunks:
-        output[chunk.queries] = _attend(qkv[chunk.queries].transpose(0, 1), cache, chunk, scale).transpose(0, 1)
-    return output.flatten(1)
 
 
 def _attend(qkv: Tensor, cache: Tensor, chunk: _PromptChunk, scale: float) -> Tensor:

@@ -1,0 +1,143 @@
+"""The only forward pass: token ids in, logits of the next tokens out.
+
+It takes the weights from the modules of ``Phi3ForCausalLM`` and computes in the order of modeling_phi3.py in
+transformers 5.23, with its own implementation of each operation: linear layers in the fastest form for the machine,
+kernels between them, a paged key-value cache, and no attention mask over the whole batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from phi3_serve.engine.kernels.contract import AttentionPlan, LayerKernels
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form
+from phi3_serve.engine.model.rope import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """The tensors of one forward pass. Integers are int64, or int32 on a GPU."""
+
+    token_ids: Tensor  # [tokens]
+    positions: Tensor  # [tokens]
+    uses_long_factors: Tensor  # [tokens], 0 or 1; see ``Rope.rotation``
+    slots: Tensor  # the cache slot of each token; see ``LayerKernels.rotate_and_store``
+    logit_rows: Tensor | None  # the tokens whose logits are wanted; None: all
+    attention: AttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The weights of one decoder layer."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """The weights of a model and its forward pass."""
+
+    def __init__(self, model: Any, kernels: LayerKernels, *, releases_weights: bool = False) -> None:
+        """Take the weights of ``model``, a Phi3ForCausalLM.
+
+        ``releases_weights`` removes from ``model`` the weights that the decoder holds in another form.
+        """
+        self.device: torch.device = model.device
+        self.dtype = compute_dtype(model.dtype, self.device)
+        self.rope = Rope(model)
+        self._kernels = kernels
+        self._head_dim = head_dim(model.config)
+        self._epsilon: float = model.config.rms_norm_eps
+        self._embedding: Tensor = model.model.embed_tokens.weight.detach()
+        self._norm = model.model.norm.weight.detach().to(self.dtype)
+        self._layers = self._take_layers(model, releases_weights)
+
+    def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
+        form = fastest_form([layer.mlp.gate_up_proj.weight.detach() for layer in model.model.layers], self.dtype)
+
+        def take(module: nn.Linear) -> Linear:
+            layer = form(module.weight.detach().to(self.dtype))
+            if releases_weights and module.weight.data_ptr() != self._embedding.data_ptr():
+                module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+            return layer
+
+        layers = [
+            _Layer(
+                attention_norm=layer.input_layernorm.weight.detach().to(self.dtype),
+                qkv=take(layer.self_attn.qkv_proj),
+                out=take(layer.self_attn.o_proj),
+                mlp_norm=layer.post_attention_layernorm.weight.detach().to(self.dtype),
+                gate_up=take(layer.mlp.gate_up_proj),
+                down=take(layer.mlp.down_proj),
+            )
+            for layer in model.model.layers
+        ]
+        self._head = take(model.lm_head)
+        return layers
+
+    def run(self, inputs: StepInputs, cache: Tensor) -> Tensor:
+        """The logits of ``inputs``, [logit rows, vocabulary], in the dtype of the model.
+
+        ``cache`` is [layers, 2 * kv_heads, slots, dim]; the keys and values of the tokens are written to it.
+        """
+        rotation = self.rope.rotation(inputs.positions, inputs.uses_long_factors, self.dtype)
+        hidden = embedding(inputs.token_ids, self._embedding).to(self.dtype)
+        delta = torch.zeros_like(hidden)  # the output of the previous layer, not yet added to hidden
+        for layer, of_layer in zip(self._layers, cache, strict=True):
+            delta = self._run_layer(layer, hidden, delta, of_layer, rotation, inputs)
+        if inputs.logit_rows is not None:
+            hidden, delta = hidden[inputs.logit_rows], delta[inputs.logit_rows]
+        return self._head(self._kernels.add_rms_norm(hidden, delta, self._norm, self._epsilon))
+
+    def _run_layer(
+        self,
+        layer: _Layer,
+        hidden: Tensor,
+        delta: Tensor,
+        cache: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        inputs: StepInputs,
+    ) -> Tensor:
+        """Add ``delta``, the output of the previous layer, to ``hidden`` in place; returns this layer's output."""
+        kernels = self._kernels
+        normed = kernels.add_rms_norm(hidden, delta, layer.attention_norm, self._epsilon)
+        qkv = layer.qkv(normed).view(len(hidden), -1, self._head_dim)
+        kernels.rotate_and_store(qkv, rotation, inputs.slots, cache)
+        attended = inputs.attention.attend(qkv, cache, self._head_dim**-0.5)
+        normed = kernels.add_rms_norm(hidden, layer.out(attended), layer.mlp_norm, self._epsilon)
+        return layer.down(kernels.silu_product(layer.gate_up(normed)))
+
+
+def head_dim(config: Any) -> int:
+    """The dimensions of one attention head."""
+    dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return dim
+
+
+def new_cache(model: Any, num_blocks: int, dtype: torch.dtype) -> Tensor:
+    """An empty key-value cache, [layers, heads of the keys and then of the values, slots, dim].
+
+    Masked attention may read slots that were never written, so they must be numbers. On Linux, zeroed memory is only
+    allocated when it is written.
+    """
+    config = model.config
+    shape = (config.num_hidden_layers, 2 * config.num_key_value_heads, num_blocks * BLOCK_SIZE, head_dim(config))
+    return torch.zeros(shape, dtype=dtype, device=model.device)
+
+
+def copy_blocks(cache: Tensor, pairs: list[tuple[int, int]]) -> None:
+    """Copy the keys and values of whole blocks of ``cache``, (from, to). All are read before any is written."""
+    if pairs:
+        sources, targets = (
+            (torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten().to(cache.device)
+            for blocks in zip(*pairs, strict=True)
+        )
+        cache.index_copy_(2, targets, cache.index_select(2, sources))

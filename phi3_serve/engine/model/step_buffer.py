@@ -1,0 +1,175 @@
+"""The integers of a step, copied to the device in one transfer.
+
+The buffer on the device stays in place, so that a CUDA graph captured over a part of it can be replayed for any step of
+the same shape.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, PagedQueries
+from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.kvcache.slots import cache_slots
+
+ALIGNMENT = 4  # integers; parts that start at multiples of 16 bytes need only one compiled form of each kernel
+NOT_STORED = -1  # the slot of a padding token
+NUM_HOST_BUFFERS = 2  # the copy from one may not have begun when the next step is packed
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """How many integers of each kind a step has."""
+
+    tokens: int
+    logits: int
+    sequences: int
+    short_tiles: int
+    long_tiles: int
+
+    @classmethod
+    def of_decode(cls, rows: int) -> "StepShape":
+        """A step that runs one token of each of ``rows`` sequences."""
+        return cls(rows, rows, rows, rows, 0)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The parts of the buffer in their order. The block tables follow them."""
+        return [*[self.tokens] * 4, self.logits, 4 * self.sequences, 2 * self.short_tiles, 2 * self.long_tiles]
+
+
+@dataclass(frozen=True, slots=True)
+class StepIntegers:
+    """The parts of a buffer; see ``StepInputs`` and ``PagedQueries``."""
+
+    token_ids: Tensor  # unread tokens are negative; see ``Chunk.token_ids``
+    positions: Tensor
+    uses_long_factors: Tensor
+    slots: Tensor
+    logit_rows: Tensor
+    queries: PagedQueries
+
+    @classmethod
+    def of(cls, buffer: Tensor, shape: StepShape) -> "StepIntegers":
+        """The parts of ``buffer``, int32 [at least the sum of the sizes]."""
+        parts, start = [], 0
+        for size in shape.sizes:
+            parts.append(buffer[start : start + size])
+            start = _aligned(start + size)
+        ids, positions, factors, slots, logits, sequences, short, long = parts
+        queries = PagedQueries(sequences.view(-1, 4), buffer[start:], short.view(-1, 2), long.view(-1, 2))
+        return cls(ids, positions, factors, slots, logits, queries)
+
+
+class StepBuffer:
+    """An int32 buffer on the device, and the pinned buffers that it is filled from."""
+
+    def __init__(self, device: torch.device, capacity: int) -> None:
+        """``capacity``: integers."""
+        self.on_device = torch.zeros(capacity, dtype=torch.int32, device=device)
+        is_pinned = device.type == "cuda"
+        self._on_host = [
+            torch.zeros(capacity, dtype=torch.int32, pin_memory=is_pinned) for _ in range(NUM_HOST_BUFFERS)
+        ]
+        self._arrays = [buffer.numpy() for buffer in self._on_host]
+        self._next = 0
+
+    def fits(self, count: int) -> bool:
+        """Whether ``count`` integers fit into the buffer."""
+        return count <= len(self.on_device)
+
+    def fill(self, integers: Any) -> Tensor:
+        """The buffer with ``integers``, an int32 array, at its start, or a new one if they do not fit."""
+        if not self.fits(len(integers)):
+            return torch.from_numpy(integers).to(self.on_device.device)
+        number, self._next = self._next, (self._next + 1) % NUM_HOST_BUFFERS
+        self._arrays[number][: len(integers)] = integers
+        self.on_device[: len(integers)].copy_(self._on_host[number][: len(integers)], non_blocking=True)
+        return self.on_device
+
+
+def pack_decode(chunks: Sequence[Chunk], rows: int) -> Any:
+    """The integers of a step with ``StepShape.of_decode(rows)``, int32. Rows beyond the chunks are padding."""
+    padding = rows - len(chunks)
+    starts, table_starts, tables = [chunk.start for chunk in chunks], *_block_tables(chunks)
+    sequences = [
+        (row, 1, start + 1, table) for row, (start, table) in enumerate(zip(starts, table_starts, strict=True))
+    ]
+    return _joined(
+        [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
+        starts + [0] * padding,
+        [chunk.uses_long_factors for chunk in chunks] + [0] * padding,
+        [chunk.sequence.slot(chunk.start) for chunk in chunks] + [NOT_STORED] * padding,
+        range(rows),
+        chain(*sequences, [0] * (4 * padding)),
+        chain.from_iterable((row, 0) for row in range(rows)),
+        (),
+        tables,
+    )
+
+
+def pack(
+    chunks: Sequence[Chunk], logit_rows: Sequence[int], queries_per_tile: tuple[int, int]
+) -> tuple[StepShape, Any]:
+    """The integers of any step, int32, and its shape.
+
+    ``queries_per_tile``: of the attention's short and long tiles.
+    """
+    short, long = queries_per_tile
+    short_tiles = _tiles(chunks, short, lambda chunk: chunk.num_tokens <= MAX_SHORT_QUERIES)
+    long_tiles = _tiles(chunks, long, lambda chunk: chunk.num_tokens > MAX_SHORT_QUERIES)
+    table_starts, tables = _block_tables(chunks)
+    rows = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)])
+    sequences = [
+        (row, chunk.num_tokens, chunk.end, table)
+        for row, chunk, table in zip(rows[:-1].tolist(), chunks, table_starts, strict=True)
+    ]
+    shape = StepShape(int(rows[-1]), len(logit_rows), len(chunks), len(short_tiles), len(long_tiles))
+    return shape, _joined(
+        chain.from_iterable(chunk.token_ids for chunk in chunks),
+        chain.from_iterable(range(chunk.start, chunk.end) for chunk in chunks),
+        chain.from_iterable([chunk.uses_long_factors] * chunk.num_tokens for chunk in chunks),
+        np.concatenate([cache_slots(chunk.sequence.block_table, chunk.start, chunk.end) for chunk in chunks]).tolist(),
+        logit_rows,
+        chain.from_iterable(sequences),
+        chain.from_iterable(short_tiles),
+        chain.from_iterable(long_tiles),
+        tables,
+    )
+
+
+def _tiles(chunks: Sequence[Chunk], size: int, is_wanted: Callable[[Chunk], bool]) -> list[tuple[int, int]]:
+    return [
+        (sequence, first)
+        for sequence, chunk in enumerate(chunks)
+        if is_wanted(chunk)
+        for first in range(0, chunk.num_tokens, size)
+    ]
+
+
+def _block_tables(chunks: Sequence[Chunk]) -> tuple[list[int], "array[int]"]:
+    """The first entry of each sequence, and the entries of all."""
+    starts, tables = [], array("i")
+    for chunk in chunks:
+        starts.append(len(tables))
+        tables.extend(chunk.sequence.block_table)
+    return starts, tables
+
+
+def _joined(*parts: Iterable[int]) -> Any:
+    """``parts`` as one int32 array, in which each starts at a multiple of the alignment."""
+    integers = array("i")
+    for part in parts:
+        integers.extend([0] * (_aligned(len(integers)) - len(integers)))
+        integers.extend(part)
+    return np.frombuffer(integers, dtype=np.int32)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
