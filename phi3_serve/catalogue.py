@@ -3,6 +3,7 @@
 Figures are those of each variant's ``config.json`` at the pinned revision.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 RopeKind = Literal["default", "longrope"]
 
 EMBEDDED_TINY = Path(__file__).parent / "models" / "phi-3-tiny"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -139,3 +141,8 @@ def variant(name: str) -> Variant | None:
     """The catalogue's entry under any accepted spelling of its name."""
     found = find(name)
     return next((v for v in VARIANTS if v.name == found), None)
+
+
+def is_local(source: str) -> bool:
+    """Whether ``source`` is a directory and not a Hub repository id (``owner/name``)."""
+    return Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source)

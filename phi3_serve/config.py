@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,7 +17,6 @@ Routing = Literal["load", "prefix"]
 # A model's name becomes the name of its deployment, beside the ingress.
 INGRESS_NAME = "ingress"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def unknown_key_message(key: str, valid: list[str]) -> str:
@@ -279,8 +277,3 @@ class AppConfig(StrictModel):
         """The served name of the default model."""
         names = [m.served_name for m in self.models]
         return names[0] if self.default_model is None else catalogue.find(self.default_model, names) or names[0]
-
-
-def is_local(source: str) -> bool:
-    """Whether ``source`` is a directory and not a Hub repository id (``owner/name``)."""
-    return Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source)

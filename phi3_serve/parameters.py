@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Len, Lt, Predicate
-
+from phi3_serve.constraints import Length, Predicate, Range
 from phi3_serve.errors import InvalidRequest, did_you_mean
 
 
@@ -23,9 +22,9 @@ def has_no_lone_surrogate(text: str) -> bool:
 
 
 Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
-StopString = Annotated[Characters, Len(1, 64)]
-TokenId = Annotated[int, Ge(0)]
-TokenIds = Annotated[list[TokenId], Len(1, 1024)]
+StopString = Annotated[Characters, Length(1, 64)]
+TokenId = Annotated[int, Range(ge=0)]
+TokenIds = Annotated[list[TokenId], Length(1, 1024)]
 
 EarlyStopping = bool | Literal["never"]
 
@@ -45,58 +44,58 @@ class GenerationParameters:
         "use_attribute_docstrings": True,
     }
 
-    max_length: Annotated[int, Ge(1)] | None = None
+    max_length: Annotated[int, Range(ge=1)] | None = None
     """Maximum number of tokens of prompt and answer together, limited by the context; max_new_tokens overrides it."""
-    min_length: Annotated[int, Ge(0)] | None = None
+    min_length: Annotated[int, Range(ge=0)] | None = None
     """Minimum number of tokens of prompt and answer together; until then no end-of-sequence token is generated."""
-    max_new_tokens: Annotated[int, Ge(1)] | None = None
+    max_new_tokens: Annotated[int, Range(ge=1)] | None = None
     """Maximum number of tokens of the answer."""
-    min_new_tokens: Annotated[int, Ge(0)] | None = None
+    min_new_tokens: Annotated[int, Range(ge=0)] | None = None
     """Minimum number of tokens of the answer; until then no end-of-sequence token is generated."""
     do_sample: bool | None = None
     """true draws each token from the distribution; false takes the most likely token."""
     early_stopping: EarlyStopping | None = None
     """When beam search stops: true, when num_beams candidates are finished; false, when a better candidate is unlikely;
     "never", when a better candidate is impossible."""
-    num_beams: Annotated[int, Ge(1), Le(MAX_BEAMS)] | None = None
+    num_beams: Annotated[int, Range(ge=1, le=MAX_BEAMS)] | None = None
     """Number of beams of beam search; 1 turns beam search off."""
-    num_beam_groups: Annotated[int, Ge(1), Le(MAX_BEAMS)] | None = None
+    num_beam_groups: Annotated[int, Range(ge=1, le=MAX_BEAMS)] | None = None
     """Number of groups that num_beams is divided into for diverse beam search; 1 is plain beam search."""
-    diversity_penalty: Annotated[float, Ge(0)] | None = None
+    diversity_penalty: Annotated[float, Range(ge=0)] | None = None
     """Subtracted from a token's score for each beam of an earlier group that chose this token at the same step."""
-    temperature: Annotated[float, Ge(0)] | None = None
+    temperature: Annotated[float, Range(ge=0)] | None = None
     """Divides the logits before sampling: above 1 is more varied, below 1 less. Not 0: set do_sample to false."""
-    top_k: Annotated[int, Ge(0)] | None = None
+    top_k: Annotated[int, Range(ge=0)] | None = None
     """Sample from the k most likely tokens; 0 is off."""
-    top_p: Annotated[float, Ge(0), Le(1)] | None = None
+    top_p: Annotated[float, Range(ge=0, le=1)] | None = None
     """Sample from the most likely tokens whose probabilities add up to this sum; 1 is off."""
-    min_p: Annotated[float, Ge(0), Le(1)] | None = None
+    min_p: Annotated[float, Range(ge=0, le=1)] | None = None
     """Sample from the tokens that are at least this fraction as likely as the most likely token."""
-    typical_p: Annotated[float, Gt(0), Le(1)] | None = None
+    typical_p: Annotated[float, Range(gt=0, le=1)] | None = None
     """Sample from the most typical tokens whose probabilities add up to this sum; 1 is off."""
-    epsilon_cutoff: Annotated[float, Ge(0), Lt(1)] | None = None
+    epsilon_cutoff: Annotated[float, Range(ge=0, lt=1)] | None = None
     """Sample from the tokens with at least this probability; 0 is off."""
-    eta_cutoff: Annotated[float, Ge(0), Lt(1)] | None = None
+    eta_cutoff: Annotated[float, Range(ge=0, lt=1)] | None = None
     """Sample from the tokens above a cutoff computed from this value and the entropy; 0 is off."""
-    top_h: Annotated[float, Gt(0), Le(1)] | None = None
+    top_h: Annotated[float, Range(gt=0, le=1)] | None = None
     """Sample from the most likely tokens that hold this fraction of the entropy."""
-    repetition_penalty: Annotated[float, Gt(0)] | None = None
+    repetition_penalty: Annotated[float, Range(gt=0)] | None = None
     """Above 1 lowers the score of tokens that prompt or answer already contain; 1 is off."""
-    presence_penalty: Annotated[float, Ge(-2), Le(2)] | None = None
+    presence_penalty: Annotated[float, Range(ge=-2, le=2)] | None = None
     """Subtracted from the score of each token that the answer already contains, as in OpenAI's API; 0 is off."""
-    frequency_penalty: Annotated[float, Ge(-2), Le(2)] | None = None
+    frequency_penalty: Annotated[float, Range(ge=-2, le=2)] | None = None
     """Subtracted from a token's score for each time the answer already contains it, as in OpenAI's API; 0 is off."""
-    encoder_repetition_penalty: Annotated[float, Gt(0)] | None = None
+    encoder_repetition_penalty: Annotated[float, Range(gt=0)] | None = None
     """Above 1 raises the score of tokens that the prompt contains; 1 is off."""
-    length_penalty: Annotated[float, Ge(-32), Le(32)] | None = None
+    length_penalty: Annotated[float, Range(ge=-32, le=32)] | None = None
     """A beam's score is divided by its length raised to this power; above 0 favours longer answers."""
-    no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
+    no_repeat_ngram_size: Annotated[int, Range(ge=0)] | None = None
     """No n-gram of this size occurs twice in prompt and answer; 0 is off."""
-    encoder_no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
+    encoder_no_repeat_ngram_size: Annotated[int, Range(ge=0)] | None = None
     """No n-gram of this size of the prompt occurs in the answer; 0 is off."""
-    bad_words_ids: Annotated[list[TokenIds], Len(1, 1024)] | None = None
+    bad_words_ids: Annotated[list[TokenIds], Length(1, 1024)] | None = None
     """Token sequences that are never generated."""
-    sequence_bias: Annotated[list[tuple[TokenIds, float]], Len(1, 1024)] | None = None
+    sequence_bias: Annotated[list[tuple[TokenIds, float]], Length(1, 1024)] | None = None
     """Pairs of a token sequence and a bias; the last token gets the bias when the other tokens precede it."""
     suppress_tokens: TokenIds | None = None
     """Tokens that are never generated."""
@@ -106,22 +105,22 @@ class GenerationParameters:
     """The token that is forced first, if the prompt has exactly one token."""
     forced_eos_token_id: TokenId | TokenIds | None = None
     """The token that is forced last when max_length is reached."""
-    exponential_decay_length_penalty: tuple[Annotated[int, Ge(0)], Annotated[float, Gt(0)]] | None = None
+    exponential_decay_length_penalty: tuple[Annotated[int, Range(ge=0)], Annotated[float, Range(gt=0)]] | None = None
     """[start, factor]: after start tokens of the answer, the score of the end-of-sequence token grows exponentially, by
     factor per token."""
     renormalize_logits: bool | None = None
     """Normalise the scores after all processors."""
     remove_invalid_values: bool | None = None
     """Replace nan and inf in the scores; otherwise the request fails."""
-    guidance_scale: Annotated[float, Ge(0)] | None = None
+    guidance_scale: Annotated[float, Range(ge=0)] | None = None
     """Classifier-free guidance: how far the scores move away from those of the negative prompt; 1 is off."""
     negative_prompt_ids: TokenIds | None = None
     """Token ids of the negative prompt for guidance_scale; by default the prompt's last token."""
-    num_return_sequences: Annotated[int, Ge(1), Le(MAX_SEQUENCES)] | None = None
+    num_return_sequences: Annotated[int, Range(ge=1, le=MAX_SEQUENCES)] | None = None
     """Number of answers to one prompt: with beam search at most num_beams, otherwise only with do_sample."""
     output_scores: bool | None = None
     """Add per-token scores to Details."""
-    top_logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Range(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """Add to Details the log-probability of each token and of this many most likely tokens, from the model's unchanged
     scores; not with beam search."""
     return_dict_in_generate: bool | None = None
@@ -132,13 +131,13 @@ class GenerationParameters:
     """The begin-of-sequence token; it has no effect unless the prompt is empty."""
     eos_token_id: TokenId | TokenIds | None = None
     """The token or tokens that end the answer; by default the model's own list."""
-    stop_strings: StopString | Annotated[list[StopString], Len(0, 16)] | None = None
+    stop_strings: StopString | Annotated[list[StopString], Length(0, 16)] | None = None
     """Strings that end the answer when they are generated; the answer contains them."""
-    max_time: Annotated[float, Gt(0)] | None = None
+    max_time: Annotated[float, Range(gt=0)] | None = None
     """Seconds after which the answer ends, wherever it is."""
-    prompt_lookup_num_tokens: Annotated[int, Ge(1), Le(64)] | None = None
+    prompt_lookup_num_tokens: Annotated[int, Range(ge=1, le=64)] | None = None
     """Number of tokens to speculate from n-grams of the prompt; the answer is the same, only faster."""
-    seed: Annotated[int, Ge(0), Lt(2**63)] | None = None
+    seed: Annotated[int, Range(ge=0, lt=2**63)] | None = None
     """Makes sampling repeatable: the same request with the same seed gets the same answer."""
 
     def given(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,17 @@ def test_the_entry_of_phi_3_tiny_is_the_embedded_checkpoint() -> None:
     assert config["num_key_value_heads"] == tiny.num_kv_heads
     assert config["hidden_size"] // config["num_attention_heads"] == tiny.head_dim
     assert 0 < weights - tiny.weight_bytes("bfloat16") < 8192  # the header
+
+
+@pytest.mark.parametrize(
+    ("source", "local"),
+    [("microsoft/Phi-3-mini-4k-instruct", False), ("/models/x", True), ("./x", True), ("x", True), ("a/b/c", True)],
+)
+def test_what_counts_as_a_directory(source: str, local: bool) -> None:
+    assert catalogue.is_local(source) is local
+
+
+def test_a_directory_that_looks_like_a_hub_id_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert catalogue.is_local("owner/name")

@@ -1,10 +1,9 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from phi3_serve.config import AppConfig, is_local
+from phi3_serve.config import AppConfig
 
 TINY = {"name": "phi-3-tiny"}
 
@@ -95,17 +94,3 @@ def test_the_pinned_revision_belongs_to_the_catalogues_source() -> None:
 def test_the_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         AppConfig().limits.max_body_bytes = 1
-
-
-@pytest.mark.parametrize(
-    ("source", "local"),
-    [("microsoft/Phi-3-mini-4k-instruct", False), ("/models/x", True), ("./x", True), ("x", True), ("a/b/c", True)],
-)
-def test_what_counts_as_a_directory(source: str, local: bool) -> None:
-    assert is_local(source) is local
-
-
-def test_a_directory_that_looks_like_a_hub_id_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert is_local("owner/name")

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, GenerationConfig, Phi3ForCausalLM, PreTrainedTokenizerBase
 
-from phi3_serve.config import is_local
+from phi3_serve.catalogue import is_local
 from phi3_serve.engine.checkpoint import TOKENIZER, Checkpoint, open_checkpoint
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress

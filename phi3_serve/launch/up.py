@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from phi3_serve.config import AppConfig, is_local
+from phi3_serve.catalogue import is_local
+from phi3_serve.config import AppConfig
 from phi3_serve.engine.checkpoint import open_checkpoint
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch import config_file, proxy

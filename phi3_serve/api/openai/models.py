@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from phi3_serve.api.openai.schema import Model
-from phi3_serve.config import ModelConfig, is_local
+from phi3_serve.catalogue import is_local
+from phi3_serve.config import ModelConfig
 from phi3_serve.core import VariantState
 
 

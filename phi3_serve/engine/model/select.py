@@ -2,10 +2,12 @@
 
 from typing import Any, Protocol
 
+import torch
+
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import head_dim
-from phi3_serve.engine.model.device_runner import DeviceRunner
+from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.runner import ModelRunner
 
@@ -21,5 +23,34 @@ class RunnerFactory(Protocol):
 
 def new_runner(model: Any, sizes: EngineSizes, *, releases_weights: bool = False) -> Runner:
     """The fastest runner for ``model`` on its device; see ``RunnerFactory``."""
-    kernels = select_kernels(model.device, compute_dtype(model.dtype, model.device), head_dim(model.config))
+    dtype = compute_dtype(model.dtype, model.device)
+    if model.device.type == "cuda":
+        return _cuda_runner(model, sizes, dtype, releases_weights=releases_weights)
+    kernels = select_kernels(model.device, dtype, head_dim(model.config))
     return ModelRunner(model, kernels, num_blocks=sizes.num_blocks, releases_weights=releases_weights)
+
+
+def _cuda_runner(model: Any, sizes: EngineSizes, dtype: torch.dtype, *, releases_weights: bool) -> DeviceRunner:
+    # Triton is installed with torch for CUDA only.
+    from phi3_serve.engine.kernels.cuda import CudaKernels
+    from phi3_serve.engine.sampling.triton_chooser import TritonChooser
+
+    config = model.config
+    kernels = CudaKernels(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        dtype=dtype,
+        device=model.device,
+    )
+    runner = DeviceRunner(
+        model,
+        kernels,
+        TritonChooser(model.device),
+        CudaGraphs(),
+        num_blocks=sizes.num_blocks,
+        max_rows=sizes.max_rows,
+        token_budget=sizes.token_budget,
+        releases_weights=releases_weights,
+    )
+    runner.capture_graphs()
+    return runner

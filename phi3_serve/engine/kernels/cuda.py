@@ -1,0 +1,77 @@
+"""The kernels in Triton, for a GPU of NVIDIA."""
+
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels import triton_attention, triton_layers
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, PagedQueries
+from phi3_serve.engine.kernels.triton_attention import (
+    AttentionConfig,
+    decode_config,
+    prefill_config,
+    prefill_queries_per_tile,
+    scratch_size,
+)
+
+
+class CudaKernels:
+    """``contract.DeviceKernels`` in Triton."""
+
+    def __init__(self, *, num_heads: int, num_kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
+        """For a model with these attention heads that computes in ``dtype``."""
+        self._num_kv_heads = num_kv_heads
+        self._group = num_heads // num_kv_heads
+        self._dtype = dtype
+        self._multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
+        self._queries_per_short_tile = max(1, min(MAX_SHORT_QUERIES, 16 // self._group))
+        self.queries_per_tile = (self._queries_per_short_tile, prefill_queries_per_tile(self._group, dtype))
+
+    def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """See ``contract.LayerKernels``."""
+        return triton_layers.add_rms_norm(hidden, delta, weight, epsilon)
+
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+        """See ``contract.LayerKernels``."""
+        triton_layers.rotate_and_store(qkv, rotation, slots, cache)
+
+    def silu_product(self, gate_up: Tensor) -> Tensor:
+        """See ``contract.LayerKernels``."""
+        return triton_layers.silu_product(gate_up)
+
+    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+        """See ``contract.DeviceKernels``."""
+        num_heads = qkv.shape[1] - len(cache)
+        output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
+        for tiles, config in (
+            (queries.short_tiles, self._short_config(len(queries.short_tiles))),
+            (queries.long_tiles, self._long_config(len(queries.long_tiles))),
+        ):
+            if len(tiles):
+                triton_attention.attend(
+                    qkv[:, :num_heads],
+                    cache,
+                    output,
+                    queries.sequences,
+                    tiles,
+                    queries.block_tables,
+                    scale=scale,
+                    window=window,
+                    config=config,
+                    scratch=qkv.new_empty(
+                        scratch_size(len(tiles), num_heads, qkv.shape[2], config), dtype=torch.float32
+                    ),
+                )
+        return output.flatten(1)
+
+    def _short_config(self, num_tiles: int) -> AttentionConfig:
+        return decode_config(
+            num_tiles,
+            self._num_kv_heads,
+            self._group,
+            self._dtype,
+            self._multiprocessors,
+            queries_per_tile=self._queries_per_short_tile,
+        )
+
+    def _long_config(self, num_tiles: int) -> AttentionConfig:
+        return prefill_config(num_tiles, self._num_kv_heads, self._group, self._dtype, self._multiprocessors)

@@ -1,0 +1,154 @@
+"""The kernels of a layer besides attention, in Triton.
+
+Each function allocates its result and launches one kernel. The launch depends on shapes alone, so it can be captured in
+a CUDA graph. Numbers are rounded where modeling_phi3.py of transformers 5.23 rounds them.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_NORM_WARPS = 16
+HEADS_PER_PROGRAM = 16  # with four warps, each thread reads 16 bytes of each half of a 128-dimensional head
+SILU_BLOCK = 1024  # columns; with four warps, each thread reads 16 bytes of the gate and of the other half
+
+
+def add_rms_norm(hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """See ``contract.LayerKernels``."""
+    _check(hidden, delta, weight)
+    normed = torch.empty_like(hidden)
+    tokens, width = hidden.shape
+    if tokens:
+        block = triton.next_power_of_2(width)
+        num_warps = min(MAX_NORM_WARPS, max(1, block // 256))
+        _add_rms_norm[(tokens,)](hidden, delta, weight, normed, epsilon, width, block, num_warps=num_warps)
+    return normed
+
+
+@triton.jit
+def _add_rms_norm(hidden, delta, weight, normed, epsilon, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One program for each token."""
+    start = tl.program_id(0).to(tl.int64) * WIDTH
+    columns = tl.arange(0, BLOCK)
+    is_inside = columns < WIDTH
+    dtype = hidden.dtype.element_ty
+    x = tl.load(hidden + start + columns, mask=is_inside, other=0.0).to(tl.float32)
+    x += tl.load(delta + start + columns, mask=is_inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + columns, mask=is_inside, other=0.0).to(tl.float32)
+    added = x.to(dtype)
+    tl.store(hidden + start + columns, added, mask=is_inside)
+    x = added.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(x * x) / WIDTH + epsilon)
+    tl.store(normed + start + columns, (w * (x * factor).to(dtype).to(tl.float32)).to(dtype), mask=is_inside)
+
+
+def rotate_and_store(qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+    """See ``contract.LayerKernels``. ``slots`` are int32 or int64; tokens with slot -1 are not stored."""
+    _check(qkv, *rotation, cache)
+    tokens, all_heads, dim = qkv.shape
+    num_kv_heads = len(cache) // 2
+    rotary = rotation[0].shape[-1]
+    if tokens:
+        _rotate_and_store[(tokens, triton.cdiv(all_heads, HEADS_PER_PROGRAM))](
+            qkv,
+            *rotation,
+            slots,
+            cache,
+            len(slots),
+            cache.stride(0),
+            all_heads - 2 * num_kv_heads,
+            num_kv_heads,
+            dim,
+            rotary,
+            HEADS_PER_PROGRAM,
+            triton.next_power_of_2(rotary // 2),
+            triton.next_power_of_2(dim - rotary),
+            num_warps=4,
+            enable_fp_fusion=False,  # transformers rounds each product
+        )
+
+
+@triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slots"])
+def _rotate_and_store(  # type: ignore[no-untyped-def]
+    qkv,
+    cosine,
+    sine,
+    slots,
+    cache,
+    num_slots,
+    cache_head_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROTARY: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr,
+):
+    """One program for each token and HEADS_BLOCK heads of its queries, keys and values."""
+    HALF: tl.constexpr = ROTARY // 2
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK))[:, None]
+    slot = tl.load(slots + token, mask=token < num_slots, other=-1).to(tl.int64)
+    is_rotated = head < HEADS + KV_HEADS
+    is_stored = (head >= HEADS) & (head < HEADS + 2 * KV_HEADS) & (slot >= 0)
+    source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + head * DIM
+    target = cache + (head - HEADS).to(tl.int64) * cache_head_stride + slot * DIM
+    dtype = qkv.dtype.element_ty
+
+    column = tl.arange(0, HALF_BLOCK)
+    is_column = (column < HALF)[None, :]
+    is_inside = (head < HEADS + 2 * KV_HEADS) & is_column
+    low = tl.load(source + column[None, :], mask=is_inside, other=0.0)
+    high = tl.load(source + HALF + column[None, :], mask=is_inside, other=0.0)
+    angle = token * ROTARY + column
+    low_cosine = tl.load(cosine + angle, mask=column < HALF, other=0.0).to(tl.float32)[None, :]
+    high_cosine = tl.load(cosine + angle + HALF, mask=column < HALF, other=0.0).to(tl.float32)[None, :]
+    low_sine = tl.load(sine + angle, mask=column < HALF, other=0.0).to(tl.float32)[None, :]
+    high_sine = tl.load(sine + angle + HALF, mask=column < HALF, other=0.0).to(tl.float32)[None, :]
+    x = low.to(tl.float32)
+    y = high.to(tl.float32)
+    rotated_low = (x * low_cosine).to(dtype).to(tl.float32) + (y * low_sine).to(dtype).to(tl.float32)
+    rotated_high = (y * high_cosine).to(dtype).to(tl.float32) + (x * high_sine).to(dtype).to(tl.float32)
+    low = tl.where(is_rotated, rotated_low.to(dtype), low)
+    high = tl.where(is_rotated, rotated_high.to(dtype), high)
+    tl.store(source + column[None, :], low, mask=is_rotated & is_column)
+    tl.store(source + HALF + column[None, :], high, mask=is_rotated & is_column)
+    tl.store(target + column[None, :], low, mask=is_stored & is_column)
+    tl.store(target + HALF + column[None, :], high, mask=is_stored & is_column)
+    if ROTARY < DIM:
+        rest = ROTARY + tl.arange(0, REST_BLOCK)[None, :]
+        unrotated = tl.load(source + rest, mask=is_stored & (rest < DIM), other=0.0)
+        tl.store(target + rest, unrotated, mask=is_stored & (rest < DIM))
+
+
+def silu_product(gate_up: Tensor) -> Tensor:
+    """See ``contract.LayerKernels``."""
+    _check(gate_up)
+    tokens, width = len(gate_up), gate_up.shape[1] // 2
+    product = gate_up.new_empty(tokens, width)
+    if tokens:
+        _silu_product[(tokens, triton.cdiv(width, SILU_BLOCK))](gate_up, product, width, SILU_BLOCK, num_warps=4)
+    return product
+
+
+@triton.jit
+def _silu_product(gate_up, product, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One program for each token and BLOCK columns."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_inside = column < WIDTH
+    gate = tl.load(gate_up + token * 2 * WIDTH + column, mask=is_inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + token * 2 * WIDTH + WIDTH + column, mask=is_inside, other=0.0).to(tl.float32)
+    dtype = product.dtype.element_ty
+    silu = (gate / (1.0 + tl.exp(-gate))).to(dtype)
+    tl.store(product + token * WIDTH + column, (silu.to(tl.float32) * up).to(dtype), mask=is_inside)
+
+
+def _check(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype != tensors[0].dtype or not tensor.is_contiguous():
+            raise TypeError(
+                f"expected contiguous {tensors[0].dtype} tensors, got {tensor.dtype} with strides {tensor.stride()}"
+            )

@@ -1,0 +1,37 @@
+"""``TokenChooser`` by one Triton kernel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels import triton_sampling
+from phi3_serve.engine.sampling.processors import ScoreSettings
+
+
+class TritonChooser:
+    """Chooses on a GPU, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._seed = torch.tensor([torch.seed() >> 2, 0], device=device)  # a seed and the number of the step
+        self._rows: tuple[int, ...] = ()
+        self._settings = (torch.empty(0), torch.empty(0))
+
+    def supports(self, settings: ScoreSettings) -> bool:
+        """See ``TokenChooser``."""
+        return triton_sampling.supports(settings.parameters)
+
+    def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
+        """See ``TokenChooser``."""
+        floats, ints = self._on_device(rows)
+        triton_sampling.choose_tokens(logits, floats, ints, self._seed, tokens)
+        self._seed[1] += 1
+
+    def _on_device(self, rows: Sequence[ScoreSettings]) -> tuple[Tensor, Tensor]:
+        """The settings of ``rows``; they are copied only when the rows change."""
+        ids = tuple(map(id, rows))
+        if ids != self._rows:
+            arrays = triton_sampling.packed([(row.parameters, row.min_tokens_to_keep) for row in rows])
+            floats, ints = (torch.from_numpy(array).to(self._seed.device) for array in arrays)
+            self._rows, self._settings, self._kept = ids, (floats, ints), list(rows)
+        return self._settings
