@@ -214,7 +214,8 @@ def shaken(loaded: LoadedModel, seed: int) -> LoadedModel:
     """``loaded`` with another head, each weight of it moved by two parts in a million."""
     model = copy.deepcopy(loaded.model)
     head = model.lm_head.weight.data
-    head *= 1 + SHAKEN_BY * torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
+    head *= 1 + SHAKEN_BY * noise.to(head.device)
     return replace(loaded, model=model)
 
 
@@ -227,9 +228,11 @@ def _is_same_answer(one: EngineEvent, other: EngineEvent) -> bool:
 class Parity:
     """An engine with few blocks, its oracle, and the checkpoint of both."""
 
-    def __init__(self, directory: Path, shape: Shape, make_runner: RunnerFactory = new_runner) -> None:
+    def __init__(
+        self, directory: Path, shape: Shape, make_runner: RunnerFactory = new_runner, device: str = "cpu"
+    ) -> None:
         make(directory, shape, seed=7)
-        self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
+        self.loaded = load("tested", str(directory), None, device=device, dtype="float32")
         self.oracle = Oracle(self.loaded)
         self._all_are_there = threading.Event()
         self._draw = random.Random(0)

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -13,13 +12,13 @@ from phi3_serve.bench.roofline import linear_sizes
 from phi3_serve.bench.shapes import config
 from phi3_serve.engine.kernels.triton_linear import LinearConfig, multiply
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-TRITON_ROWS = (1, 8, 16)
+ROWS = (1, 8)
+TRITON_ROWS = ROWS
 CONFIGS = [
     LinearConfig(n, k, warps, stages)
     for n, k, warps, stages in [
-        (4, 512, 4, 2), (4, 1024, 4, 2), (8, 512, 4, 2), (8, 1024, 8, 2), (16, 256, 4, 3), (16, 512, 8, 2),
-        (2, 1024, 4, 2), (1, 1024, 4, 2), (32, 128, 4, 4), (32, 256, 4, 3), (64, 128, 4, 4), (16, 512, 4, 3),
+        (8, 512, 4, 3), (8, 1024, 8, 3), (4, 1024, 4, 3), (2, 1024, 4, 3), (16, 512, 8, 3),
+        (16, 256, 4, 4), (16, 128, 4, 6), (32, 128, 4, 5), (32, 256, 4, 3),
     ]
 ]  # fmt: skip
 
@@ -55,18 +54,27 @@ def main(path: str) -> None:
                 x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
                 found = {"cuBLAS": graph_seconds(lambda w: linear(x, w), weights)}
                 for one in CONFIGS if rows in TRITON_ROWS else ():
-                    if inputs % one.block_k or (rows > 1 and (one.block_n < 16 or one.block_k > 256)) or (rows == 1 and one.block_n > 16):
+                    if (
+                        inputs % one.block_k
+                        or (rows > 1 and (one.block_n < 16 or one.block_k > 256))
+                        or (rows == 1 and (one.block_n > 16 or one.block_k < 512))
+                    ):
                         continue
                     name = f"n{one.block_n} k{one.block_k} w{one.num_warps} s{one.num_stages}"
                     try:
-                        torch.testing.assert_close(multiply(x, weights[0], one), linear(x, weights[0]), rtol=3e-2, atol=0.5)
+                        torch.testing.assert_close(
+                            multiply(x, weights[0], one), linear(x, weights[0]), rtol=3e-2, atol=0.5
+                        )
                         found[name] = graph_seconds(lambda w, one=one: multiply(x, w, one), weights)
                     except Exception as error:
                         print(name, type(error).__name__, str(error)[:200])
                 rate = {name: outputs * inputs * 2 / seconds / 1e9 for name, seconds in found.items()}
                 best = sorted(((r, n) for n, r in rate.items() if n != "cuBLAS"), reverse=True)[:3]
-                print(f"{shape} {outputs}x{inputs} rows {rows}: cuBLAS {rate['cuBLAS']:.0f} GB/s ({found['cuBLAS'] * 1e6:.1f} us)  "
-                      + "  ".join(f"{n} {r:.0f}" for r, n in best), flush=True)
+                print(
+                    f"{shape} {outputs}x{inputs} rows {rows}: cuBLAS {rate['cuBLAS']:.0f} GB/s ({found['cuBLAS'] * 1e6:.1f} us)  "
+                    + "  ".join(f"{n} {r:.0f}" for r, n in best),
+                    flush=True,
+                )
                 lines.append({"shape": shape, "outputs": outputs, "inputs": inputs, "rows": rows, "gb_per_s": rate})
             del weights
     with open(path, "w") as file:

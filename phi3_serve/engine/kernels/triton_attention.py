@@ -296,11 +296,11 @@ def _attend(  # type: ignore[no-untyped-def]
         acc_rest = tl.zeros([BLOCK_M, REST_DIM], tl.float32)
     state = (acc, acc_rest, tl.full([BLOCK_M], _LOWEST, tl.float32), tl.zeros([BLOCK_M], tl.float32))
     if SKIPS_MASKS:
-        full_begin, full_stop = _full_range(
-            position, begin, stop, split_begin, split_stop, WINDOW, BLOCK_N
-        )
+        full_begin, full_stop = _full_range(position, begin, stop, split_begin, split_stop, WINDOW, BLOCK_N)
         if WINDOW:
-            state = _attend_keys(state, inputs, split_begin, full_begin, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM)
+            state = _attend_keys(
+                state, inputs, split_begin, full_begin, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM
+            )
         state = _attend_keys(state, inputs, full_begin, full_stop, False, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM)
         state = _attend_keys(state, inputs, full_stop, split_stop, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM)
     else:

@@ -5,7 +5,6 @@ and the whole input, which stays in the caches.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -46,9 +45,7 @@ def multiply(x: Tensor, weight: Tensor, config: LinearConfig) -> Tensor:
 
 
 @triton.jit
-def _multiply_row(
-    x: Any, weight: Any, out: Any, outputs: Any, inputs: Any, block_n: tl.constexpr, block_k: tl.constexpr
-) -> None:
+def _multiply_row(x, weight, out, outputs, inputs, block_n: tl.constexpr, block_k: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row: products and sums without tensor cores, which need sixteen rows."""
     n = tl.program_id(0) * block_n + tl.arange(0, block_n)
     k = tl.arange(0, block_k)
@@ -63,17 +60,18 @@ def _multiply_row(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _multiply_rows(
-    x: Any,
-    weight: Any,
-    out: Any,
-    rows: Any,
-    outputs: Any,
-    inputs: Any,
+def _multiply_rows(  # type: ignore[no-untyped-def]
+    x,
+    weight,
+    out,
+    rows,
+    outputs,
+    inputs,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
-) -> None:
+):
+    """Up to block_m rows, with tensor cores."""
     n = tl.program_id(0) * block_n + tl.arange(0, block_n)
     m = tl.arange(0, block_m)
     k = tl.arange(0, block_k)

@@ -27,10 +27,7 @@ def supports(parameters: ResolvedParameters) -> bool:
     """Whether ``choose_tokens`` has all warpers that these parameters request."""
     p = parameters
     return p.is_greedy or (
-        p.top_h is None
-        and p.typical_p >= 1.0
-        and not 0.0 < p.epsilon_cutoff < 1.0
-        and not 0.0 < p.eta_cutoff < 1.0
+        p.top_h is None and p.typical_p >= 1.0 and not 0.0 < p.epsilon_cutoff < 1.0 and not 0.0 < p.eta_cutoff < 1.0
     )
 
 
