@@ -199,8 +199,8 @@ class EngineCore:
     @torch.inference_mode()
     def _finish(self, launched: _Launched) -> Events:
         """Give each request its next tokens; returns the events of all."""
-        on_host = [task.sampling for task in launched.on_host]
-        choose_tokens(on_host, launched.logits.float(), self.blocks)
+        if launched.on_host:
+            choose_tokens([task.sampling for task in launched.on_host], launched.logits.float(), self.blocks)
         if launched.tokens is not None:
             tokens = iter(launched.tokens.read())
             for task in launched.on_device:
@@ -249,6 +249,7 @@ class EngineCore:
         """
         if isinstance(error, torch.AcceleratorError):
             raise error
+        self.runner.check_device()
         logger.error("a step of %d requests failed", len(generations), exc_info=error)
         failure: Phi3ServeError = EngineFailure(f"Generation failed: {type(error).__name__}.")
         if isinstance(error, torch.OutOfMemoryError):

@@ -226,20 +226,20 @@ def _is_same_answer(one: EngineEvent, other: EngineEvent) -> bool:
 
 
 class Parity:
-    """An engine with few blocks, its oracle, and the checkpoint of both."""
+    """An engine with few blocks, its oracle on the CPU, and the checkpoint of both."""
 
     def __init__(
         self, directory: Path, shape: Shape, make_runner: RunnerFactory = new_runner, device: str = "cpu"
     ) -> None:
         make(directory, shape, seed=7)
-        self.loaded = load("tested", str(directory), None, device=device, dtype="float32")
+        self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
         self.oracle = Oracle(self.loaded)
         self._all_are_there = threading.Event()
         self._draw = random.Random(0)
         self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
         # 31 blocks are 496 tokens: enough for any one request, too few for those that come with it
         self.engine = Engine(
-            self.loaded,
+            load("tested", str(directory), None, device=device, dtype="float32"),
             sizes=EngineSizes(num_blocks=31, token_budget=96, max_rows=64),
             on_step=self._between_steps,
             make_runner=make_runner,

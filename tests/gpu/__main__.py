@@ -26,8 +26,9 @@ PARTS: dict[str, tuple[str, tuple[str, ...], int]] = {
     "parity": ("checks", ("parity",), 90),
     "mini": ("speed", ("mini",), 100),
     "medium": ("speed", ("medium",), 110),
-    "peers": ("peers", ("mini", "64"), 110),
-    "beams": ("peers", ("mini", "8"), 60),
+    "kaito": ("peers", ("mini", "kaito"), 120),
+    "beams": ("peers", ("mini", "beams"), 120),
+    "batching": ("peers", ("mini", "batching"), 90),
 }
 
 

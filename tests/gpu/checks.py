@@ -138,7 +138,7 @@ def _distribution(scores: Tensor, top_k: int, top_p: float, min_p: float, keep: 
 
 
 def parity() -> dict[str, Any]:
-    """Random requests over all parameters in float32, token for token with transformers on the same GPU."""
+    """Random requests over all parameters in float32, token for token with transformers on the CPU."""
     from tests.engine.parity import COMPANY, Parity, cases
     from tests.random_checkpoint import Shape
 

@@ -8,20 +8,28 @@ import sys
 from phi3_serve.bench import engine
 from tests.gpu.report import say, write
 
-AT_ONCE = 64
+# name: (workloads, requests at once, peers)
+RUNS = {
+    "kaito": (("plain", "sampled", "exotic"), 64, ("generate",)),
+    "beams": (("beams",), 8, ("generate",)),
+    "batching": (("plain",), 64, ("batching",)),
+}
 
-if __name__ == "__main__":
+
+def main(shape: str, name: str) -> None:
+    """Run one comparison."""
+    workloads, at_once, peers = RUNS[name]
     settings = engine.Settings(
-        shape=sys.argv[1],
+        shape=shape,
         device="cuda",
         dtype="bfloat16",
         peer_dtype="auto",
-        concurrency=(AT_ONCE,) if sys.argv[2] == "64" else (8,),
-        workloads=("plain", "sampled", "exotic") if sys.argv[2] == "64" else ("beams",),
-        peers=("generate", "batching") if sys.argv[2] == "64" else ("generate",),
+        concurrency=(at_once,),
+        workloads=workloads,
+        peers=peers,
         prompt_tokens=32,
         new_tokens=128,
-        requests=0,
+        requests=at_once,
         rounds=1,
         threads=0,
     )
@@ -29,8 +37,9 @@ if __name__ == "__main__":
         engine.run(settings, as_json=True)
     report = json.loads(out.getvalue())
     for line in report["lines"]:
-        of_roofline = f", {line['of_roofline']:.0%} of the limit" if line["of_roofline"] else ""
-        say(
-            f"{line['name']}, {line['workload']}, {line['concurrency']} at once: {line['tokens_per_s']:,.0f} tokens/s{of_roofline}"
-        )
+        say(f"{line['name']}, {line['workload']}, {at_once} at once: {line['tokens_per_s']:,.0f} tokens/s")
     write(report)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,6 +1,6 @@
-"""A linear layer for few rows in Triton: it streams the weight from memory once.
+"""A linear layer for one row in Triton: it streams the weight from memory once.
 
-For a few rows the time of a linear layer is that of reading its weight. Each program reads the weights of a few outputs
+For one row the time of a linear layer is that of reading its weight. Each program reads the weights of a few outputs
 and the whole input, which stays in the caches.
 """
 
@@ -11,36 +11,47 @@ import triton.language as tl
 from torch import Tensor
 
 
+MIN_BLOCK_K = 512
+FEW_OUTPUTS = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class LinearConfig:
     """The sizes of one program."""
 
     block_n: int  # outputs
-    block_k: int  # inputs of one iteration
+    block_k: int  # inputs of one iteration, a divisor of all inputs
     num_warps: int
-    num_stages: int
+    num_stages: int = 3
 
 
-def multiply(x: Tensor, weight: Tensor, config: LinearConfig) -> Tensor:
-    """``x`` [rows, inputs] times the transpose of ``weight`` [outputs, inputs], accumulated in float32.
+def row_config(outputs: int, inputs: int) -> LinearConfig | None:
+    """The config for a weight [outputs, inputs] on an H100; None if no block divides the inputs.
 
-    ``inputs`` is a multiple of the block of inputs. Up to 16 rows are efficient.
+    Measured on the layers of mini and medium with tests/gpu/time_linear.py; see docs/performance-log.md.
     """
-    rows, inputs = x.shape
-    outputs = len(weight)
-    out = x.new_empty(rows, outputs)
-    grid = (triton.cdiv(outputs, config.block_n),)
-    if rows == 1:
-        _multiply_row[grid](
-            x, weight, out, outputs, inputs, config.block_n, config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
-    else:
-        block_m = max(16, triton.next_power_of_2(rows))
-        _multiply_rows[grid](
-            x, weight, out, rows, outputs, inputs, block_m, config.block_n, config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+    if inputs % MIN_BLOCK_K:
+        return None
+    if inputs % (2 * MIN_BLOCK_K):
+        return LinearConfig(8, MIN_BLOCK_K, 4)
+    return LinearConfig(8, 2 * MIN_BLOCK_K, 8) if outputs <= FEW_OUTPUTS else LinearConfig(2, 2 * MIN_BLOCK_K, 4)
+
+
+def multiply_row(x: Tensor, weight: Tensor, config: LinearConfig) -> Tensor:
+    """``x`` [1, inputs] times the transpose of ``weight`` [outputs, inputs], accumulated in float32."""
+    outputs, inputs = weight.shape
+    out = x.new_empty(1, outputs)
+    _multiply_row[(triton.cdiv(outputs, config.block_n),)](
+        x,
+        weight,
+        out,
+        outputs,
+        inputs,
+        config.block_n,
+        config.block_k,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
     return out
 
 
@@ -57,34 +68,3 @@ def _multiply_row(x, weight, out, outputs, inputs, block_n: tl.constexpr, block_
         values = tl.load(x + start + k)
         total += w.to(tl.float32) * values.to(tl.float32)[None, :]
     tl.store(out + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=is_output)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _multiply_rows(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    out,
-    rows,
-    outputs,
-    inputs,
-    block_m: tl.constexpr,
-    block_n: tl.constexpr,
-    block_k: tl.constexpr,
-):
-    """Up to block_m rows, with tensor cores."""
-    n = tl.program_id(0) * block_n + tl.arange(0, block_n)
-    m = tl.arange(0, block_m)
-    k = tl.arange(0, block_k)
-    is_output, is_row = n < outputs, m < rows
-    weights = weight + n[None, :].to(tl.int64) * inputs + k[:, None]
-    values = x + m[:, None] * inputs + k[None, :]
-    total = tl.zeros((block_m, block_n), tl.float32)
-    for start in range(0, inputs, block_k):
-        w = tl.load(weights + start, mask=is_output[None, :], other=0.0, eviction_policy="evict_first")
-        v = tl.load(values + start, mask=is_row[:, None], other=0.0)
-        total = tl.dot(v, w, total, input_precision="ieee")
-    tl.store(
-        out + m[:, None] * outputs + n[None, :],
-        total.to(out.dtype.element_ty),
-        mask=is_row[:, None] & is_output[None, :],
-    )

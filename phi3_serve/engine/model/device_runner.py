@@ -87,6 +87,16 @@ class DeviceRunner:
         self._graph_rows = graph_rows(max_rows)
         self._graphs: dict[int, Replay] = {}
 
+    def check_device(self) -> None:
+        """Wait for the device.
+
+        Raises:
+            AcceleratorError: an error that stays, for example after a failed assertion. Libraries report such errors as
+                any RuntimeError.
+        """
+        if self.decoder.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy the keys and values of whole blocks, (from, to). All are read before any is written."""
         copy_blocks(self._cache, pairs)

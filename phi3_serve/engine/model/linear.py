@@ -77,7 +77,17 @@ def paneled(weight: Tensor) -> Linear:
     return layer
 
 
-FORMS = (plain, packed, paneled)
+def streamed(weight: Tensor) -> Linear:
+    """The layer of ``weight`` [out, in] for a GPU: our kernel for one row, else torch's operation."""
+    from phi3_serve.engine.kernels.triton_linear import multiply_row, row_config  # Triton is not installed for a CPU
+
+    config = row_config(*weight.shape)
+    if config is None:
+        return plain(weight)
+    return lambda x: multiply_row(x, weight, config) if len(x) == 1 else linear(x, weight)
+
+
+FORMS = (plain, packed, paneled)  # for a CPU
 
 
 def padded_rows(count: int) -> int:
@@ -107,6 +117,8 @@ def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Ten
     trial runs through so many of them that they are read from memory, as in a step, unless the processor's caches
     hold the whole model.
     """
+    if weights[0].device.type == "cuda":
+        return streamed
     if weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return plain
     tried = [weight.to(dtype) for weight in weights[: -(-TRIAL_BYTES // weights[0].nbytes)]]

@@ -20,7 +20,7 @@ from phi3_serve.engine.kvcache.slots import cache_slots
 
 ALIGNMENT = 4  # integers; parts that start at multiples of 16 bytes need only one compiled form of each kernel
 NOT_STORED = -1  # the slot of a padding token
-NUM_HOST_BUFFERS = 2  # the copy from one may not have begun when the next step is packed
+NUM_HOST_BUFFERS = 2  # the next step is packed into one while the device copies from the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class StepBuffer:
             torch.zeros(capacity, dtype=torch.int32, pin_memory=is_pinned) for _ in range(NUM_HOST_BUFFERS)
         ]
         self._arrays = [buffer.numpy() for buffer in self._on_host]
+        self._copied: list[Any] = [torch.cuda.Event() if is_pinned else None for _ in self._on_host]
         self._next = 0
 
     def fits(self, count: int) -> bool:
@@ -89,8 +90,13 @@ class StepBuffer:
         if not self.fits(len(integers)):
             return torch.from_numpy(integers).to(self.on_device.device)
         number, self._next = self._next, (self._next + 1) % NUM_HOST_BUFFERS
+        copied = self._copied[number]
+        if copied is not None:
+            copied.synchronize()  # steps that choose no tokens can be many ahead of the device
         self._arrays[number][: len(integers)] = integers
         self.on_device[: len(integers)].copy_(self._on_host[number][: len(integers)], non_blocking=True)
+        if copied is not None:
+            copied.record()
         return self.on_device
 
 

@@ -63,6 +63,8 @@ def _together_or_one_by_one(tasks: Sequence[SamplingTask], act: Callable[[Sequen
         return
     try:
         act(tasks)
+    except torch.AcceleratorError:  # it stays; the device can compute nothing more
+        raise
     except Exception as error:
         if len(tasks) == 1:
             tasks[0].error = _translated(error, tasks[0])
@@ -133,5 +135,7 @@ def advance(task: SamplingTask, round_number: int, logits: Tensor, blocks: Block
     scores = RoundScores(round_number, task.rows, task.scores, logits, task.tokens)
     try:
         task.new_tokens = task.strategy.advance(scores, blocks)
+    except torch.AcceleratorError:
+        raise
     except Exception as error:
         task.error = _translated(error, task)

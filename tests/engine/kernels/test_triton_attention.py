@@ -27,7 +27,14 @@ UNWRITTEN = 77.0
 DECODE = AttentionConfig(queries_per_tile=1, block_m=16, block_n=32, num_splits=1, num_warps=4, num_stages=2)
 DRAFTS = AttentionConfig(queries_per_tile=3, block_m=16, block_n=32, num_splits=1, num_warps=4, num_stages=2)
 PREFILL = AttentionConfig(
-    queries_per_tile=8, block_m=32, block_n=16, num_splits=1, num_warps=4, num_stages=2, pads_dim=False, skips_masks=True
+    queries_per_tile=8,
+    block_m=32,
+    block_n=16,
+    num_splits=1,
+    num_warps=4,
+    num_stages=2,
+    pads_dim=False,
+    skips_masks=True,
 )
 
 
@@ -74,7 +81,9 @@ class Step:
             sequences.append((row if request.end else 0, request.num_queries, request.end, len(tables)))
             first = first_key(request.end - request.num_queries, shape.window) // BLOCK_SIZE
             for index, block in enumerate(blocks[first:], first):
-                slots = slice(block * BLOCK_SIZE, block * BLOCK_SIZE + min(BLOCK_SIZE, request.end - index * BLOCK_SIZE))
+                slots = slice(
+                    block * BLOCK_SIZE, block * BLOCK_SIZE + min(BLOCK_SIZE, request.end - index * BLOCK_SIZE)
+                )
                 values = torch.randn(cache[:, slots].shape, generator=generator)
                 # Keys of a shared block are written once.
                 cache[:, slots] = torch.where(cache[:, slots].isnan(), values.to(shape.dtype), cache[:, slots])
@@ -163,7 +172,11 @@ def test_grouped_queries(heads: int, kv_heads: int, dtype: torch.dtype) -> None:
     shape = Shape(heads, kv_heads, dtype=dtype, window=30)
     group = heads // kv_heads
     check([*decoded(7, 50), Request(0, 0)], shape, replace(DECODE, num_splits=2))
-    check([Request(5, 41), Request(1, 3)], shape, AttentionConfig.of(16 // group, group, block_n=16, num_splits=1, num_warps=4, num_stages=2))
+    check(
+        [Request(5, 41), Request(1, 3)],
+        shape,
+        AttentionConfig.of(16 // group, group, block_n=16, num_splits=1, num_warps=4, num_stages=2),
+    )
 
 
 @pytest.mark.parametrize("window", [None, 40])

@@ -45,8 +45,9 @@ class BeamStrategy(Strategy):
         """Continuations drawn without replacement, in the order in which they are drawn."""
         total = _total(scores, sums)
         count = self._num_candidates(total, len(sums))
-        ids = torch.multinomial(total.softmax(-1)[None], count, generator=self._generator)[0]
-        return _as_candidates(total[ids], ids, scores.shape[1])
+        # on the CPU, where the generator is
+        ids = torch.multinomial(total.softmax(-1)[None].cpu(), count, generator=self._generator)[0]
+        return _as_candidates(total[ids.to(total.device)], ids, scores.shape[1])
 
     def _num_candidates(self, total: Tensor, num_beams: int) -> int:
         """So many that ``num_beams`` of them do not end even if all end-of-sequence tokens are among them."""
