@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test test-fast coverage wheel fuzz fuzz-http chaos soak bench lint format clean
+.PHONY: help setup serve test test-fast coverage wheel gpu fuzz fuzz-http chaos soak bench lint format clean
 
 help:
 	@echo "make serve    serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
@@ -18,6 +18,7 @@ help:
 	@echo "make chaos    ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
 	@echo "make soak     an hour of load while nothing dies: memory, threads and files, before and after"
 	@echo "make bench    the engine beside transformers on this machine, in tokens per second; three minutes"
+	@echo "make gpu      check and measure the engine on the GPU of this machine; needs only PYTHON with torch, transformers, triton"
 	@echo "make lint     formatting, lint rules, strict types, import contracts"
 	@echo "make format   let ruff format and mend"
 	@echo "make wheel    build the wheel and the source archive, and print what the wheel contains"
@@ -62,6 +63,9 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.runtime
 	$(BIN)/phi3-serve bench engine --concurrency 1,16 --peers generate,batching
+
+gpu:
+	PYTHONPATH=. $(PYTHON) -m tests.gpu $(PARTS)
 
 wheel: $(VENV)/.dev
 	rm -rf build dist

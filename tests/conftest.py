@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRITON_INTERPRET"] = "1"  # the kernels for a GPU run on the CPU
 
 from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig

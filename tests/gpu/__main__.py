@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -36,7 +37,8 @@ def main() -> int:
     """Run the parts named in the arguments, or all; write a report to the folder in $OUT; 1 if a part failed."""
     folder = Path(os.environ.get("OUT", "gpu-report"))
     folder.mkdir(parents=True, exist_ok=True)
-    report = {
+    parts: dict[str, Any] = {}
+    report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "card": torch.cuda.get_device_name(0),
         "versions": {
@@ -46,16 +48,16 @@ def main() -> int:
             "triton": triton.__version__,
         },
         "command": "make gpu",
-        "parts": {},
+        "parts": parts,
     }
     table = Table("part", "verdict", "seconds", title=f"{report['card']}, torch {torch.__version__}")
     for name in sys.argv[1:] or PARTS:
         verdict, seconds, figures = run(name, folder / f"{name}.json")
-        report["parts"][name] = {"verdict": verdict, "seconds": seconds, "figures": figures}
+        parts[name] = {"verdict": verdict, "seconds": seconds, "figures": figures}
         table.add_row(name, verdict, f"{seconds:.0f}")
         (folder / "report.json").write_text(json.dumps(report, indent=1))
     Console(width=100).print(table)
-    return 0 if all(part["verdict"] == "passed" for part in report["parts"].values()) else 1
+    return 0 if all(part["verdict"] == "passed" for part in parts.values()) else 1
 
 
 def run(name: str, path: Path) -> tuple[str, float, object]:

@@ -64,7 +64,10 @@ def _check_attention(ours: CudaKernels, cache: Tensor, heads: int, dtype: torch.
 
 def _queries(queries_per_tile: tuple[int, int]) -> tuple[PagedQueries, int]:
     tables: list[int] = []
-    sequences, short, long, row = [], [], [], 0
+    sequences: list[tuple[int, ...]] = []
+    short: list[tuple[int, int]] = []
+    long: list[tuple[int, int]] = []
+    row = 0
     for number, (count, end) in enumerate(CHUNKS):
         sequences.append((row, count, end, len(tables)))
         tables += torch.randperm(NUM_BLOCKS)[: -(-end // 16)].tolist()
@@ -78,7 +81,7 @@ def _queries(queries_per_tile: tuple[int, int]) -> tuple[PagedQueries, int]:
 
 def _check_layers(ours: CudaKernels, cache: Tensor, heads: int, dtype: torch.dtype) -> None:
     reference, kv_heads, dim = ReferenceKernels(), len(cache) // 2, cache.shape[2]
-    bound = {"rtol": NUMBER_BOUND[dtype], "atol": NUMBER_BOUND[dtype]}
+    bound = NUMBER_BOUND[dtype]
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda").to(dtype)
@@ -86,10 +89,10 @@ def _check_layers(ours: CudaKernels, cache: Tensor, heads: int, dtype: torch.dty
     hidden, delta, weight = draw(37, heads * dim), draw(37, heads * dim), draw(heads * dim)
     one, other = hidden.clone(), hidden.clone()
     normed = (k.add_rms_norm(x, delta, weight, 1e-5) for k, x in ((ours, one), (reference, other)))
-    torch.testing.assert_close(*normed, **bound)
+    torch.testing.assert_close(*normed, rtol=bound, atol=bound)
     assert torch.equal(one, other)
     gate_up = draw(37, 2000)
-    torch.testing.assert_close(ours.silu_product(gate_up), reference.silu_product(gate_up), **bound)
+    torch.testing.assert_close(ours.silu_product(gate_up), reference.silu_product(gate_up), rtol=bound, atol=bound)
     rotation, qkv = (draw(37, 1, dim), draw(37, 1, dim)), draw(37, heads + 2 * kv_heads, dim)
     slots = torch.randperm(NUM_BLOCKS * 16, device="cuda")[:37].int()
     slots[3] = -1
@@ -97,8 +100,10 @@ def _check_layers(ours: CudaKernels, cache: Tensor, heads: int, dtype: torch.dty
     for kernels in (ours, reference):
         results.append((qkv.clone(), cache.clone()))
         kernels.rotate_and_store(results[-1][0], rotation, slots, results[-1][1])
-    torch.testing.assert_close(results[0][0][:, : heads + kv_heads], results[1][0][:, : heads + kv_heads], **bound)
-    torch.testing.assert_close(results[0][1], results[1][1], **bound)
+    torch.testing.assert_close(
+        results[0][0][:, : heads + kv_heads], results[1][0][:, : heads + kv_heads], rtol=bound, atol=bound
+    )
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=bound, atol=bound)
 
 
 def sampler() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def graph_seconds(run: Callable[[Tensor], object], weights: list[Tensor]) -> flo
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1e3 / len(weights))
-    return min(times[1:])
+    return float(min(times[1:]))
 
 
 def main(path: str) -> None:
@@ -52,7 +53,7 @@ def main(path: str) -> None:
             weights = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
             for rows in ROWS:
                 x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
-                found = {"cuBLAS": graph_seconds(lambda w: linear(x, w), weights)}
+                found = {"cuBLAS": graph_seconds(partial(linear, x), weights)}
                 for one in CONFIGS if rows in TRITON_ROWS else ():
                     if (
                         inputs % one.block_k
@@ -65,7 +66,7 @@ def main(path: str) -> None:
                         torch.testing.assert_close(
                             multiply_row(x, weights[0], one), linear(x, weights[0]), rtol=3e-2, atol=0.5
                         )
-                        found[name] = graph_seconds(lambda w, one=one: multiply_row(x, w, one), weights)
+                        found[name] = graph_seconds(partial(multiply_row, x, config=one), weights)
                     except Exception as error:
                         print(name, type(error).__name__, str(error)[:200])
                 rate = {name: outputs * inputs * 2 / seconds / 1e9 for name, seconds in found.items()}

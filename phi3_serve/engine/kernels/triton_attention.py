@@ -143,8 +143,8 @@ def attend(
 ) -> None:
     """Write the softmax attention of the queries in ``tiles`` into their rows of ``output``.
 
-    Scores and sums are float32. The weights of the values are rounded to the dtype of the cache. Rows of ``output`` that
-    are in no tile are unchanged.
+    Scores and sums are float32. The weights of the values are rounded to the dtype of the cache. Rows of ``output``
+    that are in no tile are unchanged.
 
     Args:
         query: [tokens, heads, dim]; tokens may be any distance apart.
@@ -344,7 +344,7 @@ def _attend_keys(  # type: ignore[no-untyped-def]
         key = start + tl.arange(0, BLOCK_N)
         is_key = key < stop
         # Threads of one page read the same entry, so that it is one access of the memory.
-        if IS_MASKED:
+        if IS_MASKED:  # noqa: SIM108 - a constant of the compiler
             page = tl.load(table + key // _PAGE, mask=is_key, other=0)
         else:
             page = tl.load(table + key // _PAGE)
@@ -434,7 +434,7 @@ def _combine(  # type: ignore[no-untyped-def]
     query = tl.program_id(0) % QUERIES
     head = tl.program_id(1)
     num_kv_heads = tl.num_programs(1) // GROUP
-    batch_row, num_queries, position, table, begin, stop = _tile_range(sequences, tiles, tile, WINDOW, QUERIES)
+    batch_row, num_queries, _position, _table, begin, stop = _tile_range(sequences, tiles, tile, WINDOW, QUERIES)
     if query >= num_queries:
         return
 

@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 MIN_BLOCK_K = 512
 FEW_OUTPUTS = 4096
 

@@ -1,15 +1,14 @@
 """The token of each row from its logits, in Triton, without sorting the vocabulary.
 
 A program holds all scores of one row. Thresholds (the k-th largest score, the edge of the nucleus) are found by
-bisection over the bits of the scores, whose order as integers is that of the scores. The draw takes the largest quotient
-of a probability and exponential noise, which is a draw from the distribution (the Gumbel-max trick).
+bisection over the bits of the scores, whose order as integers is that of the scores. The draw adds Gumbel noise to the
+scores and takes the largest sum, which is a draw from their softmax (the Gumbel-max trick).
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
