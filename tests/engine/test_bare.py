@@ -65,9 +65,11 @@ def test_the_engine_answers_as_transformers_does(tmp_path: Path) -> None:
         tmp_path,
         f"""
         from pathlib import Path
+        from phi3_serve.engine.kernels import cpu_library
         from tests.engine.parity import Parity, cases
         from tests.random_checkpoint import Shape
 
+        cpu_library.levels = lambda: ("none",)  # as without a compiler
         parity = Parity(Path({str(tmp_path / "checkpoint")!r}), Shape(num_layers=2))
         print(type(parity.engine._core.runner._kernels).__name__)
         drawn = cases(parity.loaded, 3)
