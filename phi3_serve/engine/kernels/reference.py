@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
 from phi3_serve.engine.kernels.contract import (
@@ -30,7 +30,9 @@ class ReferenceKernels:
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See ``contract.Kernels``."""
         hidden += delta
-        return rms_norm(hidden, weight.shape, weight, epsilon)
+        x = hidden.float()
+        factor = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
+        return weight * (x * factor).to(hidden.dtype)
 
     def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
         """See ``contract.Kernels``."""
@@ -133,4 +135,4 @@ class _Group:
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> None:
     """Rotate ``x`` [tokens, heads, rotary dimensions] in place; the two of a pair are half the dimensions apart."""
     swapped = x.roll(x.shape[-1] // 2, -1)
-    x.mul_(cosine).addcmul_(swapped, sine)
+    x.mul_(cosine).add_(swapped.mul_(sine))
