@@ -1,63 +1,76 @@
-"""The Triton kernels besides attention, in Triton's interpreter, against torch and against transformers."""
+"""The kernels of a layer in Triton's interpreter against the reference."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 
 from phi3_serve.engine.kernels import triton_layers
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.triton_linear import multiply_row, row_config
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # one unit in the last place
+MAX_DIFFERING = 5e-3  # share of the numbers that are rounded: sums and exponentials differ in their last bits
+NUM_SLOTS = 64
 
-pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+REFERENCE = ReferenceKernels()
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param  # type: ignore[no-any-return]
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[ours.dtype], atol=TOLERANCE[ours.dtype])
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[ours.dtype], atol=TOLERANCE[torch.float32])
+    if ours.dtype != torch.float32:
+        assert (ours != theirs).sum() <= MAX_DIFFERING * ours.numel()
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 96), (5, 300)])
-def test_add_rms_norm_rounds_as_transformers_does(dtype: torch.dtype, rows: int, width: int) -> None:
-    hidden, delta = (torch.randn(rows, width).to(dtype) for _ in range(2))
-    module = Phi3RMSNorm(width, eps=1e-5).to(dtype)
-    module.weight.data = torch.randn(width).to(dtype)
-    expected_sum = hidden + delta
-    normed = triton_layers.add_rms_norm(hidden, delta, module.weight.data, 1e-5)
-    expected = module(expected_sum).detach()
-    if dtype == torch.bfloat16:  # the interpreter cuts bits off where a GPU rounds
-        assert_close(hidden, expected_sum)
-        torch.testing.assert_close(normed, expected, rtol=3.2e-2, atol=3.2e-2)
-        return
-    assert torch.equal(hidden, expected_sum)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 1000), (2, 3072), (2, 5120), (4, 33), (0, 64)])
+def test_add_rms_norm(dtype: torch.dtype, tokens: int, width: int) -> None:
+    hidden, delta = torch.randn(2, tokens, width).to(dtype)
+    weight = torch.randn(width).to(dtype)
+    expected_sum = hidden.clone()
+    expected = REFERENCE.add_rms_norm(expected_sum, delta, weight, 1e-5)
+    normed = triton_layers.add_rms_norm(hidden, delta, weight, 1e-5)
+    assert_close(hidden, expected_sum)
     assert_close(normed, expected)
-    if dtype == torch.float16:
-        assert (normed == expected).float().mean() > 0.99  # one rounding less changes a quarter of the numbers
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim", "rotary"), [(4, 4, 32, 32), (8, 2, 48, 36), (3, 1, 16, 16)])
-def test_rotate_and_store(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int) -> None:
-    """Token 2 has no slot, and the last one is beyond the slots."""
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # it is 0 for these gates
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 1500), (3, 33), (0, 64)])
+def test_silu_product(dtype: torch.dtype, tokens: int, width: int) -> None:
+    gate_up = (torch.randn(tokens, 2 * width) * 20).to(dtype)
+    gate_up[:1, :6] = torch.tensor([-1000.0, 1000.0, -80.0, 89.0, 0.0, -0.0])
+    assert_close(triton_layers.silu_product(gate_up), REFERENCE.silu_product(gate_up))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rotary"),
+    [(4, 4, 64, 64), (4, 2, 96, 72), (8, 1, 40, 40), (3, 1, 16, 12), (32, 32, 96, 96), (40, 10, 128, 128)],
+)
+@pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
+def test_rotate_and_store(
+    dtype: torch.dtype, slot_dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int
+) -> None:
+    """The last two tokens have no slot. With int32 slots, the fourth is padding, too."""
     qkv = torch.randn(7, heads + 2 * kv_heads, dim).to(dtype)
     rotation = (torch.randn(7, 1, rotary).to(dtype), torch.randn(7, 1, rotary).to(dtype))
-    slots = torch.randperm(64)[:6].int()
-    slots[2] = -1
-    cache = torch.randn(2 * kv_heads, 64, dim).to(dtype)
+    slots = torch.randperm(NUM_SLOTS)[:5].to(slot_dtype)
+    if slot_dtype == torch.int32:
+        slots[3] = -1
+    cache = torch.randn(2 * kv_heads, NUM_SLOTS, dim).to(dtype)
     expected_qkv, expected_cache = qkv.clone(), cache.clone()
+    REFERENCE.rotate_and_store(expected_qkv, rotation, slots, expected_cache)
+    before = cache.clone()
     triton_layers.rotate_and_store(qkv, rotation, slots, cache)
-    ReferenceKernels().rotate_and_store(expected_qkv, rotation, slots, expected_cache)
     assert_close(qkv, expected_qkv)
     assert_close(cache, expected_cache)
-
-
-@pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 1100)])
-def test_silu_product(dtype: torch.dtype, rows: int, width: int) -> None:
-    gate_up = (torch.randn(rows, 2 * width) * 10).to(dtype)
-    assert_close(triton_layers.silu_product(gate_up), ReferenceKernels().silu_product(gate_up))
+    unwritten = [slot for slot in range(NUM_SLOTS) if slot not in slots.tolist()]
+    assert torch.equal(cache[:, unwritten], before[:, unwritten])
+    assert torch.equal(qkv[:, heads + kv_heads :], expected_qkv[:, heads + kv_heads :])  # values are not rotated
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(70, 512), (33, 1024)])
@@ -68,6 +81,21 @@ def test_multiply_row(dtype: torch.dtype, outputs: int, inputs: int) -> None:
     bound = 0.3 if dtype == torch.bfloat16 else 4e-2 if dtype == torch.float16 else 2e-4
     torch.testing.assert_close(multiply_row(x, weight, config), linear(x, weight), rtol=1e-2, atol=bound)
     assert row_config(outputs, inputs + 96) is None
+
+
+def test_no_number_stays_where_it_is(dtype: torch.dtype) -> None:
+    hidden, delta = torch.randn(2, 3, 64).to(dtype)
+    hidden[1, 7] = torch.nan
+    normed = triton_layers.add_rms_norm(hidden, delta, torch.ones(64, dtype=dtype), 1e-5)
+    assert normed[1].isnan().all()
+    assert normed[[0, 2]].isfinite().all()
+
+
+def test_what_the_kernels_cannot_read_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected contiguous"):
+        triton_layers.silu_product(torch.zeros(8, 2).T)
+    with pytest.raises(TypeError, match="expected contiguous"):
+        triton_layers.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8, dtype=torch.float16), torch.zeros(8), 1e-5)
 
 
 def chosen(logits: Tensor, floats: tuple[float, ...], ints: tuple[int, ...], step: int = 0) -> Tensor:
