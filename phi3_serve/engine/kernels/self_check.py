@@ -1,0 +1,187 @@
+"""Each kernel of a device against the reference, on small random inputs of a model's shapes, before the model is used.
+
+A kernel that differs, or does not compile for this device, is replaced by the reference.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, DeviceKernels, PagedQueries
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+
+logger = logging.getLogger("phi3_serve")
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # absolute and relative, for each number
+NUM_TOKENS = 21
+CHUNKS = ((1, 1), (1, 16), (1, 33), (0, 0), (5, 40), (21, 21), (30, 75))  # (queries, end); see PagedQueries.sequences
+EPSILON = 1e-5
+
+_REFERENCE = ReferenceKernels()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A kernel that cannot be used."""
+
+    kernel: str  # its name in ``contract.DeviceKernels``
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the kernels see of a model."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int  # dimensions of a head that rotate
+    hidden_size: int
+    intermediate_size: int
+    window: int | None  # how many keys a query sees; None: all
+
+
+class _Inputs:
+    """The same random numbers for every kernel that is checked."""
+
+    def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.device = device
+        self._dtype = dtype
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def random(self, *size: int) -> Tensor:
+        """Normally distributed numbers."""
+        return torch.randn(size, generator=self._generator, device=self.device).to(self._dtype)
+
+    def qkv_and_cache(self, num_tokens: int, num_slots: int) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values, and a cache whose slots are all written."""
+        s = self.shape
+        qkv = self.random(num_tokens, s.num_heads + 2 * s.num_kv_heads, s.head_dim)
+        return qkv, self.random(2 * s.num_kv_heads, num_slots, s.head_dim)
+
+    def integers(self, values: Sequence[object]) -> Tensor:
+        """int32 on the device."""
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+
+_Check = Callable[[DeviceKernels, _Inputs], tuple[Tensor, ...]]  # calls a kernel and returns all that it wrote
+
+
+def _add_rms_norm(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    width = inputs.shape.hidden_size
+    hidden, delta, weight = (inputs.random(*size) for size in ((NUM_TOKENS, width), (NUM_TOKENS, width), (width,)))
+    return kernels.add_rms_norm(hidden, delta, weight, EPSILON), hidden
+
+
+def _rotate_and_store(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    num_slots = 4 * BLOCK_SIZE
+    qkv, cache = inputs.qkv_and_cache(NUM_TOKENS, num_slots)
+    cosine, sine = (inputs.random(NUM_TOKENS, 1, inputs.shape.rotary_dim) for _ in range(2))
+    slots = inputs.integers([-1, *range(num_slots - 1, num_slots - NUM_TOKENS, -1)])
+    kernels.rotate_and_store(qkv, (cosine, sine), slots, cache)
+    return qkv, cache
+
+
+def _silu_product(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    return (kernels.silu_product(inputs.random(NUM_TOKENS, 2 * inputs.shape.intermediate_size)),)
+
+
+def _attend(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    window = inputs.shape.window
+    chunks = [*CHUNKS, (2, window + 3 * BLOCK_SIZE)] if window is not None else CHUNKS
+    queries = _paged_queries(kernels, inputs, chunks)
+    num_tokens = sum(count for count, _ in chunks)
+    qkv, cache = inputs.qkv_and_cache(num_tokens, BLOCK_SIZE * len(queries.block_tables))
+    return (kernels.attend(qkv, cache, queries, inputs.shape.head_dim**-0.5, window),)
+
+
+def _paged_queries(kernels: DeviceKernels, inputs: _Inputs, chunks: Sequence[tuple[int, int]]) -> PagedQueries:
+    """The blocks are used from the last one to the first one."""
+    sequences: list[tuple[int, ...]] = []
+    tiles: tuple[list[tuple[int, int]], ...] = ([], [])  # short and long
+    row = num_blocks = 0
+    for number, (count, end) in enumerate(chunks):
+        sequences.append((row, count, end, num_blocks))
+        is_long = count > MAX_SHORT_QUERIES
+        tiles[is_long].extend((number, first) for first in range(0, max(1, count), kernels.queries_per_tile[is_long]))
+        row += count
+        num_blocks += -(-end // BLOCK_SIZE)
+    return PagedQueries(
+        *map(inputs.integers, (sequences, range(num_blocks - 1, -1, -1), *tiles)),
+    )
+
+
+_CHECKS: dict[str, _Check] = {
+    "add_rms_norm": _add_rms_norm,
+    "rotate_and_store": _rotate_and_store,
+    "silu_product": _silu_product,
+    "attend": _attend,
+}
+
+
+def check_kernels(
+    kernels: DeviceKernels, shape: ModelShape, *, device: torch.device, dtype: torch.dtype
+) -> list[Finding]:
+    """The kernels that differ from the reference or fail, with a warning in the log for each.
+
+    Raises:
+        torch.AcceleratorError: the device has failed. Nothing can run on it any more.
+    """
+    findings = []
+    for name, check in _CHECKS.items():
+        problem = _problem(check, kernels, _Inputs(shape, device, dtype), _Inputs(shape, device, dtype))
+        if problem is not None:
+            findings.append(Finding(name, problem))
+            logger.warning("The kernel %s is replaced by a slower one: %s", name, problem)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # an error that Triton has reported as its own is raised here again
+    return findings
+
+
+def _problem(check: _Check, kernels: DeviceKernels, inputs: _Inputs, same_inputs: _Inputs) -> str | None:
+    expected = check(_REFERENCE, same_inputs)
+    try:
+        found = check(kernels, inputs)
+        worst = max(_excess(*pair) for pair in zip(found, expected, strict=True))
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None if worst <= 1 else f"it differs from the reference by {worst:.3g} times the tolerance"
+
+
+def _excess(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, in tolerances; infinite if a number is nan."""
+    tolerance = TOLERANCE[expected.dtype] * (1 + expected.float().abs())
+    return float(((found.float() - expected.float()).abs() / tolerance).nan_to_num(torch.inf).max())
+
+
+class KernelsWithFallbacks:
+    """``contract.DeviceKernels`` with the reference for some kernels.
+
+    The reference may wait for the device, so its kernels cannot be captured in a CUDA graph.
+    """
+
+    def __init__(self, kernels: DeviceKernels, names: frozenset[str]) -> None:
+        """``names``: of the kernels that the reference replaces."""
+
+        def home(name: str) -> DeviceKernels:
+            return _REFERENCE if name in names else kernels
+
+        self.queries_per_tile = kernels.queries_per_tile
+        self.add_rms_norm = home("add_rms_norm").add_rms_norm
+        self.rotate_and_store = home("rotate_and_store").rotate_and_store
+        self.silu_product = home("silu_product").silu_product
+        self.attend = home("attend").attend
+
+
+def with_fallbacks(kernels: DeviceKernels, findings: Sequence[Finding]) -> DeviceKernels:
+    """``kernels``, with the reference for exactly those that ``findings`` name."""
+    if not findings:
+        return kernels
+    return KernelsWithFallbacks(kernels, frozenset(finding.kernel for finding in findings))

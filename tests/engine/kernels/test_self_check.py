@@ -1,0 +1,112 @@
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels.contract import PagedQueries
+from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
+
+CPU = torch.device("cpu")
+SHAPE = ModelShape(
+    num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=24, hidden_size=128, intermediate_size=200, window=20
+)
+
+
+def found(kernels: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, str]:
+    return {finding.kernel: finding.problem for finding in check_kernels(kernels, SHAPE, device=CPU, dtype=dtype)}
+
+
+class Forgetful(ReferenceKernels):
+    def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """The sum is not kept."""
+        return super().add_rms_norm(hidden.clone(), delta, weight, epsilon)
+
+
+class OffByOneHead(ReferenceKernels):
+    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+        return super().attend(qkv, cache, queries, scale, window).roll(32, 1)
+
+
+class OffByOneKey(ReferenceKernels):
+    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+        assert window is not None
+        return super().attend(qkv, cache, queries, scale, window + 1)
+
+
+class StoresPadding(ReferenceKernels):
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+        super().rotate_and_store(qkv, rotation, slots.clamp(min=0), cache)
+
+
+class HeadsInWrongPlace(ReferenceKernels):
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+        super().rotate_and_store(qkv, rotation, slots, cache)
+        cache.copy_(cache.roll(1, 0))
+
+
+class NoNumber(ReferenceKernels):
+    def silu_product(self, gate_up: Tensor) -> Tensor:
+        product = super().silu_product(gate_up)
+        product[-1, -1] = torch.nan
+        return product
+
+
+class DoesNotCompile(ReferenceKernels):
+    def silu_product(self, gate_up: Tensor) -> Tensor:
+        raise RuntimeError("PassManager::run failed")
+
+
+class BreaksTheDevice(ReferenceKernels):
+    def silu_product(self, gate_up: Tensor) -> Tensor:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_right_kernels_are_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton kernels, in the interpreter."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4))
+    kernels = CudaKernels(num_heads=4, num_kv_heads=2, dtype=dtype, device=CPU)
+    findings = check_kernels(kernels, SHAPE, device=CPU, dtype=dtype)
+    assert findings == []
+    assert with_fallbacks(kernels, findings) is kernels
+
+
+@pytest.mark.parametrize(
+    ("faulty", "kernel"),
+    [
+        (Forgetful, "add_rms_norm"),
+        (OffByOneHead, "attend"),
+        (OffByOneKey, "attend"),
+        (StoresPadding, "rotate_and_store"),
+        (HeadsInWrongPlace, "rotate_and_store"),
+        (NoNumber, "silu_product"),
+        (DoesNotCompile, "silu_product"),
+    ],
+)
+def test_a_faulty_kernel_is_replaced(faulty: Any, kernel: str, caplog: pytest.LogCaptureFixture) -> None:
+    kernels = faulty()
+    with caplog.at_level(logging.WARNING, logger="phi3_serve"):
+        findings = check_kernels(kernels, SHAPE, device=CPU, dtype=torch.bfloat16)
+    assert [finding.kernel for finding in findings] == [kernel]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert kernel in caplog.text
+    mended = with_fallbacks(kernels, findings)
+    assert found(mended) == {}
+    for name in ("add_rms_norm", "rotate_and_store", "silu_product", "attend"):
+        owner = getattr(mended, name).__self__
+        assert (owner is kernels) == (name != kernel)
+
+
+def test_the_problem_is_named() -> None:
+    assert found(DoesNotCompile()) == {"silu_product": "RuntimeError: PassManager::run failed"}
+    assert "differs from the reference by inf times" in found(NoNumber())["silu_product"]
+
+
+def test_a_device_that_has_failed_is_no_finding() -> None:
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        found(BreaksTheDevice())
