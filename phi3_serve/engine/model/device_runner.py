@@ -76,7 +76,7 @@ class DeviceRunner:
         self._chosen = torch.zeros(max_rows, dtype=torch.int32, device=self.decoder.device)  # tokens of the last step
         self.sampler = DeviceSampler(self._chosen, chooser)
         self._kernels = kernels
-        self._window = _effective_window(model.config)
+        self._window = effective_window(model.config)
         self._cache = new_cache(model, num_blocks, self.decoder.dtype)
         tokens = max(token_budget, max_rows)
         self._buffer = StepBuffer(
@@ -154,7 +154,7 @@ def _is_decoded(chunk: Chunk) -> bool:
     return chunk.num_tokens == 1 and chunk.num_logits == 1
 
 
-def _effective_window(config: Any) -> int | None:
+def effective_window(config: Any) -> int | None:
     """The sliding window, or None if it is not smaller than the context."""
     window: int | None = config.sliding_window
     return None if window is None or window >= config.max_position_embeddings else window

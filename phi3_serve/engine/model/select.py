@@ -1,13 +1,16 @@
 """Which runner a model gets."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from phi3_serve.engine.kernels.select import select_kernels
+from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import head_dim
-from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner
+from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, Replay, effective_window
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.runner import ModelRunner
 
@@ -42,11 +45,12 @@ def _cuda_runner(model: Any, sizes: EngineSizes, dtype: torch.dtype, *, releases
         dtype=dtype,
         device=model.device,
     )
+    findings = check_kernels(kernels, _shape(model), device=model.device, dtype=dtype)
     runner = DeviceRunner(
         model,
-        kernels,
+        with_fallbacks(kernels, findings),
         TritonChooser(model.device),
-        CudaGraphs(),
+        _without_graphs if findings else CudaGraphs(),
         num_blocks=sizes.num_blocks,
         max_rows=sizes.max_rows,
         token_budget=sizes.token_budget,
@@ -54,3 +58,21 @@ def _cuda_runner(model: Any, sizes: EngineSizes, dtype: torch.dtype, *, releases
     )
     runner.capture_graphs()
     return runner
+
+
+def _without_graphs(run: Callable[[], Tensor]) -> Replay:
+    """``Capture`` for kernels that cannot be captured, as those of the reference."""
+    return run
+
+
+def _shape(model: Any) -> ModelShape:
+    config = model.config
+    return ModelShape(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim(config),
+        rotary_dim=2 * len(model.model.rotary_emb.inv_freq),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        window=effective_window(config),
+    )

@@ -1,0 +1,54 @@
+"""The runner that a model on a GPU gets, made on a CPU with Triton's interpreter."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from phi3_serve.engine.kernels import triton_layers
+from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.model import select
+
+SIZES = EngineSizes(num_blocks=20, token_budget=32, max_rows=2, prefix_cache=False)
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is captured as a CUDA graph."""
+    runs: list[Any] = []
+
+    def capture(run: Any) -> Any:
+        runs.append(run)
+        return run
+
+    monkeypatch.setattr(select, "CudaGraphs", lambda: capture)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4))
+    return runs
+
+
+def owners(loaded: LoadedModel) -> dict[str, type]:
+    runner = select._cuda_runner(loaded.model, SIZES, torch.float32, releases_weights=False)
+    names = ("add_rms_norm", "rotate_and_store", "silu_product", "attend")
+    return {name: type(getattr(runner._kernels, name).__self__) for name in names}
+
+
+def test_right_kernels_are_captured(loaded: LoadedModel, captured: list[Any]) -> None:
+    assert set(owners(loaded).values()) == {CudaKernels}
+    assert len(captured) == 2  # for one row and for two
+
+
+def test_a_faulty_kernel_is_replaced_and_nothing_is_captured(
+    loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(gate_up: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(triton_layers, "silu_product", fails)
+    of = owners(loaded)
+    assert of.pop("silu_product") is ReferenceKernels
+    assert set(of.values()) == {CudaKernels}
+    assert captured == []
