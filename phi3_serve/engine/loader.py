@@ -1,6 +1,7 @@
 """From a source to a model that is ready to run: fetch, check, load, test."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from transformers import AutoTokenizer, GenerationConfig, Phi3ForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase
 
 from phi3_serve.catalogue import is_local
-from phi3_serve.engine.checkpoint import TOKENIZER, Checkpoint, open_checkpoint
+from phi3_serve.engine.checkpoint import CONFIG, TOKENIZER, Checkpoint, open_checkpoint
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
 from phi3_serve.parameters import NAMES, GenerationParameters
@@ -45,8 +46,9 @@ def load(name: str, source: str, revision: str | None, *, device: str, dtype: st
     if device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError(f"{name}: device is cuda, but torch sees no GPU on this node")
     checkpoint = open_checkpoint(fetch(name, source, revision))
-    tokenizer = _load_tokenizer(checkpoint.directory)
-    model = _load_weights(name, checkpoint, device=device, dtype=dtype)
+    config = _load_config(checkpoint)
+    tokenizer = _load_tokenizer(checkpoint.directory, config)
+    model = _load_weights(name, checkpoint, config, device=device, dtype=dtype)
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -84,39 +86,70 @@ def fetch(name: str, source: str, revision: str | None) -> Path:
         ) from error
 
 
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def _load_config(checkpoint: Checkpoint) -> Phi3Config:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        config: Phi3Config = Phi3Config.from_dict(dict(checkpoint.config))
+    except Exception as error:  # the library raises any error of its validators
+        raise CheckpointError(f"{checkpoint.directory / CONFIG}: {_in_one_line(error)}") from error
+    return config
+
+
+def _load_tokenizer(directory: Path, config: Phi3Config) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, config=config, local_files_only=True
+        )
     except Exception as error:  # the library raises any error of its parsers
-        raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {_in_one_line(error)}") from error
     return tokenizer
 
 
-def _load_weights(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> Any:
+def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str) -> Any:
     wanted = ("float32" if device == "cpu" else "auto") if dtype == "auto" else dtype
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
     try:
         with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
             loaded: Any = Phi3ForCausalLM.from_pretrained(
                 checkpoint.directory,
+                config=config,
                 dtype=wanted,
                 device_map={"": "cuda:0" if device == "cuda" else "cpu"},
                 use_safetensors=True,
                 local_files_only=True,
                 attn_implementation="sdpa",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # _check_tensors refuses them, with a better message
             )
     except torch.OutOfMemoryError as error:
         raise CheckpointError(f"{checkpoint.directory}: does not fit into the memory of {device}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # the library raises any error of its parsers
+        raise CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {_in_one_line(error)}") from error
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{checkpoint.directory}: {len(missing)} tensor(s) that config.json requires are missing: {missing[0]}"
-        )
+    _check_tensors(name, checkpoint.directory, info)
     model.eval()
     return model
+
+
+def _check_tensors(name: str, directory: Path, info: Mapping[str, Any]) -> None:
+    """Refuse weights that config.json does not describe: transformers leaves them out, and draws what is missing."""
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{directory}: {len(missing)} tensor(s) that config.json requires are missing: {missing[0]}"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        tensor, stored, required = mismatched[0]
+        raise CheckpointError(
+            f"{directory}: {len(mismatched)} tensor(s) have another shape than config.json requires: "
+            f"{tensor} has {list(stored)} instead of {list(required)}"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if of_decoder := [tensor for tensor in unexpected if tensor.startswith("model.")]:
+        raise CheckpointError(
+            f"{directory}: {len(of_decoder)} tensor(s) have no place in the model that config.json describes: "
+            f"{of_decoder[0]}"
+        )
+    if unexpected:  # for example the value head of a reward model
+        logger.warning("%s: %d tensor(s) are not used: %s", name, len(unexpected), unexpected[0])
 
 
 def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -> GenerationParameters:
@@ -126,7 +159,7 @@ def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -
     """
     defaults = GenerationParameters(**{n: v for n in NAMES if (v := getattr(config, n, None)) is not None})
     for token in ("bos_token_id", "pad_token_id"):
-        if (getattr(defaults, token) or 0) >= vocab_size:
+        if not 0 <= (getattr(defaults, token) or 0) < vocab_size:
             defaults = replace(defaults, **{token: None})
     ends = [i for i in defaults.eos_token_ids() if 0 <= i < vocab_size]
     if not ends:
@@ -155,5 +188,5 @@ def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.directory}: the self-test gave nan or inf scores; the weights are damaged")
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

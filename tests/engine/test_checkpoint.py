@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phi3_serve.engine.checkpoint import open_checkpoint
 from phi3_serve.engine.loader import load
@@ -110,6 +111,68 @@ def test_weights_that_are_no_safetensors(copy: Path) -> None:
     assert fault(copy).startswith(f"{path}: cannot be read as safetensors: Expecting value")
 
 
+def rewrite_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the JSON at the start of a safetensors file; the tensors stay."""
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    change(header)
+    new = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size :])
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda h: h[NORM].update(shape=[7]), "cannot be read as safetensors: "),
+        (lambda h: h[NORM].update(shape="x"), "cannot be read as safetensors: "),
+        (lambda h: h[NORM].update(dtype="F99"), "cannot be read as safetensors: "),
+        (lambda h: h[NORM].update(data_offsets=[-4, 124]), "cannot be read as safetensors: "),
+        (lambda h: h[NORM].update(data_offsets=[0, 128]), "cannot be read as safetensors: "),
+        (lambda h: h[NORM].update(data_offsets=[0]), "cannot be read as safetensors: "),
+        (lambda h: h[NORM].pop("data_offsets"), "cannot be read as safetensors: "),
+        (lambda h: h.update({NORM: [1]}), "cannot be read as safetensors: "),
+        (
+            lambda h: h[NORM].update(dtype="I32"),
+            f"tensor {NORM} is stored as 'I32', as in quantised weights; only F64, F32, F16, BF16 are read",
+        ),
+        (
+            lambda h: h[NORM].update(dtype="F8_E4M3", shape=[128]),
+            f"tensor {NORM} is stored as 'F8_E4M3', as in quantised weights; only F64, F32, F16, BF16 are read",
+        ),
+    ],
+)
+def test_damaged_header(copy: Path, change: Callable[[dict[str, Any]], object], text: str) -> None:
+    path = copy / "model.safetensors"
+    rewrite_header(path, change)
+    assert fault(copy).startswith(f"{path}: {text}")
+
+
+def test_header_that_is_too_long(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 200_000_000))
+        file.truncate(300_000_000)  # sparse
+    assert fault(copy) == (
+        f"{path}: cannot be read as safetensors: the header has 200,000,000 bytes; the most is 100,000,000"
+    )
+
+
+def test_weights_that_are_a_directory(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").mkdir()
+    assert fault(copy).startswith(f"{copy}/model.safetensors: cannot be read as safetensors: ")
+
+
+def test_bytes_behind_the_tensors(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes() + bytes(16))
+    assert fault(copy).startswith(f"{path}: cannot be read as safetensors: ")
+
+
 def test_absent_shard(sharded: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
     shard = sorted(copy.glob("*.safetensors"))[1]
@@ -127,11 +190,44 @@ def test_shard_without_its_tensor(sharded: Path, tmp_path: Path) -> None:
     )
 
 
+def test_tensor_in_another_shard_than_the_index_says(sharded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    index = copy / "model.safetensors.index.json"
+    shards = json.loads(index.read_text())["weight_map"]
+    other = next(shard for shard in shards.values() if shard != shards["model.norm.weight"])
+    edit(index, lambda i: i["weight_map"].update({"model.norm.weight": other}))
+    assert fault(copy) == (
+        f"{copy}/{other}: tensor model.norm.weight is missing, although model.safetensors.index.json lists it"
+    )
+
+
+@pytest.mark.parametrize("weight_map", [{}, [], "x", {"lm_head.weight": 3}, {"lm_head.weight": "pytorch_model.bin"}])
+def test_index_without_usable_shards(sharded: Path, tmp_path: Path, weight_map: object) -> None:
+    copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    index = copy / "model.safetensors.index.json"
+    edit(index, lambda i: i.update(weight_map=weight_map))
+    assert fault(copy) == (
+        f"{index}: weight_map must map each tensor to the name of a .safetensors file in the same directory"
+    )
+
+
+def test_a_single_file_comes_before_shards(sharded: Path, tmp_path: Path) -> None:
+    """In transformers too, so what is checked is what is loaded."""
+    copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    make(tmp_path / "whole", Shape())
+    shutil.copy(tmp_path / "whole" / "model.safetensors", copy)
+    sorted(copy.glob("model-*.safetensors"))[0].unlink()
+    assert open_checkpoint(copy).total_bytes == open_checkpoint(sharded).total_bytes
+    load("mine", str(copy), None, device="cpu", dtype="auto")
+
+
 def test_index_that_points_outside(sharded: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(sharded, tmp_path / "copy"))
     index = copy / "model.safetensors.index.json"
     edit(index, lambda i: i["weight_map"].update({"lm_head.weight": "../model.safetensors"}))
-    assert fault(copy) == f"{index}: weight_map must map each tensor to the name of a file in the same directory"
+    assert fault(copy) == (
+        f"{index}: weight_map must map each tensor to the name of a .safetensors file in the same directory"
+    )
 
 
 def test_missing_tokenizer(copy: Path) -> None:
@@ -158,6 +254,27 @@ def test_tokenizer_with_ids_beyond_the_embedding(copy: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update(model={"type": "BPE", "vocab": 3}),
+        lambda t: t.update(model=[]),
+        lambda t: t.update(added_tokens=7),
+        lambda t: t.pop("model"),
+    ],
+)
+def test_tokenizer_that_is_no_tokenizer(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(copy / "tokenizer.json", change)
+    assert fault(copy).startswith(f"{copy}/tokenizer.json: cannot be read as a tokenizer: ")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_damaged_json(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).write_bytes(content)
+    assert fault(copy).startswith(f"{copy}/{name}: ")
+
+
 def loading_fault(directory: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         load("mine", str(directory), None, device="cpu", dtype="auto")
@@ -177,7 +294,43 @@ def test_weights_without_a_tensor(copy: Path) -> None:
 
 def test_weights_of_another_shape(copy: Path) -> None:
     edit(copy / "config.json", lambda c: c.update(intermediate_size=128))
-    assert loading_fault(copy).startswith(f"{copy}: weights cannot be loaded: ")
+    assert loading_fault(copy) == (
+        f"{copy}: 6 tensor(s) have another shape than config.json requires: "
+        "model.layers.0.mlp.down_proj.weight has [32, 64] instead of [32, 128]"
+    )
+
+
+def test_weights_of_more_layers_than_the_config_has(copy: Path) -> None:
+    """Such a checkpoint would otherwise be served without its last layers."""
+    edit(copy / "config.json", lambda c: c.update(num_hidden_layers=2))
+    assert loading_fault(copy) == (
+        f"{copy}: 6 tensor(s) have no place in the model that config.json describes: "
+        "model.layers.2.input_layernorm.weight"
+    )
+
+
+def test_weights_with_a_bias(copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.0.self_attn.qkv_proj.bias"] = torch.zeros(96)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert loading_fault(copy) == (
+        f"{copy}: 1 tensor(s) have no place in the model that config.json describes: "
+        "model.layers.0.self_attn.qkv_proj.bias"
+    )
+
+
+def test_a_value_head_is_not_used(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors["v_head.summary.weight"] = torch.zeros(1, 32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)  # transformers 4 stored it
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    load("mine", str(copy), None, device="cpu", dtype="auto")
+    warnings = [r.getMessage() for r in caplog.records if r.name == "phi3_serve" and r.levelname == "WARNING"]
+    assert warnings == ["mine: 1 tensor(s) are not used: v_head.summary.weight"]
 
 
 def test_weights_that_are_no_numbers(copy: Path) -> None:
@@ -204,7 +357,6 @@ def test_ends_that_cannot_be_generated_are_dropped(copy: Path, caplog: pytest.Lo
 
 
 def test_cuda_where_there_is_none(checkpoint: Path) -> None:
-    torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(CheckpointError) as caught:
