@@ -17,14 +17,17 @@ COPY serve_config.yaml ./
 
 USER ray
 ENV HF_HOME=/weights RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
-# what `phi3-serve up` sets by itself and KubeRay does not; phi3_serve/serving/front_door.py says why
-ENV RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=0.5 \
+# what `phi3-serve up` sets by itself and KubeRay does not; phi3_serve/launch/proxy.py says why
+ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
+    RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=0.5 \
     RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 \
-    RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0
-# how HAProxy runs where RAY_SERVE_ENABLE_HA_PROXY=1 asks for it
-ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/phi3-serve-haproxy \
+    RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 \
+    RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/phi3-serve-haproxy \
     RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER=500ms \
     RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=5 \
     RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S=600
+# At the end of a pod, `ray start` waits this long for the requests in flight: longer than limits.request_timeout_s, and
+# shorter than terminationGracePeriodSeconds. Ray's default is 30 s.
+ENV RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=615
 EXPOSE 8000
 CMD ["phi3-serve", "up", "serve_config.yaml"]

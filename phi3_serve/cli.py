@@ -40,16 +40,18 @@ def up(
     ] = None,
 ) -> None:
     """Check CONFIG strictly, then run it in the foreground with `serve run`."""
-    from phi3_serve.launch.up import check, run_in_foreground  # Ray takes two seconds to import
+    from phi3_serve.launch import proxy as proxies  # Ray takes two seconds to import
+    from phi3_serve.launch.up import check, run_in_foreground
 
+    chosen = proxy or proxies.default()
     try:
-        file = check(config)
+        file = check(config, chosen)
+        models = ", ".join(m.served_name for m in file.app.models)
+        typer.echo(f"Starting Ray. Models: {models}; the default is {file.app.default_model_name}.", err=True)
+        run_in_foreground(config, file, chosen)
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
-    models = ", ".join(m.served_name for m in file.app.models)
-    typer.echo(f"Starting Ray. Models: {models}; the default is {file.app.default_model_name}.", err=True)
-    run_in_foreground(config, file, proxy)
 
 
 @app.command()

@@ -56,6 +56,35 @@ def test_up_refuses_a_wrong_config_before_ray_starts(tmp_path: Path, args: str, 
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_up_refuses_tls_behind_haproxy(tmp_path: Path) -> None:
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=x",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+    ]
+    subprocess.run(make, check=True, capture_output=True)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"http_options: {{ssl_certfile: {certificate}, ssl_keyfile: {key}}}\n"
+        "applications: [{import_path: 'phi3_serve.serving.app:build_app'}]"
+    )
+    result = RUN.invoke(app, ["up", str(config), "--proxy", "haproxy"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"{config}: http_options.ssl_certfile: Ray's HAProxy has no TLS; use --proxy python\n",
+    )
+
+
 def test_up_refuses_a_missing_directory_before_ray_starts(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     args = f"{{models: [{{name: mine, source: {tmp_path}/gone}}]}}"

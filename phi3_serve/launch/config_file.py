@@ -1,5 +1,6 @@
 """A Serve config file, read strictly: Ray drops keys that it does not know without a word."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from phi3_serve.config import AppConfig, unknown_key_message
 from phi3_serve.errors import Phi3ServeError
+from phi3_serve.launch.serve_values import deployment_problems, value_problems
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -28,6 +30,7 @@ class ConfigFile:
     host: str
     port: int
     route_prefix: str
+    has_tls: bool
 
 
 def read(path: Path) -> ConfigFile:
@@ -54,14 +57,27 @@ def parse(text: str) -> ConfigFile:
         raise ConfigError("is not YAML: " + " ".join(str(error).split())) from None
     if not isinstance(content, dict):
         raise ConfigError("is not a Serve config: it holds no mapping")
-    if problems := _unknown_keys(content, ServeDeploySchema, ""):
-        raise ConfigError("\n".join(problems))
-    http = _validated(ServeDeploySchema, content, "").http_options
-    ours = [a for a in content["applications"] if a.get("import_path") == IMPORT_PATH]
+    _refuse(_unknown_keys(content, ServeDeploySchema, ""))
+    deploy = _validated(ServeDeploySchema, content, "")
+    _refuse(value_problems(deploy))
+    ours = [number for number, a in enumerate(deploy.applications) if a.import_path == IMPORT_PATH]
     if len(ours) != 1:
         raise ConfigError(f"must hold one application with import_path {IMPORT_PATH}, and holds {len(ours)}")
-    app = _validated(AppConfig, ours[0].get("args") or {}, "args")
-    return ConfigFile(app, http.host or "0.0.0.0", http.port, ours[0].get("route_prefix", "/"))  # noqa: S104 - Ray's default
+    application, http = deploy.applications[ours[0]], deploy.http_options
+    app = _validated(AppConfig, application.args, "args")
+    _refuse(deployment_problems(f"applications[{ours[0]}].deployments", application.deployments, app))
+    return ConfigFile(
+        app,
+        host=http.host or "0.0.0.0",  # noqa: S104 - Ray's default
+        port=http.port,
+        route_prefix=application.route_prefix or "/",
+        has_tls=bool(http.ssl_certfile),
+    )
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    if lines := list(problems):
+        raise ConfigError("\n".join(lines))
 
 
 def _validated(model: type[Model], content: Any, where: str) -> Model:

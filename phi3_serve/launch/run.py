@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import ray
 from ray import serve
 from ray.serve import scripts
+
+POLL_INTERVAL_S = 0.5
 
 
 def main(config: str) -> None:
@@ -29,10 +32,16 @@ def _drain_and_end(signum: int, frame: object) -> None:
 
 
 def _drain() -> None:
-    """Delete the applications while the proxies still run: replicas end after their last answer."""
+    """Delete the applications while the proxies still run: replicas end after their last answer.
+
+    Serve ends each replica after its ``graceful_shutdown_timeout_s``, so this takes no longer than the longest request
+    that the config allows. ``serve.delete`` itself would wait for a minute at most.
+    """
     try:
         for name in serve.status().applications:
-            serve.delete(name)
+            serve.delete(name, _blocking=False)
+        while serve.status().applications:
+            time.sleep(POLL_INTERVAL_S)
     finally:
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -13,26 +13,39 @@ from phi3_serve.config import AppConfig
 from phi3_serve.engine.checkpoint import open_checkpoint
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch import config_file, proxy
-from phi3_serve.launch.config_file import ConfigFile
+from phi3_serve.launch.config_file import ConfigError, ConfigFile
+
+_PRIVATE_CLUSTER = {
+    # Whoever reaches Ray's ports can run code. Without the token nobody may.
+    "RAY_AUTH_MODE": "token",
+    # The address of this node is 127.0.0.1, as by default on macOS and Windows: the parts of Ray listen there only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 
 
-def check(path: Path) -> ConfigFile:
+def check(path: Path, proxy_name: proxy.Proxy) -> ConfigFile:
     """The config at ``path``, after all checks that need no process of Ray.
 
     Raises:
         ConfigError: the file is missing, or a key or value is wrong.
         CheckpointError: a local checkpoint cannot be served.
-        Phi3ServeError: the port is taken.
+        Phi3ServeError: the port is taken, or the config asks for TLS and HAProxy has none.
     """
     file = config_file.read(path)
+    if file.has_tls and proxy_name == "haproxy":
+        raise ConfigError(f"{path}: http_options.ssl_certfile: Ray's HAProxy has no TLS; use --proxy python")
     _check_local_checkpoints(file.app)
     _check_port_is_free(file.host, file.port)
     return file
 
 
-def run_in_foreground(path: Path, file: ConfigFile, proxy_name: proxy.Proxy | None) -> NoReturn:
-    """Replace this process by ``serve run`` of the checked ``file`` at ``path``."""
-    _set_environment(file, proxy_name or proxy.default())
+def run_in_foreground(path: Path, file: ConfigFile, proxy_name: proxy.Proxy) -> NoReturn:
+    """Replace this process by ``serve run`` of the checked ``file`` at ``path``.
+
+    Raises:
+        Phi3ServeError: the directory of HAProxy's files is not safe.
+    """
+    _set_environment(file, proxy_name)
     # A shell that starts this process in the background ignores SIGINT, and `serve run` would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _start_ready_notice(file)
@@ -40,26 +53,30 @@ def run_in_foreground(path: Path, file: ConfigFile, proxy_name: proxy.Proxy | No
 
 
 def _set_environment(file: ConfigFile, proxy_name: proxy.Proxy) -> None:
-    """Set what Ray reads at its start, unless the user has set it."""
+    """Set what Ray reads at its start. What the user has set stays, except for the proxy: ``--proxy`` comes first."""
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
         # A new cluster that Ctrl-C ends. Without it Ray joins the cluster that it last saw, even a dead one.
         "RAY_ADDRESS": "local",
         **proxy.environment(proxy_name, port=file.port, request_timeout_s=file.app.limits.request_timeout_s),
     }
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        defaults |= _PRIVATE_CLUSTER
+    os.environ[proxy.ENABLE_HAPROXY] = defaults[proxy.ENABLE_HAPROXY]
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
 
 def _start_ready_notice(file: ConfigFile) -> None:
-    host = "127.0.0.1" if file.host == "0.0.0.0" else file.host  # noqa: S104 - compared, not bound
-    url = f"http://{host}:{file.port}{file.route_prefix}".rstrip("/")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(file.host, file.host)  # noqa: S104 - compared, not bound
+    netloc = f"[{host}]:{file.port}" if ":" in host else f"{host}:{file.port}"
+    url = f"{'https' if file.has_tls else 'http'}://{netloc}{file.route_prefix}".rstrip("/")
     subprocess.run([sys.executable, "-m", "phi3_serve.launch.ready_notice", url, str(os.getpid())], check=True)  # noqa: S603
 
 
 def _check_port_is_free(host: str, port: int) -> None:
     """Phi3ServeError before the start: Ray would continue without its HTTP proxy and log one line among a hundred."""
-    with socket.socket() as listener:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

@@ -1,11 +1,13 @@
 """k8s/rayservice.yaml: valid against the copy of KubeRay's CRD, read strictly, and in step with serve_config.yaml."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from ray._private import ray_constants
 
 from phi3_serve import __version__
 from phi3_serve.catalogue import VARIANTS
@@ -112,10 +114,16 @@ def test_rules_of_the_operator(manifest: Any) -> None:
 
 
 def test_pods_outlive_the_longest_request_and_run_without_root(manifest: Any) -> None:
-    config = parse(manifest["spec"]["serveConfigV2"]).app
+    """`ray start --block` is process 1 of a pod. It waits for the requests in flight before it ends."""
+    longest_request_s = parse(manifest["spec"]["serveConfigV2"]).app.limits.request_timeout_s
+    image = (ROOT / "Dockerfile").read_text()
+    (drain_timeout_s,) = map(float, re.findall(r"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=(\d+)", image))
+    assert isinstance(ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, float)
+    assert longest_request_s < drain_timeout_s
+    assert manifest["spec"]["rayClusterDeletionDelaySeconds"] > longest_request_s
     for group in groups(manifest).values():
         pod = group["template"]["spec"]
-        assert pod["terminationGracePeriodSeconds"] > config.limits.request_timeout_s
+        assert pod["terminationGracePeriodSeconds"] > drain_timeout_s
         assert pod["securityContext"]["runAsNonRoot"] is True
 
 
@@ -129,10 +137,9 @@ def test_one_image_of_this_version_and_one_ray(manifest: Any) -> None:
 def test_the_image_sets_for_ray_what_phi3_serve_up_sets_on_any_machine() -> None:
     image = (ROOT / "Dockerfile").read_text()
     variables = proxies.environment("haproxy", port=8000, request_timeout_s=AppConfig().limits.request_timeout_s)
-    variables.pop("RAY_SERVE_ENABLE_HA_PROXY")  # the site's choice
     # What is so only because one machine may have several servers: a container has one.
     own = {name: value for name, value in variables.items() if not name.endswith("_PORT") and "8000" not in value}
     launcher = own.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
     assert f"/usr/local/bin/{Path(launcher).name}" in image
-    assert len(own) == 6
+    assert len(own) == 7
     assert all(f"{name}={value}" in image for name, value in own.items())

@@ -76,6 +76,81 @@ def test_a_typo_is_named_with_its_place(old: str, new: str, text: str) -> None:
     assert caught.value.message == text
 
 
+PREFIX_RULE = (
+    "applications[0].route_prefix: must be / or a path as /phi, with letters, digits and . _ ~ - in each part and "
+    "without / at the end, and is "
+)
+HTTP = "http_options: {host: 127.0.0.1, port: 8000}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("route_prefix: /", "route_prefix: phi", f"{PREFIX_RULE}'phi'"),
+        ("route_prefix: /", "route_prefix: /phi/", f"{PREFIX_RULE}'/phi/'"),
+        ("route_prefix: /", "route_prefix: '/a b'", f"{PREFIX_RULE}'/a b'"),
+        ("route_prefix: /", "route_prefix: '/{model}'", f"{PREFIX_RULE}'/{{model}}'"),
+        ("route_prefix: /", "route_prefix: //", f"{PREFIX_RULE}'//'"),
+        (
+            "route_prefix: /",
+            "route_prefix: null",
+            "applications[0].route_prefix: must not be null; without it, nothing listens to HTTP",
+        ),
+        ("name: phi3", "name: phi#3", "applications[0].name: must not have the character #, and is 'phi#3'"),
+        ("port: 8000", "port: 99999", "http_options.port: must be from 1 to 65535, and is 99999"),
+        ("port: 8000", "port: -5", "http_options.port: must be from 1 to 65535, and is -5"),
+        ("port: 8000", "port: 0", "http_options.port: must be from 1 to 65535, and is 0"),
+        (
+            HTTP,
+            "grpc_options: {port: 70000, grpc_servicer_functions: [a.b]}",
+            "grpc_options.port: must be from 1 to 65535, and is 70000",
+        ),
+        (
+            "port: 8000",
+            "root_path: phi",
+            "http_options.root_path: must begin with / and not end with it, and is 'phi'",
+        ),
+        ("port: 8000", "request_timeout_s: 0", "http_options.request_timeout_s: must be above 0, and is 0"),
+        ("port: 8000", "keep_alive_timeout_s: -1", "http_options.keep_alive_timeout_s: must be above 0, and is -1"),
+        (
+            "port: 8000",
+            "ssl_keyfile: key.pem",
+            "http_options: ssl_certfile and ssl_keyfile must be given together",
+        ),
+        (
+            "port: 8000",
+            "ssl_certfile: gone.pem, ssl_keyfile: gone.pem",
+            "http_options.ssl_certfile: cannot be loaded with ssl_keyfile: No such file or directory",
+        ),
+        (
+            HTTP,
+            "proxy_location: Disabled",
+            "proxy_location: must be EveryNode or HeadOnly; with Disabled, nothing listens to HTTP",
+        ),
+        (HTTP, "target_capacity: 0", "target_capacity: must be above 0; with 0, no replica runs"),
+        (
+            "args:",
+            "deployments: [{name: phi-3-tinny, num_replicas: 2}]\n    args:",
+            "applications[0].deployments[0].name: unknown deployment `phi-3-tinny`; did you mean `phi-3-tiny`?",
+        ),
+        (
+            "args:",
+            "deployments: [{name: ingress, user_config: {limits: {request_timeout_s: 0}}}]\n    args:",
+            "applications[0].deployments[0].user_config.limits.request_timeout_s: Input should be greater than 0",
+        ),
+    ],
+)
+def test_a_value_that_breaks_the_start_is_refused(old: str, new: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(GOOD.replace(old, new))
+    assert caught.value.message == text
+
+
+@pytest.mark.parametrize("prefix", ["/", "/phi", "/phi/v1.0", "/~a_b-c"])
+def test_a_route_prefix_that_ray_and_haproxy_take(prefix: str) -> None:
+    assert parse(GOOD.replace("route_prefix: /", f"route_prefix: {prefix}")).route_prefix == prefix
+
+
 def test_where_it_listens() -> None:
     file = parse(GOOD)
     assert (file.host, file.port, file.route_prefix) == ("127.0.0.1", 8000, "/")

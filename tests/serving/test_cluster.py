@@ -1,11 +1,13 @@
 """The application on a real local Ray cluster, called over HTTP as a client calls it."""
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import psutil
 import pytest
@@ -20,10 +23,12 @@ import torch
 import yaml
 from openai import OpenAI
 
+from phi3_serve.launch import proxy as proxies
 from phi3_serve.launch.proxy import free_port
 from tests.api.kaito.test_chat import FULL, GREEDY, PROMPT
 from tests.serving.cluster import BIN, ROOT, Cluster, running
 from tests.support import ENDLESS
+from tests.upgrades import UPGRADES, post_with_upgrade
 
 pytestmark = pytest.mark.cluster
 
@@ -136,6 +141,58 @@ def goes_away_and_frees_the_model(cluster: Cluster, stream: bool, model: str = "
         assert time.monotonic() - began < max(1.0, whole / 2)
         time.sleep(0.02)
     assert cluster.call(f"/{model}/chat", {"prompt": PROMPT, "generate_kwargs": {"max_new_tokens": 1}}).status == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_after_two_packets_frees_the_model(cluster: Cluster, stream: bool) -> None:
+    """OpenAI's SDK sends the headers and the body in separate packets."""
+    goes_away_after_two_packets(cluster, stream, "mine")
+
+
+def goes_away_after_two_packets(cluster: Cluster, stream: bool, model: str, num_clients: int = 4) -> None:
+    """Two clients fill the 128 rows of a step, and those behind them wait in the queue."""
+    wide = {"do_sample": True, "max_new_tokens": 1500, "num_return_sequences": 64, **ENDLESS}
+    body = json.dumps({"prompt": PROMPT, "stream": stream, "generate_kwargs": wide}).encode()
+    head = f"POST /{model}/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connections = []
+    for _ in range(num_clients):
+        connection = socket.create_connection(("127.0.0.1", cluster.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(head.encode())
+        time.sleep(0.05)
+        connection.sendall(body)
+        connections.append(connection)
+    end = time.monotonic() + 20
+    while cluster.in_flight(model) < num_clients:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.2)
+    for connection in connections:
+        connection.close()
+    began = time.monotonic()
+    while cluster.in_flight(model):
+        assert time.monotonic() - began < 2
+        time.sleep(0.02)
+
+
+def test_ray_is_reached_from_this_machine_only(cluster: Cluster) -> None:
+    """One port of each replica has an address that Ray fixes. It refuses a call without the token."""
+    listeners: dict[Any, str] = {}
+    for process in [psutil.Process(cluster.process.pid), *psutil.Process(cluster.process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            name = " ".join(process.cmdline())
+            found = [s.laddr for s in process.net_connections("tcp") if s.status == psutil.CONN_LISTEN]
+            listeners |= dict.fromkeys(found, name)
+    assert len(listeners) > 10
+    reached = {a.port: name for a, name in listeners.items() if a.ip not in ("127.0.0.1", "::ffff:127.0.0.1")}
+    assert reached
+    assert all("ray::ServeReplica:phi3:" in name for name in reached.values()), reached
+    for port in reached:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"", timeout=10)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_too_many_requests_get_429_and_the_others_an_answer(cluster: Cluster) -> None:
@@ -375,7 +432,8 @@ def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
     ]
     deploy = [str(BIN / "serve"), "deploy", str(config), "-a", f"http://127.0.0.1:{dashboard}"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    with running(head, tmp_path / "log", port, **token) as cluster:
+    env = {**token, **proxies.environment("python", port=port, request_timeout_s=600)}
+    with running(head, tmp_path / "log", port, **env) as cluster:
         for _ in range(30):
             time.sleep(1)
             env = {**os.environ, **token}
@@ -385,6 +443,11 @@ def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         cluster.wait_until_ready()
         assert cluster.call("/chat", FULL).status == 200
+        for protocol in UPGRADES:
+            for is_chunked in (False, True):
+                assert b"Result" in post_with_upgrade(("127.0.0.1", port), protocol, is_chunked)
+        for stream in (False, True):
+            goes_away_after_two_packets(cluster, stream, "phi-3-tiny")
         states = {name: model["state"] for name, model in cluster.call("/ready").body["models"].items()}
         assert states.pop("phi-3-tiny") == "ready"
         assert set(states.values()) == {"scaled_to_zero"}  # with a GPU, each of them could run

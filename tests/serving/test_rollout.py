@@ -88,19 +88,29 @@ def test_three_new_versions_take_over_without_one_failed_request(cluster: Head, 
 
 
 def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
-    """SIGTERM, as Kubernetes and systemd send it."""
+    """SIGTERM, as Kubernetes and systemd send it. One request takes more than the minute that `serve.delete` waits."""
     port = free_port()
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(port, checkpoint, {})))
+    args = {
+        "models": [
+            {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5},
+            {"name": "waited-for", "source": str(checkpoint), "device": "cpu", "min_replicas": 0, "num_cpus": 1000},
+        ],
+        "http": {"num_cpus": 0.25},
+        "cluster": {"elastic": True},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(serve_config(port, args)))
     long = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 1900, **ENDLESS}}
     command = [str(BIN / "phi3-serve"), "up", str(tmp_path / "config.yaml")]
-    with running(command, tmp_path / "log", port) as server, ThreadPoolExecutor(8) as pool:
+    with running(command, tmp_path / "log", port) as server, ThreadPoolExecutor(9) as pool:
         server.wait_until_ready()
         server.call("/chat", ASKED)
+        longest = pool.submit(server.call, "/waited-for/chat", ASKED, timeout=120, prefer="wait=66")
         asked = [pool.submit(server.call, "/chat", long) for _ in range(8)]
-        until(lambda: server.in_flight("mine") == 8, 30)
+        until(lambda: server.in_flight("mine") == 8 and server.in_flight("waited-for") == 1, 30)
         server.children = psutil.Process(server.process.pid).children(recursive=True)
         server.process.send_signal(signal.SIGTERM)
         answers = [one.exception(60) or one.result().status for one in asked]
         assert answers == [200] * 8
+        assert "is starting now" in longest.result(120).body["detail"]
         assert server.process.wait(40) is not None
         assert server.left_over() == []
