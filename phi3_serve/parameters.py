@@ -94,9 +94,10 @@ class GenerationParameters:
     encoder_no_repeat_ngram_size: Annotated[int, Range(ge=0)] | None = None
     """No n-gram of this size of the prompt occurs in the answer; 0 is off."""
     bad_words_ids: Annotated[list[TokenIds], Length(1, 1024)] | None = None
-    """Token sequences that are never generated."""
+    """Token sequences that are never generated: together at most 16,777,216 token ids times beams or sequences."""
     sequence_bias: Annotated[list[tuple[TokenIds, float]], Length(1, 1024)] | None = None
-    """Pairs of a token sequence and a bias; the last token gets the bias when the other tokens precede it."""
+    """Pairs of a token sequence and a bias; the last token gets the bias when the other tokens precede it. At most as
+    many token ids as in bad_words_ids."""
     suppress_tokens: TokenIds | None = None
     """Tokens that are never generated."""
     begin_suppress_tokens: TokenIds | None = None
@@ -130,7 +131,8 @@ class GenerationParameters:
     bos_token_id: TokenId | None = None
     """The begin-of-sequence token; it has no effect unless the prompt is empty."""
     eos_token_id: TokenId | TokenIds | None = None
-    """The token or tokens that end the answer; by default the model's own list."""
+    """The token or tokens that end the answer; by default the model's own list. With beam search at most 4,096 tokens
+    times beams."""
     stop_strings: StopString | Annotated[list[StopString], Length(0, 16)] | None = None
     """Strings that end the answer when they are generated; the answer contains them."""
     max_time: Annotated[float, Range(gt=0)] | None = None

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import LIBRARY_DEFAULTS, EarlyStopping, GenerationParameters, as_token_ids
 
+MAX_SEQUENCE_IDS = 2**24  # in bad_words_ids or sequence_bias, times the sequences that each step compares them with
+MAX_ENDS_OF_BEAMS = 2**12  # end-of-sequence tokens times beams: each step ranks so many candidates
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedParameters:
@@ -201,6 +204,28 @@ def _logprobs_need_no_beams(p: ResolvedParameters) -> None:
         )
 
 
+def _steps_are_bounded(p: ResolvedParameters) -> None:
+    """One request must not slow the steps of all others."""
+    num_rows = max(p.num_beams, p.num_return_sequences)
+    for name, sequences in (
+        ("bad_words_ids", p.bad_words_ids),
+        ("sequence_bias", [ids for ids, _ in p.sequence_bias]),
+    ):
+        num_ids = sum(map(len, sequences))
+        if num_ids * num_rows > MAX_SEQUENCE_IDS:
+            raise InvalidRequest(
+                f"`{name}` has {num_ids:,} token ids for {num_rows} sequences, {num_ids * num_rows:,} together; "
+                f"the most is {MAX_SEQUENCE_IDS:,}.",
+                name,
+            )
+    if p.is_beam_search and (num_ends := len(p.eos_token_ids)) * p.num_beams > MAX_ENDS_OF_BEAMS:
+        raise InvalidRequest(
+            f"`eos_token_id` has {num_ends:,} token ids for {p.num_beams} beams, {num_ends * p.num_beams:,} together; "
+            f"the most is {MAX_ENDS_OF_BEAMS:,}.",
+            "eos_token_id",
+        )
+
+
 def _suppressed_is_not_forced(p: ResolvedParameters) -> None:
     if p.forced_eos_token_ids and set(p.forced_eos_token_ids) <= set(p.suppress_tokens):
         raise InvalidRequest("`suppress_tokens` holds what `forced_eos_token_id` forces.", "suppress_tokens")
@@ -213,4 +238,5 @@ _CHECKS: tuple[Callable[[ResolvedParameters], None], ...] = (
     _lookup_has_one_sequence,
     _logprobs_need_no_beams,
     _suppressed_is_not_forced,
+    _steps_are_bounded,
 )

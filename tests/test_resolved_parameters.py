@@ -61,12 +61,40 @@ from phi3_serve.resolved_parameters import check_token_ids, resolve
             "suppress_tokens",
             "`suppress_tokens` holds what `forced_eos_token_id` forces.",
         ),
+        (
+            P(num_beams=64, sequence_bias=[([1] * 900, 1.0)] * 1024),
+            "sequence_bias",
+            "`sequence_bias` has 921,600 token ids for 64 sequences, 58,982,400 together; the most is 16,777,216.",
+        ),
+        (
+            P(do_sample=True, num_return_sequences=32, bad_words_ids=[[1] * 1024] * 1024),
+            "bad_words_ids",
+            "`bad_words_ids` has 1,048,576 token ids for 32 sequences, 33,554,432 together; the most is 16,777,216.",
+        ),
+        (
+            P(num_beams=64, eos_token_id=list(range(1024))),
+            "eos_token_id",
+            "`eos_token_id` has 1,024 token ids for 64 beams, 65,536 together; the most is 4,096.",
+        ),
     ],
 )
 def test_contradictions_are_refused(given: P, param: str, text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         resolve(given, P())
     assert (caught.value.param, caught.value.message) == (param, text)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        P(num_beams=4, eos_token_id=list(range(1024))),
+        P(do_sample=True, num_return_sequences=64, eos_token_id=list(range(1024))),
+        P(num_beams=64, bad_words_ids=[[1] * 256] * 1024),
+        P(do_sample=True, sequence_bias=[([1] * 1024, 1.0)] * 1024),
+    ],
+)
+def test_the_bounds_themselves_are_accepted(given: P) -> None:
+    resolve(given)
 
 
 def test_merge_order_is_request_then_model_then_library() -> None:

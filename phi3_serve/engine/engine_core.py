@@ -157,7 +157,8 @@ class EngineCore:
             chunk.sequence.num_cached = chunk.end
         tasks = self._tasks(plan)
         on_device = self._for_device(tasks)
-        on_host = [task for task in tasks if task not in on_device] if len(on_device) < len(tasks) else []
+        identities = set(map(id, on_device))
+        on_host = [task for task in tasks if id(task) not in identities]
         return _Launched(logits, on_device, on_host, self._choose_on_device(on_device, logits))
 
     def _tasks(self, plan: Plan) -> list[_Task]:

@@ -27,7 +27,7 @@ def draw(scores: Tensor, rows: Sequence[ScoreSettings]) -> list[int]:
             tokens[index] = token
             if tied:  # transformers keeps all tokens with the score of the k-th one
                 tokens[index] = int(_draw_index(warp(scores[index : index + 1].clone(), [rows[index]])))
-    others = [index for index in range(len(rows)) if index not in set(reducible)]
+    others = sorted(set(range(len(rows))) - set(reducible))
     if others:
         drawn = _draw_index(warp(scores[others], [rows[index] for index in others])).flatten().tolist()
         for index, token in zip(others, drawn, strict=True):

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from phi3_serve.core import EngineRequest
+from phi3_serve.engine.sampling.biases import SequenceBiases
+from phi3_serve.engine.sampling.ngrams import followers
 from phi3_serve.resolved_parameters import ResolvedParameters
 
 RULED_OUT = -math.inf  # the score of a token that cannot be chosen
 
-Biases = tuple[tuple[tuple[int, ...], int, float], ...]  # (preceding tokens, token, what is added to its score)
-
 
 class ScoreSettings:
-    """What processors and warpers need of one request, computed once."""
+    """What processors and warpers need of one request, computed once. What no parameter asks for costs nothing."""
 
     def __init__(self, request: EngineRequest) -> None:
         p = request.parameters
@@ -33,10 +33,9 @@ class ScoreSettings:
         self.min_length = request.min_length
         self.max_length = request.max_length
         self.eos_token_ids = list(p.eos_token_ids)
-        self.prompt_token_ids = np.unique(request.prompt_ids)  # each once
-        self.prompt_ngrams = _ngrams(request.prompt_ids, p.encoder_no_repeat_ngram_size)
-        self.biases = _biases(p.sequence_bias)
-        self.bans = _bans(p.bad_words_ids, self.eos_token_ids)
+        self.prompt_token_ids = np.unique(request.prompt_ids) if p.encoder_repetition_penalty != 1.0 else None
+        self.biases = SequenceBiases(p.sequence_bias)
+        self.bans = _bans(p.bad_words_ids, set(p.eos_token_ids))
         is_bos_forced = self.num_prompt_tokens == 1 and p.forced_bos_token_id is not None
         self.begin_index = self.num_prompt_tokens + is_bos_forced  # position of the first token that is chosen freely
         self.min_tokens_to_keep = len(self.eos_token_ids) + 1 if p.is_beam_search else 1
@@ -87,15 +86,15 @@ def _bad_words(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tens
     _add_biases(scores, indices, rows, [row.settings.bans for row in rows])
 
 
-def _add_biases(scores: Tensor, indices: list[int], rows: list[ScoreRow], biases: list[Biases]) -> None:
-    totals: dict[tuple[int, int], np.float32] = {}
-    for index, row, of_row in zip(indices, rows, biases, strict=True):
-        for preceding, token, bias in of_row:
-            if _ends_with(row.history, preceding):
-                totals[index, token] = totals.get((index, token), np.float32(0)) + np.float32(bias)
-    if totals:
-        row_indices, ids = torch.tensor(list(totals), device=scores.device).T
-        scores[row_indices, ids] += torch.tensor(list(totals.values()), device=scores.device)
+def _add_biases(scores: Tensor, indices: list[int], rows: list[ScoreRow], biases: list[SequenceBiases]) -> None:
+    of_rows = [of_row.after(row.history) for row, of_row in zip(rows, biases, strict=True)]
+    found = [(index, *of_row) for index, of_row in zip(indices, of_rows, strict=True) if of_row is not None]
+    if found:
+        counts = [len(tokens) for _, tokens, _ in found]
+        row_indices = torch.from_numpy(np.repeat([index for index, _, _ in found], counts))
+        ids = torch.from_numpy(np.concatenate([tokens for _, tokens, _ in found]))
+        values = torch.from_numpy(np.concatenate([of_row for _, _, of_row in found]))
+        scores[row_indices, ids] += values.to(scores.device)
 
 
 def _diversity(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
@@ -137,16 +136,20 @@ def _penalise(scores: Tensor, indices: list[int], tokens: list[Any], penalties: 
 
 
 def _no_repeat_ngram(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
-    repeated = [_repeated(_ids(row.history), row.settings.parameters.no_repeat_ngram_size) for row in rows]
+    repeated = []
+    for row in rows:
+        ids, size = _ids(row.history), row.settings.parameters.no_repeat_ngram_size
+        repeated.append(followers(ids, ids[len(ids) + 1 - size :]) if len(ids) >= size else [])
     _rule_out(scores, indices, repeated)
 
 
 def _encoder_no_repeat_ngram(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
     repeated = []
     for row in rows:
-        start = len(row.history) + 1 - row.settings.parameters.encoder_no_repeat_ngram_size
-        last = tuple(row.history[start:]) if start >= 0 else None
-        repeated.append([] if last is None else row.settings.prompt_ngrams.get(last, []))
+        ids = _ids(row.history)
+        start = len(ids) + 1 - row.settings.parameters.encoder_no_repeat_ngram_size
+        prompt = ids[: row.settings.num_prompt_tokens]
+        repeated.append(followers(prompt, ids[start:]) if start >= 0 else [])
     _rule_out(scores, indices, repeated)
 
 
@@ -219,7 +222,7 @@ _PROCESSORS: dict[str, Processor] = {
         lambda s: s.parameters.presence_penalty or s.parameters.frequency_penalty, _presence_and_frequency
     ),
     "no_repeat_ngram": Processor(lambda s: s.parameters.no_repeat_ngram_size, _no_repeat_ngram),
-    "encoder_no_repeat_ngram": Processor(lambda s: s.prompt_ngrams, _encoder_no_repeat_ngram),
+    "encoder_no_repeat_ngram": Processor(lambda s: s.parameters.encoder_no_repeat_ngram_size, _encoder_no_repeat_ngram),
     "bad_words": Processor(lambda s: s.bans, _bad_words),
     "min_length": Processor(lambda s: s.eos_token_ids and s.min_length > s.num_prompt_tokens, _min_length),
     "forced_bos": Processor(
@@ -244,9 +247,10 @@ def _column(rows: list[ScoreRow], read: Callable[[ResolvedParameters], float], l
 
 
 def _rule_out(scores: Tensor, indices: list[int], tokens: Sequence[Sequence[int]]) -> None:
-    pairs = [(index, token) for index, of_row in zip(indices, tokens, strict=True) for token in of_row]
-    if pairs:
-        row_indices, ids = torch.tensor(pairs, device=scores.device).T
+    counts = [len(of_row) for of_row in tokens]
+    if any(counts):
+        row_indices = torch.from_numpy(np.repeat(indices, counts))
+        ids = torch.from_numpy(np.concatenate([np.array(of_row, dtype=np.int64) for of_row in tokens]))
         scores[row_indices, ids] = RULED_OUT
 
 
@@ -259,35 +263,6 @@ def _ids(history: "array[int]") -> Any:
     return np.frombuffer(history, dtype=np.int64)
 
 
-def _repeated(ids: Any, size: int) -> list[int]:
-    """The tokens that would complete an n-gram of ``size`` that ``ids`` already contains."""
-    if len(ids) < size:
-        return []
-    matches = np.ones(len(ids) - size + 1, dtype=bool)
-    for offset in range(size - 1):
-        matches &= ids[offset : len(ids) - size + 1 + offset] == ids[len(ids) - size + 1 + offset]
-    repeated: list[int] = ids[size - 1 :][matches].tolist()
-    return repeated
-
-
-def _ngrams(ids: Sequence[int], size: int) -> dict[tuple[int, ...], list[int]]:
-    """For each (size - 1)-gram of ``ids`` the tokens that follow it."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    if size:
-        for end in range(size, len(ids) + 1):
-            found.setdefault(tuple(ids[end - size : end - 1]), []).append(ids[end - 1])
-    return found
-
-
-def _ends_with(history: "array[int]", tokens: tuple[int, ...]) -> bool:
-    return not tokens or (len(tokens) <= len(history) and tuple(history[-len(tokens) :]) == tokens)
-
-
-def _biases(pairs: Iterable[tuple[Sequence[int], float]]) -> Biases:
-    """The last of several biases for the same sequence counts, as in the dictionary that transformers makes."""
-    by_sequence = {tuple(ids): bias for ids, bias in pairs}
-    return tuple((ids[:-1], ids[-1], bias) for ids, bias in by_sequence.items())
-
-
-def _bans(sequences: Iterable[Sequence[int]], eos_token_ids: list[int]) -> Biases:
-    return _biases((ids, RULED_OUT) for ids in sequences if not (len(ids) == 1 and ids[0] in eos_token_ids))
+def _bans(sequences: Iterable[Sequence[int]], eos_token_ids: set[int]) -> SequenceBiases:
+    banned = (ids for ids in sequences if not (len(ids) == 1 and ids[0] in eos_token_ids))
+    return SequenceBiases((ids, RULED_OUT) for ids in banned)
