@@ -150,6 +150,11 @@ class GenerationParameters:
         """These parameters; those that are not set come from ``defaults``."""
         return replace(defaults, **self.given())
 
+    @property
+    def asks_for_beams(self) -> bool:
+        """Whether ``num_beams`` is given and asks for beam search."""
+        return self.num_beams is not None and self.num_beams > 1
+
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end an answer."""
         return as_token_ids(self.eos_token_id)

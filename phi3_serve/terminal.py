@@ -59,7 +59,7 @@ class Terminal:
         """Run until the input ends, or /quit."""
         is_interactive = sys.stdin.isatty()
         if is_interactive:
-            self._console.print(f"{self._conversation.model} at {self._client.url}. /help tells what can be done here.")
+            self._console.print(f"{self._conversation.model} at {self._client.url}. /help lists the commands.")
         for line in _typed() if is_interactive else (line.rstrip("\n") for line in sys.stdin):
             with suppress(KeyboardInterrupt):
                 if not self._take(line.strip()):

@@ -20,7 +20,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRITON_INTERPRET"] = "1"  # the kernels for a GPU run on the CPU
 
 from phi3_serve.api.app import create_app
+from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.config import AppConfig
+from phi3_serve.core import VariantState
 from phi3_serve.launch.proxy import free_port
 from phi3_serve.serving.replica import Replica
 from tests.random_checkpoint import Shape, make
@@ -118,6 +120,17 @@ def serve_app() -> Iterator[Callable[[FastAPI], str]]:
 def server_url(backend: LocalBackend, config: AppConfig, serve_app: Callable[[FastAPI], str]) -> str:
     """The app of ``client`` behind a real socket."""
     return serve_app(create_app(backend, config))
+
+
+@pytest.fixture(scope="session")
+def make_tiny_app() -> Iterator[Callable[[], FastAPI]]:
+    """Makes an app that serves phi-3-tiny as the default configuration does; all apps share one replica."""
+    replica = local_replica("phi-3-tiny", str(EMBEDDED_TINY), dtype="auto", max_waiting=64)
+    backend = LocalBackend(replica)
+    backend.state_of = {"phi-3-tiny": VariantState("ready")}
+    config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny"}]})
+    yield lambda: create_app(backend, config)
+    replica._engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The benchmark end to end on a model of two layers: contestants in real processes, table and JSON."""
+"""The benchmark end to end on a model of two layers: competitors in real processes, table and JSON."""
 
 import json
 from collections.abc import Iterator

@@ -1,16 +1,13 @@
 """The embedded checkpoint: what its card promises, by the code that people call."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from phi3_serve.api.app import create_app
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.config import AppConfig
-from phi3_serve.core import VariantState
-from tests.support import LocalBackend, local_replica
 from training import card
 from training.exam import LONGEST_ANSWER, QUESTIONS_PER_KIND, Examinee, Mark, examine
 
@@ -19,14 +16,9 @@ MAX_BYTES = 16 * 2**20
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Iterator[TestClient]:
-    replica = local_replica("phi-3-tiny", str(EMBEDDED_TINY), dtype="auto", max_waiting=64)
-    backend = LocalBackend(replica)
-    backend.state_of = {"phi-3-tiny": VariantState("ready")}
-    config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny"}]})
-    with TestClient(create_app(backend, config)) as client:
+def tiny(make_tiny_app: Callable[[], FastAPI]) -> Iterator[TestClient]:
+    with TestClient(make_tiny_app()) as client:
         yield client
-    replica._engine.close()
 
 
 def promised() -> list[tuple[str, str]]:

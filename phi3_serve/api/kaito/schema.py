@@ -19,7 +19,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     role: Literal["system", "user", "assistant"]
-    """Who says this turn."""
+    """The author of this turn."""
     content: Characters
     """The text. Text that spells a control token stays text."""
 

@@ -86,7 +86,7 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
     temperature = body.temperature if given.temperature is None else given.temperature
     if temperature == 0:  # generate() refuses 0 and calls it do_sample false
         given = replace(given, temperature=None)
-    is_search = temperature == 0 or (given.num_beams or 1) > 1
+    is_search = temperature == 0 or given.asks_for_beams
     has_length = given.max_new_tokens is not None or given.max_length is not None
     of_fields = GenerationParameters(
         max_new_tokens=None if has_length else max_new_tokens,
@@ -108,7 +108,7 @@ def _check_fields(body: RequestBody, given: GenerationParameters) -> None:
         raise InvalidRequest("`num_return_sequences` is called `n` here; send that.", "num_return_sequences")
     for field, name in (("stop", "stop_strings"), ("logit_bias", "sequence_bias")):
         if getattr(body, field) is not None and getattr(given, name) is not None:
-            raise InvalidRequest(f"`{field}` and `{name}` of generate_kwargs say the same; send one of them.", field)
+            raise InvalidRequest(f"`{field}` and `{name}` of generate_kwargs mean the same; send one of them.", field)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
 
@@ -139,7 +139,7 @@ def _requests(
 
 def _parameters_of_each_answer(parameters: GenerationParameters, n: int) -> list[GenerationParameters]:
     """One beam search gives its ``n`` best sequences. Sampled answers are ``n`` requests, so that each is streamed."""
-    if (parameters.num_beams or 1) > 1:
+    if parameters.asks_for_beams:
         return [parameters.over(GenerationParameters(num_return_sequences=n))]
     seed = parameters.seed
     seeds = [GenerationParameters(seed=None if seed is None else (seed + i) % _NUM_SEEDS) for i in range(n)]

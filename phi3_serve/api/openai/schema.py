@@ -93,7 +93,7 @@ class ChatCompletionMessage(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    """Who says this turn; developer is OpenAI's newer word for system."""
+    """The author of this turn; developer is OpenAI's newer word for system."""
     content: Characters | list[TextPart]
     """The text. Text that spells a control token stays text."""
     name: None = None

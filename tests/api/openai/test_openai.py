@@ -313,7 +313,7 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"tempersture": 0.5}, "tempersture", "did you mean `temperature`?"),
         ({"generate_kwargs": {"num_bemas": 2}}, "num_bemas", "did you mean `num_beams`?"),
         ({"generate_kwargs": {"num_return_sequences": 2}}, "num_return_sequences", "called `n` here"),
-        ({"stop": "x", "generate_kwargs": {"stop_strings": "y"}}, "stop", "say the same"),
+        ({"stop": "x", "generate_kwargs": {"stop_strings": "y"}}, "stop", "mean the same"),
         ({"generate_kwargs": {"num_beams": 2}, "logprobs": True}, "top_logprobs", "not offered with `num_beams`"),
         ({"n": 3, "generate_kwargs": {"num_beams": 2}}, "num_return_sequences", "smaller or equal to `num_beams`"),
         ({"messages": []}, "messages", "at least 1 item"),
