@@ -56,6 +56,17 @@ def test_up_refuses_a_wrong_config_before_ray_starts(tmp_path: Path, args: str, 
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_up_refuses_more_cores_than_there_are_before_ray_starts(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    models = [{"name": f"m{number}", "source": "a/b", "device": "cpu", "num_cpus": 1_000} for number in range(4)]
+    application = {"import_path": "phi3_serve.serving.app:build_app", "args": {"models": models}}
+    config.write_text(json.dumps({"applications": [application]}))
+    result = RUN.invoke(app, ["up", str(config)])
+    assert result.exit_code == 2
+    assert "4000.5 CPU cores are reserved at the start (m0 1000, " in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_up_refuses_tls_behind_haproxy(tmp_path: Path) -> None:
     certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     make = [

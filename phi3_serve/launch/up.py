@@ -13,6 +13,7 @@ from phi3_serve.config import AppConfig
 from phi3_serve.engine.checkpoint import open_checkpoint
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch import config_file, proxy
+from phi3_serve.launch.capacity import check_cores
 from phi3_serve.launch.config_file import ConfigError, ConfigFile
 
 _PRIVATE_CLUSTER = {
@@ -29,11 +30,14 @@ def check(path: Path, proxy_name: proxy.Proxy) -> ConfigFile:
     Raises:
         ConfigError: the file is missing, or a key or value is wrong.
         CheckpointError: a local checkpoint cannot be served.
-        Phi3ServeError: the port is taken, or the config asks for TLS and HAProxy has none.
+        Phi3ServeError: more cores are reserved than this machine has, the port is taken, or the config asks for TLS and
+            HAProxy has none.
     """
     file = config_file.read(path)
     if file.has_tls and proxy_name == "haproxy":
         raise ConfigError(f"{path}: http_options.ssl_certfile: Ray's HAProxy has no TLS; use --proxy python")
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        check_cores(file.app)
     _check_local_checkpoints(file.app)
     _check_port_is_free(file.host, file.port)
     return file
