@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -167,15 +167,20 @@ def _without_refused(given: Any) -> Any:
         raise ValueError(error.message) from None
 
 
-class LimitsConfig(StrictModel):
-    """Limits on one request, and on all requests together."""
+class QueueLimitsConfig(StrictModel):
+    """Limits of the queue of a replica."""
 
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
-    """Maximum size of a request body; a larger one gets 413."""
     max_waiting_requests: int = Field(default=64, ge=0)
     """Maximum number of waiting requests in a replica, without the running ones; more get 429."""
     max_waiting_tokens: int = Field(default=2**18, ge=1)
     """Maximum number of prompt tokens of all waiting requests in a replica; more get 429."""
+
+
+class LimitsConfig(QueueLimitsConfig):
+    """Limits on one request, and on all requests together."""
+
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Maximum size of a request body; a larger one gets 413."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Maximum seconds between two pieces of a request body; then 408."""
     queue_timeout_s: float | None = Field(default=None, gt=0)
@@ -183,11 +188,21 @@ class LimitsConfig(StrictModel):
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Maximum seconds from arrival in the replica to the last token; then 408."""
 
+    @property
+    def of_queue(self) -> QueueLimitsConfig:
+        """The limits that a replica applies itself."""
+        return QueueLimitsConfig(
+            max_waiting_requests=self.max_waiting_requests, max_waiting_tokens=self.max_waiting_tokens
+        )
+
+
+Limits = TypeVar("Limits", bound=QueueLimitsConfig)
+
 
 class LiveConfig(StrictModel):
     """`user_config` of a deployment. A change of it reaches the running replicas.
 
-    `args` have the same settings for all models. A change of `args` restarts every replica.
+    `args` have the same settings for all models.
     """
 
     limits: LimitsConfig = LimitsConfig()
@@ -200,9 +215,10 @@ class LiveConfig(StrictModel):
     def _refuse_wrong_names(cls, given: Any) -> Any:
         return _without_refused(given)
 
-    def over(self, limits: LimitsConfig) -> LimitsConfig:
+    def over(self, limits: Limits) -> Limits:
         """``limits`` with the overrides."""
-        return limits.model_copy(update={name: getattr(self.limits, name) for name in self.limits.model_fields_set})
+        given = self.limits.model_fields_set & set(type(limits).model_fields)
+        return limits.model_copy(update={name: getattr(self.limits, name) for name in given})
 
 
 class ClusterConfig(StrictModel):

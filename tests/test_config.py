@@ -23,7 +23,7 @@ def problem(args: dict[str, Any]) -> str:
         ({"models": [{**TINY, "sorce": "x"}]}, "models.0: unknown key `sorce`; did you mean `source`?"),
         (
             {"limits": {"zzz": 1}},
-            "limits: unknown key `zzz`; valid keys: max_body_bytes, max_waiting_requests, max_waiting_tokens, "
+            "limits: unknown key `zzz`; valid keys: max_waiting_requests, max_waiting_tokens, max_body_bytes, "
             "body_timeout_s, queue_timeout_s, request_timeout_s",
         ),
         (

@@ -18,6 +18,7 @@ from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
 from phi3_serve.serving.replica import Replica
 from phi3_serve.serving.replica_options import ReplicaOptions
+from phi3_serve.serving.versions import versioned
 
 Number = TypeVar("Number", int, float)
 
@@ -45,7 +46,7 @@ def build_application(config: AppConfig, replica_class: type[Replica] = Replica)
         graceful_shutdown_timeout_s=config.limits.request_timeout_s,
         user_config={},
     )(serve.ingress()(Ingress))
-    return ingress.bind(config, placements, models)
+    return versioned(ingress, config, placements).bind(config, placements, models)
 
 
 def _bind_replica(
@@ -67,7 +68,8 @@ def _bind_replica(
         **_scaling_options(model, limits.max_waiting_requests),
         **_router_options(model),
     )(replica_class)
-    return deployment.bind(ReplicaOptions.from_config(model, placement, limits))
+    options = ReplicaOptions.from_config(model, placement, limits)
+    return versioned(deployment, options).bind(options)
 
 
 def _scaling_options(model: ModelConfig, max_waiting: int) -> dict[str, Any]:

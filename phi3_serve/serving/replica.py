@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict
 
-from phi3_serve.config import LimitsConfig, LiveConfig
+from phi3_serve.config import LiveConfig, QueueLimitsConfig
 from phi3_serve.core import EngineRequest, Event, Failed, GenerationRequest, GpuInfo, QueueLimits, RawPrompt
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 from phi3_serve.prepare import check_prompt_ids, prepare
@@ -105,6 +105,6 @@ class Replica:
         return len(self._tokenizer.encode(RawPrompt(request.prompt.prefix)))
 
 
-def queue_limits(limits: LimitsConfig) -> QueueLimits:
-    """The part of ``limits`` that the engine keeps."""
+def queue_limits(limits: QueueLimitsConfig) -> QueueLimits:
+    """``limits`` as the engine takes them."""
     return QueueLimits(limits.max_waiting_requests, limits.max_waiting_tokens)

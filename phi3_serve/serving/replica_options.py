@@ -1,9 +1,12 @@
-"""What one replica is started with."""
+"""What one replica is started with.
+
+The options hold settings of the replica's own model only, because a change of them restarts the replica (``versions``).
+"""
 
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from phi3_serve.config import LimitsConfig, ModelConfig
+from phi3_serve.config import LimitsConfig, ModelConfig, QueueLimitsConfig
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.placement import Placement
 
@@ -19,7 +22,7 @@ class ReplicaOptions:
     dtype: str
     num_threads: int  # of torch
     stuck_after_s: float
-    limits: LimitsConfig
+    limits: QueueLimitsConfig
     defaults: GenerationParameters
 
     @classmethod
@@ -33,6 +36,6 @@ class ReplicaOptions:
             dtype=model.dtype,
             num_threads=max(1, int(placement.num_cpus)),
             stuck_after_s=model.health.stuck_after_s,
-            limits=limits,
+            limits=limits.of_queue,
             defaults=model.defaults,
         )

@@ -17,7 +17,7 @@ def test_a_catalogue_name_has_its_pinned_source() -> None:
         ModelConfig(name="microsoft/Phi-3-mini-4k-instruct"), Placement("cuda", 2, 1, None), LIMITS
     )
     assert (options.name, options.source, options.revision) == (variant.name, variant.source, variant.revision)
-    assert (options.device, options.num_threads, options.limits) == ("cuda", 2, LIMITS)
+    assert (options.device, options.num_threads, options.limits) == ("cuda", 2, LIMITS.of_queue)
 
 
 def test_what_the_config_says_of_a_model() -> None:
@@ -39,7 +39,7 @@ def test_what_the_config_says_of_a_model() -> None:
         dtype="bfloat16",
         num_threads=1,  # a part of a core is still one thread
         stuck_after_s=7,
-        limits=LIMITS,
+        limits=LIMITS.of_queue,
         defaults=GenerationParameters(top_k=5),
     )
     assert pickle.loads(pickle.dumps(options)) == options

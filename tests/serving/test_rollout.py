@@ -1,5 +1,6 @@
 """Changes while requests come: limits and defaults, new versions, an end. On a real Ray cluster."""
 
+import copy
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.support import ENDLESS
 
 pytestmark = pytest.mark.cluster
 
+MODEL = {"device": "cpu", "num_cpus": 0.5}
 ASKED = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 40, **ENDLESS}}
 
 
@@ -29,8 +31,11 @@ def cluster(head: Head) -> Head:
 
 
 def config(port: int, checkpoint: Path, limits: dict[str, Any], *live: dict[str, Any]) -> dict[str, Any]:
-    model = {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5}
-    args = {"models": [model], "http": {"num_cpus": 0.25}, "limits": limits}
+    args = {
+        "models": [{**MODEL, "name": "mine", "source": str(checkpoint)}],
+        "http": {"num_cpus": 0.25},
+        "limits": limits,
+    }
     return serve_config(port, args, deployments=list(live))
 
 
@@ -84,6 +89,23 @@ def test_three_new_versions_take_over_without_one_failed_request(cluster: Head, 
             pids.add(cluster.replica_of("mine").pid)
     assert len(pids) == 4
     assert len(answers) > 100
+    assert [(a.status, a.body) for a in answers if (a.status, a.body) != (200, answers[0].body)] == []
+
+
+def test_a_model_comes_and_goes_beside_a_replica_that_stays(cluster: Head, checkpoint: Path) -> None:
+    alone = config(cluster.port, checkpoint, {})
+    cluster.deploy(alone)
+    both = copy.deepcopy(alone)
+    both["applications"][0]["args"]["models"].append({**MODEL, "name": "added", "source": str(checkpoint)})
+    until(lambda: len(cluster.processes("ray::ServeReplica:phi3:mine")) == 1, 90)
+    before = cluster.replica_of("mine").pid
+    with asking(cluster) as answers:
+        cluster.deploy(both)
+        until(lambda: cluster.call("/chat", {**ASKED, "model": "added"}).status == 200, 90)
+        cluster.deploy(alone)
+        until(lambda: not cluster.processes("ray::ServeReplica:phi3:added"), 90)
+        until(lambda: cluster.call("/chat", {**ASKED, "model": "added"}).status == 404, 90)
+    assert cluster.replica_of("mine").pid == before
     assert [(a.status, a.body) for a in answers if (a.status, a.body) != (200, answers[0].body)] == []
 
 

@@ -1,0 +1,64 @@
+"""What restarts the replicas of a deployment: the arguments of its own replicas, and no other setting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ray.serve._private.build_app import build_app as build
+from ray.serve._private.config import DeploymentConfig
+
+from phi3_serve.config import AppConfig
+from phi3_serve.serving import versions
+from phi3_serve.serving.app import build_application
+
+ONE = {"name": "one", "source": "org/one", "device": "cpu"}
+TWO = {"name": "two", "source": "org/two", "device": "cpu"}
+
+
+def deployed(**args: Any) -> Mapping[str, tuple[str | None, object]]:
+    """Version and actor options of each deployment as Ray's controller receives them.
+
+    Ray's ``get_deploy_args`` sets the version of the application before.
+    """
+    application = build(build_application(AppConfig.model_validate(args)), name="phi3")
+    sent = {}
+    for deployment in application.deployments:
+        options = deployment._deployment_config
+        options.version = f"of the application {args}"
+        received = DeploymentConfig.from_proto_bytes(options.to_proto_bytes())
+        sent[deployment.name] = (received.version, deployment.ray_actor_options)
+    return sent
+
+
+def test_an_added_model_and_a_key_restart_no_replica() -> None:
+    before = deployed(models=[ONE])
+    after = deployed(models=[ONE, TWO], auth={"key_hashes": ["0" * 64]}, limits={"max_body_bytes": 5000})
+    assert set(after) == {"ingress", "one", "two"}
+    assert after["one"] == before["one"]
+    assert after["two"][0] != after["one"][0]
+    assert after["ingress"][0] != before["ingress"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"source": "org/other"}, {"revision": "main"}, {"dtype": "bfloat16"}, {"num_cpus": 2}, {"defaults": {"top_k": 3}}],
+)
+def test_a_change_of_a_model_restarts_its_own_replicas(change: dict[str, Any]) -> None:
+    before, after = deployed(models=[ONE, TWO]), deployed(models=[{**ONE, **change}, TWO])
+    assert after["one"] != before["one"]
+    assert after["two"] == before["two"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_replicas": 3}, {"scaling": {"target_load": 7}}, {"health": {"check_period_s": 5}}, {"routing": "prefix"}],
+)
+def test_options_that_serve_changes_in_place_restart_nothing(change: dict[str, Any]) -> None:
+    assert deployed(models=[{**ONE, **change}])["one"] == deployed(models=[ONE])["one"]
+
+
+def test_new_code_restarts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = deployed(models=[ONE])
+    monkeypatch.setattr(versions, "__version__", "0.0.0")
+    after = deployed(models=[ONE])
+    assert {name for name in after if after[name][0] == before[name][0]} == set()
