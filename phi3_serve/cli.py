@@ -75,13 +75,21 @@ def chat(
 
 
 @app.command()
-def key() -> None:
+def key(
+    name: Annotated[
+        str | None, typer.Option(help="Its name in metrics and errors; scopes and limits need a name.")
+    ] = None,
+) -> None:
     """Make an API key, and the lines of the config that accept it."""
-    from phi3_serve.api.middleware.authentication import hash_of
+    from phi3_serve.api.keys import hash_of
 
     made = secrets.token_urlsafe(32)
     typer.echo(f"The key, for those who ask; it is stored nowhere:\n\n    {made}\n")
-    typer.echo(f"Its hash, for `args` of the Serve config:\n\n    auth:\n      key_hashes: [{hash_of(made)}]")
+    typer.echo("Its hash, for `args` of the Serve config, or for `user_config` of the deployment `ingress`:\n")
+    if name is None:
+        typer.echo(f"    auth:\n      key_hashes: [{hash_of(made)}]")
+    else:
+        typer.echo(f"    auth:\n      keys:\n        - name: {name}\n          hash: {hash_of(made)}")
 
 
 @app.command()

@@ -13,10 +13,12 @@ from phi3_serve.parameters import NONE_GIVEN, GenerationParameters, refuse_by_na
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Routing = Literal["load", "prefix"]
+KeyScope = Literal["generate", "metrics"]
 
 # A model's name becomes the name of its deployment, beside the ingress.
 INGRESS_NAME = "ingress"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def unknown_key_message(key: str, valid: list[str]) -> str:
@@ -196,24 +198,66 @@ class LimitsConfig(QueueLimitsConfig):
         )
 
 
+class ApiKeyConfig(StrictModel):
+    """One API key with its scopes and limits. Each ingress replica counts for itself."""
+
+    name: str
+    """The name in metrics and in errors: letters, digits and . _ - (at most 64). It is not secret."""
+    hash: str
+    """SHA-256 of the key in hex. `phi3-serve key` makes both."""
+    scopes: tuple[KeyScope, ...] = ("generate", "metrics")
+    """`generate` allows every POST, `metrics` allows `GET /metrics`. Other routes are open to every key."""
+    max_parallel_requests: int | None = Field(default=None, ge=1)
+    """Maximum number of requests at once; more get 429. By default no limit."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Maximum number of prompt and generated tokens a minute; more get 429. By default no limit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not _KEY_NAME.fullmatch(self.name):
+            raise ValueError("name must be letters, digits and . _ - (at most 64)")
+        _check_hash(self.hash, "hash")
+        return self
+
+
+def _check_hash(value: str, field: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"{field} must be 64 hexadecimal digits, the SHA-256 of a key; `phi3-serve key` makes both")
+
+
+class AuthConfig(StrictModel):
+    """API keys. Without any, no key is needed."""
+
+    key_hashes: tuple[str, ...] = ()
+    """SHA-256 in hex of each API key that has all scopes and no limit. `phi3-serve key` makes one."""
+    keys: tuple[ApiKeyConfig, ...] = ()
+    """API keys with a name, scopes and limits."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for number, key_hash in enumerate(self.key_hashes):
+            _check_hash(key_hash, f"key_hashes[{number}]")
+        for field in ("name", "hash"):
+            values = Counter(getattr(key, field) for key in self.all_keys)
+            if doubled := [value for value, count in values.items() if count > 1]:
+                raise ValueError(f"two API keys have the {field} `{doubled[0]}`")
+        return self
+
+    @property
+    def all_keys(self) -> tuple[ApiKeyConfig, ...]:
+        """Every key. One without a name is named after the start of its hash."""
+        unnamed = [ApiKeyConfig(name=key_hash[:8], hash=key_hash) for key_hash in self.key_hashes]
+        return (*unnamed, *self.keys)
+
+
 Limits = TypeVar("Limits", bound=QueueLimitsConfig)
 
 
 class LiveConfig(StrictModel):
-    """`user_config` of a deployment. A change of it reaches the running replicas.
-
-    `args` have the same settings for all models.
-    """
+    """`user_config` of a deployment. A change of it reaches the running replicas."""
 
     limits: LimitsConfig = LimitsConfig()
     """Limits that override those of `args`."""
-    defaults: GenerationParameters = NONE_GIVEN
-    """Defaults that override the model's `defaults`. The ingress does not use them."""
-
-    @field_validator("defaults", mode="before")
-    @classmethod
-    def _refuse_wrong_names(cls, given: Any) -> Any:
-        return _without_refused(given)
 
     def over(self, limits: Limits) -> Limits:
         """``limits`` with the overrides."""
@@ -221,28 +265,30 @@ class LiveConfig(StrictModel):
         return limits.model_copy(update={name: getattr(self.limits, name) for name in given})
 
 
+class LiveModelConfig(LiveConfig):
+    """`user_config` of a model's deployment."""
+
+    defaults: GenerationParameters = NONE_GIVEN
+    """Defaults that override the model's `defaults`."""
+
+    @field_validator("defaults", mode="before")
+    @classmethod
+    def _refuse_wrong_names(cls, given: Any) -> Any:
+        return _without_refused(given)
+
+
+class LiveIngressConfig(LiveConfig):
+    """`user_config` of the deployment `ingress`."""
+
+    auth: AuthConfig | None = None
+    """The API keys; they replace all keys of `args`."""
+
+
 class ClusterConfig(StrictModel):
     """Properties of the Ray cluster."""
 
     elastic: bool = False
     """Whether an autoscaler adds nodes. If so, requests wait for a resource that no node has now."""
-
-
-class AuthConfig(StrictModel):
-    """API keys."""
-
-    key_hashes: tuple[str, ...] = ()
-    """SHA-256 in hex of each accepted API key. Without any, no key is needed. `phi3-serve key` makes one."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for number, key_hash in enumerate(self.key_hashes):
-            if not re.fullmatch(r"[0-9a-f]{64}", key_hash):
-                raise ValueError(
-                    f"key_hashes[{number}] must be 64 hexadecimal digits, the SHA-256 of a key; "
-                    "`phi3-serve key` makes both"
-                )
-        return self
 
 
 class HttpConfig(StrictModel):

@@ -4,6 +4,7 @@ Phi3ServeError                 everything this project raises on purpose
 ├── InvalidRequest             the request is wrong; sending it again changes nothing
 │   └── UnknownModel           the request names a model that this server does not declare
 ├── Unauthorized               the request carries no API key that this server knows
+├── PermissionDenied           the request's API key lacks the scope that the route needs
 ├── BodyTooLarge               the body has more bytes than ``limits.max_body_bytes``
 ├── UnsupportedBody            the body has a Content-Encoding that the server does not decode
 ├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
@@ -43,6 +44,10 @@ class UnknownModel(InvalidRequest):
 
 class Unauthorized(Phi3ServeError):
     """The server asks for an API key, and the request carries none that it knows."""
+
+
+class PermissionDenied(Phi3ServeError):
+    """The request's API key is known, and its scopes do not include the route."""
 
 
 class BodyTooLarge(Phi3ServeError):

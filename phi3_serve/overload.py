@@ -2,6 +2,7 @@
 
 Overload is checked cheapest first:
 
+0. ``api.middleware.rate_limit``: the requests and tokens of the API key, against the limits of this key.
 1. HAProxy, then ``api.middleware.admission``: the requests in the server, against the capacity of all models.
 2. The ingress: the requests to one model, against the capacity of that model.
 3. The engine: its waiting requests, against ``limits.max_waiting_requests`` and ``limits.max_waiting_tokens``; the time
@@ -12,6 +13,8 @@ from phi3_serve.errors import ModelUnavailable, Overloaded
 
 RETRY_AFTER_S = 5.0
 """Seconds after which a refused request may find capacity."""
+REQUEST_OF_KEY_RETRY_AFTER_S = 1.0
+"""Seconds after which one of a key's own requests may have ended."""
 STARTING_RETRY_AFTER_S = 10.0
 """Seconds after which a model that is starting may be ready."""
 
@@ -22,6 +25,22 @@ def server_is_full(num_requests: object, capacity: object) -> Overloaded:
     The arguments are only printed: HAProxy's launcher passes HAProxy's own variables.
     """
     return Overloaded(f"The server has {num_requests} requests already; its capacity is {capacity}.", RETRY_AFTER_S)
+
+
+def key_has_too_many_requests(name: str, limit: int) -> Overloaded:
+    """The API key ``name`` has ``limit`` requests in this ingress, as many as it may."""
+    return Overloaded(
+        f"The API key {name} has {limit} requests running already; its max_parallel_requests is {limit}.",
+        REQUEST_OF_KEY_RETRY_AFTER_S,
+    )
+
+
+def key_has_used_its_tokens(name: str, limit: int, retry_after_s: float) -> Overloaded:
+    """The API key ``name`` has used the tokens of its minute."""
+    return Overloaded(
+        f"The API key {name} has used its tokens; its tokens_per_minute is {limit}. Wait {retry_after_s:.1f} s.",
+        retry_after_s,
+    )
 
 
 def queue_is_full(limit: int) -> Overloaded:

@@ -9,11 +9,13 @@ from starlette.middleware.cors import CORSMiddleware
 from phi3_serve import __version__
 from phi3_serve.api.error_handlers import install_error_handlers
 from phi3_serve.api.kaito.routes import kaito_router
+from phi3_serve.api.keys import ApiKeys
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.api.middleware.admission import AdmissionMiddleware
 from phi3_serve.api.middleware.authentication import AuthenticationMiddleware
 from phi3_serve.api.middleware.body_limit import BodyLimitMiddleware
 from phi3_serve.api.middleware.headers import HeadersMiddleware
+from phi3_serve.api.middleware.rate_limit import RateLimitMiddleware
 from phi3_serve.api.openai.routes import openai_router
 from phi3_serve.api.openapi_document import install_openapi_document
 from phi3_serve.api.pages import pages_router
@@ -24,12 +26,17 @@ from phi3_serve.core import Backend
 
 
 def create_app(
-    backend: Backend, config: AppConfig, *, limits: CurrentLimits | None = None, behind_ray: bool = False
+    backend: Backend,
+    config: AppConfig,
+    *,
+    limits: CurrentLimits | None = None,
+    keys: ApiKeys | None = None,
+    behind_ray: bool = False,
 ) -> FastAPI:
     """The ASGI application.
 
-    ``limits`` replace those of ``config``; the caller may change them while the server runs. ``behind_ray``: Ray
-    Serve's proxy receives the requests and adds the request id to each response.
+    ``limits`` and ``keys`` replace those of ``config``; the caller may change them while the server runs.
+    ``behind_ray``: Ray Serve's proxy receives the requests and adds the request id to each response.
     """
     limits = limits or CurrentLimits(config.limits)
     service = Service(backend, config, limits)
@@ -41,7 +48,8 @@ def create_app(
             # outermost first: a request passes them from top to bottom, its response from bottom to top
             *_cors(config.http.cors_origins),
             Middleware(HeadersMiddleware, adds_request_id=not behind_ray),
-            Middleware(AuthenticationMiddleware, key_hashes=config.auth.key_hashes),
+            Middleware(AuthenticationMiddleware, keys=keys or ApiKeys(config.auth)),
+            Middleware(RateLimitMiddleware, on_refusal=service.metrics.count_refusal),
             Middleware(AdmissionMiddleware, capacity=lambda: backend.capacity()),
             Middleware(BodyLimitMiddleware, limits=limits),
         ],

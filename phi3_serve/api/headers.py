@@ -3,4 +3,10 @@
 REQUEST_ID = "x-request-id"
 CAPACITY = "x-phi3-serve-capacity"
 """How many requests the server holds at once. HAProxy reads the header and removes it."""
+# OpenAI's: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
+LIMIT_REQUESTS = "x-ratelimit-limit-requests"
+REMAINING_REQUESTS = "x-ratelimit-remaining-requests"
+LIMIT_TOKENS = "x-ratelimit-limit-tokens"
+REMAINING_TOKENS = "x-ratelimit-remaining-tokens"
+RESET_TOKENS = "x-ratelimit-reset-tokens"
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}

@@ -1,6 +1,7 @@
 """What every API does with a request: find its model, run it, count it, wait for its events."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
@@ -9,13 +10,26 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 
 from phi3_serve import catalogue
+from phi3_serve.api.keys import ApiKey, key_of
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig
-from phi3_serve.core import Backend, Delta, Done, GenerationRequest, RequestOptions
-from phi3_serve.errors import EngineFailure, UnknownModel, did_you_mean
+from phi3_serve.core import (
+    Backend,
+    Conversation,
+    Delta,
+    Done,
+    GenerationRequest,
+    Prompt,
+    RawPrompt,
+    RequestOptions,
+    Text,
+    TokenPrompt,
+)
+from phi3_serve.errors import EngineFailure, Phi3ServeError, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone and does not read it
+CHARACTERS_PER_TOKEN = 4  # of English text, by https://help.openai.com/en/articles/4936856
 INCOMPLETE_ANSWER = "The answer broke off before its end."
 SESSION_HEADER = "x-session-id"  # Ray Serve's name for it
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")  # RFC 7240, section 4.3
@@ -56,9 +70,44 @@ class Service:
             timeout_s=limits.request_timeout_s,
         )
 
-    def events(self, request: GenerationRequest) -> Events:
-        """The events of ``request``, counted in the metrics."""
-        return self.metrics.observe(request.model, self.backend.generate(request))
+    def events(self, http: Request, request: GenerationRequest) -> Events:
+        """The events of ``request``, counted in the metrics and for the API key of ``http``."""
+        key = key_of(http.scope)
+        events = self.backend.generate(request)
+        if key is None:
+            return self.metrics.observe(request.model, events)
+        return self.metrics.observe(request.model, _charged(key, request.prompt, events), api_key=key.name)
+
+
+async def _charged(key: ApiKey, prompt: Prompt, events: Events) -> Events:
+    """``events`` as they are, charged to ``key``. A request that fails costs nothing.
+
+    The tokens of a request that the client abandons are not known; they are estimated from the text.
+    """
+    num_tokens = _estimated_tokens(prompt)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Done):
+                    num_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
+                else:
+                    num_tokens += math.ceil(len(event.text) / CHARACTERS_PER_TOKEN)
+                yield event
+    except Phi3ServeError:
+        num_tokens = 0
+        raise
+    finally:
+        key.spend(num_tokens)
+
+
+def _estimated_tokens(prompt: Prompt) -> int:
+    match prompt:
+        case TokenPrompt(token_ids):
+            return len(token_ids)
+        case RawPrompt(text):
+            return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+        case Conversation(segments):
+            return math.ceil(sum(len(s.text) for s in segments if isinstance(s, Text)) / CHARACTERS_PER_TOKEN)
 
 
 async def first_event(events: AsyncGenerator[T, None]) -> T:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from phi3_serve.config import INGRESS_NAME, AppConfig, LiveConfig
+from phi3_serve.config import INGRESS_NAME, AppConfig, LiveIngressConfig, LiveModelConfig
 from phi3_serve.errors import did_you_mean
 from phi3_serve.serving.cluster import deployment_name
 
@@ -38,8 +38,9 @@ def deployment_problems(where: str, deployments: Sequence[DeploymentSchema], app
         if deployment.name not in names:
             hint = did_you_mean(deployment.name, names, f"; valid names: {', '.join(names)}")
             yield f"{here}.name: unknown deployment `{deployment.name}`{hint}"
+        schema = LiveIngressConfig if deployment.name == INGRESS_NAME else LiveModelConfig
         try:
-            LiveConfig.model_validate(deployment.user_config if isinstance(deployment.user_config, dict) else {})
+            schema.model_validate(deployment.user_config if isinstance(deployment.user_config, dict) else {})
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join([f"{here}.user_config", *map(str, problem["loc"])])

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from phi3_serve.core import Delta, Done
+from phi3_serve.core import Delta, Done, Usage
 from phi3_serve.errors import Phi3ServeError
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -44,21 +44,33 @@ class RequestMetrics:
         )
         self._prompt_tokens = Counter("phi3_serve_prompt_tokens", "Tokens read", labels, registry=registry)
         self._generated_tokens = Counter("phi3_serve_generation_tokens", "Tokens made", labels, registry=registry)
+        of_key = ("api_key", *labels)
+        self._key_requests = Counter("phi3_serve_api_key_requests", "Requests of a key", of_key, registry=registry)
+        self._key_prompt_tokens = Counter(
+            "phi3_serve_api_key_prompt_tokens", "Tokens read for a key", of_key, registry=registry
+        )
+        self._key_generated_tokens = Counter(
+            "phi3_serve_api_key_generation_tokens", "Tokens made for a key", of_key, registry=registry
+        )
+        self._key_refusals = Counter(
+            "phi3_serve_api_key_refusals", "Requests beyond a limit of their key", ("api_key",), registry=registry
+        )
 
     async def observe(
-        self, model: str, events: AsyncGenerator[Delta | Done, None]
+        self, model: str, events: AsyncGenerator[Delta | Done, None], *, api_key: str | None = None
     ) -> AsyncGenerator[Delta | Done, None]:
-        """``events`` as they are, counted."""
+        """``events`` as they are, counted, and for ``api_key`` too if one is given."""
         began, is_first, outcome = time.monotonic(), True, "disconnected"
         self._running.labels(model).inc()
+        if api_key is not None:
+            self._key_requests.labels(api_key, model).inc()
         try:
             async for event in events:
                 if is_first:
                     self._first_event.labels(model).observe(time.monotonic() - began)
                     is_first = False
                 if isinstance(event, Done):
-                    self._prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
-                    self._generated_tokens.labels(model).inc(event.usage.completion_tokens)
+                    self._count_tokens(event.usage, model, api_key)
                     outcome = "success"
                 yield event
         except Phi3ServeError as error:
@@ -69,6 +81,17 @@ class RequestMetrics:
             self._requests.labels(model, outcome).inc()
             self._duration.labels(model).observe(time.monotonic() - began)
             await events.aclose()
+
+    def count_refusal(self, api_key: str) -> None:
+        """Count a request that a limit of ``api_key`` has refused."""
+        self._key_refusals.labels(api_key).inc()
+
+    def _count_tokens(self, usage: Usage, model: str, api_key: str | None) -> None:
+        self._prompt_tokens.labels(model).inc(usage.prompt_tokens)
+        self._generated_tokens.labels(model).inc(usage.completion_tokens)
+        if api_key is not None:
+            self._key_prompt_tokens.labels(api_key, model).inc(usage.prompt_tokens)
+            self._key_generated_tokens.labels(api_key, model).inc(usage.completion_tokens)
 
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format."""

@@ -8,10 +8,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from phi3_serve.api.app import create_app
+from phi3_serve.api.keys import ApiKeys
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.config import AppConfig, LiveConfig
+from phi3_serve.config import AppConfig, LiveIngressConfig
 from phi3_serve.serving.backend import HandleBackend
 from phi3_serve.serving.cluster import ClusterView
+from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.placement import Placement
 
 
@@ -24,12 +26,16 @@ class Ingress:
         view = ClusterView(placements, app_name=serve.get_replica_context().app_name, elastic=config.cluster.elastic)
         self._config = config
         self._limits = CurrentLimits(config.limits)
+        self._live = LiveSettings(LiveIngressConfig)
+        self._keys = ApiKeys(config.auth)
         self._backend = HandleBackend(models, placements, view, self._limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Build the app in the process that runs it."""
-        return create_app(self._backend, self._config, limits=self._limits, behind_ray=True)
+        return create_app(self._backend, self._config, limits=self._limits, keys=self._keys, behind_ray=True)
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
-        """Replace the limits; requests in flight keep theirs. Serve calls this, also at the start."""
-        self._limits.current = LiveConfig.model_validate(user_config).over(self._config.limits)
+        """Replace limits and keys; requests in flight keep theirs. Serve calls this, also at the start."""
+        live = self._live.read(user_config)
+        self._limits.current = live.over(self._config.limits)
+        self._keys.replace(self._config.auth if live.auth is None else live.auth)

@@ -5,12 +5,13 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict
 
-from phi3_serve.config import LiveConfig, QueueLimitsConfig
+from phi3_serve.config import LiveModelConfig, QueueLimitsConfig
 from phi3_serve.core import EngineRequest, Event, Failed, GenerationRequest, GpuInfo, QueueLimits, RawPrompt
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 from phi3_serve.prepare import check_prompt_ids, prepare
 from phi3_serve.resolved_parameters import check_token_ids, resolve
 from phi3_serve.serving.event_queue import EventQueue
+from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.model_loading import load_model
 from phi3_serve.serving.replica_options import ReplicaOptions
 from phi3_serve.serving.replica_process import end_process, log_through_serve
@@ -30,6 +31,7 @@ class Replica:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time; torch needs the cores
         self._options = options
         self._defaults = options.defaults
+        self._live = LiveSettings(LiveModelConfig)
         self._on_fatal_error = on_fatal_error
         model = load_model(options, lambda error: on_fatal_error(f"{type(error).__name__}: {error}"))
         self._loaded, self._tokenizer, self._engine = model.loaded, model.tokenizer, model.engine
@@ -37,7 +39,7 @@ class Replica:
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
         """Replace limits and defaults; requests in flight keep theirs. Serve calls this, also at the start."""
-        live = LiveConfig.model_validate(user_config)
+        live = self._live.read(user_config)
         self._engine.queue = queue_limits(live.over(self._options.limits))
         self._defaults = live.defaults.over(self._options.defaults)
 

@@ -48,6 +48,16 @@ def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
         ("- name: phi-3-tiny", "- nme: phi-3-tiny", "args.models[0]: unknown key `nme`; did you mean `name`?"),
         ("models:", "modls:", "args: unknown key `modls`; did you mean `models`?"),
         (
+            "    args:",
+            "    deployments: [{name: ingress, user_config: {auth: {keys: [{name: a, hsh: b}]}}}]\n    args:",
+            "applications[0].deployments[0].user_config.auth.keys.0: unknown key `hsh`; did you mean `hash`?",
+        ),
+        (
+            "    args:",
+            "    deployments: [{name: phi-3-tiny, user_config: {auth: {}}}]\n    args:",
+            "applications[0].deployments[0].user_config: unknown key `auth`; valid keys: limits, defaults",
+        ),
+        (
             "build_app",
             "built_app",
             "must hold one application with import_path phi3_serve.serving.app:build_app, and holds 0",

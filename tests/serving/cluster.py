@@ -51,9 +51,10 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def call(self, path: str, body: Any = None, timeout: float = 60, *, prefer: str = "") -> Answer:
+    def call(self, path: str, body: Any = None, timeout: float = 60, *, prefer: str = "", key: str = "") -> Answer:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **({"Prefer": prefer} if prefer else {})}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:

@@ -3,6 +3,7 @@
 import copy
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from phi3_serve.api.keys import hash_of
 from phi3_serve.launch.proxy import free_port
 from tests.api.kaito.test_chat import PROMPT
 from tests.serving.cluster import BIN, Answer, Cluster, Head, running, serve_config
@@ -75,6 +77,33 @@ def test_limits_and_defaults_reach_running_replicas(cluster: Head, checkpoint: P
     assert {a.status for a in answers} == {200}
     assert {p.pid for p in cluster.processes("ray::ServeReplica:phi3")} == pids
     assert cluster.call("/chat", ASKED).body["Result"] == usual
+
+
+def test_a_key_is_rotated_in_running_replicas(cluster: Head, checkpoint: Path) -> None:
+    """While keys are required, `/ready` is open."""
+    pids = {p.pid for p in cluster.processes("ray::ServeReplica:phi3")}
+
+    def accept(*hashes: str) -> None:
+        live = {"name": "ingress", "user_config": {"auth": {"key_hashes": list(hashes)}}}
+        cluster.deploy(config(cluster.port, checkpoint, {}, live))
+
+    def statuses() -> tuple[int, ...]:
+        return tuple(cluster.call("/v1/models", key=key).status for key in ("old", "new"))
+
+    old, new = hash_of("old"), hash_of("new")
+    accept(old)
+    until(lambda: statuses() == (200, 401), 30)
+    accept(old, new)
+    until(lambda: statuses() == (200, 200), 30)
+    accept(new)
+    until(lambda: statuses() == (401, 200), 30)
+    accept("not a hash")
+    time.sleep(3)
+    assert statuses() == (401, 200)
+    accept()
+    until(lambda: cluster.call("/v1/models").status == 200, 30)
+    assert {p.pid for p in cluster.processes("ray::ServeReplica:phi3")} == pids
+    cluster.deploy(config(cluster.port, checkpoint, {}))
 
 
 def test_three_new_versions_take_over_without_one_failed_request(cluster: Head, checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
-from phi3_serve.api.middleware.authentication import hash_of
+from phi3_serve.api.keys import hash_of
 from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable

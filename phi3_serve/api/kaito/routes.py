@@ -65,7 +65,7 @@ async def _chat(service: Service, http: Request, body: ChatRequest, model: str |
     request = generation_request(
         body, model=service.model_named(model), request_id=uuid.uuid4().hex, options=service.options(http)
     )
-    events = service.events(request)
+    events = service.events(http, request)
     if body.stream:
         first = await first_event(events)
         return StreamingResponse(

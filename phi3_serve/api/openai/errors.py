@@ -11,6 +11,7 @@ from phi3_serve.errors import (
     InvalidRequest,
     ModelUnavailable,
     Overloaded,
+    PermissionDenied,
     Phi3ServeError,
     RequestTimeout,
     Unauthorized,
@@ -21,6 +22,7 @@ from phi3_serve.errors import (
 CODE: Mapping[type[Phi3ServeError], str] = {
     UnknownModel: "model_not_found",
     Unauthorized: "invalid_api_key",
+    PermissionDenied: "missing_scope",
     Overloaded: "rate_limit_exceeded",
     ModelUnavailable: "model_unavailable",
     RequestTimeout: "timeout",

@@ -81,7 +81,7 @@ async def _respond(
     requests: Sequence[GenerationRequest],
     builder: ResponseBuilder,
 ) -> Response:
-    sources = [service.events(request) for request in requests]
+    sources = [service.events(http, request) for request in requests]
     n = body.n or 1
     if body.stream:
         events = merged(sources)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from fastapi.routing import iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,11 +18,11 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from phi3_serve.api.app import create_app
-from phi3_serve.api.middleware.authentication import hash_of
+from phi3_serve.api.keys import hash_of
 from phi3_serve.api.middleware.headers import RAY_HEADERS, clean_id
 from phi3_serve.cli import app as cli
 from phi3_serve.client import Client, Refused
-from phi3_serve.config import AppConfig
+from phi3_serve.config import ApiKeyConfig, AppConfig, AuthConfig
 from tests.support import LocalBackend
 
 KEYS = ("first-key", "second-key-ü")
@@ -86,6 +87,13 @@ def test_the_command_makes_a_key_and_its_hash() -> None:
     lines = CliRunner().invoke(cli, ["key"]).output.split()
     made = next(line for line in lines if len(line) == 43)
     assert f"[{hash_of(made)}]" in lines
+
+
+def test_the_command_makes_a_key_with_a_name() -> None:
+    output = CliRunner().invoke(cli, ["key", "--name", "alice"]).output
+    made = next(line for line in output.split() if len(line) == 43)
+    lines = yaml.safe_load(output[output.index("    auth:") :])
+    assert AuthConfig.model_validate(lines["auth"]).keys == (ApiKeyConfig(name="alice", hash=hash_of(made)),)
 
 
 def test_our_client_sends_its_key(backend: LocalBackend, config: AppConfig, serve_app: Any) -> None:
