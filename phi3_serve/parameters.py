@@ -22,7 +22,7 @@ def has_no_lone_surrogate(text: str) -> bool:
 
 
 Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
-StopString = Annotated[Characters, Length(1, 64)]
+StopString = Annotated[str, Length(1, 64), Predicate(has_no_lone_surrogate)]
 TokenId = Annotated[int, Range(ge=0)]
 TokenIds = Annotated[list[TokenId], Length(1, 1024)]
 
@@ -31,6 +31,7 @@ EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
 MAX_SEQUENCES = 64
 MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 32  # editors send 17; each is searched for after every token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ class GenerationParameters:
     eos_token_id: TokenId | TokenIds | None = None
     """The token or tokens that end the answer; by default the model's own list. With beam search at most 4,096 tokens
     times beams."""
-    stop_strings: StopString | Annotated[list[StopString], Length(0, 16)] | None = None
+    stop_strings: StopString | Annotated[list[StopString], Length(0, MAX_STOP_STRINGS)] | None = None
     """Strings that end the answer when they are generated; the answer contains them."""
     max_time: Annotated[float, Range(gt=0)] | None = None
     """Seconds after which the answer ends, wherever it is."""

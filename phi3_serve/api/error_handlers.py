@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from phi3_serve.api.error_formats import error_format_of
-from phi3_serve.api.error_mapping import FieldError, headers_of, status_of
+from phi3_serve.api.error_mapping import headers_of, status_of
+from phi3_serve.api.field_errors import field_errors
 from phi3_serve.errors import Phi3ServeError
 
 logger = logging.getLogger("ray.serve")
-
-_FIELD_NAME = re.compile(r"[A-Za-z_]\w{0,63}")
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -30,7 +28,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = error_format_of(local_path(request.scope))
-        wrong_fields = [_field_error(details, request) for details in error.errors()]
+        wrong_fields = field_errors(error.errors(), error.body, request.headers.get("content-type"))
         return _json_response(errors.validation_status, errors.validation_body(wrong_fields))
 
     @app.exception_handler(HTTPException)
@@ -63,23 +61,3 @@ def _http_response(request: Request, status: int, message: str, headers: Mapping
 def _json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """JSON in ASCII: a client's text may hold a lone surrogate, which UTF-8 cannot encode."""
     return Response(json.dumps(body, ensure_ascii=True), status, headers, media_type="application/json")
-
-
-def _field_error(details: Mapping[str, Any], request: Request) -> FieldError:
-    """One of pydantic's errors, without the client's value: that may be long or not printable."""
-    location: tuple[Any, ...] = tuple(details["loc"])
-    message = str(details["msg"])
-    if details["type"] == "json_invalid":
-        reason = details.get("ctx", {}).get("error", "")
-        message = f"The body is not JSON at character {location[-1]}: {reason}. Check the quoting of your shell."
-    elif location == ("body",) and "json" not in (content_type := request.headers.get("content-type", "")):
-        message = f"The Content-Type header must be application/json; it is {content_type[:80] or 'missing'}."
-    elif location == ("body",) and details["type"] == "missing":
-        message = "The body is empty; send a JSON object."
-    elif details["type"] in ("model_attributes_type", "dataclass_type"):
-        message = "This must be a JSON object."
-    elif details["type"] == "predicate_failed":  # parameters.Characters has the only predicate
-        message = "The text holds half of a surrogate pair, which is no character."
-    # For a union pydantic adds the branch, for example `list[constrained-int]`, which is not a place in the body.
-    place = tuple(part for part in location if isinstance(part, int) or _FIELD_NAME.fullmatch(part))
-    return FieldError(place, message, details["type"])

@@ -3,7 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from phi3_serve.api.openai.schema import ChatCompletionMessage, ChatCompletionRequest, CompletionRequest, RequestBody
+from phi3_serve.api.openai.schema import (
+    MAX_ANSWERS,
+    ChatCompletionMessage,
+    ChatCompletionRequest,
+    CompletionRequest,
+    RequestBody,
+)
 from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
@@ -45,6 +51,12 @@ def completion_requests(
     """
     if body.logprobs is not None and body.echo:
         raise InvalidRequest("`logprobs` is not offered with `echo`: prompts are not scored.", "logprobs")
+    if (num_answers := len(body.prompts) * (body.n or 1)) > MAX_ANSWERS:
+        raise InvalidRequest(
+            f"`prompt` has {len(body.prompts)} prompts and `n` is {body.n}, which makes {num_answers} answers; "
+            f"one call may ask for at most {MAX_ANSWERS}.",
+            "n",
+        )
     parameters = _parameters(body, max_new_tokens=body.max_tokens or _COMPLETION_TOKENS, top_logprobs=body.logprobs)
     return _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
 

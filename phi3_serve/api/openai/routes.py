@@ -12,6 +12,7 @@ from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
 from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder, usage_of
 from phi3_serve.api.openai.errors import OPENAI
+from phi3_serve.api.openai.field_names import with_field_names
 from phi3_serve.api.openai.models import describe_model
 from phi3_serve.api.openai.requests import chat_requests, completion_requests, echoed_prompts
 from phi3_serve.api.openai.schema import (
@@ -81,7 +82,7 @@ async def _respond(
     requests: Sequence[GenerationRequest],
     builder: ResponseBuilder,
 ) -> Response:
-    sources = [service.events(http, request) for request in requests]
+    sources = [with_field_names(service.events(http, request), body) for request in requests]
     n = body.n or 1
     if body.stream:
         events = merged(sources)

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from phi3_serve.api.fields import GenerateKwargs, number
-from phi3_serve.api.openai.unsupported import refuse_unsupported
-from phi3_serve.parameters import MAX_SEQUENCES, MAX_TOP_LOGPROBS, Characters, StopString
+from phi3_serve.api.openai.unsupported import MEDIA, refuse_unsupported
+from phi3_serve.parameters import MAX_SEQUENCES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Characters, StopString
 
-MAX_PROMPTS = 16
+MAX_PROMPTS = 128  # LangChain sends 20 in one call, by default
+MAX_ANSWERS = 1024  # of all prompts of one call together
 # At most the longest context of the Phi-3 family. The replica, which knows the vocabulary, checks the ids.
 TokenIds = Annotated[list[Annotated[int, Ge(0), number("prompt")]], Len(1, 131_072)]
 
@@ -44,7 +46,7 @@ class RequestBody(BaseModel):
     """Sample among the likeliest tokens whose probabilities reach this sum; by default 1."""
     n: Annotated[int, Ge(1), Le(MAX_SEQUENCES), number("n")] | None = None
     """Number of answers to one prompt; by default 1."""
-    stop: StopString | Annotated[list[StopString], Len(0, 16)] | None = None
+    stop: StopString | Annotated[list[StopString], Len(0, MAX_STOP_STRINGS)] | None = None
     """The answer ends before the first of these strings."""
     seed: Annotated[int, Ge(-(2**63)), Le(2**63 - 1), number("seed")] | None = None
     """Makes sampling repeatable. Answer number i of n is sampled with seed + i."""
@@ -82,9 +84,18 @@ class TextPart(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
     type: Literal["text"]
-    """Pictures and sound are not offered."""
+    """Pictures, sound and files are not offered."""
     text: Characters
     """The text. Several parts are joined without a separator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_media(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (media := MEDIA.get(str(given.get("type")))):
+            raise PydanticCustomError(
+                "not_offered", "{media} are not offered: the model reads text only.", {"media": media}
+            )
+        return given
 
 
 class ChatCompletionMessage(BaseModel):

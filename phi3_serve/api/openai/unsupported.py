@@ -34,6 +34,16 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "suffix": ("Phi-3 continues a text and cannot fill a gap", ("",)),
     "best_of": ("the server does not pick the best answer; n returns all of them", (1,)),
 }
+# The type of a part of a message → what it is. The model has no use for any of them.
+MEDIA: Mapping[str, str] = {
+    "image_url": "Pictures",
+    "input_image": "Pictures",
+    "input_audio": "Sound recordings",
+    "audio_url": "Sound recordings",
+    "video_url": "Videos",
+    "file": "Files",
+    "input_file": "Files",
+}
 # Records of the caller. They change no answer, at OpenAI neither.
 IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_retention", "prompt_cache_options")
 

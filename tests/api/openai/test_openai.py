@@ -307,15 +307,31 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs `stream`"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "keys are token ids"),
-        ({"logit_bias": {"99999": 1}}, "sequence_bias", "ids go from 0 to 703"),
+        (
+            {"logit_bias": {"99999": 1}},
+            "logit_bias",
+            "`logit_bias` holds token id 99999; this model's ids go from 0 to 703",
+        ),
         ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
         ({"top_k": 5}, "top_k", "put it into `generate_kwargs`"),
         ({"tempersture": 0.5}, "tempersture", "did you mean `temperature`?"),
         ({"generate_kwargs": {"num_bemas": 2}}, "num_bemas", "did you mean `num_beams`?"),
         ({"generate_kwargs": {"num_return_sequences": 2}}, "num_return_sequences", "called `n` here"),
         ({"stop": "x", "generate_kwargs": {"stop_strings": "y"}}, "stop", "mean the same"),
-        ({"generate_kwargs": {"num_beams": 2}, "logprobs": True}, "top_logprobs", "not offered with `num_beams`"),
-        ({"n": 3, "generate_kwargs": {"num_beams": 2}}, "num_return_sequences", "smaller or equal to `num_beams`"),
+        (
+            {"generate_kwargs": {"num_beams": 2}, "logprobs": True},
+            "logprobs",
+            "`logprobs` is not offered with `num_beams`",
+        ),
+        ({"n": 3, "generate_kwargs": {"num_beams": 2}}, "n", "`n` (3) has to be smaller or equal to `num_beams`"),
+        ({"logprobs": True, "top_logprobs": 2, "generate_kwargs": {"num_beams": 2}}, "top_logprobs", "`top_logprobs`"),
+        (
+            {"generate_kwargs": {"sequence_bias": [[[99999], 1]]}},
+            "sequence_bias",
+            "`sequence_bias` holds token id 99999",
+        ),
+        ({"max_tokens": 2, "generate_kwargs": {"min_new_tokens": 9}}, "min_new_tokens", "the most allowed"),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "this model's context"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "alternate"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'system', 'developer', 'user'"),
@@ -331,6 +347,30 @@ def test_refusals_name_the_field(client: TestClient, given: dict[str, Any], para
     assert error["type"] == "invalid_request_error"
     assert (error["param"] or "").startswith(param), error
     assert text in error["message"], error
+
+
+def test_a_refusal_amid_a_stream_names_the_field(client: TestClient) -> None:
+    body = {"model": "tested", "prompt": ["a", "b"], "stream": True, "logit_bias": {"99999": 1}}
+    assert client.post("/v1/completions", json=body).json()["error"]["param"] == "logit_bias"
+
+
+def test_many_prompts_in_one_call(client: TestClient) -> None:
+    """As LangChain sends them, 20 in one call."""
+    prompts = [f"Q{number}:" for number in range(20)]
+    body = {"model": "tested", "prompt": prompts, "max_tokens": 2, "temperature": 0}
+    choices = client.post("/v1/completions", json=body).json()["choices"]
+    assert [choice["index"] for choice in choices] == list(range(20))
+    alone = [client.post("/v1/completions", json={**body, "prompt": p}).json()["choices"][0]["text"] for p in prompts]
+    assert [choice["text"] for choice in choices] == alone
+    error = client.post("/v1/completions", json={**body, "prompt": ["a"] * 128, "n": 9}).json()["error"]
+    assert (error["param"], "makes 1152 answers; one call may ask for at most 1024" in error["message"]) == ("n", True)
+
+
+def test_many_stop_strings(client: TestClient) -> None:
+    """As an editor sends them for completion at the cursor."""
+    stop = ["<fim_prefix>", "<|fim_pad|>", "\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```", "\nclass", '\n"""#']
+    body = {"model": "tested", "prompt": "def add(a, b):\n", "max_tokens": 8, "stop": stop * 2 + stop[:1]}
+    assert client.post("/v1/completions", json=body).status_code == 200
 
 
 def test_errors_have_the_sdks_own_classes(

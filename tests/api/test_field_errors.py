@@ -1,0 +1,78 @@
+"""Each wrong field has one error, at its place in the body, and of the form that the client meant."""
+
+import json
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+CHAT = {"model": "tested", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+TEXT = {"model": "tested", "prompt": "hi", "max_tokens": 2}
+EITHER = "valid string Or: Input should be a valid list"
+
+
+def of_content(content: Any) -> dict[str, Any]:
+    return {**CHAT, "messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "text"),
+    [
+        ({**TEXT, "prompt": [1, 2, -3]}, "prompt.2", "greater than or equal to 0"),
+        ({**TEXT, "prompt": [[1, 2], [3, -4]]}, "prompt.1.1", "greater than or equal to 0"),
+        ({**TEXT, "prompt": [1, True]}, "prompt.1", "does not take true or false"),
+        ({**TEXT, "prompt": [1, 2.5]}, "prompt.1", "valid integer"),
+        ({**TEXT, "prompt": ["a", "\ud83d"]}, "prompt.1", "half of a surrogate pair"),
+        ({**TEXT, "prompt": ["a", "b", 3]}, "prompt.2", "valid string"),
+        ({**TEXT, "prompt": ["a"] * 129}, "prompt", "at most 128 items"),
+        ({**TEXT, "prompt": "\ud83d"}, "prompt", "half of a surrogate pair"),
+        ({**TEXT, "prompt": 5}, "prompt", EITHER),
+        ({**TEXT, "prompt": {"a": 1}}, "prompt", EITHER),
+        ({**TEXT, "stop": 5}, "stop", EITHER),
+        ({**TEXT, "stop": ["a", ""]}, "stop.1", "at least 1 character"),
+        ({**TEXT, "stop": "x" * 65}, "stop", "at most 64 characters"),
+        ({**TEXT, "stop": ["x"] * 33}, "stop", "at most 32 items"),
+        ({**TEXT, "generate_kwargs": {"eos_token_id": -1}}, "generate_kwargs.eos_token_id", "greater than or equal to 0"),
+        ({**TEXT, "generate_kwargs": {"eos_token_id": [1, -1]}}, "generate_kwargs.eos_token_id.1", "than or equal to 0"),
+        ({**TEXT, "generate_kwargs": {"early_stopping": "nevr"}}, "generate_kwargs.early_stopping", "'never'"),
+        (of_content(5), "messages.0.content", EITHER),
+        (of_content([{"type": "text"}]), "messages.0.content.0.text", "Field required"),
+        (of_content([{"type": "txt", "text": "a"}]), "messages.0.content.0.type", "'text'"),
+        (of_content([{"type": "image_url", "image_url": {"url": "data:,"}}]), "messages.0.content.0", "Pictures are not offered"),
+        (of_content([{"type": "input_audio", "input_audio": {}}]), "messages.0.content.0", "Sound recordings are not offered"),
+    ],
+)  # fmt: skip
+def test_of_a_field_with_several_forms(client: TestClient, body: dict[str, Any], param: str, text: str) -> None:
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert text in error["message"]
+
+
+def test_kaito_lists_each_wrong_field_once(client: TestClient) -> None:
+    kwargs = {"eos_token_id": [1, -1], "stop_strings": 5, "top_p": 2}
+    detail = client.post("/chat", json={"prompt": 5, "generate_kwargs": kwargs}).json()["detail"]
+    assert {tuple(error["loc"]) for error in detail} == {
+        ("body", "prompt"),
+        ("body", "generate_kwargs", "eos_token_id", 1),
+        ("body", "generate_kwargs", "stop_strings"),
+        ("body", "generate_kwargs", "top_p"),
+    }
+    assert len(detail) == 4
+
+
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])
+@pytest.mark.parametrize("content_type", ["text/json", "application/jsonl", "application/x-json", "json", "text/plain"])
+def test_a_media_type_that_is_not_json_is_named(client: TestClient, path: str, content_type: str) -> None:
+    answer = client.post(path, content=json.dumps(CHAT), headers={"Content-Type": content_type})
+    assert f"The Content-Type header must be application/json; it is {content_type}." in answer.text
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "application/vnd.api+json", "APPLICATION/JSON"]
+)
+def test_a_media_type_that_is_json_is_read(client: TestClient, content_type: str) -> None:
+    answer = client.post("/v1/chat/completions", content=json.dumps(CHAT), headers={"Content-Type": content_type})
+    assert answer.status_code == 200
+    assert "JSON object" in client.post("/chat", content="[]", headers={"Content-Type": content_type}).text
