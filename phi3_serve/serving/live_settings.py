@@ -35,6 +35,7 @@ class LiveSettings(Generic[Live]):
         except ValidationError as error:
             if self._valid is None:
                 raise
-            reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            logger.error("this user_config is wrong, and the previous one stays: %s", reasons)
+            for problem in error.errors():
+                place = ".".join(["user_config", *map(str, problem["loc"])])
+                logger.error("%s: %s. The previous user_config stays.", place, problem["msg"])
         return self._valid

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, QueueLimits, RawPrompt, RequestOptions
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
@@ -165,9 +164,9 @@ def test_limits_and_defaults_change_while_it_runs(replica: Replica) -> None:
         assert new_tokens() == usual > 3
         bad: list[dict[str, Any]] = [{"limit": {}}, {"defaults": {"max_new_token": 3}}, {"defaults": {"top_p": 3}}]
         for wrong in bad:
-            with pytest.raises(ValidationError):
-                replica.reconfigure(wrong)
-        assert new_tokens() == usual
+            replica.reconfigure({"defaults": {"max_new_tokens": 3}})
+            replica.reconfigure(wrong)  # is logged; Serve would end a replica that raises
+            assert new_tokens() == 3
     finally:
         replica.reconfigure({})
 
