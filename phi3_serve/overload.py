@@ -2,10 +2,11 @@
 
 Overload is checked cheapest first:
 
-0. ``api.middleware.rate_limit``: the requests and tokens of the API key, against the limits of this key.
-1. HAProxy, then ``api.middleware.admission``: the requests in the server, against the capacity of all models.
-2. The ingress: the requests to one model, against the capacity of that model.
-3. The engine: its waiting requests, against ``limits.max_waiting_requests`` and ``limits.max_waiting_tokens``; the time
+1. HAProxy: the requests in the server, against the capacity of all models.
+2. ``api.middleware.rate_limit``: the requests and tokens of the API key, against the limits of this key.
+3. ``api.middleware.admission``: the same as HAProxy, for what it lets through and for other proxies.
+4. The ingress: the requests to one model, against the capacity of that model.
+5. The engine: its waiting requests, against ``limits.max_waiting_requests`` and ``limits.max_waiting_tokens``; the time
    that a request has waited, against ``limits.queue_timeout_s``; the GPU's memory.
 """
 

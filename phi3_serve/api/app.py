@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
 from phi3_serve.api.error_handlers import install_error_handlers
+from phi3_serve.api.headers import READABLE_BY_PAGES
 from phi3_serve.api.kaito.routes import kaito_router
 from phi3_serve.api.keys import ApiKeys
 from phi3_serve.api.limits import CurrentLimits
@@ -69,4 +70,11 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     """Permission for the pages of other web origins, if the config names any."""
     if not origins:
         return []
-    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
+    permission = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=READABLE_BY_PAGES,
+    )
+    return [permission]

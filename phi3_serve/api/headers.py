@@ -9,4 +9,9 @@ REMAINING_REQUESTS = "x-ratelimit-remaining-requests"
 LIMIT_TOKENS = "x-ratelimit-limit-tokens"
 REMAINING_TOKENS = "x-ratelimit-remaining-tokens"
 RESET_TOKENS = "x-ratelimit-reset-tokens"
+READABLE_BY_PAGES = (
+    *(REQUEST_ID, "Retry-After"),
+    *(LIMIT_REQUESTS, REMAINING_REQUESTS, LIMIT_TOKENS, REMAINING_TOKENS, RESET_TOKENS),
+)
+"""What the script of a page of another origin may read of a response (CORS)."""
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}

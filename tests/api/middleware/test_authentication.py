@@ -149,6 +149,8 @@ def test_no_other_site_may_call_by_default(client: TestClient, backend: LocalBac
     with TestClient(create_app(backend, opened)) as friendly:
         allowed = friendly.options("/chat", headers=asked).headers["access-control-allow-origin"]
         assert allowed == "https://chat.example.org"
+        shown = friendly.get("/", headers={"Origin": asked["Origin"]}).headers["access-control-expose-headers"]
+        assert {"Retry-After", "x-request-id", "x-ratelimit-remaining-tokens"} <= set(shown.split(", "))
         stranger = {**asked, "Origin": "https://evil.example.org"}
         assert "access-control-allow-origin" not in friendly.options("/chat", headers=stranger).headers
 
