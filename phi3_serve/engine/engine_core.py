@@ -15,6 +15,7 @@ from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.model.decoder import sliding_window
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.sampling.device_sampler import NOT_CHOSEN, ChosenTokens
@@ -87,7 +88,12 @@ class EngineCore:
         cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
         self.sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
-        self.scheduler = Scheduler(self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows)
+        self.scheduler = Scheduler(
+            self.blocks,
+            token_budget=self.sizes.token_budget,
+            max_rows=self.sizes.max_rows,
+            window=sliding_window(loaded.model.config),
+        )
         self.runner = make_runner(loaded.model, self.sizes, releases_weights=releases_weights)
         self._device_sampler = self.runner.sampler
         self._in_flight: _Launched | None = None
@@ -234,8 +240,8 @@ class EngineCore:
         if strategy.is_done:
             events.append((generation, Finished(strategy.result())))
             self.scheduler.remove(generation)
-        elif strategy.num_rows == 1:
-            strategy.rows[0].publish_prefix(self.blocks)
+        else:
+            generation.publish_prefix(self.blocks)
         return events
 
     def _fail(self, generation: Generation, error: Phi3ServeError) -> tuple[Generation, EngineEvent]:

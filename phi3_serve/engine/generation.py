@@ -35,15 +35,24 @@ class Generation:
         """Tokens to run before the next tokens can be chosen, without drafted tokens."""
         return sum(sequence.num_pending for sequence in self.strategy.sequences)
 
-    @property
-    def num_missing_blocks(self) -> int:
-        """Blocks that all pending tokens still need. Sequences share the blocks of a common prefix."""
-        return sum(
-            sequence.num_missing_blocks(sequence.num_pending)
-            - (sequence.num_common_blocks(sequences[index - 1]) if index and sequence.has_no_cached_tokens else 0)
-            for sequences in self.strategy.sequences_by_prompt
-            for index, sequence in enumerate(sequences)
-        )
+    def num_missing_blocks(self, max_held: int) -> int:
+        """Blocks that all pending tokens still need. Sequences share the blocks of a common prefix.
+
+        ``max_held``: blocks that one sequence holds at most, because it gives back those behind the sliding window.
+        """
+        num_missing = 0
+        for sequences in self.strategy.sequences_by_prompt:
+            for index, sequence in enumerate(sequences):
+                of_sequence = sequence.num_missing_blocks(sequence.num_pending)
+                if index and sequence.has_no_cached_tokens:
+                    of_sequence -= sequence.num_common_blocks(sequences[index - 1])
+                num_missing += min(of_sequence, max_held - len(sequence.held_blocks))
+        return num_missing
+
+    def publish_prefix(self, blocks: BlockManager) -> None:
+        """Let other requests find the full blocks of this one, unless it has several sequences."""
+        if self.strategy.num_rows == 1:
+            self.strategy.rows[0].publish_prefix(blocks)
 
     def release(self, blocks: BlockManager) -> None:
         """Free all blocks."""

@@ -44,12 +44,14 @@ class Plan:
 class Scheduler:
     """The waiting requests, the running requests, and the blocks that they share."""
 
-    def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int) -> None:
+    def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int, window: int | None = None) -> None:
+        """``window``: how many keys a query sees, its own included; None: all."""
         self.blocks = blocks
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
         self._token_budget = max(token_budget, max_rows)
         self._max_rows = max_rows
+        self._window = window
 
     @property
     def has_work(self) -> bool:
@@ -82,6 +84,8 @@ class Scheduler:
         """Plan the next step."""
         plan = Plan()
         self._restart_at_rope_crossing()
+        for generation in self.running:
+            self._free_behind_window(generation)
         budget = self._token_budget
         for generation in self._decoding_first():
             if generation in self.running:  # not preempted by an older one
@@ -99,6 +103,29 @@ class Scheduler:
             if crossing:
                 crossing[0].acquire_prefix(self.blocks)  # the others share it: _restart_from_shared_prefix
 
+    def _free_behind_window(self, generation: Generation) -> None:
+        """Free the blocks that no later query sees, except those that a preempted sequence will share."""
+        if self._window is None:
+            return
+        generation.publish_prefix(self.blocks)
+        for sequences in generation.strategy.sequences_by_prompt:
+            next_query = {sequence: sequence.num_cached for sequence in sequences}
+            for index, sequence in enumerate(sequences):
+                if index and sequence.has_no_cached_tokens:
+                    older = _closest(sequence, sequences[:index])
+                    start = sequence.num_common_blocks(older) * BLOCK_SIZE
+                    if start > len(sequence) - self._window:  # its last token sees some of the shared blocks
+                        next_query[older] = min(next_query[older], start)
+            for sequence, position in next_query.items():
+                sequence.free_unseen_blocks(self.blocks, position, self._window)
+
+    @property
+    def _max_held_blocks(self) -> int:
+        """Blocks that one sequence holds at most: those of its window and of one step."""
+        if self._window is None:
+            return self.blocks.num_blocks
+        return (self._window + self._token_budget) // BLOCK_SIZE + 2
+
     def _decoding_first(self) -> list[Generation]:
         due = [g for g in self.running if not g.awaits_last_token]
         return sorted(due, key=lambda g: not _is_decoding(g))
@@ -112,7 +139,8 @@ class Scheduler:
         for sequences in generation.strategy.sequences_by_prompt:
             if sequences:
                 sequences[0].acquire_prefix(self.blocks)
-        num_needed = generation.num_missing_blocks + num_rows  # each row may soon need one more
+        self._free_behind_window(generation)
+        num_needed = generation.num_missing_blocks(self._max_held_blocks) + num_rows  # each row may soon need one more
         if num_needed > self.blocks.num_available and self.running:
             generation.release(self.blocks)
             return False
@@ -166,7 +194,7 @@ class Scheduler:
         """
         if older[-1].num_pending > 1:
             return False
-        sequence.share_prefix(max(older, key=sequence.num_common_blocks), self.blocks)
+        sequence.share_prefix(_closest(sequence, older), self.blocks, self._window)
         return True
 
     def _reserve_blocks(self, generation: Generation, sequence: CachedSequence, num_tokens: int, plan: Plan) -> bool:
@@ -196,6 +224,11 @@ class Scheduler:
             table[-1] = own
         for _ in range(sequence.num_missing_blocks(num_tokens)):
             table.append(blocks.allocate())
+
+
+def _closest(sequence: CachedSequence, others: list[CachedSequence]) -> CachedSequence:
+    """The one of ``others`` that has the longest prefix in common with ``sequence``."""
+    return max(others, key=sequence.num_common_blocks)
 
 
 def _is_decoding(generation: Generation) -> bool:

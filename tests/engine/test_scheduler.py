@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies
 
 from phi3_serve.core import EngineEvent
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
+from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores
@@ -36,10 +38,16 @@ def make(loaded: LoadedModel) -> Make:
 
 
 class OnPaper:
-    """Steps of a scheduler, every next token being 7."""
+    """Steps of a scheduler, every next token being 7, or with ``rows_differ`` another one in each row.
+
+    The cache holds for each slot the tokens up to its own, so that each key that a query sees is checked.
+    """
 
     def __init__(self, *, num_blocks: int = 64, token_budget: int = 32, max_rows: int = 8, **options: Any) -> None:
         prefix_cache = options.pop("prefix_cache", True)
+        self.rows_differ = options.pop("rows_differ", False)
+        self.window: int | None = options.get("window")
+        self.cache: dict[int, tuple[int, ...]] = {}
         self.blocks = BlockManager(num_blocks, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(self.blocks, token_budget=token_budget, max_rows=max_rows, **options)
         self.finished: list[str] = []
@@ -47,13 +55,16 @@ class OnPaper:
 
     def step(self) -> Plan:
         plan = self.scheduler.schedule()
+        self.copy(plan)
         for chunk in plan.all_chunks:
+            self.forward(chunk)
             chunk.sequence.num_cached = chunk.end
         for generation in list(plan.ready):
             strategy = generation.strategy
             rows = strategy.score_rows(0, LogitIndices(strategy.begin(self.blocks), []))
             nothing = torch.empty(0)
-            strategy.advance(RoundScores(0, rows, nothing, nothing, tokens=[7] * len(rows)), self.blocks)
+            tokens = [7 + index * self.rows_differ for index in range(len(rows))]
+            strategy.advance(RoundScores(0, rows, nothing, nothing, tokens=tokens), self.blocks)
             if strategy.is_done:
                 self.finished.append(generation.request.request_id)
                 self.scheduler.remove(generation)
@@ -67,7 +78,23 @@ class OnPaper:
 
     def check(self) -> None:
         everyone = [*self.scheduler.running, *self.scheduler.waiting]
-        self.blocks.check_integrity([s.block_table for g in everyone for s in g.strategy.sequences])
+        self.blocks.check_integrity([s.held_blocks for g in everyone for s in g.strategy.sequences])
+
+    def copy(self, plan: Plan) -> None:
+        before = dict(self.cache)
+        for source, target in plan.all_copies:
+            for offset in range(BLOCK_SIZE):
+                if source * BLOCK_SIZE + offset in before:
+                    self.cache[target * BLOCK_SIZE + offset] = before[source * BLOCK_SIZE + offset]
+
+    def forward(self, chunk: Chunk) -> None:
+        sequence, tokens = chunk.sequence, tuple(chunk.sequence.tokens)
+        for position in range(chunk.start, chunk.end):
+            self.cache[sequence.slot(position)] = tokens[: position + 1]
+        first = 0 if self.window is None else max(0, chunk.start - self.window + 1)
+        for position in range(first, chunk.end):
+            assert position // BLOCK_SIZE >= sequence.num_freed
+            assert self.cache[sequence.slot(position)] == tokens[: position + 1]
 
     def run(self, most_steps: int) -> int:
         for number in range(most_steps):
@@ -220,3 +247,97 @@ def test_removal_in_any_phase_gives_everything_back(make: Make, steps: int) -> N
     paper.check()
     assert not paper.scheduler.has_work
     assert paper.blocks.num_available == 64
+
+
+WINDOW = 40
+MOST_HELD = 7  # blocks of a window of 40 and a chunk of 32 tokens
+
+
+def test_a_long_answer_needs_only_the_blocks_of_its_window(make: Make) -> None:
+    paper = OnPaper(num_blocks=MOST_HELD, window=WINDOW)
+    long = make("long", 300, new_tokens=400)
+    paper.scheduler.add(long)
+    while paper.scheduler.has_work:
+        assert not paper.step().rejected
+        for row in long.strategy.rows:
+            assert len(row.held_blocks) <= (MOST_HELD if row.num_pending > 1 else 4)
+    assert paper.finished == ["long"]
+    assert paper.blocks.num_available == MOST_HELD
+
+
+def test_two_long_prompts_run_beside_each_other_where_their_windows_fit(make: Make) -> None:
+    paper = OnPaper(num_blocks=2 * MOST_HELD, window=WINDOW, prefix_cache=False)
+    for number in range(2):
+        paper.scheduler.add(make(f"r{number}", 400, new_tokens=100, first_token=3 + number))
+    while paper.scheduler.has_work:
+        paper.step()
+        assert not [g for g in paper.scheduler.waiting if g.has_started]
+    assert len(paper.finished) == 2
+
+
+def test_a_prefix_longer_than_the_window_is_known_again(make: Make) -> None:
+    paper = OnPaper(num_blocks=40, token_budget=64, window=WINDOW)
+    paper.scheduler.add(make("first", 320, new_tokens=2))
+    paper.run(20)
+    second = make("second", 320, new_tokens=40)
+    paper.scheduler.add(second)
+    assert sizes(paper.step()) == {"second": 320 - 19 * BLOCK_SIZE}
+    assert len(second.strategy.rows[0].held_blocks) <= 4
+
+
+def test_preempted_rows_share_the_prefix_that_their_windows_see(make: Make) -> None:
+    """Six rows that diverged 12 tokens ago share two blocks, and need no more than before."""
+    paper = OnPaper(num_blocks=34, token_budget=64, max_rows=16, prefix_cache=False, window=WINDOW, rows_differ=True)
+    forked = make("forked", 200, new_tokens=24, do_sample=True, num_return_sequences=6)
+    paper.scheduler.add(forked)
+    while len(forked.strategy.rows[0].new_token_ids) < 12:
+        paper.step()
+    paper.scheduler.preempt_youngest(Plan())
+    again = 0
+    while paper.scheduler.has_work:
+        plan = paper.step()
+        assert not plan.rejected
+        again += sizes(plan).get("forked", 0)
+    assert paper.finished == ["forked"]
+    assert again < 200 + 6 * (8 + 12 + 24)  # the prompt once
+
+
+def test_preempted_rows_whose_windows_have_passed_the_prompt_need_not_share_it(make: Make) -> None:
+    paper = OnPaper(num_blocks=16, token_budget=32, max_rows=16, prefix_cache=False, window=WINDOW, rows_differ=True)
+    forked = make("forked", 70, new_tokens=200, do_sample=True, num_return_sequences=3)
+    paper.scheduler.add(forked)
+    while len(forked.strategy.rows[0].new_token_ids) < 150:
+        paper.step()
+    paper.scheduler.preempt_youngest(Plan())
+    while paper.scheduler.has_work:
+        assert not paper.step().rejected
+    assert paper.finished == ["forked"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=strategies.data())
+def test_every_key_that_a_query_sees_is_held(make: Make, data: strategies.DataObject) -> None:
+    """Any window, budget and company, with preemptions at any time."""
+    draw = data.draw
+    paper = OnPaper(
+        num_blocks=draw(strategies.integers(60, 90)),
+        token_budget=draw(strategies.sampled_from([8, 33, 64])),
+        max_rows=8,
+        window=draw(strategies.sampled_from([None, 1, 2, 16, 17, 40, 100])),
+        prefix_cache=draw(strategies.booleans()),
+        rows_differ=True,
+    )
+    count = draw(strategies.integers(1, 6))
+    for number in range(count):
+        num_rows = draw(strategies.integers(1, 3))
+        drawn = {"do_sample": True, "num_return_sequences": num_rows} if num_rows > 1 else {}
+        prompt, new = draw(strategies.integers(1, 150)), draw(strategies.integers(1, 80))
+        paper.scheduler.add(make(f"r{number}", prompt, new, first_token=3 + number % 2, **drawn))
+    for step in range(3000):
+        if not paper.scheduler.has_work:
+            break
+        assert not paper.step().rejected
+        if paper.scheduler.running and step < 300 and draw(strategies.integers(0, 9)) == 0:
+            paper.scheduler.preempt_youngest(Plan())
+    assert len(paper.finished) == count
+    assert paper.blocks.num_available == paper.blocks.num_blocks

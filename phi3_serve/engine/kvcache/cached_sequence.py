@@ -7,6 +7,14 @@ from collections.abc import Iterable
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, prefix_root
 
 
+def num_unseen_blocks(position: int, window: int | None) -> int:
+    """How many leading blocks the queries from ``position`` on do not see.
+
+    ``window``: how many keys a query sees, its own included; None: all.
+    """
+    return 0 if window is None else max(0, position - window + 1) // BLOCK_SIZE
+
+
 class CachedSequence:
     """Token ids, how many of them are cached, and in which blocks.
 
@@ -31,6 +39,7 @@ class CachedSequence:
         self.num_unread = 0  # tokens
         self.unread_index = 0  # of the last unread token, among the tokens that its step chose
         self.block_table = array("i")
+        self.num_freed = 0  # leading blocks that are given back; their entries in the block table are 0
         self.draft: tuple[int, ...] = ()  # speculated next tokens, which the next step verifies
         self.uses_long_factors = False  # whether the cached keys were computed with the long RoPE factors
         self._long_factors_from = long_factors_from
@@ -45,6 +54,11 @@ class CachedSequence:
     def num_pending(self) -> int:
         """Tokens that are not cached."""
         return len(self) - self.num_cached
+
+    @property
+    def held_blocks(self) -> "array[int]":
+        """The block table without the freed blocks."""
+        return self.block_table[self.num_freed :]
 
     @property
     def has_no_cached_tokens(self) -> bool:
@@ -119,18 +133,18 @@ class CachedSequence:
         twin.num_prompt_tokens = self.num_prompt_tokens
         twin.num_cached = self.num_cached
         twin.uses_long_factors = self.uses_long_factors
-        twin.block_table = self.block_table[:]
+        twin.block_table, twin.num_freed = self.block_table[:], self.num_freed
         twin._prefix, twin._num_published = self._prefix, self._num_published
-        for block in twin.block_table:
+        for block in twin.held_blocks:
             blocks.share(block)
         return twin
 
     def release(self, blocks: BlockManager) -> None:
         """Free all blocks. The tokens stay, their keys must be computed again."""
-        for block in reversed(self.block_table):
+        for block in reversed(self.held_blocks):
             blocks.free(block)
         self.block_table = array("i")
-        self.num_cached = 0
+        self.num_freed = self.num_cached = 0
         self._start_prefix(uses_long_factors=False)
         self.draft = ()
 
@@ -146,18 +160,34 @@ class CachedSequence:
             self._num_published += 1
         self.num_cached = self._num_published * BLOCK_SIZE
 
-    def share_prefix(self, other: "CachedSequence", blocks: BlockManager) -> None:
-        """Start from the cached part of the prefix that this sequence has in common with ``other``."""
+    def share_prefix(self, other: "CachedSequence", blocks: BlockManager, window: int | None = None) -> None:
+        """Start from the cached part of the prefix that this sequence has in common with ``other``.
+
+        Start from nothing if ``other`` has freed blocks that the next query sees in its ``window``.
+        """
         self._start_prefix(self.needs_long_factors(len(self)))
         count = min(self.num_common_blocks(other), other.num_cached // BLOCK_SIZE)
-        for block in other.block_table[:count]:
+        num_unseen = num_unseen_blocks(count * BLOCK_SIZE, window)
+        if other.num_freed > num_unseen:
+            return
+        self.block_table, self.num_freed = (
+            array("i", [0]) * num_unseen + other.block_table[num_unseen:count],
+            num_unseen,
+        )
+        for block in self.held_blocks:
             blocks.share(block)
-            self.block_table.append(block)
         self.num_cached = count * BLOCK_SIZE
 
+    def free_unseen_blocks(self, blocks: BlockManager, position: int, window: int | None) -> None:
+        """Give back the leading blocks that no query from ``position`` on sees in its ``window``."""
+        for number in range(self.num_freed, num_unseen_blocks(position, window)):
+            blocks.free(self.block_table[number])
+            self.block_table[number] = 0
+            self.num_freed += 1
+
     def publish_prefix(self, blocks: BlockManager) -> None:
-        """Let other sequences find the full blocks of this one."""
-        while (self._num_published + 1) * BLOCK_SIZE <= self.num_cached:
+        """Let other sequences find the full blocks of this one, unless a leading one was freed before."""
+        while self._num_published >= self.num_freed and (self._num_published + 1) * BLOCK_SIZE <= self.num_cached:
             block = self.block_table[self._num_published]
             self._prefix = blocks.publish_prefix(block, self._prefix, self._block_bytes(self._num_published))
             self._num_published += 1

@@ -122,6 +122,12 @@ def head_dim(config: Any) -> int:
     return dim
 
 
+def sliding_window(config: Any) -> int | None:
+    """How many keys a query sees, its own included; None if it sees the whole context."""
+    window: int | None = config.sliding_window
+    return None if window is None or window >= config.max_position_embeddings else window
+
+
 def new_cache(model: Any, num_blocks: int, dtype: torch.dtype) -> Tensor:
     """An empty key-value cache, [layers, heads of the keys and then of the values, slots, dim].
 

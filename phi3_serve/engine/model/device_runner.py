@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import DeviceKernels, PagedQueries
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache
+from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache, sliding_window
 from phi3_serve.engine.model.runner import logit_rows
 from phi3_serve.engine.model.step_buffer import StepBuffer, StepIntegers, StepShape, pack, pack_decode
 from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TokenChooser
@@ -76,7 +76,7 @@ class DeviceRunner:
         self._chosen = torch.zeros(max_rows, dtype=torch.int32, device=self.decoder.device)  # tokens of the last step
         self.sampler = DeviceSampler(self._chosen, chooser)
         self._kernels = kernels
-        self._window = effective_window(model.config)
+        self._window = sliding_window(model.config)
         self._cache = new_cache(model, num_blocks, self.decoder.dtype)
         tokens = max(token_budget, max_rows)
         self._buffer = StepBuffer(
@@ -152,12 +152,6 @@ class DeviceRunner:
 
 def _is_decoded(chunk: Chunk) -> bool:
     return chunk.num_tokens == 1 and chunk.num_logits == 1
-
-
-def effective_window(config: Any) -> int | None:
-    """The sliding window, or None if it is not smaller than the context."""
-    window: int | None = config.sliding_window
-    return None if window is None or window >= config.max_position_embeddings else window
 
 
 class CudaGraphs:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import Kernels
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache
+from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache, sliding_window
 from phi3_serve.engine.model.linear import padded_rows
 
 
@@ -21,7 +21,7 @@ class ModelRunner:
         """Prepare to run ``model``; ``releases_weights``: see ``Decoder``."""
         self.decoder = Decoder(model, kernels, releases_weights=releases_weights)
         self._kernels = kernels
-        self._window: int | None = model.config.sliding_window
+        self._window = sliding_window(model.config)
         self._cache = new_cache(model, num_blocks, self.decoder.dtype)
 
     def check_device(self) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model.decoder import head_dim
-from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, Replay, effective_window
+from phi3_serve.engine.model.decoder import head_dim, sliding_window
+from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, Replay
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.runner import ModelRunner
 
@@ -74,5 +74,5 @@ def _shape(model: Any) -> ModelShape:
         rotary_dim=2 * len(model.model.rotary_emb.inv_freq),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
-        window=effective_window(config),
+        window=sliding_window(config),
     )

@@ -7,10 +7,11 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks, prefix_root
-from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence, num_unseen_blocks
 from phi3_serve.engine.kvcache.slots import cache_slots
 
 NUM_BLOCKS = 12
+WINDOWS = strategies.integers(1, 60)
 ROOT = prefix_root(uses_long_factors=False)
 
 
@@ -65,6 +66,21 @@ class BlockAccounts(RuleBasedStateMachine):
         self.living.append(twin)
         return twin
 
+    @rule(sequence=sequences, window=WINDOWS)
+    def move_the_window(self, sequence: CachedSequence, window: int) -> None:
+        if sequence in self.living:
+            sequence.free_unseen_blocks(self.blocks, sequence.num_cached, window)
+            assert sequence.num_freed >= (sequence.num_cached - window + 1) // BLOCK_SIZE
+            assert sequence.num_freed * BLOCK_SIZE <= sequence.num_cached
+
+    @rule(sequence=sequences, other=sequences, window=WINDOWS)
+    def restart_beside(self, sequence: CachedSequence, other: CachedSequence, window: int) -> None:
+        if sequence not in self.living or other not in self.living or sequence is other:
+            return
+        sequence.release(self.blocks)
+        sequence.share_prefix(other, self.blocks, window)
+        assert sequence.num_freed == num_unseen_blocks(sequence.num_cached, window)
+
     @rule(sequence=sequences)
     def go(self, sequence: CachedSequence) -> None:
         if sequence in self.living:
@@ -78,7 +94,13 @@ class BlockAccounts(RuleBasedStateMachine):
 
     @invariant()
     def accounts_agree(self) -> None:
-        self.blocks.check_integrity([sequence.block_table for sequence in self.living])
+        self.blocks.check_integrity([sequence.held_blocks for sequence in self.living])
+
+    @invariant()
+    def held_blocks_have_the_right_tokens(self) -> None:
+        for sequence in self.living:
+            for number in range(sequence.num_freed, sequence.num_cached // BLOCK_SIZE):
+                assert self.written[sequence.block_table[number]] == tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
 
 
 TestBlockAccounts = BlockAccounts.TestCase
@@ -141,6 +163,70 @@ def test_the_least_recently_used_prefix_is_overwritten_first() -> None:
     assert [blocks.allocate() for _ in range(3)] == [held[0], held[2], held[1]]
     with pytest.raises(OutOfBlocks):
         blocks.allocate()
+
+
+def test_blocks_behind_the_window_are_freed() -> None:
+    """Position 47 sees [30, 47] in a window of 18, so block 1 with [16, 31] stays; position 50 sees [33, 50]."""
+    blocks = BlockManager(4)
+    sequence = CachedSequence([1] * 60)
+    sequence.block_table.extend(blocks.allocate() for _ in range(4))
+    sequence.num_cached = 59
+    sequence.free_unseen_blocks(blocks, 47, 18)
+    assert (list(sequence.held_blocks), sequence.num_freed, blocks.num_available) == ([1, 2, 3], 1, 1)
+    sequence.free_unseen_blocks(blocks, 48, 18)
+    assert sequence.num_freed == 1
+    sequence.free_unseen_blocks(blocks, 49, 18)
+    assert (list(sequence.block_table), sequence.num_freed, blocks.num_available) == ([0, 0, 2, 3], 2, 2)
+    assert sequence.num_missing_blocks(6) == 1
+    twin = sequence.fork(blocks)
+    blocks.check_integrity([sequence.held_blocks, twin.held_blocks])
+    sequence.release(blocks)
+    twin.release(blocks)
+    assert blocks.num_available == 4
+
+
+def test_a_prefix_with_freed_blocks_is_shared_only_if_its_window_is_held() -> None:
+    blocks = BlockManager(8)
+    older = CachedSequence([1] * 100)
+    older.block_table.extend(blocks.allocate() for _ in range(7))
+    older.num_cached = 99
+    older.free_unseen_blocks(blocks, 80, 33)  # [48, 80] is seen, so three blocks are freed
+    younger = CachedSequence([1] * 81 + [2])
+    younger.share_prefix(older, blocks, 33)
+    assert (younger.num_cached, younger.num_freed) == (80, 3)
+    younger.release(blocks)
+    older.free_unseen_blocks(blocks, 96, 33)
+    younger.share_prefix(older, blocks, 33)
+    assert (younger.num_cached, len(younger.block_table)) == (0, 0)
+    blocks.check_integrity([older.held_blocks])
+
+
+def test_published_blocks_behind_the_window_are_found_again() -> None:
+    blocks = BlockManager(6)
+    first = CachedSequence([1] * 70)
+    first.block_table.extend(blocks.allocate() for _ in range(5))
+    first.num_cached = 69
+    first.publish_prefix(blocks)
+    first.free_unseen_blocks(blocks, 69, 20)
+    assert (first.num_freed, blocks.num_available) == (3, 4)
+    second = CachedSequence([1] * 70)
+    second.acquire_prefix(blocks)
+    assert list(second.block_table) == [0, 1, 2, 3]
+    second.free_unseen_blocks(blocks, second.num_cached, 20)
+    assert list(second.held_blocks) == [2, 3]
+    assert blocks.num_available == 3  # block 3 is held by both
+
+
+def test_nothing_is_published_after_an_unpublished_block_is_freed() -> None:
+    blocks = BlockManager(6)
+    sequence = CachedSequence([1] * 70)
+    sequence.block_table.extend(blocks.allocate() for _ in range(5))
+    sequence.num_cached = 69
+    sequence.free_unseen_blocks(blocks, 69, 20)
+    sequence.publish_prefix(blocks)
+    other = CachedSequence([1] * 70)
+    other.acquire_prefix(blocks)
+    assert other.num_cached == 0
 
 
 def test_where_a_token_lies() -> None:
