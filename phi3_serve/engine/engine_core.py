@@ -122,8 +122,8 @@ class EngineCore:
         If the device chooses all tokens of a step, they are read one step later, when the next one runs already.
         """
         started = time.perf_counter()
-        self._propose_drafts()
         plan = self.scheduler.schedule()
+        self._add_drafts(plan)
         events: Events = [(generation, Failed(self._too_large())) for generation in plan.rejected]
         num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
         num_keys = sum(chunk.end for chunk in plan.all_chunks)
@@ -143,15 +143,14 @@ class EngineCore:
         stats = StepStats(num_tokens, num_keys, len(plan.ready), time.perf_counter() - started)
         return StepOutput(stats, events)
 
-    def _propose_drafts(self) -> None:
-        for generation in self.scheduler.running:
-            strategy, request = generation.strategy, generation.request
-            count = request.parameters.prompt_lookup_num_tokens
-            if count is None or generation.num_pending != 1 or strategy.negative_prompt_rows:
-                continue
-            (sequence,) = strategy.rows
-            capacity = min(count, request.max_length - len(sequence) - 1, sequence.draft_capacity())
-            sequence.draft = propose_draft(sequence.tokens, capacity) if capacity > 0 else ()
+    def _add_drafts(self, plan: Plan) -> None:
+        """Draft for the requests that ask for it, with equal shares of the tokens that the step has left."""
+        drafting = [generation for generation in plan.ready if generation.num_draftable > 0]
+        for number, generation in enumerate(drafting):
+            share = plan.num_tokens_left // (len(drafting) - number)
+            if (count := min(generation.num_draftable, share)) > 0:
+                draft = propose_draft(generation.strategy.rows[0].tokens, count)
+                self.scheduler.add_draft(plan, generation, draft)
 
     @torch.inference_mode()
     def _launch(self, plan: Plan) -> _Launched:

@@ -31,6 +31,15 @@ class Generation:
         return rows[0].num_unread > 0 and len(rows[0]) >= self.request.max_length
 
     @property
+    def num_draftable(self) -> int:
+        """How many tokens the next step may draft; 0 if the request asks for no drafts or does not decode."""
+        count = self.request.parameters.prompt_lookup_num_tokens
+        if count is None or self.num_pending != 1 or self.strategy.negative_prompt_rows:
+            return 0
+        (sequence,) = self.strategy.rows
+        return max(0, min(count, self.request.max_length - len(sequence) - 1, sequence.draft_capacity()))
+
+    @property
     def num_pending(self) -> int:
         """Tokens to run before the next tokens can be chosen, without drafted tokens."""
         return sum(sequence.num_pending for sequence in self.strategy.sequences)

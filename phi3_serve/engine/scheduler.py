@@ -1,4 +1,4 @@
-"""What the next step runs: decoding requests first, then prompts in order of arrival, within a budget of tokens.
+"""What the next step runs: decoding requests first, then prompts in order of arrival, then drafts, within a budget.
 
 Plain Python, no tensors. If a request gets no block, the youngest running request is preempted: it keeps its tokens,
 and its keys are computed again later (preemption by recompute). The oldest request is never preempted, so every
@@ -22,6 +22,7 @@ class Plan:
     copies: dict[Generation, list[tuple[int, int]]] = field(default_factory=dict)  # blocks (from, to)
     ready: list[Generation] = field(default_factory=list)  # requests whose next tokens are chosen in this step
     rejected: list[Generation] = field(default_factory=list)  # requests that do not fit into the whole cache
+    num_tokens_left: int = 0  # of the budget
 
     @property
     def all_chunks(self) -> list[Chunk]:
@@ -92,7 +93,21 @@ class Scheduler:
                 budget -= self._run(generation, budget, plan)
         while self.waiting and budget > 0 and self._start_next():
             budget -= self._run(self.running[-1], budget, plan)
+        plan.num_tokens_left = budget
         return plan
+
+    def add_draft(self, plan: Plan, generation: Generation, draft: tuple[int, ...]) -> None:
+        """Run ``draft``, or as much of it as fits into the available blocks, after the last token of ``generation``.
+
+        The budget is not checked. A draft preempts no request.
+        """
+        (sequence,) = generation.strategy.rows
+        num_more = min(len(draft), sequence.num_writable(self.blocks.num_available) - 1)
+        sequence.draft = draft[:num_more]
+        for _ in range(sequence.num_missing_blocks(1 + num_more)):
+            sequence.block_table.append(self.blocks.allocate())
+        plan.chunks[generation] = [Chunk(sequence, 1 + num_more, 1 + num_more)]
+        plan.num_tokens_left -= num_more
 
     def _restart_at_rope_crossing(self) -> None:
         """Free the keys of sequences whose next step takes the long RoPE factors."""
@@ -159,32 +174,22 @@ class Scheduler:
                 must_share_prefix = index > 0 and sequence.has_no_cached_tokens
                 if must_share_prefix and not self._restart_from_shared_prefix(sequence, sequences[:index]):
                     break
-                if is_complete:
-                    count = sequence.num_pending + len(sequence.draft)
-                else:
-                    count = min(sequence.num_pending - 1, budget - used)
+                count = sequence.num_pending if is_complete else min(sequence.num_pending - 1, budget - used)
                 if count <= 0:
                     continue
                 if not self._reserve_blocks(generation, sequence, count, plan):
                     return 0
-                num_logits = 1 + len(sequence.draft) if is_complete else 0
-                plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, num_logits))
+                plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, int(is_complete)))
                 used += count
         if is_complete:
             plan.ready.append(generation)
         return used
 
     def _fits_completely(self, generation: Generation, budget: int) -> bool:
-        """Whether all pending tokens fit, so that the next tokens can be chosen. Drops drafts that do not fit."""
-        sequences = generation.strategy.sequences
-        num_tokens = generation.num_pending + sum(len(sequence.draft) for sequence in sequences)
-        if num_tokens > budget:
-            num_tokens = generation.num_pending
-            for sequence in sequences:
-                sequence.draft = ()
+        """Whether all pending tokens fit, so that the next tokens can be chosen."""
         if any(later.has_no_cached_tokens for group in generation.strategy.sequences_by_prompt for later in group[1:]):
             return False  # these share a prefix that has to be cached first
-        return num_tokens <= budget
+        return generation.num_pending <= budget
 
     def _restart_from_shared_prefix(self, sequence: CachedSequence, older: list[CachedSequence]) -> bool:
         """Start a preempted ``sequence`` from the prefix that it shares with an ``older`` one of its request.

@@ -114,6 +114,10 @@ class CachedSequence:
         """How many more blocks the next ``num_tokens`` need, without the copy of a shared block."""
         return max(0, -(-(self.num_cached + num_tokens) // BLOCK_SIZE) - len(self.block_table))
 
+    def num_writable(self, num_more_blocks: int) -> int:
+        """How many of the next tokens fit into the sequence's blocks and ``num_more_blocks`` new ones."""
+        return (len(self.block_table) + num_more_blocks) * BLOCK_SIZE - self.num_cached
+
     def num_common_blocks(self, other: "CachedSequence") -> int:
         """How many leading full blocks have the same tokens in both; a last token, never cached, is not counted."""
         limit = (min(len(self), len(other)) - 1) // BLOCK_SIZE
