@@ -158,8 +158,7 @@ class EngineCore:
         chunks = plan.all_chunks
         self.runner.copy_blocks(plan.all_copies)
         logits = self.runner.run(chunks)
-        for chunk in chunks:
-            chunk.sequence.num_cached = chunk.end
+        self.scheduler.commit(plan)
         tasks = self._tasks(plan)
         on_device = self._for_device(tasks)
         identities = set(map(id, on_device))
@@ -239,8 +238,6 @@ class EngineCore:
         if strategy.is_done:
             events.append((generation, Finished(strategy.result())))
             self.scheduler.remove(generation)
-        else:
-            generation.publish_prefix(self.blocks)
         return events
 
     def _fail(self, generation: Generation, error: Phi3ServeError) -> tuple[Generation, EngineEvent]:

@@ -58,11 +58,6 @@ class Generation:
                 num_missing += min(of_sequence, max_held - len(sequence.held_blocks))
         return num_missing
 
-    def publish_prefix(self, blocks: BlockManager) -> None:
-        """Let other requests find the full blocks of this one, unless it has several sequences."""
-        if self.strategy.num_rows == 1:
-            self.strategy.rows[0].publish_prefix(blocks)
-
     def release(self, blocks: BlockManager) -> None:
         """Free all blocks."""
         self.strategy.release(blocks)

@@ -109,6 +109,15 @@ class Scheduler:
         plan.chunks[generation] = [Chunk(sequence, 1 + num_more, 1 + num_more)]
         plan.num_tokens_left -= num_more
 
+    def commit(self, plan: Plan) -> None:
+        """Count the tokens of ``plan`` as cached, and let other requests find their blocks. Call it once they run.
+
+        Later steps may then read the blocks, because a device runs its steps in their order.
+        """
+        for chunk in plan.all_chunks:
+            chunk.sequence.num_cached = chunk.end
+            chunk.sequence.publish_prefix(self.blocks)
+
     def _restart_at_rope_crossing(self) -> None:
         """Free the keys of sequences whose next step takes the long RoPE factors."""
         for generation in self.running:
@@ -122,7 +131,6 @@ class Scheduler:
         """Free the blocks that no later query sees, except those that a preempted sequence will share."""
         if self._window is None:
             return
-        generation.publish_prefix(self.blocks)
         for sequences in generation.strategy.sequences_by_prompt:
             next_query = {sequence: sequence.num_cached for sequence in sequences}
             for index, sequence in enumerate(sequences):
@@ -146,7 +154,10 @@ class Scheduler:
         return sorted(due, key=lambda g: not _is_decoding(g))
 
     def _start_next(self) -> bool:
-        """Start the first waiting request if its tokens fit into the available blocks; else return False."""
+        """Start the first waiting request; return False if it has to wait.
+
+        It waits until its tokens fit into the available blocks, and while a running request computes its prefix.
+        """
         generation = self.waiting[0]
         num_rows = generation.num_rows + sum(g.num_rows for g in self.running)
         if self.running and num_rows > self._max_rows:
@@ -156,12 +167,24 @@ class Scheduler:
                 sequences[0].acquire_prefix(self.blocks)
         self._free_behind_window(generation)
         num_needed = generation.num_missing_blocks(self._max_held_blocks) + num_rows  # each row may soon need one more
-        if num_needed > self.blocks.num_available and self.running:
+        must_wait = num_needed > self.blocks.num_available or self._is_prefix_underway(generation)
+        if must_wait and self.running:
             generation.release(self.blocks)
             return False
         self.running.append(self.waiting.popleft())
         generation.is_running = generation.has_started = True
         return True
+
+    def _is_prefix_underway(self, generation: Generation) -> bool:
+        """Whether running requests compute blocks that ``generation`` would compute, too."""
+        firsts = [sequences[0] for sequences in generation.strategy.sequences_by_prompt if sequences]
+        return self.blocks.has_prefix_cache and any(
+            first.has_prefix_underway(other)
+            for running in self.running
+            for other in running.strategy.sequences
+            if other.num_pending > 1
+            for first in firsts
+        )
 
     def _run(self, generation: Generation, budget: int, plan: Plan) -> int:
         """Plan as many tokens of ``generation`` as fit; returns their number."""

@@ -3,7 +3,9 @@
 ``python -m tests.engine.parity NUM_CASES [SEED]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
 ``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
 runs at once in the engine, in blocks too few for all of them, and some are preempted and computed again; the oracle
-answers them one after another. Sampling is compared, too: with a seed both draw the same tokens.
+answers them one after another. Sampling is compared, too: with a seed both draw the same tokens. The companies take
+turns on three checkpoints: a plain one, one whose sliding window is shorter than most sequences, and one whose RoPE
+factors change amid most sequences, with guidance in half of its requests.
 """
 
 import copy
@@ -17,6 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,22 @@ MEANT = [token for token in range(3, VOCAB) if token != PAD]
 CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "forced_bos_token_id"}
 PREEMPTED = 0.1  # of the steps
 SHAKES, SHAKEN_BY = 16, 2e-6
+NUM_BLOCKS = 32  # 512 tokens: enough for any one request, too few for those that come with it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A checkpoint, and how many of its requests are guided besides those that draw it."""
+
+    shape: Shape
+    guided: float = 0.0
+
+
+KINDS = {
+    "plain": Kind(Shape(num_layers=3)),
+    "window": Kind(Shape(num_layers=3, sliding_window=23)),
+    "crossing": Kind(Shape(num_layers=3, context_length=48, long_context_length=2048), guided=0.5),
+}
 
 
 @dataclass
@@ -125,10 +144,14 @@ def modes(draw: random.Random) -> dict[str, Any]:
     )
 
 
-def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
-    """Requests without end."""
+def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Case]:
+    """Requests without end; the share ``guided`` of them has a negative prompt of up to 60 tokens."""
     draw = random.Random(seed)
     table = draws(draw)
+
+    def long_ids(most: int) -> list[int]:
+        return [draw.choice(MEANT) for _ in range(draw.randint(1, most))]
+
     number = 0
     while True:
         prompt = tuple(draw.choice(MEANT) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
@@ -136,6 +159,8 @@ def cases(loaded: LoadedModel, seed: int) -> Iterator[Case]:
             prompt = (prompt * 6)[: max(len(prompt), 12)]
         given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 4, 8, 16, 40, 80])}
         given |= {name: table[name]() for name in draw.sample(list(table), draw.choice([0, 1, 1, 2, 3, 5, 8]))}
+        if draw.random() < guided:
+            given |= {"guidance_scale": table["guidance_scale"](), "negative_prompt_ids": long_ids(60)}
         given["min_new_tokens"] = min(given.get("min_new_tokens", 0), given["max_new_tokens"])
         given |= modes(draw)
         if "num_beams" in given and isinstance(given.get("forced_eos_token_id"), list):
@@ -237,10 +262,9 @@ class Parity:
         self._all_are_there = threading.Event()
         self._draw = random.Random(0)
         self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
-        # 31 blocks are 496 tokens: enough for any one request, too few for those that come with it
         self.engine = Engine(
             load("tested", str(directory), None, device=device, dtype="float32"),
-            sizes=EngineSizes(num_blocks=31, token_budget=96, max_rows=64),
+            sizes=EngineSizes(num_blocks=NUM_BLOCKS, token_budget=96, max_rows=64),
             on_step=self._between_steps,
             make_runner=make_runner,
         )
@@ -290,22 +314,35 @@ class Parity:
         self.engine.blocks.check_integrity([])
 
 
+def expect_equal(parity: Parity, drawn: Iterator[Case], num_companies: int) -> None:
+    """Run companies of ``drawn`` and assert that none of the answers differs, and that nearly all are compared."""
+    counts: Counter[str] = Counter()
+    for _ in range(num_companies):
+        for result, case, ours, theirs in parity.run(list(islice(drawn, COMPANY))):
+            assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
+            counts[result] += 1
+    assert counts["equal"] > 0.95 * counts.total()
+
+
 def fuzz(num_cases: int, seed: int, report: "queue.Queue[Counter[str]]") -> None:
     """Run ``num_cases`` in this process, print what differs, report the verdicts of each company."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     done = 0
     with tempfile.TemporaryDirectory() as directory:
-        parity = Parity(Path(directory), Shape(num_layers=3))
-        drawn = cases(parity.loaded, seed)
+        parities = [Parity(Path(directory) / name, kind.shape) for name, kind in KINDS.items()]
+        drawn = [cases(p.loaded, seed, guided=kind.guided) for p, kind in zip(parities, KINDS.values(), strict=True)]
+        turns = cycle(zip(parities, drawn, strict=True))
         while done < num_cases:
-            verdicts = parity.run([next(drawn) for _ in range(min(COMPANY, num_cases - done))])
+            parity, some = next(turns)
+            verdicts = parity.run([next(some) for _ in range(min(COMPANY, num_cases - done))])
             for result, case, ours, theirs in verdicts:
                 if result == "differs":
                     print(f"\n{case.given}\n{case.prompt}\n  engine {ours}\n  oracle {theirs}", flush=True)
             done += len(verdicts)
             report.put(Counter(result for result, *_ in verdicts))
-        parity.close()
+        for parity in parities:
+            parity.close()
     report.put(Counter())
 
 

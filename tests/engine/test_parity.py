@@ -1,6 +1,5 @@
 """The engine's answers are those of transformers, whatever the parameters and whoever else is in the batch."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +18,7 @@ from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.parameters import NAMES
 from tests.engine.asking import Answer, request
-from tests.engine.parity import COMPANY, Parity, cases, draws, modes
+from tests.engine.parity import COMPANY, KINDS, Parity, cases, draws, expect_equal, modes
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
 
@@ -28,7 +27,7 @@ NUM_CASES = 504
 
 @pytest.fixture(scope="module")
 def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
-    parity = Parity(tmp_path_factory.mktemp("parity"), Shape(num_layers=3))
+    parity = Parity(tmp_path_factory.mktemp("parity"), KINDS["plain"].shape)
     yield parity
     parity.close()
 
@@ -36,13 +35,16 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
 @pytest.mark.filterwarnings("ignore")  # generate() warns of parameters that have no effect together
 @pytest.mark.parametrize("seed", range(6))
 def test_random_requests_in_company(parity: Parity, seed: int) -> None:
-    drawn = cases(parity.loaded, seed)
-    counts: Counter[str] = Counter()
-    for _ in range(NUM_CASES // 6 // COMPANY):
-        for result, case, ours, theirs in parity.run(list(islice(drawn, COMPANY))):
-            assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
-            counts[result] += 1
-    assert counts["equal"] > 0.95 * counts.total()
+    expect_equal(parity, cases(parity.loaded, seed), NUM_CASES // 6 // COMPANY)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["window", "crossing"])
+def test_requests_are_preempted_behind_the_window_and_the_crossing(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    parity = Parity(tmp_path, kind.shape)
+    expect_equal(parity, cases(parity.loaded, 1, guided=kind.guided), 6)
+    parity.close()
 
 
 def test_few_calls_are_close(parity: Parity) -> None:
@@ -213,8 +215,7 @@ def test_bfloat16_is_float32_but_for_its_rounding(tmp_path: Path) -> None:
 def test_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU, and a machine that had no compiler, take what torch has; it has to compute the same."""
     monkeypatch.setattr(select, "cpu_library", lambda: None)
-    parity = Parity(tmp_path, Shape(num_layers=3))
+    parity = Parity(tmp_path, KINDS["plain"].shape)
     assert type(parity.engine._core.runner._kernels) is ReferenceKernels
-    for result, case, ours, theirs in parity.run(list(islice(cases(parity.loaded, 31), 3 * COMPANY))):
-        assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
+    expect_equal(parity, cases(parity.loaded, 31), 3)
     parity.close()

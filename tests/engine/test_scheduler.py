@@ -58,7 +58,7 @@ class OnPaper:
         self.copy(plan)
         for chunk in plan.all_chunks:
             self.forward(chunk)
-            chunk.sequence.num_cached = chunk.end
+        self.scheduler.commit(plan)
         for generation in list(plan.ready):
             strategy = generation.strategy
             rows = strategy.score_rows(0, LogitIndices(strategy.begin(self.blocks), []))
@@ -68,8 +68,6 @@ class OnPaper:
             if strategy.is_done:
                 self.finished.append(generation.request.request_id)
                 self.scheduler.remove(generation)
-            elif len(strategy.rows) == 1:
-                strategy.rows[0].publish_prefix(self.blocks)
         for generation in self.scheduler.running:
             if generation.request.request_id not in self.started:
                 self.started.append(generation.request.request_id)

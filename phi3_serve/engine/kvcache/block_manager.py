@@ -31,7 +31,7 @@ class BlockManager:
         self._num_used = 0
         self._is_free = bytearray([True]) * num_blocks  # neither used nor idle
         self._idle: dict[int, None] = {}  # unused blocks with a published prefix, the least recently used first
-        self._prefix_cache = prefix_cache
+        self.has_prefix_cache = prefix_cache
         # A published prefix is found by the prefix before its last block and the bytes of that block's token ids.
         self._published: dict[tuple[int, bytes], int] = {}  # the block of each prefix
         self._prefix_of: dict[int, tuple[tuple[int, bytes], int]] = {}  # for each block its key above and its prefix
@@ -93,7 +93,7 @@ class BlockManager:
 
     def publish_prefix(self, block: int, parent: int, token_bytes: bytes) -> int:
         """Let other sequences find ``block`` by its tokens and the prefix before it; returns its prefix."""
-        if not self._prefix_cache:
+        if not self.has_prefix_cache:
             return parent
         key = (parent, token_bytes)
         if (published := self._published.get(key)) is not None:

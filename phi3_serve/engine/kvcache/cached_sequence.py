@@ -1,5 +1,6 @@
 """One sequence of token ids and the cache blocks that hold its keys and values. Plain Python, no tensors."""
 
+import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -31,7 +32,8 @@ class CachedSequence:
     ) -> None:
         """``long_factors_from``: the length in tokens from which RoPE takes its long factors; None: it never does.
 
-        ``recomputes_at_crossing``: whether cached keys are computed again when the sequence reaches that length.
+        ``recomputes_at_crossing``: whether cached keys are computed again when the sequence reaches that length. If
+        not, all tokens of the prompt take the same factors, and a later token takes those of the length up to itself.
         """
         self.tokens = array("q", token_ids)
         self.num_prompt_tokens = len(self.tokens)
@@ -41,7 +43,7 @@ class CachedSequence:
         self.block_table = array("i")
         self.num_freed = 0  # leading blocks that are given back; their entries in the block table are 0
         self.draft: tuple[int, ...] = ()  # speculated next tokens, which the next step verifies
-        self.uses_long_factors = False  # whether the cached keys were computed with the long RoPE factors
+        self.uses_long_factors = False  # whether the first cached key was computed with the long RoPE factors
         self._long_factors_from = long_factors_from
         self._recomputes_at_crossing = recomputes_at_crossing
         self._prefix = prefix_root(uses_long_factors=False)  # the prefix that ends with the last published block
@@ -91,6 +93,15 @@ class CachedSequence:
     def needs_long_factors(self, length: int) -> bool:
         """Whether a forward pass over ``length`` tokens takes the long RoPE factors."""
         return self._long_factors_from is not None and length >= self._long_factors_from
+
+    @property
+    def num_with_short_factors(self) -> float:
+        """How many leading tokens take the short RoPE factors when they are run; the others take the long ones."""
+        if self._long_factors_from is None:
+            return math.inf
+        if self.needs_long_factors(len(self) if self._recomputes_at_crossing else self.num_prompt_tokens):
+            return 0
+        return math.inf if self._recomputes_at_crossing else self._long_factors_from - 1
 
     def must_recompute(self) -> bool:
         """Whether keys are cached with the short RoPE factors, but the next forward pass takes the long ones.
@@ -154,8 +165,9 @@ class CachedSequence:
 
     def acquire_prefix(self, blocks: BlockManager) -> None:
         """Start from the longest prefix that other sequences have published. The last token stays pending."""
-        self._start_prefix(self.needs_long_factors(len(self)))
-        while (self._num_published + 1) * BLOCK_SIZE < len(self.tokens):
+        self._start_prefix(uses_long_factors=not self.num_with_short_factors)
+        end = min(len(self.tokens) - 1, self._prefix_end)
+        while (self._num_published + 1) * BLOCK_SIZE <= end:
             found = blocks.acquire_prefix(self._prefix, self._block_bytes(self._num_published))
             if found is None:
                 break
@@ -169,7 +181,7 @@ class CachedSequence:
 
         Start from nothing if ``other`` has freed blocks that the next query sees in its ``window``.
         """
-        self._start_prefix(self.needs_long_factors(len(self)))
+        self._start_prefix(uses_long_factors=not self.num_with_short_factors)
         count = min(self.num_common_blocks(other), other.num_cached // BLOCK_SIZE)
         num_unseen = num_unseen_blocks(count * BLOCK_SIZE, window)
         if other.num_freed > num_unseen:
@@ -190,11 +202,27 @@ class CachedSequence:
             self.num_freed += 1
 
     def publish_prefix(self, blocks: BlockManager) -> None:
-        """Let other sequences find the full blocks of this one, unless a leading one was freed before."""
-        while self._num_published >= self.num_freed and (self._num_published + 1) * BLOCK_SIZE <= self.num_cached:
+        """Let other sequences find the full blocks of this one, unless a leading one was freed before.
+
+        Drafted and unread tokens are not published, because the host does not know which tokens the answer gets.
+        """
+        end = min(self.num_cached, len(self.tokens), self._prefix_end)
+        while self._num_published >= self.num_freed and (self._num_published + 1) * BLOCK_SIZE <= end:
             block = self.block_table[self._num_published]
             self._prefix = blocks.publish_prefix(block, self._prefix, self._block_bytes(self._num_published))
             self._num_published += 1
+
+    def has_prefix_underway(self, other: "CachedSequence") -> bool:
+        """Whether ``other`` is going to publish blocks that this sequence would have to compute itself."""
+        if self.uses_long_factors != other.uses_long_factors:
+            return False
+        end = min(self.num_common_blocks(other) * BLOCK_SIZE, self._prefix_end, other._prefix_end)
+        return max(self.num_cached, other.num_cached) < end
+
+    @property
+    def _prefix_end(self) -> float:
+        """How many leading tokens take the same RoPE factors. Keys behind a change of factors are not published."""
+        return self.num_with_short_factors or math.inf
 
     def _start_prefix(self, uses_long_factors: bool) -> None:
         self.uses_long_factors = uses_long_factors

@@ -33,6 +33,7 @@ class Chunk:
         return [*pending, *sequence.draft[: self.num_tokens - len(pending)]]
 
     @property
-    def uses_long_factors(self) -> bool:
-        """Whether RoPE takes its long factors for these tokens."""
-        return self.sequence.needs_long_factors(len(self.sequence))
+    def uses_long_factors(self) -> list[bool]:
+        """For each token whether RoPE takes its long factors."""
+        num_short = self.sequence.num_with_short_factors
+        return [position >= num_short for position in range(self.start, self.end)]

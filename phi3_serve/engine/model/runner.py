@@ -42,7 +42,7 @@ class ModelRunner:
         return StepInputs(
             token_ids=self._padded([i for chunk in chunks for i in chunk.token_ids]),
             positions=self._padded([p for c in chunks for p in range(c.start, c.end)]),
-            uses_long_factors=self._padded([f for c in chunks for f in [int(c.uses_long_factors)] * c.num_tokens]),
+            uses_long_factors=self._padded([int(is_long) for chunk in chunks for is_long in chunk.uses_long_factors]),
             slots=torch.tensor([c.sequence.slot(p) for c in chunks for p in range(c.start, c.end)], device=device),
             logit_rows=self._padded(logit_rows(chunks)),
             attention=self._kernels.plan_attention(chunks, window=self._window, like=self._cache),

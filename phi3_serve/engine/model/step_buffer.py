@@ -110,7 +110,7 @@ def pack_decode(chunks: Sequence[Chunk], rows: int) -> Any:
     return _joined(
         [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
         starts + [0] * padding,
-        [chunk.uses_long_factors for chunk in chunks] + [0] * padding,
+        [chunk.uses_long_factors[0] for chunk in chunks] + [0] * padding,
         [chunk.sequence.slot(chunk.start) for chunk in chunks] + [NOT_STORED] * padding,
         range(rows),
         chain(*sequences, [0] * (4 * padding)),
@@ -140,7 +140,7 @@ def pack(
     return shape, _joined(
         chain.from_iterable(chunk.token_ids for chunk in chunks),
         chain.from_iterable(range(chunk.start, chunk.end) for chunk in chunks),
-        chain.from_iterable([chunk.uses_long_factors] * chunk.num_tokens for chunk in chunks),
+        chain.from_iterable(chunk.uses_long_factors for chunk in chunks),
         np.concatenate([cache_slots(chunk.sequence.block_table, chunk.start, chunk.end) for chunk in chunks]).tolist(),
         logit_rows,
         chain.from_iterable(sequences),

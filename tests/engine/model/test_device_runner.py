@@ -1,23 +1,21 @@
 """The runner of a GPU, on a CPU: its steps, its graphs and its unread tokens give the answers of transformers."""
 
-from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from phi3_serve.engine.scheduler import Plan
 from tests.engine.asking import request
 from tests.engine.model.replayer import runner_on_cpu
-from tests.engine.parity import COMPANY, Parity, cases
-from tests.random_checkpoint import Shape
+from tests.engine.parity import KINDS, Parity, cases, expect_equal
 
 NUM_COMPANIES = 5
 
 
 @pytest.fixture(scope="module")
 def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
-    parity = Parity(tmp_path_factory.mktemp("parity"), Shape(num_layers=3), make_runner=runner_on_cpu)
+    parity = Parity(tmp_path_factory.mktemp("parity"), KINDS["plain"].shape, make_runner=runner_on_cpu)
     yield parity
     parity.close()
 
@@ -25,13 +23,16 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
 @pytest.mark.filterwarnings("ignore")  # generate() warns of parameters that have no effect together
 @pytest.mark.parametrize("seed", [11, 12])
 def test_random_requests_in_company(parity: Parity, seed: int) -> None:
-    drawn = cases(parity.loaded, seed)
-    counts: Counter[str] = Counter()
-    for _ in range(NUM_COMPANIES):
-        for result, case, ours, theirs in parity.run(list(islice(drawn, COMPANY))):
-            assert result != "differs", f"{case.given}\n{case.prompt}\n{ours}\n{theirs}"
-            counts[result] += 1
-    assert counts["equal"] > 0.95 * counts.total()
+    expect_equal(parity, cases(parity.loaded, seed), NUM_COMPANIES)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["window", "crossing"])
+def test_tokens_are_unread_at_the_window_and_the_crossing(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    parity = Parity(tmp_path, kind.shape, make_runner=runner_on_cpu)
+    expect_equal(parity, cases(parity.loaded, 13, guided=kind.guided), NUM_COMPANIES)
+    parity.close()
 
 
 def test_steps_are_launched_before_the_last_ones_tokens_are_read(
