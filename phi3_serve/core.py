@@ -169,6 +169,7 @@ class EngineRequest:
     parameters: ResolvedParameters
     min_length: int  # tokens of prompt and answer together
     max_length: int  # tokens of prompt and answer together
+    fills_context: bool = False  # max_length is the whole context; an engine may reduce it to what its cache holds
     stream: bool
     deadline: float  # time.monotonic() seconds; a request that is not finished by then fails
     begin_by: float = math.inf  # time.monotonic() seconds; a request that is not started by then is refused
@@ -223,6 +224,7 @@ class Engine(Protocol):
         """Queue ``request``. The engine's thread calls ``on_event`` with each event.
 
         Raises:
+            InvalidRequest: the key-value cache is too small for the request.
             Overloaded: the queue is full.
             EngineFailure: the engine is dead.
         """

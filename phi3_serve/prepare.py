@@ -43,6 +43,7 @@ def prepare(
         parameters=parameters,
         min_length=total.min_length,
         max_length=total.max_length,
+        fills_context=total.max_length == context_length,
         stream=stream,
         deadline=now + timeout_s,
         begin_by=math.inf if queue_timeout_s is None else now + queue_timeout_s,

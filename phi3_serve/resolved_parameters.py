@@ -76,6 +76,11 @@ class ResolvedParameters:
         return self.num_beams > 1
 
     @property
+    def num_sequences(self) -> int:
+        """Sequences that are generated at once: beams, or answers."""
+        return max(self.num_beams, self.num_return_sequences)
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken at each step, without beam search."""
         return not self.do_sample and not self.is_beam_search

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from phi3_serve import overload
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
@@ -88,11 +89,10 @@ class EngineCore:
         cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
         self.sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
+        window = sliding_window(loaded.model.config)
+        self._capacity = CacheCapacity(self.sizes.num_blocks, token_budget=self.sizes.token_budget, window=window)
         self.scheduler = Scheduler(
-            self.blocks,
-            token_budget=self.sizes.token_budget,
-            max_rows=self.sizes.max_rows,
-            window=sliding_window(loaded.model.config),
+            self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows, window=window
         )
         self.runner = make_runner(loaded.model, self.sizes, releases_weights=releases_weights)
         self._device_sampler = self.runner.sampler
@@ -100,7 +100,12 @@ class EngineCore:
         self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
 
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:
-        """A generation for ``request``. Unlike the other methods, this one may be called on any thread."""
+        """A generation for ``request``. Unlike the other methods, this one may be called on any thread.
+
+        Raises:
+            InvalidRequest: the key-value cache is too small for the request.
+        """
+        request = self._capacity.fitted(request)
         stopping = StoppingCriteria(request, self._vocabulary)
         strategy = strategy_for(request, stopping, self.runner.decoder.rope.long_factors_from)
         return Generation(request, on_event, strategy)

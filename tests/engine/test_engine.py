@@ -12,7 +12,7 @@ import torch
 
 from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.engine_core import StepStats
+from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
@@ -222,16 +222,103 @@ def test_the_deadline_holds_in_the_queue(loaded: LoadedModel) -> None:
     engine.close()
 
 
-def test_what_no_memory_holds_is_refused(loaded: LoadedModel) -> None:
-    engine = Engine(loaded, sizes=EngineSizes(num_blocks=20, token_budget=64, max_rows=16))
-    beside = Answer(engine, request(loaded, "small", do_sample=False, max_new_tokens=100, eos_token_id=703))
-    event = Answer(engine, request(loaded, "large", max_new_tokens=1000, eos_token_id=703)).last()
-    assert isinstance(event, Failed)
-    assert isinstance(event.error, InvalidRequest)
-    assert event.error.message.startswith("The request needs more than the 320 tokens that the key-value cache holds")
-    assert len(beside.ids()[0]) == 100
+@pytest.mark.parametrize(
+    ("given", "param", "message"),
+    [
+        (
+            {"prompt": PROMPT * 340, "max_new_tokens": 3, "do_sample": True, "num_return_sequences": 64},
+            "prompt",
+            "The prompt has 1700 tokens, and 64 sequences do not fit into the key-value cache, which holds 1600 tokens.",
+        ),
+        (
+            {"max_new_tokens": 398, "do_sample": True, "num_return_sequences": 8},
+            "max_new_tokens",
+            "`max_new_tokens` is 398, but the key-value cache holds 1600 tokens. With 8 sequences after a prompt of 5 "
+            "tokens, the most allowed is 188.",
+        ),
+        (
+            {"max_length": 1700},
+            "max_length",
+            "`max_length` is 1700, but the key-value cache holds 1600 tokens. With 1 sequence after a prompt of 5 "
+            "tokens, the most allowed is 1601.",
+        ),
+        (
+            {"max_new_tokens": 800, "num_beams": 2, "guidance_scale": 2.0},
+            "max_new_tokens",
+            "`max_new_tokens` is 800, but the key-value cache holds 1600 tokens. With 2 beams with guidance after a "
+            "prompt of 5 tokens, the most allowed is 396.",
+        ),
+    ],
+)
+def test_what_the_cache_cannot_hold_is_refused_when_it_comes(
+    loaded: LoadedModel, given: dict[str, Any], param: str, message: str
+) -> None:
+    steps: list[StepStats] = []
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=100, token_budget=64, max_rows=64), on_step=steps.append)
+    with pytest.raises(InvalidRequest) as caught:
+        Answer(engine, request(loaded, "large", **given))
     engine.close()
-    engine.blocks.check_integrity([])
+    assert (caught.value.param, caught.value.message) == (param, message)
+    assert not steps
+
+
+@pytest.mark.parametrize(("num_sequences", "length"), [(1, 321), (3, 97)])
+def test_who_asks_for_the_whole_context_gets_what_the_cache_holds(
+    loaded: LoadedModel, num_sequences: int, length: int
+) -> None:
+    engine = Engine(loaded, sizes=EngineSizes(num_blocks=20, token_budget=64, max_rows=16))
+    asked = request(loaded, max_length=10**6, num_return_sequences=num_sequences, do_sample=True, **ENDLESS)
+    sequences = Answer(engine, asked).sequences()
+    engine.close()
+    assert [len(PROMPT) + len(sequence.token_ids) for sequence in sequences] == [length] * num_sequences
+    assert {sequence.finish_reason for sequence in sequences} == {"length"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_new_tokens": 1},
+        {"num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"guidance_scale": 1.5},
+        {"prompt_lookup_num_tokens": 4},
+    ],
+)
+def test_every_request_leaves_its_prompt_in_the_prefix_cache(loaded: LoadedModel, given: dict[str, Any]) -> None:
+    steps: list[StepStats] = []
+    engine = Engine(loaded, sizes=SIZES, on_step=steps.append)
+    long_prompt = tuple(3 + i * i % 600 for i in range(333))
+    Answer(engine, request(loaded, prompt=long_prompt, **{"do_sample": False, "max_new_tokens": 3, **given})).last()
+    num_before = len(steps)
+    Answer(engine, request(loaded, prompt=long_prompt, do_sample=False, max_new_tokens=1)).last()
+    engine.close()
+    assert sum(step.num_tokens for step in steps[num_before:]) == 333 % 16
+
+
+def test_long_drafts_take_nothing_from_other_requests(loaded: LoadedModel) -> None:
+    """Each drafts 64 tokens, and the budget is 66: of three requests each gets one token a step, and a prompt is read."""
+    core = EngineCore(loaded, EngineSizes(num_blocks=600, token_budget=66, max_rows=16))
+    repeating = (389, 512, 380) * 40
+    bias = [([389, 512], 50.0), ([512, 380], 50.0), ([380, 389], 50.0)]
+    drafted = {"prompt_lookup_num_tokens": 64, "sequence_bias": bias}
+    kinds: list[dict[str, Any]] = [drafted, drafted, {}]
+    drafting = [
+        core.generation(request(loaded, prompt=repeating[n:], max_new_tokens=1900, **ENDLESS, **kind), lambda _: None)
+        for n, kind in enumerate(kinds)
+    ]
+    for generation in drafting:
+        core.scheduler.add(generation)
+    while any(generation.num_pending > 1 for generation in drafting):
+        core.step()
+    lengths = [len(generation.strategy.rows[0]) for generation in drafting]
+    late = core.generation(request(loaded, prompt=tuple(range(3, 303)), max_new_tokens=2), lambda _: None)
+    core.scheduler.add(late)
+    num_tokens = [core.step().stats.num_tokens for _ in range(12)]
+    grown = [len(g.strategy.rows[0]) - length for g, length in zip(drafting, lengths, strict=True)]
+    assert min(grown[:2]) > 60  # their drafts are right
+    assert grown[2] == 12
+    assert late.is_removed
+    assert max(num_tokens) == 66
 
 
 def one_at_a_time(loaded: LoadedModel) -> Engine:

@@ -1,5 +1,6 @@
 """What runs when: the scheduler without a model, its steps carried out on paper."""
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies
 
-from phi3_serve.core import EngineEvent
+from phi3_serve.core import EngineEvent, EngineRequest
+from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.chunk import Chunk
@@ -16,6 +18,7 @@ from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores
 from phi3_serve.engine.sampling.strategies.select import strategy_for
 from phi3_serve.engine.scheduler import Plan, Scheduler
+from phi3_serve.errors import InvalidRequest
 from tests.engine.asking import request
 
 Make = Callable[..., Generation]
@@ -204,12 +207,85 @@ def test_what_memory_can_never_hold_is_rejected(make: Make) -> None:
     assert paper.blocks.num_available == 3
 
 
+def test_a_cache_of_the_capacity_that_a_request_needs_is_large_enough(make: Make) -> None:
+    """The least number of blocks that ``CacheCapacity`` accepts for it; one block less is refused."""
+    kinds: list[dict[str, Any]] = [
+        {"prompt_tokens": 5, "new_tokens": 1},
+        {"prompt_tokens": 70, "new_tokens": 43},
+        {"prompt_tokens": 33, "new_tokens": 40, "do_sample": True, "num_return_sequences": 5},
+        {"prompt_tokens": 48, "new_tokens": 17, "guidance_scale": 1.5, "negative_prompt_ids": [9] * 40},
+    ]
+    for kind in kinds:
+        for window in (None, 20):
+            request = make("r", **kind).request
+            least = next(n for n in range(1, 99) if fits(request, n, window))
+            assert least == 1 or not fits(request, least - 1, window)
+            paper = OnPaper(num_blocks=least, window=window, rows_differ=True)
+            generation = make("r", **kind)
+            paper.scheduler.add(generation)
+            for _ in range(30):
+                assert not paper.step().rejected
+            if paper.scheduler.has_work:
+                paper.scheduler.preempt_youngest(Plan())
+            while paper.scheduler.has_work:
+                assert not paper.step().rejected
+            assert paper.finished == ["r"]
+
+
+def fits(request: EngineRequest, num_blocks: int, window: int | None) -> bool:
+    try:
+        CacheCapacity(num_blocks, token_budget=32, window=window).fitted(request)
+    except InvalidRequest:
+        return False
+    return True
+
+
+def test_identical_prompts_are_computed_once(make: Make) -> None:
+    paper = OnPaper(token_budget=256, num_blocks=200)
+    for number in range(4):
+        paper.scheduler.add(make(f"r{number}", 400))
+    seen = [sizes(paper.step()) for _ in range(3)]
+    assert seen == [
+        {"r0": 256},
+        {"r0": 144},
+        {"r0": 1, "r1": 16, "r2": 16, "r3": 16},
+    ]
+
+
+def test_a_common_start_is_waited_for_and_not_more(make: Make) -> None:
+    """Six blocks of 100 equal tokens, then each prompt goes on in its own way."""
+    paper = OnPaper(token_budget=128, num_blocks=200)
+    for number in range(2):
+        generation = make(f"r{number}", 300)
+        generation.strategy.rows[0].tokens[100 + number :] = array("q", [500 + number] * (200 - number))
+        paper.scheduler.add(generation)
+    seen = [sizes(paper.step()) for _ in range(4)]
+    assert seen == [{"r0": 128}, {"r0": 128}, {"r0": 44, "r1": 84}, {"r0": 1, "r1": 120}]
+
+
+def test_without_a_prefix_cache_nobody_waits_for_a_prefix(make: Make) -> None:
+    paper = OnPaper(token_budget=256, prefix_cache=False)
+    for name in ("first", "second"):
+        paper.scheduler.add(make(name, 70))
+    assert sizes(paper.step()) == {"first": 70, "second": 70}
+
+
 def test_a_known_prefix_is_not_computed_again(make: Make) -> None:
     paper = OnPaper(token_budget=512)
     paper.scheduler.add(make("first", 70))
     paper.run(10)
     paper.scheduler.add(make("second", 70))
     assert sizes(paper.step()) == {"second": 70 - 4 * BLOCK_SIZE}
+
+
+def test_a_prefix_is_known_before_its_request_has_a_token(make: Make) -> None:
+    paper = OnPaper(token_budget=64)
+    paper.scheduler.add(make("first", 200))
+    paper.step()
+    paper.scheduler.remove(paper.scheduler.running[0])
+    paper.scheduler.add(make("second", 200))
+    assert sizes(paper.step()) == {"second": 64}
+    assert paper.scheduler.running[0].strategy.rows[0].num_cached == 128
 
 
 def test_the_prefix_cache_can_be_switched_off(make: Make) -> None:
