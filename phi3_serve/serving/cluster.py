@@ -22,6 +22,8 @@ logger = logging.getLogger("ray.serve")
 # Replica states of Serve. After the controller has died, a new one lists running replicas as RECOVERING; they answer.
 ANSWERING_STATES = ("RUNNING", "RECOVERING")
 STARTING_STATES = ("STARTING", "UPDATING")
+# Serve's statuses of a deployment whose replicas fail to start or fail their health check.
+FAILURE_STATUSES = ("DEPLOY_FAILED", "UNHEALTHY")
 # All requests within this time share one reading, which costs the controller a few milliseconds.
 MAX_AGE_S = 1.0
 # A request waits at most this long for a new reading if there is an older one.
@@ -126,6 +128,9 @@ def variant_state(
         return VariantState("unplaceable", f"A replica needs {missing_resource}.")
     if reason := _failure(deployment):
         return VariantState("failed", reason)
+    if _is_replacing(deployment):
+        status = read_status() or "Its replica has ended; another one takes over."
+        return VariantState("loading", status, STARTING_RETRY_AFTER_S)
     if any(replicas.get(state) for state in STARTING_STATES):
         status = read_status() or "Its replica is starting: waiting for a node or loading weights."
         return VariantState("loading", status, STARTING_RETRY_AFTER_S)
@@ -134,9 +139,21 @@ def variant_state(
 
 def _failure(deployment: DeploymentStatusOverview) -> str | None:
     """Why the replicas of a deployment cannot start, in one line; None if they can."""
-    if deployment.status.value not in ("DEPLOY_FAILED", "UNHEALTHY"):
+    if deployment.status.value not in FAILURE_STATUSES or _is_replacing(deployment):
         return None
     lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
     marker = "CheckpointError: "
     reason = next((line.split(marker, 1)[1] for line in lines if marker in line), None)
     return reason or (lines[-1] if lines else "Its replicas cannot start.")
+
+
+def _is_replacing(deployment: DeploymentStatusOverview) -> bool:
+    """Whether a replica that had answered has ended, and the start of the next one has not failed.
+
+    Serve keeps the trigger when the next one fails to start, and changes the message alone.
+    """
+    return (
+        deployment.status.value in FAILURE_STATUSES
+        and deployment.status_trigger.value == "HEALTH_CHECK_FAILED"
+        and "failed to start" not in deployment.message
+    )

@@ -290,6 +290,18 @@ def test_a_plain_request_outlives_its_replica(cluster: Cluster) -> None:
     assert replica_of(cluster, "mine").pid != killed.pid
 
 
+def test_a_single_replica_that_is_replaced_counts_as_loading(cluster: Cluster) -> None:
+    replica_of(cluster, "phi-3-tiny").kill()
+    states: set[str] = set()
+    end = time.monotonic() + 90
+    while "loading" not in states or cluster.call("/ready").status != 200:
+        assert time.monotonic() < end, states
+        assert cluster.call("/health").status == 200
+        states.add(cluster.call("/ready").body["models"]["phi-3-tiny"]["state"])
+        time.sleep(0.1)
+    assert states <= {"ready", "loading"}
+
+
 def test_a_stream_whose_replica_dies_ends_in_an_error(cluster: Cluster) -> None:
     body = {"prompt": PROMPT, "stream": True, "generate_kwargs": LONG}
     connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)

@@ -6,10 +6,12 @@ from phi3_serve.core import VariantState
 from phi3_serve.serving.cluster import deployment_name, variant_state
 
 
-def deployment(status: str, message: str = "", **replicas: int) -> DeploymentStatusOverview:
+def deployment(
+    status: str, message: str = "", trigger: str = "UNSPECIFIED", **replicas: int
+) -> DeploymentStatusOverview:
     counts = {ReplicaState(name): count for name, count in replicas.items()}
     return DeploymentStatusOverview(
-        DeploymentStatus(status), DeploymentStatusTrigger.UNSPECIFIED, replica_states=counts, message=message
+        DeploymentStatus(status), DeploymentStatusTrigger(trigger), replica_states=counts, message=message
     )
 
 
@@ -44,6 +46,22 @@ def test_state(overview: DeploymentStatusOverview | None, missing: str | None, s
     found = variant_state(overview, missing)
     assert (found.state, found.detail) == (state, detail)
     assert (found.retry_after_s is not None) == (state in ("loading", "scaled_to_zero"))
+
+
+@pytest.mark.parametrize("status", ["UNHEALTHY", "DEPLOY_FAILED"])
+@pytest.mark.parametrize("replicas", [{}, {"STOPPING": 1}, {"STARTING": 1}])
+def test_a_model_whose_replica_is_replaced_is_loading(status: str, replicas: dict[str, int]) -> None:
+    message = "A replica's health check failed. This deployment will be UNHEALTHY until the replica recovers or a new deploy happens."
+    found = variant_state(deployment(status, message, "HEALTH_CHECK_FAILED", **replicas), None)
+    assert (found.state, found.detail) == ("loading", "Its replica has ended; another one takes over.")
+    assert found.retry_after_s is not None
+
+
+@pytest.mark.parametrize("replicas", [{}, {"STARTING": 1}])
+def test_a_replacement_that_fails_to_start_is_a_failure(replicas: dict[str, int]) -> None:
+    message = f"A replica failed to start with exception. Retrying. Error:\n{FAILURE}"
+    found = variant_state(deployment("UNHEALTHY", message, "HEALTH_CHECK_FAILED", **replicas), None)
+    assert (found.state, found.detail) == ("failed", "/x/config.json: file is missing")
 
 
 def test_while_a_new_version_is_built_the_old_one_answers() -> None:
