@@ -186,7 +186,8 @@ class LimitsConfig(QueueLimitsConfig):
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Maximum seconds between two pieces of a request body; then 408."""
     queue_timeout_s: float | None = Field(default=None, gt=0)
-    """Maximum seconds that a request waits in the replica before it starts; then 429. By default no limit."""
+    """Maximum seconds that a request waits in the replica before it starts; then 429. By default no limit for a stream,
+    and 50 s for a plain request, or as long as its header `Prefer: wait` says."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Maximum seconds from arrival in the replica to the last token; then 408."""
 

@@ -5,7 +5,8 @@ Overload is checked cheapest first:
 1. HAProxy: the requests in the server, against the capacity of all models.
 2. ``api.middleware.rate_limit``: the requests and tokens of the API key, against the limits of this key.
 3. ``api.middleware.admission``: the same as HAProxy, for what it lets through and for other proxies.
-4. The ingress: the requests to one model, against the capacity of that model.
+4. The ingress: the requests to one model, against the capacity of that model; the requests that wait for a model to
+   start, against ``limits.max_waiting_requests``.
 5. The engine: its waiting requests, against ``limits.max_waiting_requests`` and ``limits.max_waiting_tokens``; the time
    that a request has waited, against ``limits.queue_timeout_s``; the GPU's memory.
 """
@@ -16,6 +17,9 @@ RETRY_AFTER_S = 5.0
 """Seconds after which a refused request may find capacity."""
 REQUEST_OF_KEY_RETRY_AFTER_S = 1.0
 """Seconds after which one of a key's own requests may have ended."""
+PLAIN_QUEUE_TIMEOUT_S = 50.0
+"""Default of ``limits.queue_timeout_s`` for requests without a stream, in seconds. Their connection is silent, and
+proxies such as nginx close a silent connection after 60 seconds."""
 STARTING_RETRY_AFTER_S = 10.0
 """Seconds after which a model that is starting may be ready."""
 
@@ -53,6 +57,14 @@ def waiting_prompts_are_too_long(num_tokens: int, limit: int) -> Overloaded:
     """The prompts in the queue of a replica have ``num_tokens`` tokens, and a further one would exceed ``limit``."""
     return Overloaded(
         f"Prompts of {num_tokens} tokens are waiting already; limits.max_waiting_tokens is {limit}.", RETRY_AFTER_S
+    )
+
+
+def too_many_wait_for_start(model: str, limit: int) -> Overloaded:
+    """As many requests as may wait for ``model`` to start wait already."""
+    return Overloaded(
+        f"{limit} requests are waiting for model {model} to start; limits.max_waiting_requests is {limit}.",
+        STARTING_RETRY_AFTER_S,
     )
 
 

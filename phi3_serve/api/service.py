@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request, Response
 
@@ -27,6 +27,7 @@ from phi3_serve.core import (
 )
 from phi3_serve.errors import EngineFailure, Phi3ServeError, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
+from phi3_serve.overload import PLAIN_QUEUE_TIMEOUT_S
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone and does not read it
 CHARACTERS_PER_TOKEN = 4  # of English text, by https://help.openai.com/en/articles/4936856
@@ -34,7 +35,6 @@ INCOMPLETE_ANSWER = "The answer broke off before its end."
 SESSION_HEADER = "x-session-id"  # Ray Serve's name for it
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")  # RFC 7240, section 4.3
 Events = AsyncGenerator[Delta | Done, None]
-T = TypeVar("T")
 
 
 class Service:
@@ -60,13 +60,15 @@ class Service:
             raise UnknownModel(f"Model {str(name)[:128]} is not served here{hint}", "model")
         return found
 
-    def options(self, http: Request, session: str | None = None) -> RequestOptions:
+    def options(self, http: Request, *, stream: bool, session: str | None = None) -> RequestOptions:
         """The options of a request: from its headers, else ``session``, and from the current limits."""
         limits, wait = self.limits.current, _PREFER_WAIT.search(http.headers.get("prefer", ""))
+        wait_s = min(float(wait[1]), limits.request_timeout_s) if wait else 0.0
+        default_queue_timeout_s = None if stream else max(PLAIN_QUEUE_TIMEOUT_S, wait_s)
         return RequestOptions(
             session=http.headers.get(SESSION_HEADER) or session,
-            wait_s=min(float(wait[1]), limits.request_timeout_s) if wait else 0.0,
-            queue_timeout_s=limits.queue_timeout_s,
+            wait_s=wait_s,
+            queue_timeout_s=default_queue_timeout_s if limits.queue_timeout_s is None else limits.queue_timeout_s,
             timeout_s=limits.request_timeout_s,
         )
 
@@ -108,18 +110,6 @@ def _estimated_tokens(prompt: Prompt) -> int:
             return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
         case Conversation(segments):
             return math.ceil(sum(len(s.text) for s in segments if isinstance(s, Text)) / CHARACTERS_PER_TOKEN)
-
-
-async def first_event(events: AsyncGenerator[T, None]) -> T:
-    """The first event of a stream. What fails before it still gets its own HTTP status.
-
-    Raises:
-        EngineFailure: there is no event.
-    """
-    event = await anext(events, None)
-    if event is None:
-        raise EngineFailure(INCOMPLETE_ANSWER)
-    return event
 
 
 async def final_event(events: Events) -> Done:

@@ -47,6 +47,7 @@ class HandleBackend:
         self._view = view
         self._limits = limits
         self._num_in_flight = dict.fromkeys(handles, 0)  # requests, by model
+        self._num_waiting = dict.fromkeys(handles, 0)  # requests that wait until their model is ready, by model
         self._wake_up_calls = WakeUpCalls(handles)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
@@ -115,8 +116,12 @@ class HandleBackend:
             raise from_ray(error) from error
 
     def capacity(self) -> int:
-        """How many requests can run or wait in all models; see ``core.Backend``."""
-        return max(MIN_CAPACITY, sum(map(self._capacity_of, self._handles)))
+        """How many requests can run or wait in all models; see ``core.Backend``.
+
+        Requests that wait for a model to start are added, so that they take no place of requests to other models.
+        """
+        running = sum(map(self._capacity_of, self._handles))
+        return max(MIN_CAPACITY, running) + sum(self._num_waiting.values())
 
     def _capacity_of(self, model: str) -> int:
         rows = MAX_ROWS[self._placements[model].device]
@@ -130,12 +135,31 @@ class HandleBackend:
     async def _require_ready(self, model: str, wait_s: float) -> None:
         """Start ``model`` if it sleeps, and wait at most ``wait_s`` until it is ready."""
         deadline = time.monotonic() + wait_s
-        while (state := await self._view.state_of(model)).state != "ready":
-            if state.state == "scaled_to_zero":
-                self._wake_up_calls.start(model)
-            if state.retry_after_s is None or time.monotonic() >= deadline:
-                raise _unavailable(model, state)
-            await asyncio.sleep(READY_POLL_INTERVAL_S)
+        if await self._is_ready(model, deadline):
+            return
+        if self._num_waiting[model] >= (limit := self._limits.current.max_waiting_requests):
+            raise overload.too_many_wait_for_start(model, limit)
+        self._num_waiting[model] += 1
+        try:
+            while not await self._is_ready(model, deadline):  # noqa: ASYNC110 - Serve offers no event
+                await asyncio.sleep(READY_POLL_INTERVAL_S)
+        finally:
+            self._num_waiting[model] -= 1
+
+    async def _is_ready(self, model: str, deadline: float) -> bool:
+        """Whether ``model`` is ready. If it sleeps, it is started.
+
+        Raises:
+            ModelUnavailable: it is not ready, and waiting does not help or ``deadline`` has passed.
+        """
+        state = await self._view.state_of(model)
+        if state.state == "ready":
+            return True
+        if state.state == "scaled_to_zero":
+            self._wake_up_calls.start(model)
+        if state.retry_after_s is None or time.monotonic() >= deadline:
+            raise _unavailable(model, state)
+        return False
 
 
 def _unavailable(model: str, state: VariantState) -> ModelUnavailable:

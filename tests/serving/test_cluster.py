@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,20 @@ def test_a_sleeping_model_is_woken_by_a_request_and_not_by_readiness(cluster: Cl
     first = cluster.call("/org/lazy/chat", body)
     assert (first.status, first.headers["Retry-After"]) == (503, "10")
     assert first.body == {"detail": "Model org/lazy was scaled to zero and is starting now. Try again in a while."}
-    answer = cluster.call("/org/lazy/chat", body, timeout=120, prefer="respond-async, wait=90")
-    assert (answer.status, answer.body) == (200, cluster.call("/mine/chat", body).body)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [
+            pool.submit(cluster.call, "/org/lazy/chat", body, timeout=120, prefer="respond-async, wait=90")
+            for _ in range(8)
+        ]
+        refused = [answer.result() for answer in itertools.islice(as_completed(waiting), 6)]
+        assert cluster.call("/ready").body["models"]["org/lazy"]["state"] != "ready"
+        assert cluster.call("/chat", body).status == 200  # those who wait take no place of others
+    assert {(answer.status, answer.headers["Retry-After"], answer.body["detail"]) for answer in refused} == {
+        (429, "10", "2 requests are waiting for model org/lazy to start; limits.max_waiting_requests is 2.")
+    }
+    answered = [answer.result() for answer in waiting if answer.result() not in refused]
+    expected = cluster.call("/mine/chat", body).body
+    assert [(answer.status, answer.body) for answer in answered] == [(200, expected)] * 2
     assert cluster.call("/ready").body["models"]["org/lazy"] == {"state": "ready"}
 
 

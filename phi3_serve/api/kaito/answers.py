@@ -1,7 +1,7 @@
 """KAITO's answers: the plain JSON body, and the same as server-sent events."""
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -31,27 +31,31 @@ def chat_response(done: Done, body: ChatRequest, request: GenerationRequest) -> 
     return response
 
 
-async def chat_events(
-    first: Delta | Done, rest: Events, body: ChatRequest, request: GenerationRequest
-) -> AsyncIterator[bytes]:
+async def chat_events(events: Events, body: ChatRequest, request: GenerationRequest) -> AsyncGenerator[bytes, None]:
     """Deltas, then the body of the plain answer. The deltas joined are its Result."""
-    async with aclosing(rest):
-        if prompt := _prompt_in_result(body):
-            yield sse.event({"Delta": prompt})
-        event: Delta | Done | None = first
-        try:
-            while isinstance(event, Delta):
+    prompt = _prompt_in_result(body)
+    has_begun = has_deltas = False
+    async with aclosing(events):
+        async for event in events:
+            if prompt and not has_begun:
+                yield sse.event({"Delta": prompt})
+            has_begun = True
+            if isinstance(event, Delta):
+                has_deltas = True
                 yield sse.event({"Delta": event.text})
-                event = await anext(rest, None)
-            if event is None:
-                raise EngineFailure(INCOMPLETE_ANSWER)
+                continue
             response = chat_response(event, body, request)
-            if event is first and (text := response["Result"][len(prompt) :]):  # beams give no deltas
+            if not has_deltas and (text := response["Result"][len(prompt) :]):  # beams give no deltas
                 yield sse.event({"Delta": text})
             yield sse.event(response)
             yield sse.END
-        except Phi3ServeError as error:
-            yield sse.event(KAITO.body(error), name="error")
+            return
+    raise EngineFailure(INCOMPLETE_ANSWER)
+
+
+def error_event(error: Phi3ServeError) -> bytes:
+    """The event that ends a stream with ``error``."""
+    return sse.event(KAITO.body(error), name="error")
 
 
 def _prompt_in_result(body: ChatRequest) -> str:

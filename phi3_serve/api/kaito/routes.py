@@ -3,16 +3,16 @@
 import uuid
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
-from phi3_serve.api.kaito.answers import chat_events, chat_response
+from phi3_serve.api.kaito.answers import chat_events, chat_response, error_event
 from phi3_serve.api.kaito.errors import KAITO
 from phi3_serve.api.kaito.host_metrics import host_metrics
 from phi3_serve.api.kaito.requests import generation_request
 from phi3_serve.api.kaito.schema import ChatRequest, ChatResponse, HealthStatus, MessageResponse
-from phi3_serve.api.service import Service, cancel_on_disconnect, final_event, first_event
+from phi3_serve.api.service import Service, cancel_on_disconnect, final_event
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Unauthorized
 from phi3_serve.observability.metrics import CONTENT_TYPE, accepts_prometheus
 
@@ -63,14 +63,14 @@ def kaito_router(service: Service) -> APIRouter:
 
 async def _chat(service: Service, http: Request, body: ChatRequest, model: str | None) -> Response:
     request = generation_request(
-        body, model=service.model_named(model), request_id=uuid.uuid4().hex, options=service.options(http)
+        body,
+        model=service.model_named(model),
+        request_id=uuid.uuid4().hex,
+        options=service.options(http, stream=body.stream),
     )
     events = service.events(http, request)
     if body.stream:
-        first = await first_event(events)
-        return StreamingResponse(
-            chat_events(first, events, body, request), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS
-        )
+        return await cancel_on_disconnect(http, sse.respond(chat_events(events, body, request), error_event))
 
     async def plain() -> Response:
         return JSONResponse(chat_response(await final_event(events), body, request))

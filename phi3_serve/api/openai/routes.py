@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
@@ -23,8 +23,8 @@ from phi3_serve.api.openai.schema import (
     ModelList,
     RequestBody,
 )
-from phi3_serve.api.openai.stream import completion_events, merged
-from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event, first_event
+from phi3_serve.api.openai.stream import completion_events, error_event, merged
+from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event
 from phi3_serve.config import ModelConfig
 from phi3_serve.core import Done, GenerationRequest
 from phi3_serve.errors import ModelUnavailable, Unauthorized, UnknownModel
@@ -56,7 +56,7 @@ def openai_router(service: Service) -> APIRouter:
     async def chat_completions(http: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
-        options = service.options(http, body.prompt_cache_key)
+        options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         requests = chat_requests(body, model=name, request_id=request_id, options=options)
         builder = ChatResponseBuilder(id=f"chatcmpl-{request_id}", model=name, stops=body.stops)
         return await _respond(http, service, body, requests, builder)
@@ -65,7 +65,7 @@ def openai_router(service: Service) -> APIRouter:
     async def completions(http: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
-        options = service.options(http, body.prompt_cache_key)
+        options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         requests = completion_requests(body, model=name, request_id=request_id, options=options)
         builder = CompletionResponseBuilder(
             id=f"cmpl-{request_id}", model=name, stops=body.stops, echoed=echoed_prompts(body)
@@ -85,11 +85,9 @@ async def _respond(
     sources = [with_field_names(service.events(http, request), body) for request in requests]
     n = body.n or 1
     if body.stream:
-        events = merged(sources)
-        first = await first_event(events)
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = completion_events(first, events, builder, n=n, with_usage=with_usage)
-        return StreamingResponse(chunks, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+        chunks = completion_events(merged(sources), builder, n=n, with_usage=with_usage)
+        return await cancel_on_disconnect(http, sse.respond(chunks, error_event))
 
     async def plain() -> Response:
         done = await _all_answers(sources)

@@ -1,7 +1,7 @@
 """OpenAI's streams: the events of one or more requests become chunks of one stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from phi3_serve.api import sse
@@ -51,32 +51,28 @@ async def merged(sources: Sequence[Events]) -> AsyncGenerator[NumberedEvent, Non
 
 
 async def completion_events(
-    first: NumberedEvent,
-    rest: AsyncGenerator[NumberedEvent, None],
-    builder: ResponseBuilder,
-    *,
-    n: int,
-    with_usage: bool,
-) -> AsyncIterator[bytes]:
+    events: AsyncGenerator[NumberedEvent, None], builder: ResponseBuilder, *, n: int, with_usage: bool
+) -> AsyncGenerator[bytes, None]:
     """The stream as server-sent events. ``n``: answers to each prompt; ``with_usage``: end with the usage."""
     choices = _Choices(builder)
     done: dict[int, Done] = {}
-    event: NumberedEvent | None = first
-    async with aclosing(rest):
-        try:
-            while event is not None:
-                number, content = event
-                if isinstance(content, Done):
-                    done[number] = content
-                for part in choices.parts(number, content):
-                    yield sse.event(builder.chunk(part, with_usage=with_usage))
-                event = await anext(rest, None)
-            if with_usage:
-                in_order = [done[number] for number in sorted(done)]
-                yield sse.event(builder.usage_chunk(usage_of(in_order, n)))
-            yield sse.END
-        except Phi3ServeError as error:
-            yield sse.event(OPENAI.body(error))
+    async with aclosing(events):
+        async for number, content in events:
+            if isinstance(content, Done):
+                done[number] = content
+            for part in choices.parts(number, content):
+                yield sse.event(builder.chunk(part, with_usage=with_usage))
+    if not done:
+        raise EngineFailure(INCOMPLETE_ANSWER)
+    if with_usage:
+        in_order = [done[number] for number in sorted(done)]
+        yield sse.event(builder.usage_chunk(usage_of(in_order, n)))
+    yield sse.END
+
+
+def error_event(error: Phi3ServeError) -> bytes:
+    """The event that ends a stream with ``error``."""
+    return sse.event(OPENAI.body(error))
 
 
 class _Choices:

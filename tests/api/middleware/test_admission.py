@@ -93,3 +93,42 @@ def test_prefer_says_how_long_a_request_waits_for_its_model(
         (0, "other"),
         (seconds, "mine"),
     ]
+    assert [r.options.queue_timeout_s for r in asked] == [max(50, seconds), 50, max(50, seconds)]
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "stream", "header", "seconds"),
+    [
+        (None, False, "", 50),  # proxies close a connection that is silent for 60 s
+        (None, False, "wait=300", 300),
+        (None, True, "", None),  # comments keep the connection
+        (None, True, "wait=300", None),
+        (20, False, "wait=300", 20),  # the operator has the last word
+        (200, False, "", 200),
+        (20, True, "", 20),
+    ],
+)
+@pytest.mark.parametrize("path", ["/chat", "/v1/completions", "/v1/chat/completions"])
+def test_a_plain_request_waits_in_the_queue_for_less_than_the_limit_of_proxies(
+    backend: LocalBackend,
+    config: AppConfig,
+    path: str,
+    limit_s: float | None,
+    stream: bool,
+    header: str,
+    seconds: float | None,
+) -> None:
+    asked: list[GenerationRequest] = []
+
+    class Listening(LocalBackend):
+        async def generate(self, request: GenerationRequest) -> Any:
+            asked.append(request)
+            async for event in super().generate(request):
+                yield event
+
+    limits = CurrentLimits(config.limits.model_copy(update={"queue_timeout_s": limit_s}))
+    body = {"model": "tested", "max_tokens": 2, "stream": stream}
+    body |= {"messages": [{"role": "user", "content": "a"}]} if path.endswith("chat/completions") else {"prompt": "a"}
+    with TestClient(create_app(Listening(backend.replica), config, limits=limits)) as client:
+        assert client.post(path, json=body, headers={"Prefer": header}).status_code == 200
+    assert [r.options.queue_timeout_s for r in asked] == [seconds]

@@ -1,0 +1,147 @@
+"""Who may wait for a model that sleeps. Ray's part, the handles and the state of the cluster, is a stand-in."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from phi3_serve.api.limits import CurrentLimits
+from phi3_serve.config import LimitsConfig, ModelConfig
+from phi3_serve.core import Done, GenerationRequest, RawPrompt, RequestOptions, Usage, VariantState
+from phi3_serve.errors import ModelUnavailable, Overloaded
+from phi3_serve.parameters import NONE_GIVEN
+from phi3_serve.serving import backend as backend_module
+from phi3_serve.serving.backend import MIN_CAPACITY, HandleBackend
+from phi3_serve.serving.cluster import ClusterView
+from phi3_serve.serving.placement import place
+
+LIMIT = 4
+
+
+class Handle:
+    """A deployment handle. A stream has one event; a ping waits for ever."""
+
+    def options(self, **options: Any) -> "Handle":
+        return self
+
+    @property
+    def ping(self) -> Any:
+        return self
+
+    def remote(self, request: GenerationRequest | None = None) -> Any:
+        return asyncio.Event().wait() if request is None else Events()
+
+
+class Events:
+    def __init__(self) -> None:
+        self._events = [Done((), Usage(1, 1))]
+
+    async def __anext__(self) -> Done:
+        if not self._events:
+            raise StopAsyncIteration
+        return self._events.pop()
+
+    def cancel(self) -> None:
+        pass
+
+
+def view_of(states: Mapping[str, VariantState], monkeypatch: pytest.MonkeyPatch) -> ClusterView:
+    view = ClusterView({}, app_name="phi3", elastic=False)
+    monkeypatch.setattr(view, "_read", lambda: states)
+    return view
+
+
+def backend_of(states: Mapping[str, VariantState], monkeypatch: pytest.MonkeyPatch) -> HandleBackend:
+    monkeypatch.setattr(backend_module, "READY_POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr("phi3_serve.serving.cluster.MAX_AGE_S", 0.0)
+    handles: Any = {name: Handle() for name in states}
+    placements = {
+        name: place(ModelConfig(name=name, source="x", device="cpu"), cluster_has_gpu=False) for name in states
+    }
+    limits = CurrentLimits(LimitsConfig(max_waiting_requests=LIMIT))
+    return HandleBackend(handles, placements, view_of(states, monkeypatch), limits)
+
+
+def request_to(model: str, wait_s: float) -> GenerationRequest:
+    return GenerationRequest(
+        request_id="r",
+        model=model,
+        prompt=RawPrompt("a"),
+        parameters=NONE_GIVEN,
+        options=RequestOptions(wait_s=wait_s, timeout_s=60),
+    )
+
+
+async def answer(backend: HandleBackend, model: str, wait_s: float = 0.0) -> Any:
+    async with aclosing(backend.generate(request_to(model, wait_s))) as events:
+        return await anext(events)
+
+
+@asynccontextmanager
+async def waiting(backend: HandleBackend, model: str, count: int) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """``count`` requests that would wait a minute for ``model``."""
+    tasks = [asyncio.create_task(answer(backend, model, 60)) for _ in range(count)]
+    try:
+        await asyncio.sleep(0.2)
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_those_who_wait_for_a_sleeping_model_take_no_place_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {
+        "sleeping": VariantState("scaled_to_zero", "", 10),
+        "loading": VariantState("loading", "", 10),
+        "ready": VariantState("ready", num_replicas=1),
+    }
+
+    async def story() -> None:
+        backend = backend_of(states, monkeypatch)
+        assert isinstance(await answer(backend, "ready"), Done)
+        alone = backend.capacity()
+        assert alone == 128 + LIMIT
+        async with waiting(backend, "sleeping", 230) as first, waiting(backend, "loading", 230) as second:
+            for model, tasks in (("sleeping", first), ("loading", second)):
+                refused = [task.exception() for task in tasks if task.done()]
+                assert len(refused) == 230 - LIMIT
+                assert {str(error.args[0]) for error in refused if isinstance(error, Overloaded)} == {
+                    f"{LIMIT} requests are waiting for model {model} to start; limits.max_waiting_requests is {LIMIT}."
+                }
+                assert all(isinstance(error, Overloaded) and error.retry_after_s == 10 for error in refused)
+            assert backend.capacity() == alone + 2 * LIMIT
+            assert isinstance(await answer(backend, "ready"), Done)
+        assert backend.capacity() == alone
+
+    asyncio.run(story())
+
+
+def test_those_who_wait_are_answered_when_the_model_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"m": VariantState("loading", "", 10)}
+
+    async def story() -> None:
+        backend = backend_of(states, monkeypatch)
+        async with waiting(backend, "m", LIMIT) as tasks:
+            assert backend.capacity() == MIN_CAPACITY + LIMIT
+            states["m"] = VariantState("ready", num_replicas=1)
+            assert all(isinstance(done, Done) for done in await asyncio.gather(*tasks))
+            assert backend.capacity() == 128 + LIMIT
+
+    asyncio.run(story())
+
+
+def test_who_does_not_wait_learns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        backend = backend_of({"m": VariantState("loading", "", 10)}, monkeypatch)
+        async with waiting(backend, "m", LIMIT):
+            for wait_s in (0.0, 0.05):
+                with pytest.raises(ModelUnavailable) as caught:
+                    await answer(backend, "m", wait_s)
+                assert type(caught.value) is (Overloaded if wait_s else ModelUnavailable)
+        with pytest.raises(ModelUnavailable, match="is loading"):
+            await answer(backend, "m", 0.05)
+
+    asyncio.run(story())
