@@ -62,8 +62,8 @@ class Length:
         return self.shortest <= len(value) <= self.longest
 
     def in_words(self) -> str:
-        """For example "of 1 to 16"."""
-        return f"of {self.shortest} to {self.longest}"
+        """For example "(1 to 16)"."""
+        return f"({self.shortest} to {self.longest})"
 
     def __iter__(self) -> Iterator[Any]:
         """The lengths as annotated-types has them."""

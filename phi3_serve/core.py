@@ -148,6 +148,7 @@ class Done:
 
     completions: tuple[Completion, ...]
     usage: Usage
+    warnings: tuple[str, ...] = ()  # parameters that could not have their effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class EngineRequest:
     request_id: str
     prompt_ids: tuple[int, ...]
     parameters: ResolvedParameters
-    min_length: int  # tokens of prompt and answer together
+    min_length: int  # tokens of prompt and answer together; may be above max_length, which wins
     max_length: int  # tokens of prompt and answer together
     fills_context: bool = False  # max_length is the whole context; an engine may reduce it to what its cache holds
     stream: bool
@@ -223,8 +224,10 @@ class Engine(Protocol):
     def submit(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> None:
         """Queue ``request``. The engine's thread calls ``on_event`` with each event.
 
+        The call takes milliseconds with a prompt of 100,000 tokens. It may come from any thread.
+
         Raises:
-            InvalidRequest: the key-value cache is too small for the request.
+            InvalidRequest: a token id is not in the model's vocabulary, or the key-value cache is too small.
             Overloaded: the queue is full.
             EngineFailure: the engine is dead.
         """

@@ -25,6 +25,7 @@ Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
 StopString = Annotated[str, Length(1, 64), Predicate(has_no_lone_surrogate)]
 TokenId = Annotated[int, Range(ge=0)]
 TokenIds = Annotated[list[TokenId], Length(1, 1024)]
+NoneOrMoreTokenIds = Annotated[list[TokenId], Length(0, 1024)]
 
 EarlyStopping = bool | Literal["never"]
 
@@ -48,11 +49,13 @@ class GenerationParameters:
     max_length: Annotated[int, Range(ge=1)] | None = None
     """Maximum number of tokens of prompt and answer together, limited by the context; max_new_tokens overrides it."""
     min_length: Annotated[int, Range(ge=0)] | None = None
-    """Minimum number of tokens of prompt and answer together; until then no end-of-sequence token is generated."""
+    """Minimum number of tokens of prompt and answer together; until then no end-of-sequence token is generated. If the
+    maximum is lower, the answer ends there, with a warning."""
     max_new_tokens: Annotated[int, Range(ge=1)] | None = None
     """Maximum number of tokens of the answer."""
     min_new_tokens: Annotated[int, Range(ge=0)] | None = None
-    """Minimum number of tokens of the answer; until then no end-of-sequence token is generated."""
+    """Minimum number of tokens of the answer; until then no end-of-sequence token is generated. If the maximum is
+    lower, the answer ends there, with a warning."""
     do_sample: bool | None = None
     """true draws each token from the distribution; false takes the most likely token."""
     early_stopping: EarlyStopping | None = None
@@ -99,9 +102,9 @@ class GenerationParameters:
     sequence_bias: Annotated[list[tuple[TokenIds, float]], Length(1, 1024)] | None = None
     """Pairs of a token sequence and a bias; the last token gets the bias when the other tokens precede it. At most as
     many token ids as in bad_words_ids."""
-    suppress_tokens: TokenIds | None = None
+    suppress_tokens: NoneOrMoreTokenIds | None = None
     """Tokens that are never generated."""
-    begin_suppress_tokens: TokenIds | None = None
+    begin_suppress_tokens: NoneOrMoreTokenIds | None = None
     """Tokens that are not generated first."""
     forced_bos_token_id: TokenId | None = None
     """The token that is forced first, if the prompt has exactly one token."""
@@ -131,9 +134,9 @@ class GenerationParameters:
     """The padding token; it has no effect on the answer."""
     bos_token_id: TokenId | None = None
     """The begin-of-sequence token; it has no effect unless the prompt is empty."""
-    eos_token_id: TokenId | TokenIds | None = None
+    eos_token_id: TokenId | NoneOrMoreTokenIds | None = None
     """The token or tokens that end the answer; by default the model's own list. With beam search at most 4,096 tokens
-    times beams."""
+    times beams. With an empty list no token ends the answer."""
     stop_strings: StopString | Annotated[list[StopString], Length(0, MAX_STOP_STRINGS)] | None = None
     """Strings that end the answer when they are generated; the answer contains them."""
     max_time: Annotated[float, Range(gt=0)] | None = None

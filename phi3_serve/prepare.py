@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from phi3_serve.core import EngineRequest
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS
-from phi3_serve.resolved_parameters import ResolvedParameters
+from phi3_serve.resolved_parameters import ResolvedParameters, check_token_ids
 
 
 def prepare(
@@ -50,12 +50,29 @@ def prepare(
     )
 
 
-def check_prompt_ids(token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raise InvalidRequest if the prompt has a token id that the model's vocabulary does not have."""
-    if (largest := max(token_ids, default=0)) >= vocab_size:
-        raise InvalidRequest(
-            f"`prompt` holds token id {largest}; this model's ids go from 0 to {vocab_size - 1}.", "prompt"
+def check_vocabulary(request: EngineRequest, vocab_size: int) -> None:
+    """Raise InvalidRequest if prompt or parameters have a token id that the model's vocabulary does not have."""
+    for extreme in (min(request.prompt_ids), max(request.prompt_ids)):
+        if not 0 <= extreme < vocab_size:
+            raise InvalidRequest(
+                f"`prompt` holds token id {extreme}; this model's ids go from 0 to {vocab_size - 1}.", "prompt"
+            )
+    check_token_ids(request.parameters, vocab_size)
+
+
+def warnings(request: EngineRequest) -> tuple[str, ...]:
+    """What cannot have the effect that the caller expects. transformers warns of it, too, and answers."""
+    parameters = request.parameters
+    found = []
+    if request.min_length > request.max_length:
+        name = "min_length" if parameters.min_new_tokens is None else "min_new_tokens"
+        found.append(
+            f"`{name}` asks for at least {request.min_length} tokens of prompt and answer, but the most possible is "
+            f"{request.max_length}; the answer ends there."
         )
+    if not parameters.eos_token_ids:
+        found.append("`eos_token_id` is empty: no token ends the answer.")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +87,10 @@ def lengths(parameters: ResolvedParameters, *, prompt: int, prefix: int, context
     """The total lengths that ``parameters`` ask for, with a prompt of ``prompt`` tokens.
 
     The ``prefix`` tokens of the prompt do not count for max_length and min_length (transformers 5.23,
-    TextGenerationPipeline._forward). Totals are limited to ``context``.
+    TextGenerationPipeline._forward). The maximum is limited to ``context``; the minimum may be above the maximum.
 
     Raises:
-        InvalidRequest: no token of an answer fits after the prompt, or min_length is above max_length.
+        InvalidRequest: no token of an answer fits after the prompt.
     """
     if prompt >= context:
         raise InvalidRequest(
@@ -82,16 +99,10 @@ def lengths(parameters: ResolvedParameters, *, prompt: int, prefix: int, context
         )
     longest = _longest(parameters, prompt=prompt, prefix=prefix)
     if parameters.min_new_tokens is not None:
-        shortest, name = prompt + parameters.min_new_tokens, "min_new_tokens"
+        shortest = prompt + parameters.min_new_tokens
     else:
-        shortest, name = parameters.min_length, "min_length"
-        shortest += prefix if shortest else 0
-    if shortest > longest:
-        raise InvalidRequest(
-            f"`{name}` asks for at least {shortest} tokens of prompt and answer, but the most allowed is {longest}.",
-            name,
-        )
-    return Lengths(min_length=min(shortest, context), max_length=min(longest, context))
+        shortest = parameters.min_length + prefix if parameters.min_length else 0
+    return Lengths(min_length=shortest, max_length=min(longest, context))
 
 
 def _longest(parameters: ResolvedParameters, *, prompt: int, prefix: int) -> int:

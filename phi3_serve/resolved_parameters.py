@@ -114,17 +114,18 @@ def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> Res
 def check_token_ids(parameters: ResolvedParameters, vocab_size: int) -> None:
     """Raise InvalidRequest if a parameter names a token id that the model's vocabulary does not have."""
     for name, ids in _named_token_ids(parameters):
-        if unknown := [i for i in ids if not 0 <= i < vocab_size]:
-            raise InvalidRequest(
-                f"`{name}` holds token id {unknown[0]}; this model's ids go from 0 to {vocab_size - 1}.", name
-            )
+        for extreme in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= extreme < vocab_size:
+                raise InvalidRequest(
+                    f"`{name}` holds token id {extreme}; this model's ids go from 0 to {vocab_size - 1}.", name
+                )
     if len(set(parameters.suppress_tokens)) >= vocab_size:
         raise InvalidRequest(
             "`suppress_tokens` holds the whole vocabulary; nothing is left to generate.", "suppress_tokens"
         )
 
 
-def _named_token_ids(p: ResolvedParameters) -> Iterable[tuple[str, Iterable[int]]]:
+def _named_token_ids(p: ResolvedParameters) -> Iterable[tuple[str, Sequence[int]]]:
     yield "suppress_tokens", p.suppress_tokens
     yield "begin_suppress_tokens", p.begin_suppress_tokens
     yield "forced_bos_token_id", _as_list(p.forced_bos_token_id)

@@ -5,7 +5,7 @@ import pytest
 
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters as P
-from phi3_serve.prepare import kept_by_hole, lengths, prepare
+from phi3_serve.prepare import check_vocabulary, kept_by_hole, lengths, prepare, warnings
 from phi3_serve.resolved_parameters import resolve
 
 
@@ -20,6 +20,9 @@ from phi3_serve.resolved_parameters import resolve
         (P(max_new_tokens=9999), 10, 0, (0, 100)),
         (P(max_length=50, min_length=20), 10, 4, (24, 54)),
         (P(max_length=50, min_length=20, min_new_tokens=3), 10, 0, (13, 50)),
+        (P(max_length=20, min_length=30), 10, 0, (30, 20)),
+        (P(max_new_tokens=2, min_new_tokens=3), 10, 0, (13, 12)),
+        (P(max_new_tokens=9999, min_new_tokens=9999), 10, 0, (10009, 100)),
     ],
 )
 def test_lengths(given: P, prompt: int, prefix: int, expected: tuple[int, int]) -> None:
@@ -37,22 +40,64 @@ def test_lengths(given: P, prompt: int, prefix: int, expected: tuple[int, int]) 
             "Input length of input_ids is 10, but `max_length` is set to 10. `max_length` counts prompt and answer "
             "together: increase it, or set `max_new_tokens`.",
         ),
-        (
-            P(max_length=20, min_length=30),
-            10,
-            "`min_length` asks for at least 30 tokens of prompt and answer, but the most allowed is 20.",
-        ),
-        (
-            P(max_new_tokens=2, min_new_tokens=3),
-            10,
-            "`min_new_tokens` asks for at least 13 tokens of prompt and answer, but the most allowed is 12.",
-        ),
     ],
 )
 def test_lengths_that_leave_no_room_are_refused(given: P, prompt: int, text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         lengths(resolve(given), prompt=prompt, prefix=0, context=100)
     assert caught.value.message == text
+
+
+NO_END = "`eos_token_id` is empty: no token ends the answer."
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (P(eos_token_id=5), []),
+        (P(eos_token_id=5, max_length=20, min_length=20), []),
+        (P(), [NO_END]),
+        (P(eos_token_id=[]), [NO_END]),
+        (
+            P(eos_token_id=5, max_length=20, min_length=30),
+            [
+                "`min_length` asks for at least 30 tokens of prompt and answer, but the most possible is 20; the answer "
+                "ends there."
+            ],
+        ),
+        (
+            P(eos_token_id=[], max_new_tokens=9000, min_new_tokens=9000),
+            [
+                "`min_new_tokens` asks for at least 9010 tokens of prompt and answer, but the most possible is 100; the "
+                "answer ends there.",
+                NO_END,
+            ],
+        ),
+    ],
+)
+def test_what_cannot_have_its_effect_is_a_warning(given: P, expected: list[str]) -> None:
+    request = prepare("r", [5] * 10, resolve(given), context_length=100, timeout_s=1)
+    assert list(warnings(request)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "param", "token"),
+    [
+        ([3, 704, 5], P(), "prompt", 704),
+        ([3, -1, 5], P(), "prompt", -1),
+        ([3], P(bad_words_ids=[[1], [2, 704]]), "bad_words_ids", 704),
+        ([3], P(sequence_bias=[([-7, 1], 2.0)]), "sequence_bias", -7),
+        ([3], P(eos_token_id=[-1, 5]), "eos_token_id", -1),
+        ([3], P(begin_suppress_tokens=[704]), "begin_suppress_tokens", 704),
+        ([3], P(guidance_scale=2.0, negative_prompt_ids=[-1]), "negative_prompt_ids", -1),
+    ],
+)
+def test_token_ids_outside_the_vocabulary_are_refused(prompt: list[int], given: P, param: str, token: int) -> None:
+    request = prepare("r", prompt, resolve(given), context_length=100, timeout_s=1)
+    with pytest.raises(InvalidRequest) as caught:
+        check_vocabulary(request, 704)
+    assert caught.value.param == param
+    assert caught.value.message == f"`{param}` holds token id {token}; this model's ids go from 0 to 703."
 
 
 def test_hole_keeps_the_end_of_the_prompt() -> None:

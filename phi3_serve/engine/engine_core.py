@@ -28,6 +28,7 @@ from phi3_serve.engine.sampling.strategies.base import LogitIndices
 from phi3_serve.engine.sampling.strategies.select import strategy_for
 from phi3_serve.engine.scheduler import Plan, Scheduler
 from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError, RequestTimeout
+from phi3_serve.prepare import check_vocabulary
 
 logger = logging.getLogger("phi3_serve")
 
@@ -97,14 +98,17 @@ class EngineCore:
         self.runner = make_runner(loaded.model, self.sizes, releases_weights=releases_weights)
         self._device_sampler = self.runner.sampler
         self._in_flight: _Launched | None = None
+        self._vocab_size = loaded.vocab_size
         self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
 
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:
         """A generation for ``request``. Unlike the other methods, this one may be called on any thread.
 
         Raises:
-            InvalidRequest: the key-value cache is too small for the request.
+            InvalidRequest: a token id is not in the model's vocabulary, with which a kernel would read beyond a
+                tensor; or the key-value cache is too small for the request.
         """
+        check_vocabulary(request, self._vocab_size)
         request = self._capacity.fitted(request)
         stopping = StoppingCriteria(request, self._vocabulary)
         strategy = strategy_for(request, stopping, self.runner.decoder.rope.long_factors_from)

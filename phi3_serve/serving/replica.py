@@ -6,10 +6,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict
 
 from phi3_serve.config import LiveModelConfig, QueueLimitsConfig
-from phi3_serve.core import EngineRequest, Event, Failed, GenerationRequest, GpuInfo, QueueLimits, RawPrompt
+from phi3_serve.core import (
+    EngineEvent,
+    EngineRequest,
+    Event,
+    Failed,
+    GenerationRequest,
+    GpuInfo,
+    QueueLimits,
+    RawPrompt,
+)
 from phi3_serve.errors import EngineFailure, Phi3ServeError
-from phi3_serve.prepare import check_prompt_ids, prepare
-from phi3_serve.resolved_parameters import check_token_ids, resolve
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import resolve
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.model_loading import load_model
@@ -45,18 +54,21 @@ class Replica:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of one request; the last is Done or Failed."""
+        events = EventQueue()
+        submission = asyncio.create_task(asyncio.to_thread(self._submit, request, events.put))
         try:
-            engine_request = await asyncio.to_thread(self._prepare, request)
-            events = EventQueue()
-            self._engine.submit(engine_request, events.put)
-        except Phi3ServeError as error:
-            yield Failed(error)
-            return
-        try:
+            try:
+                engine_request = await asyncio.shield(submission)
+            except Phi3ServeError as error:
+                yield Failed(error)
+                return
             async for event in text_events(request, engine_request, events, self._tokenizer):
                 yield event
-        finally:  # also when the client has disconnected
-            self._engine.abort(engine_request.request_id)
+        finally:  # also when the client has disconnected, even while the request was submitted
+            if submission.done():
+                self._engine.abort(request.request_id)
+            else:
+                submission.add_done_callback(lambda _: self._engine.abort(request.request_id))
 
     async def ping(self) -> None:
         """Do nothing: the call alone starts a replica of a variant that is scaled to zero."""
@@ -83,12 +95,16 @@ class Replica:
         """Running requests, waiting requests, and blocks of the cache in use."""
         return asdict(self._engine.load)
 
+    def _submit(self, request: GenerationRequest, on_event: Callable[[EngineEvent], None]) -> EngineRequest:
+        """Give the engine the request. A long prompt takes tens of milliseconds, so not on the event loop."""
+        engine_request = self._prepare(request)
+        self._engine.submit(engine_request, on_event)
+        return engine_request
+
     def _prepare(self, request: GenerationRequest) -> EngineRequest:
-        """Resolve the parameters, encode the prompt, and check both against the model."""
+        """Resolve the parameters and encode the prompt."""
         parameters = resolve(request.parameters, self._defaults, request.api_defaults, self._loaded.defaults)
-        check_token_ids(parameters, self._loaded.vocab_size)
         prompt_ids = self._tokenizer.encode(request.prompt)
-        check_prompt_ids(prompt_ids, self._loaded.vocab_size)
         return prepare(
             request.request_id,
             prompt_ids,

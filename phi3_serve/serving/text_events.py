@@ -19,6 +19,7 @@ from phi3_serve.core import (
     Usage,
 )
 from phi3_serve.errors import RequestTimeout
+from phi3_serve.prepare import warnings
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.text.detokenize import clean_up
 
@@ -77,7 +78,7 @@ def _done(
         prompt_tokens=len(engine_request.prompt_ids),
         completion_tokens=sum(len(s.token_ids) for s in finished.sequences),
     )
-    return Done(tuple(completions), usage)
+    return Done(tuple(completions), usage, warnings(engine_request))
 
 
 def _ids_with_logprobs(sequence: GeneratedSequence) -> set[int]:

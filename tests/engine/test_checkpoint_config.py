@@ -199,11 +199,11 @@ def test_quantised_weights_are_refused(tmp_path: Path, changes: dict[str, Any], 
         ({"early_stopping": "soon"}, "early_stopping is 'soon'; it must be true or false or 'never'"),
         (
             {"suppress_tokens": [1, -1]},
-            "suppress_tokens is [1, -1]; it must be a list of [a whole number at least 0] of 1 to 1024",
+            "suppress_tokens is [1, -1]; it must be a list of [a whole number at least 0] (0 to 1024)",
         ),
         (
             {"stop_strings": [""]},
-            "stop_strings is ['']; it must be text of 1 to 64 or a list of [text of 1 to 64] of 0 to 16",
+            "stop_strings is ['']; it must be text (1 to 64) or a list of [text (1 to 64)] (0 to 32)",
         ),
         (
             {"exponential_decay_length_penalty": [5]},

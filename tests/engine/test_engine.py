@@ -47,6 +47,31 @@ def started(engine: Engine, asked: EngineRequest) -> Answer:
     return answer
 
 
+@pytest.mark.parametrize(
+    ("prompt", "given", "param"),
+    [
+        ((5, 704), {}, "prompt"),
+        ((-1, 5), {}, "prompt"),
+        (PROMPT, {"bad_words_ids": [[1, 704]]}, "bad_words_ids"),
+        (PROMPT, {"sequence_bias": [([704, 1], 2.0)]}, "sequence_bias"),
+        (PROMPT, {"eos_token_id": [5, 704]}, "eos_token_id"),
+        (PROMPT, {"suppress_tokens": [-1]}, "suppress_tokens"),
+        (PROMPT, {"begin_suppress_tokens": [704]}, "begin_suppress_tokens"),
+        (PROMPT, {"forced_bos_token_id": 704}, "forced_bos_token_id"),
+        (PROMPT, {"forced_eos_token_id": [704]}, "forced_eos_token_id"),
+        (PROMPT, {"pad_token_id": 704}, "pad_token_id"),
+        (PROMPT, {"guidance_scale": 2.0, "negative_prompt_ids": [704]}, "negative_prompt_ids"),
+    ],
+)
+def test_token_ids_outside_the_vocabulary_never_reach_a_kernel(
+    engine: Engine, loaded: LoadedModel, prompt: tuple[int, ...], given: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="this model's ids go from 0 to 703") as caught:
+        Answer(engine, request(loaded, prompt=prompt, **given))
+    assert caught.value.param == param
+    assert engine.load.num_waiting == engine.load.num_running == 0
+
+
 def test_streamed_tokens_joined_are_the_sequence(engine: Engine, loaded: LoadedModel) -> None:
     *tokens, last = Answer(engine, request(loaded, stream=True, do_sample=False, max_new_tokens=20)).all()
     assert isinstance(last, Finished)

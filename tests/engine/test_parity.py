@@ -18,7 +18,7 @@ from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.parameters import NAMES
 from tests.engine.asking import Answer, request
-from tests.engine.parity import COMPANY, KINDS, Parity, cases, draws, expect_equal, modes
+from tests.engine.parity import COMPANY, KINDS, Case, Parity, cases, draws, expect_equal, modes, verdict
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
 
@@ -95,6 +95,35 @@ def answers_equal(loaded: LoadedModel, engine: Engine, asked: list[Any]) -> None
         theirs = oracle.answer(made)
         assert not hasattr(theirs, "error"), theirs
         assert answer.ids() == [s.token_ids for s in theirs.sequences], made.request_id
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "way",
+    [
+        {},
+        {"do_sample": True, "seed": 5, "num_return_sequences": 2},
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+    ],
+)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_new_tokens": 6, "min_new_tokens": 9, "eos_token_id": list(range(3, 100))},
+        {"max_length": 11, "min_length": 300, "eos_token_id": list(range(3, 100))},
+        {"max_new_tokens": 6, "eos_token_id": []},
+        {"max_new_tokens": 6, "suppress_tokens": [], "begin_suppress_tokens": []},
+    ],
+)
+def test_what_transformers_only_warns_of_is_answered(
+    parity: Parity, given: dict[str, Any], way: dict[str, Any]
+) -> None:
+    made = request(parity.loaded, **{"do_sample": False, **given, **way})
+    theirs = parity.oracle.answer(made)
+    ((streamed, ours),) = parity.answers([made])
+    case = Case(made.prompt_ids, {"do_sample": False, **given, **way})
+    assert verdict(case, (streamed, ours), theirs) == "equal", (ours, theirs)
 
 
 @pytest.fixture(scope="module")

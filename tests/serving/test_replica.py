@@ -1,6 +1,7 @@
 """The replica in this process, without Ray: what it does beside the wire format, and that its loop stays free."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
                 longest = max(longest, time.monotonic() - began)
 
         ticker = asyncio.create_task(tick())
+        await asyncio.sleep(0.02)  # the first tick is under way
         asked = [request(text="knight " * 150_000), request(max_new_tokens=2000, **ENDLESS)]
         began = time.monotonic()
         for one in asked:
@@ -104,6 +106,48 @@ def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
         return longest
 
     assert asyncio.run(longest_pause()) < 0.3
+
+
+def test_a_request_is_submitted_beside_the_event_loop(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of 120,000 tokens takes milliseconds to submit, and bans over it longer."""
+    threads: list[int] = []
+    submit = replica._engine.submit
+
+    def note_the_thread(*given: Any) -> None:
+        threads.append(threading.get_ident())
+        submit(*given)
+
+    monkeypatch.setattr(replica._engine, "submit", note_the_thread)
+    (event,) = run(replica, request(max_new_tokens=3))
+    assert isinstance(event, Done)
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+
+
+def test_a_client_that_leaves_while_its_request_is_submitted(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_submitting, may_submit, is_submitted = threading.Event(), threading.Event(), threading.Event()
+    submit = replica._engine.submit
+
+    def submit_late(*given: Any) -> None:
+        is_submitting.set()
+        may_submit.wait(20)
+        submit(*given)
+        is_submitted.set()
+
+    async def leave_early() -> None:
+        asking = asyncio.create_task(anext(replica.generate(request(max_new_tokens=2000, **ENDLESS))))
+        await asyncio.to_thread(is_submitting.wait, 20)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert replica._engine.load.num_running + replica._engine.load.num_waiting == 0
+        may_submit.set()
+        assert await asyncio.to_thread(is_submitted.wait, 20)
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(replica._engine, "submit", submit_late)
+    asyncio.run(leave_early())
+    assert replica._engine.load.num_running + replica._engine.load.num_waiting == 0
 
 
 def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ def chat_response(done: Done, body: ChatRequest, request: GenerationRequest) -> 
                 "completion_tokens": done.usage.completion_tokens,
             },
         }
+    if done.warnings:
+        response["warnings"] = done.warnings
     return response
 
 

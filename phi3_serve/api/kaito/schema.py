@@ -90,6 +90,7 @@ class ChatResponse(BaseModel):
         None,
         description="Token ids, finish reasons, scores; with return_dict_in_generate, output_scores or top_logprobs.",
     )
+    warnings: list[str] | None = Field(None, description="Parameters that could not have their effect, if there are.")
 
 
 class MessageResponse(BaseModel):

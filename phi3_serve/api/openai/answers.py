@@ -3,7 +3,7 @@
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,14 +28,22 @@ class ResponseBuilder(ABC):
     stops: Sequence[str]
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def response(self, completions: Sequence[Completion], usage: Mapping[str, int]) -> Json:
-        """The plain answer."""
+    def response(self, done: Sequence[Done], n: int) -> Json:
+        """The plain answer. ``n``: answers to each prompt."""
+        completions = [completion for d in done for completion in d.completions]
         choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
-        return {**self._head(self.object_name), "choices": choices, "usage": usage}
+        head = self._head(self.object_name)
+        return {
+            **head,
+            "choices": choices,
+            "usage": usage_of(done, n),
+            **_warnings(w for d in done for w in d.warnings),
+        }
 
-    def chunk(self, choice: Json, *, with_usage: bool) -> Json:
+    def chunk(self, choice: Json, *, with_usage: bool, warnings: Sequence[str] = ()) -> Json:
         """One chunk of a stream. ``with_usage``: the stream ends with the usage, so its other chunks have a null."""
-        return {**self._head(self.chunk_name), "choices": [choice], **({"usage": None} if with_usage else {})}
+        usage = {"usage": None} if with_usage else {}
+        return {**self._head(self.chunk_name), "choices": [choice], **usage, **_warnings(warnings)}
 
     def usage_chunk(self, usage: Mapping[str, int]) -> Json:
         """The chunk that ends a stream whose client asked for the usage."""
@@ -131,6 +139,12 @@ class CompletionResponseBuilder(ResponseBuilder):
     def _logprobs(self, completion: Completion, text: str) -> Json | None:
         tokens = _scored_tokens(completion, text)
         return None if tokens is None else _in_columns(tokens)
+
+
+def _warnings(warnings: Iterable[str]) -> Json:
+    """Each warning once; nothing if there is none."""
+    each = list(dict.fromkeys(warnings))
+    return {"warnings": each} if each else {}
 
 
 def usage_of(done: Sequence[Done], n: int) -> dict[str, int]:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
-from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder, usage_of
+from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from phi3_serve.api.openai.errors import OPENAI
 from phi3_serve.api.openai.field_names import with_field_names
 from phi3_serve.api.openai.models import describe_model
@@ -90,9 +90,7 @@ async def _respond(
         return await cancel_on_disconnect(http, sse.respond(chunks, error_event))
 
     async def plain() -> Response:
-        done = await _all_answers(sources)
-        completions = [completion for d in done for completion in d.completions]
-        return JSONResponse(builder.response(completions, usage_of(done, n)))
+        return JSONResponse(builder.response(await _all_answers(sources), n))
 
     return await cancel_on_disconnect(http, plain())
 

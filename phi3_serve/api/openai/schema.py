@@ -220,3 +220,8 @@ class CompletionResponse(BaseModel):
         description="The answers: `index`, `message` (or `text`; in a stream `delta`), `finish_reason`, `logprobs`."
     )
     usage: Usage = Field(description="Tokens that were read and generated.")
+    warnings: list[str] | None = Field(
+        None,
+        description="Generate parameters that could not have their effect, if there are; "
+        "in a stream in the chunk with the finish_reason.",
+    )

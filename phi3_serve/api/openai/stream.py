@@ -61,7 +61,8 @@ async def completion_events(
             if isinstance(content, Done):
                 done[number] = content
             for part in choices.parts(number, content):
-                yield sse.event(builder.chunk(part, with_usage=with_usage))
+                warnings = content.warnings if isinstance(content, Done) and part["finish_reason"] else ()
+                yield sse.event(builder.chunk(part, with_usage=with_usage, warnings=warnings))
     if not done:
         raise EngineFailure(INCOMPLETE_ANSWER)
     if with_usage:

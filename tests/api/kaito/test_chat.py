@@ -87,6 +87,35 @@ def test_the_basic_example_gets_prompt_and_answer(client: TestClient) -> None:
     assert len(result) > len(PROMPT)
 
 
+@pytest.mark.parametrize(
+    ("given", "warning"),
+    [
+        (
+            {"min_new_tokens": 9},
+            "`min_new_tokens` asks for at least 27 tokens of prompt and answer, but the most possible is 24; the answer "
+            "ends there.",
+        ),
+        (
+            {"min_length": 400},
+            "`min_length` asks for at least 400 tokens of prompt and answer, but the most possible is 24; the answer ends "
+            "there.",
+        ),
+        ({"eos_token_id": []}, "`eos_token_id` is empty: no token ends the answer."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_transformers_only_warns_of_is_answered_with_the_warning(
+    client: TestClient, oracle: Any, given: dict[str, Any], warning: str
+) -> None:
+    kwargs = {"do_sample": False, "max_new_tokens": 6, **given}
+    expected = oracle(PROMPT, **kwargs)[0]["generated_text"]
+    body = {"prompt": PROMPT, "generate_kwargs": kwargs}
+    assert ask(client, body) == {"Result": expected, "warnings": [warning]}
+    *_, (_, last), (_, end) = events(client, body)
+    assert end == "DONE"
+    assert last == {"Result": expected, "warnings": [warning]}
+
+
 def test_the_full_example_gets_an_answer(client: TestClient) -> None:
     answer = ask(client, FULL)
     assert set(answer) == {"Result"}
