@@ -215,6 +215,8 @@ class EngineCore:
         """Give each request its next tokens; returns the events of all."""
         if launched.on_host:
             choose_tokens([task.sampling for task in launched.on_host], launched.logits.float(), self.blocks)
+            if any(isinstance(task.sampling.error, EngineFailure) for task in launched.on_host):
+                self.runner.check_device()
         if launched.tokens is not None:
             tokens = iter(launched.tokens.read())
             for task in launched.on_device:

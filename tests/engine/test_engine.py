@@ -18,6 +18,7 @@ from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling import processors
 from phi3_serve.engine.sampling.processors import Processor, ScoreRow
+from phi3_serve.engine.sampling.strategies.independent_sequences import IndependentSequences
 from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
 from tests.support import ENDLESS
@@ -176,6 +177,42 @@ def test_a_request_that_fails_in_a_processor_fails_alone(
     assert isinstance(event.error, EngineFailure)
     assert event.error.message == "Generation failed: ZeroDivisionError."
     assert [answer.ids() for answer in beside] == expected
+
+
+@pytest.mark.parametrize("place", ["in a processor", "in the strategy", "as another error"])
+def test_a_device_that_fails_while_tokens_are_chosen_ends_the_engine(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The device can compute nothing more, so the replica must not go on and report health."""
+    broken: Exception = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    breakdowns: list[Exception] = []
+    engine = Engine(loaded, sizes=SIZES, on_breakdown=breakdowns.append)
+
+    def fail(*given: Any) -> Any:
+        # libraries report such an error as any RuntimeError; then the device itself is asked
+        raise RuntimeError("cuBLAS error") if place == "as another error" else broken
+
+    def check_device() -> None:
+        if place == "as another error":
+            raise broken
+
+    monkeypatch.setattr(engine._core.runner, "check_device", check_device)
+    if place == "in the strategy":
+        monkeypatch.setattr(IndependentSequences, "advance", fail)
+    else:
+        is_requested, _ = processors._PROCESSORS["suppress"]
+        monkeypatch.setitem(processors._PROCESSORS, "suppress", Processor(is_requested, fail))
+    answers = [Answer(engine, request(loaded, name, max_new_tokens=60, suppress_tokens=[1])) for name in "ab"]
+    for answer in answers:
+        event = answer.last()
+        assert isinstance(event, Failed)
+        assert isinstance(event.error, EngineFailure)
+    engine._thread.join(20)
+    assert breakdowns == [broken]
+    with pytest.raises(EngineFailure):
+        engine.check_health()
+    with pytest.raises(EngineFailure):
+        Answer(engine, request(loaded))
 
 
 def test_scores_beyond_numbers_are_the_requests_fault(engine: Engine, loaded: LoadedModel) -> None:
