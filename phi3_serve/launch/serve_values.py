@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 
 from pydantic import ValidationError
+from ray.runtime_env import RuntimeEnv
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
@@ -74,6 +75,10 @@ def _port_problems(where: str, port: int) -> Iterator[str]:
 def _application_problems(where: str, application: ServeApplicationSchema) -> Iterator[str]:
     if "#" in application.name:
         yield f"{where}.name: must not have the character #, and is {application.name!r}"
+    try:
+        RuntimeEnv(**application.runtime_env)
+    except (TypeError, ValueError) as error:
+        yield f"{where}.runtime_env: {' '.join(str(error).split())}"
     prefix = application.route_prefix
     if prefix is None:
         yield f"{where}.route_prefix: must not be null; without it, nothing listens to HTTP"

@@ -107,6 +107,12 @@ HTTP = "http_options: {host: 127.0.0.1, port: 8000}"
             "applications[0].route_prefix: must not be null; without it, nothing listens to HTTP",
         ),
         ("name: phi3", "name: phi#3", "applications[0].name: must not have the character #, and is 'phi#3'"),
+        (
+            "args:",
+            "runtime_env: {env_vars: {A: 1}}\n    args:",
+            "applications[0].runtime_env: runtime_env['env_vars'] must be of type Dict[str, str], but the value 1 is of type "
+            "<class 'int'>",
+        ),
         ("port: 8000", "port: 99999", "http_options.port: must be from 1 to 65535, and is 99999"),
         ("port: 8000", "port: -5", "http_options.port: must be from 1 to 65535, and is -5"),
         ("port: 8000", "port: 0", "http_options.port: must be from 1 to 65535, and is 0"),
