@@ -126,6 +126,7 @@ def test_a_model_comes_and_goes_beside_a_replica_that_stays(cluster: Head, check
     cluster.deploy(alone)
     both = copy.deepcopy(alone)
     both["applications"][0]["args"]["models"].append({**MODEL, "name": "added", "source": str(checkpoint)})
+    cluster.wait_until_running()  # the test before may have left other limits, so a replica of another version
     until(lambda: len(cluster.processes("ray::ServeReplica:phi3:mine")) == 1, 90)
     before = cluster.replica_of("mine").pid
     with asking(cluster) as answers:
