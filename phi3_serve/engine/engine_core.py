@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from traceback import clear_frames
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ class EngineCore:
             try:
                 launched = self._launch(plan)
             except Exception as error:
-                events += self._fail_all(list(plan.chunks), error)
+                events += self._recover(plan, error)
         if before is not None:
             events += self._finish(before)
         if launched is not None and launched.on_host:
@@ -255,6 +256,18 @@ class EngineCore:
         self.scheduler.remove(generation)
         return generation, Failed(error)
 
+    def _recover(self, plan: Plan, error: Exception) -> Events:
+        """Go on after ``plan`` failed. A lack of memory costs at most the largest request."""
+        if not isinstance(error, torch.OutOfMemoryError) or plan.is_committed:
+            return self._fail_all(list(plan.chunks), error)
+        num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
+        largest = self.scheduler.retreat(plan)
+        limit = self.scheduler.budget.limit
+        logger.warning("the device has no memory for a step of %d tokens; the limit is %d now", num_tokens, limit)
+        clear_frames(error.__traceback__)  # they hold the tensors of the failed step
+        self.runner.free_memory()
+        return [] if largest is None else [self._fail(largest, overload.memory_is_full())]
+
     def _fail_all(self, generations: Sequence[Generation], error: Exception) -> Events:
         """Fail all requests of a forward pass that failed, because the one at fault is unknown.
 
@@ -267,7 +280,7 @@ class EngineCore:
         logger.error("a step of %d requests failed", len(generations), exc_info=error)
         failure: Phi3ServeError = EngineFailure(f"Generation failed: {type(error).__name__}.")
         if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
+            self.runner.free_memory()
             failure = overload.memory_is_full()
         return [self._fail(generation, failure) for generation in generations]
 

@@ -44,6 +44,11 @@ class Generation:
         """Tokens to run before the next tokens can be chosen, without drafted tokens."""
         return sum(sequence.num_pending for sequence in self.strategy.sequences)
 
+    @property
+    def num_cached(self) -> int:
+        """Tokens of all sequences whose keys are cached; those of a shared prefix count for each."""
+        return sum(sequence.num_cached for sequence in self.strategy.sequences)
+
     def num_missing_blocks(self, max_held: int) -> int:
         """Blocks that all pending tokens still need. Sequences share the blocks of a common prefix.
 

@@ -12,6 +12,7 @@ from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.step_budget import StepBudget
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class Plan:
     ready: list[Generation] = field(default_factory=list)  # requests whose next tokens are chosen in this step
     rejected: list[Generation] = field(default_factory=list)  # requests that do not fit into the whole cache
     num_tokens_left: int = 0  # of the budget
+    is_committed: bool = False
 
     @property
     def all_chunks(self) -> list[Chunk]:
@@ -50,7 +52,7 @@ class Scheduler:
         self.blocks = blocks
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
-        self._token_budget = max(token_budget, max_rows)
+        self.budget = StepBudget(max(token_budget, max_rows))
         self._max_rows = max_rows
         self._window = window
 
@@ -74,12 +76,28 @@ class Scheduler:
 
     def preempt_youngest(self, plan: Plan) -> Generation:
         """Stop the youngest running request; it waits in front of the queue without any block."""
-        generation = self.running.pop()
+        generation = self.running[-1]
         plan.remove(generation)
+        self._preempt(generation)
+        return generation
+
+    def _preempt(self, generation: Generation) -> None:
+        self.running.remove(generation)
         generation.release(self.blocks)
         generation.is_running = False
         self.waiting.appendleft(generation)
-        return generation
+
+    def retreat(self, plan: Plan) -> Generation | None:
+        """Preempt all requests of ``plan``, for which the device had no memory, and plan smaller steps from now on.
+
+        Returns the largest request if steps cannot become smaller: it has to fail.
+        """
+        num_tokens = {g: sum(chunk.num_tokens for chunk in chunks) for g, chunks in plan.chunks.items()}
+        is_smaller = self.budget.shrink(sum(num_tokens.values()))
+        largest = max(num_tokens, key=lambda g: (num_tokens[g], g.num_cached))
+        for generation in [g for g in reversed(self.running) if g in num_tokens]:
+            self._preempt(generation)
+        return None if is_smaller else largest
 
     def schedule(self) -> Plan:
         """Plan the next step."""
@@ -87,7 +105,7 @@ class Scheduler:
         self._restart_at_rope_crossing()
         for generation in self.running:
             self._free_behind_window(generation)
-        budget = self._token_budget
+        budget = self.budget.limit
         for generation in self._decoding_first():
             if generation in self.running:  # not preempted by an older one
                 budget -= self._run(generation, budget, plan)
@@ -114,6 +132,8 @@ class Scheduler:
 
         Later steps may then read the blocks, because a device runs its steps in their order.
         """
+        plan.is_committed = True
+        self.budget.count_fitting_step()
         for chunk in plan.all_chunks:
             chunk.sequence.num_cached = chunk.end
             chunk.sequence.publish_prefix(self.blocks)
@@ -147,7 +167,7 @@ class Scheduler:
         """Blocks that one sequence holds at most: those of its window and of one step."""
         if self._window is None:
             return self.blocks.num_blocks
-        return (self._window + self._token_budget) // BLOCK_SIZE + 2
+        return (self._window + self.budget.most) // BLOCK_SIZE + 2
 
     def _decoding_first(self) -> list[Generation]:
         due = [g for g in self.running if not g.awaits_last_token]

@@ -19,7 +19,7 @@ from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling import processors
 from phi3_serve.engine.sampling.processors import Processor, ScoreRow
 from phi3_serve.engine.sampling.strategies.independent_sequences import IndependentSequences
-from phi3_serve.errors import EngineFailure, InvalidRequest, Overloaded, RequestTimeout
+from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
 from tests.support import ENDLESS
 
@@ -46,6 +46,48 @@ def started(engine: Engine, asked: EngineRequest) -> Answer:
     event = answer.events.get(timeout=20)
     assert isinstance(event, NewTokens), event
     return answer
+
+
+def with_memory_for(engine: Engine, num_tokens: int) -> list[int]:
+    """Let larger steps fail as on a GPU without memory; the tokens of each step that was tried."""
+    tried: list[int] = []
+    runner: Any = engine._core.runner
+    run = runner.run
+
+    def run_or_fail(chunks: Any) -> Any:
+        tried.append(sum(chunk.num_tokens for chunk in chunks))
+        if tried[-1] > num_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return run(chunks)
+
+    runner.run = run_or_fail
+    return tried
+
+
+def test_a_step_without_memory_is_run_in_smaller_ones(loaded: LoadedModel) -> None:
+    sizes = replace(SIZES, token_budget=512)
+    asked = [request(loaded, f"{n}", prompt=(n + 1, *PROMPT * 30), do_sample=False, **ENDLESS) for n in range(4)]
+    usual = Engine(loaded, sizes=sizes)
+    expected = [Answer(usual, made).ids() for made in asked]
+    usual.close()
+    engine = Engine(loaded, sizes=sizes)
+    tried = with_memory_for(engine, 150)
+    answers = [Answer(engine, made) for made in asked]
+    assert [answer.ids() for answer in answers] == expected
+    assert 150 < max(tried) <= 512
+    assert engine._core.scheduler.budget.limit <= 150
+    engine.close()
+    engine.blocks.check_integrity([])
+
+
+def test_a_request_without_memory_fails_alone(engine: Engine, loaded: LoadedModel) -> None:
+    with_memory_for(engine, 30)
+    small = [started(engine, long_request(loaded, f"{number}", max_new_tokens=200)) for number in range(3)]
+    (event,) = Answer(engine, request(loaded, "large", prompt=PROMPT * 8)).all()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, ModelUnavailable)
+    assert event.error.retry_after_s
+    assert all(isinstance(answer.last(), Finished) for answer in small)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """The engine's answers are those of transformers, whatever the parameters and whoever else is in the batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kernels import select
 from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
+from phi3_serve.engine.step_budget import MIN_TOKENS
 from phi3_serve.parameters import NAMES
 from tests.engine.asking import Answer, request
 from tests.engine.parity import COMPANY, KINDS, Case, Parity, cases, draws, expect_equal, modes, verdict
@@ -83,6 +86,29 @@ def test_requests_are_preempted_in_the_fuzz(parity: Parity) -> None:
         parity.run(list(islice(drawn, COMPANY)))
     scheduler.preempt_youngest = preempt  # type: ignore[method-assign]
     assert len(preempted) > 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_steps_without_memory_change_no_answer(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails after its blocks were copied and reserved leaves nothing wrong behind."""
+    core = parity.engine._core
+    run: Any = core.runner.run
+    draw = Random(5)
+    failed = []
+
+    def run_or_fail(chunks: Sequence[Chunk]) -> torch.Tensor:
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        if num_tokens > MIN_TOKENS and draw.random() < 0.5:
+            failed.append(num_tokens)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        result: torch.Tensor = run(chunks)
+        return result
+
+    monkeypatch.setattr(core.runner, "run", run_or_fail)
+    budget = core.scheduler.budget
+    monkeypatch.setattr(budget, "count_fitting_step", lambda: setattr(budget, "limit", budget.most))
+    expect_equal(parity, cases(parity.loaded, 31), 6)
+    assert len(failed) > 5
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": 703}

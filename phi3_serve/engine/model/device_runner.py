@@ -97,6 +97,11 @@ class DeviceRunner:
         if self.decoder.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def free_memory(self) -> None:
+        """Give the memory that torch keeps for later back to the device, so that larger pieces can be allocated."""
+        if self.decoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy the keys and values of whole blocks, (from, to). All are read before any is written."""
         copy_blocks(self._cache, pairs)

@@ -27,6 +27,9 @@ class ModelRunner:
     def check_device(self) -> None:
         """A CPU has no errors that stay."""
 
+    def free_memory(self) -> None:
+        """A CPU keeps no memory that is not in use."""
+
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy the keys and values of whole blocks, (from, to). All are read before any is written."""
         copy_blocks(self._cache, pairs)
