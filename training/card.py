@@ -113,7 +113,7 @@ dialogues that a program wrote. `make serve` serves it.
 | context | {CONTEXT_LENGTH:,} tokens; conversations in the training have up to about 370 |
 | data | {dialogues:,} dialogues drawn from `training/lessons`: the facts are common knowledge, the sentences were written for the lessons |
 | training | on two CPU cores: {_in_words(trained)} |
-| train again | `python -m training.train` (with the extra `train`); `training/LOG.md` tells how it came about |
+| train again | `python -m training.train` (with the extra `train`); `training/LOG.md` describes how it was made |
 
 ![The loss over the tokens seen]({LOSS_PLOT})
 
