@@ -4,7 +4,7 @@ Everything here is plain data, pickled between the ingress and the replicas.
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -128,11 +128,13 @@ class GeneratedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated sequence as text; ``pieces`` has the text of every token id in its logprobs."""
+    """One generated sequence as text."""
 
     text: str
     sequence: GeneratedSequence
-    pieces: Mapping[int, bytes] = field(default_factory=dict)
+    pieces: Mapping[int, bytes] = field(default_factory=dict)  # the bytes of every token id in ``sequence.logprobs``
+    control_ids: Set[int] = frozenset()  # those of ``pieces`` that leave no trace in the text
+    drops_first_space: bool = False  # whether the text begins without the space of its first token
 
 
 @dataclass(frozen=True, slots=True)

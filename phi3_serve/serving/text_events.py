@@ -21,7 +21,6 @@ from phi3_serve.core import (
 from phi3_serve.errors import RequestTimeout
 from phi3_serve.prepare import warnings
 from phi3_serve.serving.event_queue import EventQueue
-from phi3_serve.text.detokenize import clean_up
 
 if TYPE_CHECKING:
     from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -37,7 +36,8 @@ async def text_events(
     request: GenerationRequest, engine_request: EngineRequest, events: EventQueue, tokenizer: "Phi3Tokenizer"
 ) -> AsyncGenerator[Event, None]:
     """The text of ``events`` as it comes; the last event is Done or Failed."""
-    stream = tokenizer.stream(clean_up=request.clean_up_tokenization_spaces)
+    before = tokenizer.before_answer(request.prompt, engine_request.prompt_ids)
+    stream = tokenizer.stream(before, clean_up=request.clean_up_tokenization_spaces)
     last_delta = 0.0
     while True:
         new_ids, last = await _next_tokens(events, engine_request.deadline)
@@ -69,11 +69,20 @@ async def _next_tokens(events: EventQueue, deadline: float) -> tuple[list[int], 
 def _done(
     request: GenerationRequest, engine_request: EngineRequest, finished: Finished, tokenizer: "Phi3Tokenizer"
 ) -> Done:
+    before = tokenizer.before_answer(request.prompt, engine_request.prompt_ids)
     completions = []
     for sequence in finished.sequences:
-        text = tokenizer.decode(sequence.token_ids)
-        shown = clean_up(text) if request.clean_up_tokenization_spaces else text
-        completions.append(Completion(shown, sequence, tokenizer.pieces(_ids_with_logprobs(sequence))))
+        stream = tokenizer.stream(before, clean_up=request.clean_up_tokenization_spaces)
+        text = stream.add(sequence.token_ids) + stream.finish()
+        completions.append(
+            Completion(
+                text,
+                sequence,
+                tokenizer.pieces(ids := _ids_with_logprobs(sequence)),
+                control_ids=tokenizer.control_ids & ids,
+                drops_first_space=not before,
+            )
+        )
     usage = Usage(
         prompt_tokens=len(engine_request.prompt_ids),
         completion_tokens=sum(len(s.token_ids) for s in finished.sequences),

@@ -1,4 +1,8 @@
-"""Token ids to text in pieces. The joined pieces equal ``decode`` of all ids."""
+"""Token ids to text in pieces.
+
+The joined pieces are what the ids add to the text before them: ``decode(before + ids)`` without ``decode(before)``.
+Decoded alone, an answer would lose its first space, because the decoders of Llama and Phi-3 drop the first space.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -45,20 +49,24 @@ class Detokenizer:
         *,
         visible_ids: frozenset[int],
         byte_ids: frozenset[int],
+        before: Sequence[int] = (),
     ) -> None:
+        """``before``: token ids before the sequence, which are not part of the text."""
         self._decode = decode
         self._visible_ids = visible_ids
         self._byte_ids = byte_ids
-        self._ids: list[int] = []
+        self._ids = list(before)
         # ids[context:settled] are already returned and decoded again only as context: decoders drop the first space.
         self._context = 0
-        self._settled = 0
-        self._num_chars = 0
+        self._settled = self._start_of_byte_run()
+        self._num_chars = len(decode(self._ids[: self._settled]))
+        # A run of byte tokens can go on behind ``before``. Then its text is decoded again, and not returned again.
+        self._known = decode(self._ids)[self._num_chars :]
 
     def add(self, token_ids: Sequence[int]) -> str:
         """The text that is final after ``token_ids``; it may be empty."""
         self._ids += token_ids
-        if self._ends_in_byte_run():
+        if self._start_of_byte_run() < len(self._ids):
             return ""
         before = self._decode(self._ids[self._context : self._settled])
         after = self._decode(self._ids[self._context :])
@@ -71,13 +79,28 @@ class Detokenizer:
         """The rest of the text."""
         return self._give(self._decode(self._ids)[self._num_chars :])
 
-    def _ends_in_byte_run(self) -> bool:
-        last_visible = next((i for i in reversed(self._ids) if i in self._visible_ids), None)
-        return last_visible in self._byte_ids
+    def _start_of_byte_run(self) -> int:
+        """The number of ids before the run of byte tokens at the end; all ids if there is no such run."""
+        start = len(self._ids)
+        for number in range(len(self._ids) - 1, -1, -1):
+            if self._ids[number] in self._byte_ids:
+                start = number
+            elif self._ids[number] in self._visible_ids:
+                break
+        return start
 
     def _give(self, text: str) -> str:
         self._num_chars += len(text)
-        return text
+        num_known = _num_common(text, self._known)
+        if text:
+            self._known = ""
+        return text[num_known:]
+
+
+def _num_common(one: str, other: str) -> int:
+    """How many leading characters are the same in both."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class CleanUp:

@@ -15,7 +15,7 @@ from typing import cast
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from phi3_serve.core import Prompt, RawPrompt, Special, TokenPrompt
+from phi3_serve.core import Conversation, Prompt, RawPrompt, Special, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.template import SPECIAL_TOKENS
@@ -44,8 +44,8 @@ class Phi3Tokenizer:
             twin_id: cast(int, backend.token_to_id(real_names.get(token.content, token.content)))
             for twin_id, token in self._twin.get_added_tokens_decoder().items()
         }
-        control_ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._visible_ids = frozenset(backend.get_vocab().values()) - control_ids
+        self.control_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._visible_ids = frozenset(backend.get_vocab().values()) - self.control_ids
         self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -68,20 +68,34 @@ class Phi3Tokenizer:
         return [self._to_real_id.get(i, i) for i in twin_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of ``token_ids`` without control tokens."""
+        """The text of ``token_ids`` alone, without control tokens."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def before_answer(self, prompt: Prompt, prompt_ids: Sequence[int]) -> Sequence[int]:
+        """The end of ``prompt_ids``: as many as the text of an answer depends on.
+
+        An answer to a prompt goes on with its text, as in KAITO's pipeline (``TextGenerationPipeline.postprocess`` of
+        transformers 4.55). An answer to a conversation is a text of its own, so that the space that only separates
+        it from the control token is not part of it.
+        """
+        if isinstance(prompt, Conversation):
+            return ()
+        for start in range(len(prompt_ids) - 1, -1, -1):
+            if prompt_ids[start] in self._visible_ids and prompt_ids[start] not in self._byte_ids:
+                return prompt_ids[start:]
+        return prompt_ids if self._byte_ids.intersection(prompt_ids) else ()
 
     def pieces(self, token_ids: Iterable[int]) -> dict[int, bytes]:
         """The bytes of each token id within a text. Control tokens have their names; unknown ids have none."""
         return {i: _spelled(token) for i in token_ids if (token := self._tokenizer.id_to_token(i)) is not None}
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh detokenizer for one sequence."""
-        return Detokenizer(self.decode, visible_ids=self._visible_ids, byte_ids=self._byte_ids)
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """A fresh detokenizer for one sequence after the token ids ``before``."""
+        return Detokenizer(self.decode, visible_ids=self._visible_ids, byte_ids=self._byte_ids, before=before)
 
-    def stream(self, *, clean_up: bool) -> TextStream:
-        """A fresh text stream for one answer."""
-        return TextStream(self.detokenizer(), clean_up=clean_up)
+    def stream(self, before: Sequence[int] = (), *, clean_up: bool) -> TextStream:
+        """A fresh text stream for one answer; ``before``: see ``before_answer``."""
+        return TextStream(self.detokenizer(before), clean_up=clean_up)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:

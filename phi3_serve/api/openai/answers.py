@@ -1,6 +1,5 @@
 """OpenAI's answers: choices of plain answers and of streams, usage, log-probabilities."""
 
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Any, ClassVar
 from phi3_serve.core import Completion, Done
 from phi3_serve.text.stop import StopText
 
-_CONTROL_TOKEN = re.compile(rb"<\|[a-z0-9]+\|>|</?s>|<unk>")
 _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot express
 
 Json = dict[str, Any]
@@ -172,11 +170,12 @@ def _scored_tokens(completion: Completion, text: str) -> list[Json] | None:
     num_bytes, num_wanted = 0, len(text.encode())
     for token_id, logprobs in zip(completion.sequence.token_ids, completion.sequence.logprobs, strict=True):
         piece = completion.pieces.get(token_id, b"")
-        if _CONTROL_TOKEN.fullmatch(piece):
+        if token_id in completion.control_ids:
             continue
         if num_bytes >= num_wanted:
             break
-        piece = piece.removeprefix(b" ") if not tokens else piece  # decoders drop the first space
+        starts_text = completion.drops_first_space and not tokens
+        piece = piece.removeprefix(b" ") if starts_text else piece
         num_bytes += len(piece)
         likeliest = [_scored_token(completion.pieces.get(i, b""), logprob) for i, logprob in logprobs.likeliest]
         tokens.append({**_scored_token(piece, logprobs.chosen), "top_logprobs": likeliest})
