@@ -6,23 +6,24 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test test-fast coverage wheel gpu fuzz fuzz-http chaos soak bench lint format clean
+.PHONY: help setup serve test test-fast coverage wheel gpu fuzz fuzz-http chaos soak bench plots lint format clean
 
 help:
-	@echo "make serve    serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
-	@echo "make test     run all tests, also those on real Ray clusters and in Chromium"
-	@echo "make test-fast  run the tests without Ray clusters and browser; about three minutes on two cores"
-	@echo "make coverage   test-fast, with the lines and branches that no test reached"
-	@echo "make fuzz     compare 20,000 random requests with transformers, token for token; five minutes on two cores"
+	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
+	@echo "make test       run all tests, also those on real Ray clusters and in Chromium"
+	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; under three minutes on two cores"
+	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
+	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; five minutes on two cores"
 	@echo "make fuzz-http  throw 10,000 good and bad requests at the API; none may get a 5xx"
-	@echo "make chaos    ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
-	@echo "make soak     an hour of load while nothing dies: memory, threads and files, before and after"
-	@echo "make bench    the engine beside transformers on this machine, in tokens per second; three minutes"
-	@echo "make gpu      check and measure the engine on the GPU of this machine; needs only PYTHON with torch, transformers, triton"
-	@echo "make lint     formatting, lint rules, strict types, import contracts"
-	@echo "make format   let ruff format and mend"
-	@echo "make wheel    build the wheel and the source archive, and print what the wheel contains"
-	@echo "make setup    only make $(VENV), with every version of constraints.txt"
+	@echo "make chaos      ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
+	@echo "make soak       an hour of load while nothing dies: memory, threads and files, before and after"
+	@echo "make bench      the engine beside transformers on this machine, in tokens per second; three minutes"
+	@echo "make plots      draw docs/images/*.svg from docs/data/*.json"
+	@echo "make gpu        check and measure the engine on the GPU of this machine; needs only PYTHON with torch, transformers, triton"
+	@echo "make lint       formatting, lint rules, strict types, import contracts"
+	@echo "make format     let ruff format and mend"
+	@echo "make wheel      build the wheel and the source archive, and print what the wheel contains"
+	@echo "make setup      only make $(VENV), with every version of constraints.txt"
 
 setup: $(VENV)/.dev
 
@@ -44,7 +45,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not cluster and not browser"
+	$(BIN)/python -m pytest -m "not cluster and not browser and not slow"
 
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
@@ -63,6 +64,9 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.runtime
 	$(BIN)/phi3-serve bench engine --concurrency 1,16 --peers generate,batching
+
+plots:
+	$(PYTHON) docs/plots.py
 
 gpu:
 	PYTHONPATH=. $(PYTHON) -m tests.gpu $(PARTS)

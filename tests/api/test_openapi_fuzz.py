@@ -45,6 +45,7 @@ def fuzzed_url(backend: LocalBackend, config: AppConfig, serve_app: Callable[[Fa
     suppress_health_check=list(HealthCheck),
     database=None,
 )
+@pytest.mark.slow
 def test_no_request_breaks_the_server(case: Any, fuzzed_url: str) -> None:
     response = case.call(base_url=fuzzed_url)
     case.validate_response(

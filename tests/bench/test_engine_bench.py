@@ -18,6 +18,7 @@ RUN = CliRunner()
 QUICK = ["--shape", "probe", "--prompt-tokens", "8", "--new-tokens", "3", "--rounds", "1", "--threads", "1"]
 
 
+@pytest.mark.slow
 def test_ours_and_the_peers_are_measured_in_one_run() -> None:
     given = ["--concurrency", "1,3", "--workload", "plain,beams,exotic", "--peers", "generate,batching", "--json"]
     result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])

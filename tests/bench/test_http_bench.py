@@ -33,6 +33,7 @@ def test_both_endpoints_are_measured(server_url: str) -> None:
     assert "First token, ms" in table.stdout
 
 
+@pytest.mark.slow
 def test_the_engine_alone_takes_part(server_url: str, checkpoint: Path) -> None:
     given = ["--url", server_url, "--model", "tested", "--concurrency", "1,2", "--new-tokens", "12", "--rounds", "1"]
     result = RUN.invoke(app, ["bench", "http", *given, "--engine", str(checkpoint), "--json"])

@@ -60,6 +60,7 @@ def test_the_missing_modules_are_missing(tmp_path: Path, module: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_engine_answers_as_transformers_does(tmp_path: Path) -> None:
     out = run_bare(
         tmp_path,
@@ -84,6 +85,7 @@ def test_the_engine_answers_as_transformers_does(tmp_path: Path) -> None:
     assert "differs" not in verdicts
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     out = run_bare(
         tmp_path,

@@ -41,6 +41,7 @@ def test_random_requests_in_company(parity: Parity, seed: int) -> None:
     expect_equal(parity, cases(parity.loaded, seed), NUM_CASES // 6 // COMPANY)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["window", "crossing"])
 def test_requests_are_preempted_behind_the_window_and_the_crossing(name: str, tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_requests_are_preempted_behind_the_window_and_the_crossing(name: str, tm
     parity.close()
 
 
+@pytest.mark.slow
 def test_few_calls_are_close(parity: Parity) -> None:
     """Otherwise "too close to call" would hide differences that are none of rounding."""
     some = list(islice((case for case in cases(parity.loaded, 99) if "num_beams" not in case.given), 30))
@@ -69,6 +71,7 @@ def test_every_parameter_is_drawn() -> None:
     assert drawn | of_lengths | of_openai == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_requests_are_preempted_in_the_fuzz(parity: Parity) -> None:
     """The fuzz is worth its name only if answers are interrupted in it."""
@@ -88,6 +91,7 @@ def test_requests_are_preempted_in_the_fuzz(parity: Parity) -> None:
     assert len(preempted) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_steps_without_memory_change_no_answer(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that fails after its blocks were copied and reserved leaves nothing wrong behind."""
@@ -193,6 +197,7 @@ def test_a_prefix_is_known_by_its_rope_too(longrope: LoadedModel) -> None:
     engine.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [64, 1024])
 def test_the_window_is_honoured_far_beyond_it(tmp_path: Path, budget: int) -> None:
     make(tmp_path, Shape(num_layers=3, sliding_window=47), seed=5)
@@ -266,6 +271,7 @@ def test_bfloat16_is_float32_but_for_its_rounding(tmp_path: Path) -> None:
     assert torch.cat(ours).max() < 2 * torch.cat(theirs).max()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU, and a machine that had no compiler, take what torch has; it has to compute the same."""

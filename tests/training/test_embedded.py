@@ -45,12 +45,14 @@ def test_it_says_what_the_card_shows_and_stops_by_itself(tiny: TestClient, quest
         "return_full_text": False,
         "generate_kwargs": kwargs,
     }
-    assert tiny.post("/chat", json=raw).json()["Result"] == answer
+    # a raw prompt's answer goes on with its text, so it keeps the space before its first word
+    assert tiny.post("/chat", json=raw).json()["Result"] == f" {answer}"
     body = {"model": "phi-3-tiny", "messages": messages, "temperature": 0}
     (choice,) = tiny.post("/v1/chat/completions", json=body).json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (answer, "stop")
 
 
+@pytest.mark.slow
 def test_it_is_as_good_as_its_card_says() -> None:
     """A smaller exam than the card's, of other questions; forty of a kind may miss its share by a quarter."""
     examinee = Examinee(EMBEDDED_TINY)

@@ -20,6 +20,8 @@ from phi3_serve.engine.kernels.triton_attention import (
 )
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 NUM_BLOCKS = 40
 UNREAD = 0  # a block without any number

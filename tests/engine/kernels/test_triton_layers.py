@@ -10,6 +10,8 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.triton_linear import multiply_row, row_config
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # one unit in the last place
 MAX_DIFFERING = 5e-3  # share of the numbers that are rounded: sums and exponentials differ in their last bits
 NUM_SLOTS = 64

@@ -20,12 +20,14 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
     parity.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # generate() warns of parameters that have no effect together
 @pytest.mark.parametrize("seed", [11, 12])
 def test_random_requests_in_company(parity: Parity, seed: int) -> None:
     expect_equal(parity, cases(parity.loaded, seed), NUM_COMPANIES)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["window", "crossing"])
 def test_tokens_are_unread_at_the_window_and_the_crossing(name: str, tmp_path: Path) -> None:
