@@ -89,7 +89,8 @@ class ModelConfig(StrictModel):
     """Commit, tag or branch of a Hub source; by default the catalogue's pinned commit."""
     device: Device = "auto"
     """`auto`: a GPU for the real variants, the CPU for phi-3-tiny. Other names get a GPU if the cluster has one
-    when the application is built."""
+    when the application is built, or if `cluster.elastic` is true. Otherwise they get the CPU, and `/ready` and the log
+    say so."""
     dtype: Dtype = "auto"
     """`auto`: the dtype of the checkpoint on a GPU (bfloat16 for Phi-3), float32 on the CPU."""
     min_replicas: int = Field(default=1, ge=0)
@@ -289,7 +290,8 @@ class ClusterConfig(StrictModel):
     """Properties of the Ray cluster."""
 
     elastic: bool = False
-    """Whether an autoscaler adds nodes. If so, requests wait for a resource that no node has now."""
+    """Whether an autoscaler adds nodes. If so, requests wait for a resource that no node has now, and `device: auto` of
+    a model outside the catalogue is a GPU."""
 
 
 class HttpConfig(StrictModel):

@@ -38,7 +38,7 @@ def check_cores(config: AppConfig, *, num_cores: float | None = None, has_gpu: b
 
 def _cores_by_model(config: AppConfig, has_gpu: bool) -> Iterator[tuple[str, float]]:
     for model in config.models:
-        placement = place(model, cluster_has_gpu=has_gpu)
+        placement = place(model, cluster_has_gpu=has_gpu, elastic=config.cluster.elastic)
         if model.min_replicas and (has_gpu or not placement.num_gpus):
             yield model.served_name, placement.num_cpus * model.min_replicas
 

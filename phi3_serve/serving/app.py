@@ -35,7 +35,8 @@ def build_app(args: AppConfig) -> Application:
 def build_application(config: AppConfig, replica_class: type[Replica] = Replica) -> Application:
     """The application with replicas of ``replica_class``."""
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
-    placements = {m.served_name: place(m, cluster_has_gpu=cluster_has_gpu) for m in config.models}
+    elastic = config.cluster.elastic
+    placements = {m.served_name: place(m, cluster_has_gpu=cluster_has_gpu, elastic=elastic) for m in config.models}
     models = {m.served_name: _bind_replica(m, placements[m.served_name], config, replica_class) for m in config.models}
     ingress: Deployment = serve.deployment(
         name=INGRESS_NAME,

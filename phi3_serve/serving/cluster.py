@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -98,11 +99,15 @@ class ClusterView:
         deployments = application.deployments if isinstance(application, ApplicationStatusOverview) else {}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return {
-            model: variant_state(
-                deployments.get(deployment_name(model)),
-                None if self._elastic else placement.missing_resource(nodes),
-                partial(read_load_status, model),
-                previous=self._states.get(model),
+            model: with_note(
+                variant_state(
+                    deployments.get(deployment_name(model)),
+                    placement.missing_resource(nodes),
+                    partial(read_load_status, model),
+                    elastic=self._elastic,
+                    previous=self._states.get(model),
+                ),
+                placement.device_note(nodes),
             )
             for model, placement in self._placements.items()
         }
@@ -112,19 +117,22 @@ def variant_state(
     deployment: DeploymentStatusOverview | None,
     missing_resource: str | None,
     read_status: Callable[[], str | None] = lambda: None,
+    *,
+    elastic: bool = False,
     previous: VariantState | None = None,
 ) -> VariantState:
     """The state of one variant.
 
-    ``missing_resource`` says what no node has, and ``read_status`` reads how far a starting replica is. Serve lists no
-    deployment while it builds a new version of the application; the old replicas answer, so ``previous`` stays valid.
+    ``missing_resource`` says what no node has; an ``elastic`` cluster may get a node that has it. ``read_status`` reads
+    how far a starting replica is. Serve lists no deployment while it builds a new version of the application; the old
+    replicas answer, so ``previous`` stays valid.
     """
     if deployment is None:
         return previous or VariantState("loading", "The application is being built.", STARTING_RETRY_AFTER_S)
     replicas = cast(Mapping[str, int], deployment.replica_states)
     if num_answering := sum(replicas.get(state, 0) for state in ANSWERING_STATES):
         return VariantState("ready", num_replicas=num_answering)
-    if missing_resource is not None:
+    if missing_resource is not None and not elastic:
         return VariantState("unplaceable", f"A replica needs {missing_resource}.")
     if reason := _failure(deployment):
         return VariantState("failed", reason)
@@ -132,9 +140,18 @@ def variant_state(
         status = read_status() or "Its replica has ended; another one takes over."
         return VariantState("loading", status, STARTING_RETRY_AFTER_S)
     if any(replicas.get(state) for state in STARTING_STATES):
-        status = read_status() or "Its replica is starting: waiting for a node or loading weights."
+        status = read_status() or (
+            f"It waits for a new node: a replica needs {missing_resource}."
+            if missing_resource
+            else "Its replica is starting: waiting for a node or loading weights."
+        )
         return VariantState("loading", status, STARTING_RETRY_AFTER_S)
     return VariantState("scaled_to_zero", "No replica runs; a request starts one.", STARTING_RETRY_AFTER_S)
+
+
+def with_note(state: VariantState, note: str) -> VariantState:
+    """``state``; if it is ready, with ``note`` as its detail."""
+    return replace(state, detail=note) if note and state.state == "ready" else state
 
 
 def _failure(deployment: DeploymentStatusOverview) -> str | None:

@@ -1,5 +1,6 @@
 """The deployment that receives HTTP."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.placement import Placement
 
+logger = logging.getLogger("ray.serve")
+
 
 class Ingress:
     """Runs the HTTP API over the replicas. Serve asks it for its ASGI app, so the app is never pickled."""
@@ -24,6 +27,9 @@ class Ingress:
         self, config: AppConfig, placements: Mapping[str, Placement], models: dict[str, DeploymentHandle[Any]]
     ) -> None:
         view = ClusterView(placements, app_name=serve.get_replica_context().app_name, elastic=config.cluster.elastic)
+        for model, placement in placements.items():
+            if note := placement.device_note([]):
+                logger.warning("%s: %s", model, note)
         self._config = config
         self._limits = CurrentLimits(config.limits)
         self._live = LiveSettings(LiveIngressConfig)

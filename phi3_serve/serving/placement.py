@@ -15,6 +15,7 @@ class Placement:
     num_cpus: float
     num_gpus: float
     accelerator_type: str | None
+    lacks_gpu: bool = False  # `device: auto` would be a GPU, and the cluster had none when the application was built
 
     @property
     def resources(self) -> dict[str, float]:
@@ -46,19 +47,29 @@ class Placement:
             return f"{words} on one node, and no node of the cluster has that"
         return f"{words} together on one node, and no node of the cluster has them together"
 
+    def device_note(self, nodes: Iterable[Mapping[str, float]]) -> str:
+        """Why the replica has no GPU although nobody has chosen the CPU; empty if that is not so."""
+        if not self.lacks_gpu:
+            return ""
+        note = "It runs on the CPU, because `device` is auto and the cluster had no GPU when the application was built."
+        has_gpu = any(total.get("GPU", 0) for total in nodes)
+        return f"{note} The cluster has a GPU now; `device: cuda` uses it." if has_gpu else note
+
     def _describe(self, resource: str) -> str:
         kind, _, accelerator_type = resource.partition(":")
         return f"an accelerator of type {accelerator_type}" if accelerator_type else f"{self.resources[kind]:g} {kind}"
 
 
-def place(model: ModelConfig, *, cluster_has_gpu: bool) -> Placement:
+def place(model: ModelConfig, *, cluster_has_gpu: bool, elastic: bool = False) -> Placement:
     """The placement of ``model``, with defaults for what the config leaves open.
 
     ``device: auto`` of a catalogue name is the catalogue's device: the CPU for phi-3-tiny, a GPU for the real
     variants. They get a GPU even if the cluster has none yet, so that one config fits a laptop and a GPU node. For any
-    other name ``auto`` is a GPU if the cluster has one.
+    other name ``auto`` is a GPU if the cluster has one, or if it is ``elastic`` and can get one. Otherwise it is the
+    CPU, and the placement says so.
     """
-    needs_gpu = model.variant.needs_gpu if model.variant is not None else cluster_has_gpu
+    can_have_gpu = cluster_has_gpu or elastic
+    needs_gpu = model.variant.needs_gpu if model.variant is not None else can_have_gpu
     device: Literal["cpu", "cuda"] = ("cuda" if needs_gpu else "cpu") if model.device == "auto" else model.device
     on_gpu = device == "cuda"
     return Placement(
@@ -66,4 +77,5 @@ def place(model: ModelConfig, *, cluster_has_gpu: bool) -> Placement:
         num_cpus=model.num_cpus if model.num_cpus is not None else (2.0 if on_gpu else 1.0),
         num_gpus=model.num_gpus if model.num_gpus is not None else (1.0 if on_gpu else 0.0),
         accelerator_type=model.accelerator_type,
+        lacks_gpu=model.device == "auto" and model.variant is None and not can_have_gpu,
     )

@@ -3,7 +3,7 @@ from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger,
 from ray.serve.schema import DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
-from phi3_serve.serving.cluster import deployment_name, variant_state
+from phi3_serve.serving.cluster import deployment_name, variant_state, with_note
 
 
 def deployment(
@@ -73,6 +73,20 @@ def test_while_a_new_version_is_built_the_old_one_answers() -> None:
 def test_a_starting_replica_tells_how_far_it_is() -> None:
     found = variant_state(deployment("UPSCALING", STARTING=1), None, lambda: "m: loading weights: 40 %")
     assert (found.state, found.detail) == ("loading", "m: loading weights: 40 %")
+
+
+def test_an_elastic_cluster_waits_for_a_node_and_says_for_what() -> None:
+    missing = "1 GPU on one node, and no node of the cluster has that"
+    found = variant_state(deployment("UPSCALING", STARTING=1), missing, elastic=True)
+    assert (found.state, found.detail) == ("loading", f"It waits for a new node: a replica needs {missing}.")
+    assert found.retry_after_s is not None
+    assert variant_state(deployment("HEALTHY"), missing, elastic=True).state == "scaled_to_zero"
+
+
+def test_a_note_is_the_detail_of_a_ready_model() -> None:
+    assert with_note(VariantState("ready", num_replicas=2), "slow") == VariantState("ready", "slow", num_replicas=2)
+    assert with_note(VariantState("ready"), "") == VariantState("ready")
+    assert with_note(VariantState("failed", "gone"), "slow") == VariantState("failed", "gone")
 
 
 def test_a_state_is_plain_data() -> None:

@@ -16,7 +16,8 @@ def model(**fields: Any) -> ModelConfig:
         ({"name": "phi-3-tiny"}, True, Placement("cpu", 1, 0, None)),
         ({"name": "phi-3-mini-4k-instruct"}, False, Placement("cuda", 2, 1, None)),
         ({"name": "phi-3-mini-4k-instruct", "device": "cpu"}, False, Placement("cpu", 1, 0, None)),
-        ({"name": "mine", "source": "/x"}, False, Placement("cpu", 1, 0, None)),
+        ({"name": "mine", "source": "/x"}, False, Placement("cpu", 1, 0, None, lacks_gpu=True)),
+        ({"name": "mine", "source": "/x", "device": "cpu"}, False, Placement("cpu", 1, 0, None)),
         ({"name": "mine", "source": "/x"}, True, Placement("cuda", 2, 1, None)),
         (
             {
@@ -34,6 +35,25 @@ def model(**fields: Any) -> ModelConfig:
 )
 def test_what_the_config_leaves_open(fields: dict[str, Any], has_gpu: bool, expected: Placement) -> None:
     assert place(model(**fields), cluster_has_gpu=has_gpu) == expected
+
+
+def test_auto_is_a_gpu_where_one_can_come() -> None:
+    local = model(name="mine", source="/x")
+    assert place(local, cluster_has_gpu=False, elastic=True) == Placement("cuda", 2, 1, None)
+    assert place(model(name="phi-3-tiny"), cluster_has_gpu=False, elastic=True).device == "cpu"
+    assert place(model(name="mine", source="/x", device="cpu"), cluster_has_gpu=False, elastic=True).device == "cpu"
+
+
+def test_the_cpu_that_nobody_has_chosen_is_named() -> None:
+    fallback = place(model(name="mine", source="/x"), cluster_has_gpu=False)
+    reason = "It runs on the CPU, because `device` is auto and the cluster had no GPU when the application was built."
+    assert fallback.device_note([{"CPU": 8.0}]) == reason
+    assert (
+        fallback.device_note([{"CPU": 8.0}, {"GPU": 1.0}])
+        == f"{reason} The cluster has a GPU now; `device: cuda` uses it."
+    )
+    chosen = place(model(name="mine", source="/x", device="cpu"), cluster_has_gpu=False)
+    assert {chosen.device_note([{"GPU": 1.0}]), GPU_REPLICA.device_note([])} == {""}
 
 
 GPU_REPLICA = Placement("cuda", 2, 1, None)
