@@ -22,12 +22,8 @@ NUM_WARPS = 16
 _NO_TOKEN = tl.constexpr(-1)
 
 
-def supports(parameters: ResolvedParameters) -> bool:
-    """Whether ``choose_tokens`` has all warpers that these parameters request."""
-    p = parameters
-    return p.is_greedy or (
-        p.top_h is None and p.typical_p >= 1.0 and not 0.0 < p.epsilon_cutoff < 1.0 and not 0.0 < p.eta_cutoff < 1.0
-    )
+WARPERS = frozenset({"temperature", "top_k", "top_p", "min_p"})
+"""The parameters that ``choose_tokens`` honours."""
 
 
 def packed(rows: Sequence[tuple[ResolvedParameters, int]]) -> tuple[Any, Any]:

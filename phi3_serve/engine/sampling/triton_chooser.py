@@ -7,6 +7,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels import triton_sampling
 from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.sampling.warpers import requested
 
 
 class TritonChooser:
@@ -19,7 +20,7 @@ class TritonChooser:
 
     def supports(self, settings: ScoreSettings) -> bool:
         """See ``TokenChooser``."""
-        return triton_sampling.supports(settings.parameters)
+        return settings.parameters.is_greedy or requested(settings.parameters) <= triton_sampling.WARPERS
 
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """See ``TokenChooser``."""

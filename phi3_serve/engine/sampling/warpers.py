@@ -19,13 +19,18 @@ TOP_H_CANDIDATES = 100  # as in transformers
 
 def warp(scores: Tensor, rows: Sequence[ScoreSettings]) -> Tensor:
     """``scores`` [rows, candidates] with -inf for all candidates that may not be drawn. May change its argument."""
-    for is_requested, apply in _WARPERS:
-        indices = [index for index, row in enumerate(rows) if is_requested(row.parameters)]
+    for warper in _WARPERS:
+        indices = [index for index, row in enumerate(rows) if warper.is_requested(row.parameters)]
         if len(indices) == len(rows):
-            scores = apply(scores, rows)
+            scores = warper.apply(scores, rows)
         elif indices:
-            scores[indices] = apply(scores[indices], [rows[index] for index in indices])
+            scores[indices] = warper.apply(scores[indices], [rows[index] for index in indices])
     return scores
+
+
+def requested(parameters: ResolvedParameters) -> frozenset[str]:
+    """The parameters whose warpers change the scores."""
+    return frozenset(warper.parameter for warper in _WARPERS if warper.is_requested(parameters))
 
 
 def _temperature(scores: Tensor, rows: Sequence[ScoreSettings]) -> Tensor:
@@ -115,20 +120,21 @@ def _cut_below(scores: Tensor, probability: Tensor, rows: Sequence[ScoreSettings
 
 
 class _Warper(NamedTuple):
+    parameter: str
     is_requested: Callable[[ResolvedParameters], bool]
     apply: Callable[[Tensor, Sequence[ScoreSettings]], Tensor]
 
 
 # In the order of transformers.
 _WARPERS: tuple[_Warper, ...] = (
-    _Warper(lambda p: p.temperature != 1.0, _temperature),
-    _Warper(lambda p: p.top_h is not None, _top_h),
-    _Warper(lambda p: p.top_k > 0, _top_k),
-    _Warper(lambda p: p.top_p < 1.0, _top_p),
-    _Warper(lambda p: p.min_p > 0.0, _min_p),
-    _Warper(lambda p: p.typical_p < 1.0, _typical),
-    _Warper(lambda p: 0.0 < p.epsilon_cutoff < 1.0, _epsilon),
-    _Warper(lambda p: 0.0 < p.eta_cutoff < 1.0, _eta),
+    _Warper("temperature", lambda p: p.temperature != 1.0, _temperature),
+    _Warper("top_h", lambda p: p.top_h is not None, _top_h),
+    _Warper("top_k", lambda p: p.top_k > 0, _top_k),
+    _Warper("top_p", lambda p: p.top_p < 1.0, _top_p),
+    _Warper("min_p", lambda p: p.min_p > 0.0, _min_p),
+    _Warper("typical_p", lambda p: p.typical_p < 1.0, _typical),
+    _Warper("epsilon_cutoff", lambda p: 0.0 < p.epsilon_cutoff < 1.0, _epsilon),
+    _Warper("eta_cutoff", lambda p: 0.0 < p.eta_cutoff < 1.0, _eta),
 )
 
 

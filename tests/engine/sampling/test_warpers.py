@@ -18,7 +18,8 @@ from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling.drawing import _candidates, _is_reducible, draw, probabilities
 from phi3_serve.engine.sampling.processors import ScoreRow, ScoreSettings, process
-from phi3_serve.engine.sampling.warpers import warp
+from phi3_serve.engine.sampling.triton_chooser import TritonChooser
+from phi3_serve.engine.sampling.warpers import requested, warp
 from phi3_serve.errors import InvalidRequest
 from tests.engine.asking import PROMPT, Answer, request
 
@@ -131,6 +132,17 @@ def test_rows_with_different_warpers_do_not_mix(loaded: LoadedModel) -> None:
     for number, of in enumerate(everyone):
         alone = probabilities(scores[number : number + 1].clone(), [of])[0]
         assert (together[number] - alone).abs().max() < 1e-6
+
+
+def test_the_kernel_that_draws_gets_no_request_with_a_warper_that_it_lacks(loaded: LoadedModel) -> None:
+    chooser = TritonChooser(torch.device("cpu"))
+    ours = {"temperature", "top_k", "top_p", "min_p"}
+    warpers = {name for name in VALUES if requested(settings(loaded, {name: VALUES[name][-1]}).parameters)}
+    assert warpers == {*ours, "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
+    for name in warpers:
+        asked = {name: VALUES[name][-1]}
+        assert chooser.supports(settings(loaded, asked)) == (name in ours)
+        assert chooser.supports(settings(loaded, {**asked, "do_sample": False}))
 
 
 def test_scores_that_are_no_numbers_are_refused(loaded: LoadedModel) -> None:
