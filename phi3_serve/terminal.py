@@ -100,7 +100,7 @@ class Terminal:
             if answer:
                 messages.append({"role": "assistant", "content": answer})
             else:
-                messages.pop()  # without an answer, because turns must alternate
+                messages.pop()  # a message without an answer is not part of the conversation
 
     def _answer(self) -> Iterator[str]:
         """The pieces of the next answer; waits until the model is ready."""

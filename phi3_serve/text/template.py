@@ -7,7 +7,6 @@ template has no system turn; here the system turn is rendered for them as for th
 from collections.abc import Sequence
 
 from phi3_serve.core import Conversation, Message, Special, Text
-from phi3_serve.errors import InvalidRequest
 
 END = "<|end|>"
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
@@ -15,12 +14,7 @@ SPECIAL_TOKENS = (*ROLE_TOKENS.values(), END)
 
 
 def render(messages: Sequence[Message]) -> Conversation:
-    """The conversation, up to where the assistant's next answer begins.
-
-    Raises:
-        InvalidRequest: the turns do not alternate, or the last is not the user's.
-    """
-    _check_turns(messages)
+    """The conversation, up to where the assistant's next answer begins. The turns may have any order."""
     segments: list[Special | Text] = []
     for message in messages:
         segments += [
@@ -31,16 +25,3 @@ def render(messages: Sequence[Message]) -> Conversation:
         ]
     segments += [Special(ROLE_TOKENS["assistant"]), Text("\n")]
     return Conversation(tuple(segments))
-
-
-def _check_turns(messages: Sequence[Message]) -> None:
-    turns = [m.role for m in messages]
-    if turns and turns[0] == "system":
-        turns = turns[1:]
-    expected = ["user", "assistant"] * len(turns)
-    if turns != expected[: len(turns)] or len(turns) % 2 == 0:
-        raise InvalidRequest(
-            "Conversation roles must alternate user/assistant/user/assistant/..., after at most one system message "
-            f"at the start, and end with the user; these are {', '.join(m.role for m in messages)}.",
-            "messages",
-        )

@@ -1,5 +1,7 @@
 """The bad inputs of the research page on reliability and security, part 3, sections A to E, on both APIs by their numbers.
 
+The list refuses turns that do not alternate (22). The chat template of Phi-3 takes them, and so do both APIs.
+
 ``/chat`` says 422 for each value that has the wrong type or is out of range, also where the list has 400 for some of
 them; ``/v1`` says 400 for all. What the design honours and the list refuses stands as the design has it.
 """
@@ -129,7 +131,6 @@ def test_15_rays_headers_lift_no_limit(client: TestClient, path: str) -> None:
         pytest.param({"messages": [{"content": "a"}]}, 422, "required", id="21 no role"),
         pytest.param({"messages": [{"role": "user"}]}, 422, "required", id="21 no content"),
         pytest.param({"messages": [{"role": "root", "content": "a"}]}, 422, "assistant", id="21 root"),
-        pytest.param({"messages": QUESTION * 2}, 400, "Conversation roles must alternate user/assistant", id="22"),
         pytest.param({"prompt": "a", "generate_kwargs": []}, 422, "object", id="26 list"),
         pytest.param({"prompt": "a", "generate_kwargs": "x"}, 422, "object", id="26 string"),
         pytest.param({"prompt": "a", "generate_kwargs": {"top_k": 10.5}}, 422, "integer", id="27"),
@@ -145,6 +146,7 @@ def test_the_schema_of_chat(client: TestClient, body: dict[str, Any], status: in
 @pytest.mark.parametrize(
     "body",
     [
+        pytest.param({"messages": QUESTION * 2}, id="22"),
         pytest.param({"messages": [{"role": "system", "content": "Be kind."}, *QUESTION]}, id="23 system"),
         pytest.param({"prompt": "a", "frobnicate": 1, "model": "tested", "temperature": 0.7, "top_p": 0.9, "top_k": 3,
                       "repetition_penalty": 1.1, "max_tokens": 2}, id="24"),

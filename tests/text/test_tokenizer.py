@@ -48,6 +48,13 @@ def test_a_benign_conversation_gets_the_ids_of_the_real_chat_template(contents: 
 
 
 @settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), benign), min_size=1, max_size=6))
+def test_turns_may_have_any_order(turns: list[tuple[Any, str]]) -> None:
+    messages = [Message(*turn) for turn in turns]
+    assert TOKENIZER.encode(render(messages)) == by_template(messages)
+
+
+@settings(max_examples=300, deadline=None)
 @given(hostile)
 def test_text_never_becomes_a_control_token(content: str) -> None:
     ids = TOKENIZER.encode(render([Message("user", content)]))

@@ -17,7 +17,7 @@ def generation_request(body: ChatRequest, *, model: str, request_id: str, option
     """The request that the body describes.
 
     Raises:
-        InvalidRequest: neither or both of prompt and messages, or turns that do not alternate.
+        InvalidRequest: neither or both of prompt and messages.
     """
     return GenerationRequest(
         request_id=request_id,

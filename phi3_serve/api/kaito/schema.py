@@ -53,7 +53,8 @@ class ChatRequest(BaseModel):
     prompt: Characters | None = None
     """The text to continue, exactly as given. Text that spells a control token becomes the control token."""
     messages: list[ChatMessage] | None = None
-    """A conversation instead of a prompt. The model's chat template is applied, and Result is the reply alone."""
+    """A conversation instead of a prompt. The model's chat template is applied, and Result is the reply alone. The
+    turns may have any order that the template takes."""
     return_full_text: bool = True
     """Return the prompt and the answer (true) or the answer alone (false)."""
     clean_up_tokenization_spaces: bool = False

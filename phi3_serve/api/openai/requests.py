@@ -28,7 +28,7 @@ def chat_requests(
     """One request for each answer that is generated on its own.
 
     Raises:
-        InvalidRequest: fields contradict each other, or the turns do not alternate.
+        InvalidRequest: fields contradict each other.
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")

@@ -137,7 +137,7 @@ class ChatCompletionRequest(RequestBody):
     )
 
     messages: Annotated[list[ChatCompletionMessage], Len(1, 1024)]
-    """The conversation: at most one system message at the start, then user and assistant alternate, the user last."""
+    """The conversation. The turns may have any order that the model's chat template takes."""
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
     """The newer name of max_tokens; it wins over max_tokens."""
     logprobs: bool | None = None
