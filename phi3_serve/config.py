@@ -15,10 +15,35 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Routing = Literal["load", "prefix"]
 KeyScope = Literal["generate", "metrics"]
 
-# A model's name becomes the name of its deployment, beside the ingress.
 INGRESS_NAME = "ingress"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_API_PREFIX = "v1"  # of the paths of OpenAI's API
+_NAME = re.compile(r"[A-Za-z0-9._/-]{1,128}")
+_PART_OF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def deployment_name(model: str) -> str:
+    """The Serve deployment of a model. Ray allows no slash in it.
+
+    No two names give the same deployment, because ``ModelConfig`` refuses a name with ``--``.
+    """
+    return model.replace("/", "--")
+
+
+def _problem_of_name(name: str) -> str | None:
+    """Why ``name`` cannot be a model's name; None if it can. It becomes a part of URLs and the name of a deployment."""
+    parts = name.split("/")
+    if not _NAME.fullmatch(name):
+        return "must be 1 to 128 letters, digits and . _ - /"
+    if not all(map(_PART_OF_NAME.fullmatch, parts)):
+        return "must begin and end with a letter or a digit, and so must each part between slashes"
+    if "--" in name:
+        return "must not have --, which is written for a slash in the name of its deployment"
+    if name == INGRESS_NAME:
+        return "is the name of the deployment that receives HTTP"
+    if parts[0] == _API_PREFIX:
+        return f"must not be {_API_PREFIX} or begin with {_API_PREFIX}/, as the paths of OpenAI's API do"
+    return None
 
 
 def unknown_key_message(key: str, valid: list[str]) -> str:
@@ -82,7 +107,8 @@ class ModelConfig(StrictModel):
     """One served model."""
 
     name: str
-    """A catalogue name (`phi-3-mini-4k-instruct` or a spelling of it), or any name together with `source`."""
+    """A catalogue name (`phi-3-mini-4k-instruct` or a spelling of it), or any name together with `source`: at most 128
+    letters, digits and . _ - /, without --. Each part between slashes begins and ends with a letter or a digit."""
     source: str | None = None
     """Hub repository id or a local checkpoint directory; by default the catalogue's."""
     revision: str | None = None
@@ -122,10 +148,8 @@ class ModelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not _NAME.fullmatch(self.name) or self.name == INGRESS_NAME:
-            raise ValueError(
-                f"name `{self.name}` must be letters, digits and . _ - / (at most 128), and not `{INGRESS_NAME}`"
-            )
+        if problem := _problem_of_name(self.name):
+            raise ValueError(f"name `{self.name}` {problem}")
         if self.source is None and self.variant is None:
             hint = did_you_mean(self.name, [v.name for v in catalogue.VARIANTS], "")
             raise ValueError(

@@ -1,9 +1,11 @@
+from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config import AppConfig, ModelConfig, deployment_name
 
 TINY = {"name": "phi-3-tiny"}
 
@@ -35,14 +37,6 @@ def problem(args: dict[str, Any]) -> str:
             {"models": [{"name": "mine"}]},
             "models.0: `mine` is not in the catalogue; give its `source`: a Hub repository id or a checkpoint directory",
         ),
-        (
-            {"models": [{"name": "in gress", "source": "/x"}]},
-            "models.0: name `in gress` must be letters, digits and . _ - / (at most 128), and not `ingress`",
-        ),
-        (
-            {"models": [{"name": "ingress", "source": "/x"}]},
-            "models.0: name `ingress` must be letters, digits and . _ - / (at most 128), and not `ingress`",
-        ),
         ({"models": [TINY, TINY]}, ": model `phi-3-tiny` is declared twice"),
         (
             {"models": [TINY], "default_model": "phi-3-tony"},
@@ -62,6 +56,71 @@ def problem(args: dict[str, Any]) -> str:
 )
 def test_a_wrong_config_is_refused_by_name(args: dict[str, Any], text: str) -> None:
     assert problem(args) == text
+
+
+CHARACTERS = "must be 1 to 128 letters, digits and . _ - /"
+ENDS = "must begin and end with a letter or a digit, and so must each part between slashes"
+DASHES = "must not have --, which is written for a slash in the name of its deployment"
+API = "must not be v1 or begin with v1/, as the paths of OpenAI's API do"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("", CHARACTERS),
+        ("in gress", CHARACTERS),
+        ("model\n", CHARACTERS),
+        ("a#b", CHARACTERS),
+        ("a%2Fb", CHARACTERS),
+        ("모델", CHARACTERS),
+        ("m" * 129, CHARACTERS),
+        ("/a", ENDS),
+        ("a/", ENDS),
+        ("a//b", ENDS),
+        ("a-/b", ENDS),
+        ("a/-b", ENDS),
+        ("..", ENDS),
+        ("a/../b", ENDS),
+        ("_a", ENDS),
+        ("a--b", DASHES),
+        ("a/b--c", DASHES),
+        ("a---b", DASHES),
+        ("ingress", "is the name of the deployment that receives HTTP"),
+        ("v1", API),
+        ("v1/a", API),
+    ],
+)
+def test_a_name_that_no_url_or_deployment_can_have_is_refused(name: str, text: str) -> None:
+    assert problem({"models": [{"name": name, "source": "/x"}]}) == f"models.0: name `{name}` {text}"
+
+
+@pytest.mark.parametrize(
+    ("name", "deployment"),
+    [
+        ("phi-3-mini-4k-instruct", "phi-3-mini-4k-instruct"),
+        ("org/model", "org--model"),
+        ("a/b/c-d_e.f", "a--b--c-d_e.f"),
+        ("V1", "V1"),
+        ("org/v1", "org--v1"),
+        ("org/ingress", "org--ingress"),
+        ("m" * 128, "m" * 128),
+    ],
+)
+def test_a_model_s_deployment_has_its_name(name: str, deployment: str) -> None:
+    (model,) = AppConfig.model_validate({"models": [{"name": name, "source": "/x"}]}).models
+    assert model.served_name == name
+    assert deployment_name(name) == deployment
+
+
+def test_no_two_names_share_a_deployment() -> None:
+    """Every name of up to six characters of these, of which some are refused."""
+    allowed = []
+    for length in range(1, 7):
+        for letters in product("a-/", repeat=length):
+            with suppress(ValidationError):
+                allowed.append(ModelConfig(name="".join(letters), source="/x").name)
+    assert len(allowed) > 40
+    assert len({deployment_name(name) for name in allowed}) == len(allowed)
 
 
 def test_the_first_model_is_the_default() -> None:

@@ -10,7 +10,6 @@ from phi3_serve.api.openai.errors import OPENAI
 # The first pattern that matches decides. One that ends in "/" also covers every path below it.
 # The launcher of HAProxy writes its rules from this table.
 ERROR_FORMATS: tuple[tuple[str, ErrorFormat], ...] = (
-    ("/v1/chat", KAITO),  # POST /{model}/chat with a model named v1
     ("/v1/", OPENAI),
     ("/", KAITO),
 )

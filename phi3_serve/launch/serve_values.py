@@ -9,9 +9,8 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from phi3_serve.config import INGRESS_NAME, AppConfig, LiveIngressConfig, LiveModelConfig
+from phi3_serve.config import INGRESS_NAME, AppConfig, LiveIngressConfig, LiveModelConfig, deployment_name
 from phi3_serve.errors import did_you_mean
-from phi3_serve.serving.cluster import deployment_name
 
 # HAProxy's configuration holds the prefix, so it has only characters that a URL needs not escape.
 _ROUTE_PREFIX = re.compile(r"/|(?:/[A-Za-z0-9._~-]+)+")

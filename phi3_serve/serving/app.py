@@ -11,9 +11,8 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 
-from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig
+from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig, deployment_name
 from phi3_serve.core import MAX_ROWS
-from phi3_serve.serving.cluster import deployment_name
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
 from phi3_serve.serving.replica import Replica

@@ -12,6 +12,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
+from phi3_serve.config import deployment_name
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
@@ -33,11 +34,6 @@ MAX_WAIT_S = 0.25
 MAX_AGE_OF_READY_S = 10.0
 # The background reading starts when the request is probably on its way: both run in this process.
 BACKGROUND_DELAY_S = 0.1
-
-
-def deployment_name(model: str) -> str:
-    """The Serve deployment of a model; Ray allows no slash in the name."""
-    return model.replace("/", "--")
 
 
 class ClusterView:

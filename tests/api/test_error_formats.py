@@ -18,7 +18,7 @@ from phi3_serve.errors import InvalidRequest, ModelUnavailable, UnknownModel
         ("/", KAITO),
         ("/chat", KAITO),
         ("/phi-3-tiny/chat", KAITO),
-        ("/v1/chat", KAITO),  # the model is named v1
+        ("/v1/chat", OPENAI),  # no model is named v1
         ("/v10", KAITO),
         ("/v1", OPENAI),
         ("/v1/models", OPENAI),

@@ -3,7 +3,7 @@ from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger,
 from ray.serve.schema import DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
-from phi3_serve.serving.cluster import deployment_name, variant_state, with_note
+from phi3_serve.serving.cluster import variant_state, with_note
 
 
 def deployment(
@@ -91,7 +91,3 @@ def test_a_note_is_the_detail_of_a_ready_model() -> None:
 
 def test_a_state_is_plain_data() -> None:
     assert VariantState("ready") == VariantState("ready", "", None)
-
-
-def test_deployment_names_hold_no_slash() -> None:
-    assert deployment_name("org/model") == "org--model"
