@@ -1,9 +1,9 @@
-"""Types of fields that every API has: generate parameters by name, and numbers that refuse true and false."""
+"""Types of fields that every API has: generate parameters, numbers, and what a message cannot carry."""
 
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from phi3_serve import parameters
@@ -15,6 +15,11 @@ _BOOLEAN_PARAMETERS = frozenset(f.name for f in fields(GenerationParameters) if 
 def number(name: str) -> BeforeValidator:
     """A validator that refuses true and false for the number ``name``."""
     return BeforeValidator(lambda value: _refuse_boolean(value, name))
+
+
+def nothing(reason: str) -> BeforeValidator:
+    """A validator that takes null and an empty list only; ``reason`` says why."""
+    return BeforeValidator(lambda value: _refuse_something(value, reason))
 
 
 def _check_parameters(given: Any) -> Any:
@@ -35,4 +40,18 @@ def _refuse_boolean(value: Any, name: str) -> Any:
     return value
 
 
+def _refuse_something(value: Any, reason: str) -> Any:
+    if value is not None and value != []:
+        raise PydanticCustomError("not_offered", "This must be null or empty: {reason}.", {"reason": reason})
+    return value
+
+
+def _refuse_silence(content: Any, given: ValidationInfo) -> Any:
+    """OpenAI's schema has null for an assistant that has only called tools or refused."""
+    if content is None and given.data.get("role") != "assistant":
+        raise PydanticCustomError("string_type", "Only an assistant's content may be null.")
+    return content
+
+
+OnlyAssistantMaySayNothing = AfterValidator(_refuse_silence)
 GenerateKwargs = Annotated[GenerationParameters, BeforeValidator(_check_parameters)]

@@ -36,7 +36,7 @@ def _prompt(body: ChatRequest) -> RawPrompt | Conversation:
     if body.prompt and body.messages:
         raise InvalidRequest(PROMPT_AND_MESSAGES, "messages")
     if body.messages:
-        return render([Message(m.role, m.content) for m in body.messages])
+        return render([Message(m.role, m.content or "") for m in body.messages])
     if body.messages is not None and not body.prompt:
         raise InvalidRequest(MESSAGES_REQUIRED, "messages")
     if not body.prompt:

@@ -6,10 +6,10 @@ send fields that KAITO did not know, so unknown top-level fields are ignored. Un
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Len
 from pydantic import BaseModel, ConfigDict, Field
 
-from phi3_serve.api.fields import GenerateKwargs, number
+from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
 from phi3_serve.parameters import Characters, GenerationParameters
 
 
@@ -20,8 +20,20 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     """The author of this turn."""
-    content: Characters
-    """The text. Text that spells a control token stays text."""
+    content: Annotated[Characters | None, OnlyAssistantMaySayNothing]
+    """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
+    name: Characters | None = None
+    """The name of the author. Phi-3's chat template does not use it."""
+    reasoning_content: Characters | None = None
+    """The reasoning that other servers return. Phi-3's chat template does not use it."""
+    tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
+    """Always empty."""
+    function_call: Annotated[None, nothing("tools are not offered")] = None
+    """Always null."""
+    images: Annotated[list[Any] | None, Len(0, 0), nothing("the model reads text only")] = None
+    """Always empty."""
+    audio: Annotated[None, nothing("the model reads text only")] = None
+    """Always null."""
 
 
 class ChatRequest(BaseModel):

@@ -78,7 +78,7 @@ def echoed_prompts(body: CompletionRequest) -> list[str]:
 
 def _message(message: ChatCompletionMessage) -> Message:
     content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
     return Message("system" if message.role == "developer" else message.role, text)
 
 

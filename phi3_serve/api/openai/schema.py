@@ -10,7 +10,7 @@ from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from phi3_serve.api.fields import GenerateKwargs, number
+from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
 from phi3_serve.api.openai.unsupported import MEDIA, refuse_unsupported
 from phi3_serve.parameters import MAX_SEQUENCES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Characters, StopString
 
@@ -87,6 +87,8 @@ class TextPart(BaseModel):
     """Pictures, sound and files are not offered."""
     text: Characters
     """The text. Several parts are joined without a separator."""
+    cache_control: Any = None
+    """Without effect: the server finds common prefixes itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,19 +107,25 @@ class ChatCompletionMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     """The author of this turn; developer is OpenAI's newer word for system."""
-    content: Characters | list[TextPart]
-    """The text. Text that spells a control token stays text."""
-    name: None = None
-    """Names of participants are not offered."""
-    refusal: None = None
+    content: Annotated[Characters | list[TextPart] | None, OnlyAssistantMaySayNothing]
+    """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
+    name: Characters | None = None
+    """The name of the author. Phi-3's chat template does not use it."""
+    reasoning_content: Characters | None = None
+    """The reasoning that other servers return. Phi-3's chat template does not use it."""
+    reasoning: Any = None
+    """Without effect: another name of reasoning_content."""
+    annotations: Any = None
+    """Without effect: citations in an earlier answer."""
+    cache_control: Any = None
+    """Without effect: the server finds common prefixes itself."""
+    refusal: Annotated[None, nothing("a refusal is not a text that the model has said")] = None
     """Always null."""
-    audio: None = None
+    audio: Annotated[None, nothing("the model reads text only")] = None
     """Always null."""
-    annotations: Annotated[list[Any], Len(0, 0)] | None = None
+    tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
     """Always empty."""
-    tool_calls: Annotated[list[Any], Len(0, 0)] | None = None
-    """Always empty."""
-    function_call: None = None
+    function_call: Annotated[None, nothing("tools are not offered")] = None
     """Always null."""
 
 

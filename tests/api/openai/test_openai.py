@@ -21,6 +21,7 @@ from tests.support import ENDLESS, LocalBackend
 
 QUESTION: list[Any] = [{"role": "user", "content": "How to explain Internet for a medieval knight?"}]
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
+CALL: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 GREEDY: dict[str, Any] = {"model": "tested", "temperature": 0, "max_tokens": 24}
 
 
@@ -289,6 +290,49 @@ def test_turns_may_have_any_order(sdk: OpenAI, client: TestClient, oracle: Any, 
     assert by_chat["Result"] == answer.choices[0].message.content
 
 
+# What clients send beside role and content: AutoGen, LangChain, the SDK's own dump of an answer, Anthropic's cache marks.
+@pytest.mark.parametrize("api", ["/chat", "/v1/chat/completions"])
+def test_fields_that_mean_nothing_to_the_model_change_nothing(client: TestClient, api: str) -> None:
+    def ask(*messages: dict[str, Any]) -> str:
+        kwargs = {"do_sample": False, "max_new_tokens": 24}
+        answer = client.post(api, json={"model": "tested", "messages": list(messages), "generate_kwargs": kwargs})
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["Result"] if api == "/chat" else answer.json()["choices"][0]["message"]["content"]
+        return text
+
+    mark = {"cache_control": {"type": "ephemeral"}}
+    empty: dict[str, Any] = {"refusal": None, "audio": None, "function_call": None, "tool_calls": [], "annotations": []}
+    said = {"reasoning_content": "Ewa is a name.", "reasoning": "A name.", "annotations": [{"type": "url_citation"}]}
+    question = {"role": "user", "content": "I am from Lodz."}
+    assert ask(
+        {"role": "system", "content": "Be kind.", "name": "rules", **mark},
+        {**question, "name": "Ewa", **mark},
+        {"role": "assistant", "content": None, **empty, "tool_calls": None},
+        question,
+        {"role": "assistant", "content": "Hello!", **empty, **said},
+        question,
+    ) == ask(
+        {"role": "system", "content": "Be kind."},
+        question,
+        {"role": "assistant", "content": ""},
+        question,
+        {"role": "assistant", "content": "Hello!"},
+        question,
+    )
+
+
+def test_a_part_of_a_message_may_have_a_cache_mark(sdk: OpenAI) -> None:
+    parts: list[Any] = [{"type": "text", "text": QUESTION[0]["content"], "cache_control": {"type": "ephemeral"}}]
+    marked = sdk.chat.completions.create(messages=[{"role": "user", "content": parts}], **GREEDY)
+    assert marked.choices[0].message == sdk.chat.completions.create(messages=QUESTION, **GREEDY).choices[0].message
+
+
+def test_an_answer_can_be_sent_back_as_the_sdk_dumps_it(sdk: OpenAI) -> None:
+    answer = sdk.chat.completions.create(messages=QUESTION, **GREEDY).choices[0].message
+    messages: list[Any] = [*QUESTION, answer.model_dump(), *QUESTION]
+    assert sdk.chat.completions.create(messages=messages, **GREEDY).choices[0].message.content
+
+
 def test_content_may_come_in_parts_and_developer_is_system(sdk: OpenAI) -> None:
     def ask(*messages: Any) -> Any:
         return sdk.chat.completions.create(messages=list(messages), **GREEDY).choices[0].message.content
@@ -367,7 +411,26 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'system', 'developer', 'user'"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content", "half of a surrogate pair"),
-        ({"messages": [{"role": "user", "content": "a", "name": "Bob"}]}, "messages.0.name", "None"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "Only an assistant's content"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": "a", "nmae": "Bob"}]}, "messages.0.nmae", "not permitted"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+            "messages.0.tool_calls",
+            "empty",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "function_call": CALL["function"]}]},
+            "messages.0.function_call",
+            "null",
+        ),
+        ({"messages": [{"role": "assistant", "content": None, "refusal": "I cannot."}]}, "messages.0.refusal", "null"),
+        ({"messages": [{"role": "assistant", "content": None, "audio": {"id": "a"}}]}, "messages.0.audio", "null"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages.0.content.0",
+            "Pictures",
+        ),
     ],
 )
 def test_refusals_name_the_field(client: TestClient, given: dict[str, Any], param: str, text: str) -> None:
