@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -41,14 +42,16 @@ $(VENV)/.dev: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	@exec $(BIN)/phi3-serve up serve_config.yaml
 
+# Tests without clusters and browser run in one process for each core. The others share clusters and measure times.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PARALLEL_TESTS) -m "not cluster and not browser"
+	$(BIN)/python -m pytest -m "cluster or browser"
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not cluster and not browser and not slow"
+	$(PARALLEL_TESTS) -m "not cluster and not browser and not slow"
 
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
+	$(PARALLEL_TESTS) -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100)

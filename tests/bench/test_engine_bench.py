@@ -37,6 +37,7 @@ def test_ours_and_the_peers_are_measured_in_one_run() -> None:
     assert report["machine"]["threads"] == 1
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_measured() -> None:
     result = RUN.invoke(app, ["bench", "engine", *QUICK, "--concurrency", "2"])
     assert result.exit_code == 0, result.output

@@ -49,7 +49,9 @@ def config_of_ray(directory: Path, port: int, upstream: str | None) -> Path:
         stats_port=free_port(),
         metrics_port=free_port(),
         metrics_socket_path=str(directory / "metrics.sock"),
-        health_check_inter="100ms",
+        health_check_inter="5s",  # also the time in which a check must be answered
+        health_check_fastinter="100ms",
+        health_check_downinter="100ms",
         has_received_routes=True,
         is_head=True,
     )
@@ -136,7 +138,7 @@ class Proxied:
         """``count`` more requests, once all are inside."""
         wanted = self.application.num_inside + count
         asked = [self._pool.submit(self.client.post, "/chat", json={}) for _ in range(count)]
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while self.application.num_inside < wanted:
             assert time.monotonic() < end, self.application.num_inside
             time.sleep(0.01)
@@ -162,7 +164,7 @@ def proxied(tmp_path: Path, serve_app: Callable[[FastAPI], str], request: pytest
 
 
 def until_it_listens(client: httpx2.Client) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while True:
         try:
             answer = client.get("/health")
