@@ -88,5 +88,10 @@ def did_you_mean(name: str, valid: Iterable[str], otherwise: str = ".", *, quote
 
     ``otherwise`` ends the sentence if no valid name is close. ``quote`` stands before and after the nearest name.
     """
-    close = get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    close = get_close_matches(name, [v for v in valid if not _is_opposite(name, v)], n=1, cutoff=0.6)
     return f"; did you mean {quote}{close[0]}{quote}?" if close else otherwise
+
+
+def _is_opposite(one: str, other: str) -> bool:
+    """Whether one name is of a minimum and the other of a maximum."""
+    return {one[:4], other[:4]} == {"min_", "max_"}

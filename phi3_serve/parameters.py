@@ -4,7 +4,7 @@ This file is the only list of them. The API validates requests with it and gener
 Each parameter means what it means in ``transformers.generate`` 5.23 (group beam search: 4.55).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -293,8 +293,10 @@ NEVER: Mapping[str, str] = {
 }
 
 
-def refuse_by_name(given: Mapping[str, object]) -> dict[str, object]:
+def refuse_by_name(given: Mapping[str, object], other_names: Iterable[str] = ()) -> dict[str, object]:
     """``given`` without nulls and without values that have no effect.
+
+    ``other_names`` are names that the caller takes besides, for an error that says the nearest name.
 
     Raises:
         InvalidRequest: a name is refused or unknown.
@@ -305,12 +307,16 @@ def refuse_by_name(given: Mapping[str, object]) -> dict[str, object]:
             raise InvalidRequest(f"`{name}` is not accepted: {NEVER[name]}.", name)
         if name in REFUSED:
             reason, without_effect = REFUSED[name]
-            if value is not None and not any(
-                value is v or (value == v and type(value) is type(v)) for v in without_effect
-            ):
+            if value is not None and not is_one_of(value, without_effect):
                 raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
         elif name not in NAMES:
-            raise InvalidRequest(f"`{name[:64]}` is not a generate parameter{did_you_mean(name, NAMES)}", name[:64])
+            hint = did_you_mean(name, [*NAMES, *other_names])
+            raise InvalidRequest(f"`{name[:64]}` is not a generate parameter{hint}", name[:64])
         elif value is not None:
             kept[name] = value
     return kept
+
+
+def is_one_of(value: object, listed: Iterable[object]) -> bool:
+    """Whether ``value`` is listed with the same type: JSON's true is not 1."""
+    return any(value == v and type(value) is type(v) for v in listed)

@@ -11,6 +11,8 @@ from itertools import groupby
 from typing import Any
 
 from phi3_serve.api.error_mapping import FieldError
+from phi3_serve.api.fields import NOT_A_BOOLEAN
+from phi3_serve.api.parameter_names import KWARGS, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,20 @@ def _problem(details: Mapping[str, Any], body: Any, content_type: str | None) ->
         reason = details.get("ctx", {}).get("error", "")
         message = f"The body is not JSON at character {location[-1]}: {reason}. Check the quoting of your shell."
         return _Problem(FieldError(location, message, details["type"]), location, None)
+    details = {**details, "loc": _sent_at(details, body)}
     place, field, form = _places(details, body)
     message = _message(details, place, content_type)
     return _Problem(FieldError(place, message, details["type"]), field, form)
+
+
+def _sent_at(details: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+    """The location of an error. That of a generate parameter begins where the client put the parameter."""
+    first, *rest = details["loc"]
+    if details["type"] == NOT_A_BOOLEAN and rest == [KWARGS]:
+        rest.append(details["ctx"]["name"])
+    if len(rest) < 2 or rest[0] != KWARGS:
+        return first, *rest
+    return first, *place_of(body, rest[1]), *rest[2:]
 
 
 def _places(details: Mapping[str, Any], body: Any) -> tuple[tuple[str | int, ...], tuple[str | int, ...], str | None]:
@@ -93,6 +106,9 @@ def _message(details: Mapping[str, Any], place: tuple[str | int, ...], content_t
         return "The body is empty; send a JSON object."
     if details["type"] in ("model_attributes_type", "dataclass_type"):
         return "This must be a JSON object."
+    if details["type"] == NOT_A_BOOLEAN:
+        name = next(part for part in reversed(place) if isinstance(part, str))
+        return f"`{name}` does not take true or false"
     if details["type"] == "predicate_failed":  # parameters.Characters has the only predicate
         return "The text holds half of a surrogate pair, which is no character."
     return str(details["msg"])

@@ -7,8 +7,11 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from phi3_serve import parameters
+from phi3_serve.api.parameter_names import OTHER_NAMES
 from phi3_serve.parameters import GenerationParameters
 
+NOT_A_BOOLEAN = "not_a_boolean"
+"""The type of pydantic's error for true or false in place of a number."""
 _BOOLEAN_PARAMETERS = frozenset(f.name for f in fields(GenerationParameters) if "bool" in str(f.type))
 
 
@@ -26,7 +29,7 @@ def _check_parameters(given: Any) -> Any:
     """Check names before types: an unknown name gets an error that says the nearest name."""
     if not isinstance(given, dict):
         return given
-    accepted = parameters.refuse_by_name({str(name): value for name, value in given.items()})
+    accepted = parameters.refuse_by_name({str(name): value for name, value in given.items()}, OTHER_NAMES)
     for name, value in accepted.items():
         if name not in _BOOLEAN_PARAMETERS:
             _refuse_boolean(value, name)
@@ -36,7 +39,7 @@ def _check_parameters(given: Any) -> Any:
 def _refuse_boolean(value: Any, name: str) -> Any:
     """Pydantic would take True for 1."""
     if isinstance(value, bool):
-        raise PydanticCustomError("not_a_boolean", "`{name}` does not take true or false", {"name": name})
+        raise PydanticCustomError(NOT_A_BOOLEAN, "`{name}` does not take true or false", {"name": name})
     return value
 
 

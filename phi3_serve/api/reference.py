@@ -10,9 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from phi3_serve.api.body_with_parameters import OF_PARAMETER
+from phi3_serve.api.parameter_names import OTHER_NAMES
 from phi3_serve.parameters import CHAT_DEFAULTS, LIBRARY_DEFAULTS
 
 _PARAMETERS = "GenerationParameters"
+_OTHER_NAMES = "OtherNames"
+_AT_THE_TOP = (
+    f"Every field of {_PARAMETERS} that is not in this table can be a field of the body, too, by its own name or by "
+    f"one of {_OTHER_NAMES}. A parameter that is given twice must have the same value."
+)
 _URL = "http://127.0.0.1:8000"
 _HEADINGS = ("field", "takes", "default", "meaning")
 
@@ -35,6 +42,7 @@ class Endpoint:
     title: str  # method and path
     about: str
     takes: Table | None
+    after_table: str
     example: str | None
     statuses: tuple[tuple[str, str], ...]
 
@@ -55,8 +63,9 @@ def reference(document: Schema) -> Reference:
     seen: set[str] = set()
     endpoints = tuple(_endpoint(path, method, route, schemas, seen) for path, method, route in routes)
     own = {_body_name(route) for _, _, route in routes}
-    objects = tuple(_table(name, schemas[name]) for name in sorted(schemas) if name not in own)
-    return Reference(document["info"]["title"], endpoints, objects)
+    objects = [_table(name, schemas[name]) for name in schemas if name not in own]
+    objects.append(_other_names(max(schemas.values(), key=_num_other_fields)["properties"]))
+    return Reference(document["info"]["title"], endpoints, tuple(sorted(objects, key=lambda table: table.name)))
 
 
 def as_markdown(described: Reference) -> str:
@@ -89,7 +98,9 @@ def _endpoint(path: str, method: str, route: Schema, schemas: Mapping[str, Schem
         body = json.dumps(examples[0], indent=2)
         example = f"curl {_URL}{shown} -H \"Content-Type: application/json\" -d '{body}'"
     statuses = tuple((code, _sentence(r["description"])) for code, r in route["responses"].items() if code != "200")
-    return Endpoint(f"{method.upper()} {path}", _sentence(route.get("description", "")), takes, example, statuses)
+    after_table = _AT_THE_TOP if name is not None and _num_other_fields(schemas[name]) else ""
+    about = _sentence(route.get("description", ""))
+    return Endpoint(f"{method.upper()} {path}", about, takes, after_table, example, statuses)
 
 
 def _body_name(route: Schema) -> str | None:
@@ -102,8 +113,25 @@ def _table(name: str, schema: Schema) -> Table:
     rows = tuple(
         (f"`{field}`", takes(of_field), _default(name, field, of_field, field in required), _sentence(_about(of_field)))
         for field, of_field in schema.get("properties", {}).items()
+        if OF_PARAMETER not in of_field
     )
     return Table(name, _sentence(schema.get("description", "")), rows)
+
+
+def _num_other_fields(schema: Schema) -> int:
+    """How many names of generate parameters a body takes besides its own fields."""
+    return sum(OF_PARAMETER in of_field for of_field in schema.get("properties", {}).values())
+
+
+def _other_names(properties: Schema) -> Table:
+    """The names of other servers. ``properties`` of a body have the types of the values."""
+    rows = tuple(
+        (f"`{name}`", takes(properties[name]), "", _sentence(f"{other.servers}: `{other.parameter}`. {other.note}"))
+        for name, other in OTHER_NAMES.items()
+    )
+    return Table(
+        _OTHER_NAMES, "What other servers call a generate parameter. The names are also taken in generate_kwargs.", rows
+    )
 
 
 def _default(name: str, field: str, schema: Schema, is_required: bool) -> str:
@@ -196,6 +224,8 @@ def _markdown_lines(described: Reference) -> Iterator[str]:
         yield from ("", f"## {endpoint.title}", "", endpoint.about)
         if endpoint.takes is not None:
             yield from ("", *_markdown_table(_HEADINGS, endpoint.takes.rows))
+        if endpoint.after_table:
+            yield from ("", endpoint.after_table)
         if endpoint.example is not None:
             yield from ("", "```bash", endpoint.example, "```")
         if endpoint.statuses:
@@ -217,6 +247,8 @@ def _html_blocks(described: Reference) -> Iterator[str]:
         yield f"<h2>{html.escape(endpoint.title)}</h2><p>{html.escape(endpoint.about)}</p>"
         if endpoint.takes is not None:
             yield _html_table(_HEADINGS, endpoint.takes.rows, names)
+        if endpoint.after_table:
+            yield f"<p>{_html_cell(endpoint.after_table, names)}</p>"
         if endpoint.example is not None:
             yield f"<pre>{html.escape(endpoint.example)}</pre>"
         if endpoint.statuses:

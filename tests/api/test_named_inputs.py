@@ -176,7 +176,7 @@ OUT_OF_RANGE: list[tuple[str, dict[str, Any], str]] = [
     ("33 temperature -1", {"temperature": -1}, "temperature"),
     ("37 top_p 1.5", {"top_p": 1.5}, "top_p"),
     ("37 top_p -0.1", {"top_p": -0.1}, "top_p"),
-    ("38 top_k -1", {"top_k": -1}, "top_k"),
+    ("38 top_k -2", {"top_k": -2}, "top_k"),
     ("39 min_p 2", {"min_p": 2}, "min_p"),
     ("39 typical_p 0", {"typical_p": 0}, "typical_p"),
     ("39 top_h 0", {"top_h": 0}, "top_h"),
@@ -207,7 +207,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("beyond float32", {"repetition_penalty": 1e300, "sequence_bias": [[[5], 1e300]]}, "infinite or not a number"),
     ("43 groups divide beams", {"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups"),
     ("44 more than the beams", {"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
-    ("44 greedy", {"do_sample": False, "num_return_sequences": 2}, "num_return_sequences"),
     ("45 max_length below the prompt", {"max_length": 2}, "max_length"),
     ("51 bad word beyond the vocabulary", {"bad_words_ids": [[40_000]]}, "bad_words_ids"),
     ("52 forced_eos", {"forced_eos_token_id": VOCABULARY}, "forced_eos_token_id"),
@@ -244,6 +243,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 HONOURED: list[tuple[str, dict[str, Any]]] = [
     ("34 integer temperature", {"temperature": 2}),
+    ("38 top_k -1", {"top_k": -1}),
     ("38 top_k 0", {"top_k": 0}),
     ("38 top_k 10**9", {"top_k": 10**9}),
     ("43 groups", {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "do_sample": False}),
@@ -274,8 +274,6 @@ def test_a_value_out_of_range(
 def test_a_value_that_is_refused(
     client: TestClient, path: str, content: dict[str, Any], status: int, said: list[str]
 ) -> None:
-    if path == OPENAI and "num_return_sequences" in content:
-        said = ["called `n`"]
     kwargs = content if "max_length" in content else {**FEW, **content}
     refused(client, path, body_for(path, kwargs), status, *said)
 
@@ -299,6 +297,14 @@ def test_32_temperature_0(client: TestClient) -> None:
 def test_36_no_number(client: TestClient, path: str, value: str, name: str) -> None:
     raw = json.dumps(body_for(path, {name: "HERE"})).replace('"HERE"', value).encode()
     refused(client, path, raw, 400 if path == OPENAI else 422, name)
+
+
+def test_44_greedy_sequences(client: TestClient) -> None:
+    """The answers of OpenAI's API are requests of their own."""
+    kwargs = {"do_sample": False, "num_return_sequences": 2, **FEW}
+    refused(client, CHAT, body_for(CHAT, kwargs), 400, "num_return_sequences")
+    one, other = client.post(OPENAI, json=body_for(OPENAI, kwargs)).json()["choices"]
+    assert one["message"] == other["message"]
 
 
 def test_44_two_samples_are_joined(client: TestClient) -> None:
@@ -386,7 +392,7 @@ def test_what_v1_refuses(client: TestClient, fields: dict[str, Any], status: int
 
 def test_88_nulls_of_the_sdk(client: TestClient) -> None:
     from phi3_serve.api.openai.schema import ChatCompletionRequest
-    from phi3_serve.api.openai.unsupported import REFUSED as REFUSED_FIELDS
+    from phi3_serve.api.refused_fields import REFUSED as REFUSED_FIELDS
 
     nulls = dict.fromkeys([*REFUSED_FIELDS, *ChatCompletionRequest.model_fields])
     body = {**nulls, "model": "tested", "messages": QUESTION, "max_tokens": 2}

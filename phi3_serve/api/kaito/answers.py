@@ -28,8 +28,9 @@ def chat_response(done: Done, body: ChatRequest, request: GenerationRequest) -> 
                 "completion_tokens": done.usage.completion_tokens,
             },
         }
-    if done.warnings:
-        response["warnings"] = done.warnings
+    ignored = [f"`{name[:64]}` is not a field; it had no effect." for name in body.unknown_fields]
+    if warnings := [*done.warnings, *ignored]:
+        response["warnings"] = warnings
     return response
 
 

@@ -3,7 +3,7 @@
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.core import Conversation, GenerationRequest, Message, RawPrompt, RequestOptions
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN
 from phi3_serve.text.template import render
 
 # KAITO's own texts
@@ -23,8 +23,8 @@ def generation_request(body: ChatRequest, *, model: str, request_id: str, option
         request_id=request_id,
         model=model,
         prompt=_prompt(body),
-        parameters=_parameters(body),
-        api_defaults=GenerationParameters() if body.generate_kwargs is None else CHAT_DEFAULTS,
+        parameters=body.generate_kwargs or NONE_GIVEN,
+        api_defaults=NONE_GIVEN if body.has_null_kwargs else CHAT_DEFAULTS,
         stream=body.stream,
         clean_up_tokenization_spaces=body.clean_up_tokenization_spaces,
         truncate_prompt=body.handle_long_generation == "hole",
@@ -42,17 +42,3 @@ def _prompt(body: ChatRequest) -> RawPrompt | Conversation:
     if not body.prompt:
         raise InvalidRequest(PROMPT_REQUIRED, "prompt")
     return RawPrompt(body.prompt, body.prefix or "")
-
-
-def _parameters(body: ChatRequest) -> GenerationParameters:
-    """The fields of generate_kwargs, and below them those of the top level."""
-    given = body.generate_kwargs or GenerationParameters()
-    max_tokens = body.max_tokens if given.max_length is None else None
-    top_level = GenerationParameters(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        repetition_penalty=body.repetition_penalty,
-        max_new_tokens=max_tokens,
-    )
-    return given.over(top_level)

@@ -12,6 +12,7 @@ from phi3_serve.api.kaito.errors import KAITO
 from phi3_serve.api.kaito.host_metrics import host_metrics
 from phi3_serve.api.kaito.requests import generation_request
 from phi3_serve.api.kaito.schema import ChatRequest, ChatResponse, HealthStatus, MessageResponse
+from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Service, cancel_on_disconnect, final_event
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Unauthorized
 from phi3_serve.observability.metrics import CONTENT_TYPE, accepts_prometheus
@@ -68,7 +69,7 @@ async def _chat(service: Service, http: Request, body: ChatRequest, model: str |
         request_id=uuid.uuid4().hex,
         options=service.options(http, stream=body.stream),
     )
-    events = service.events(http, request)
+    events = with_names_sent(service.events(http, request), body.names_sent)
     if body.stream:
         return await cancel_on_disconnect(http, sse.respond(chat_events(events, body, request), error_event))
 

@@ -1,15 +1,18 @@
 """KAITO's wire format: the bodies of requests and responses.
 
 Source: kaito at 870a79778, presets/workspace/inference/text-generation/inference_api.py, and its clients. Some of them
-send fields that KAITO did not know, so unknown top-level fields are ignored. Unknown generate parameters are refused.
+send fields that KAITO did not know. A field that nothing knows has no effect, and the answer has a warning.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field
 
-from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
+from phi3_serve.api.body_with_parameters import BodyWithParameters
+from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing
+from phi3_serve.api.refused_fields import unknown_fields
 from phi3_serve.parameters import Characters, GenerationParameters
 
 
@@ -36,7 +39,7 @@ class ChatMessage(BaseModel):
     """Always null."""
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(BodyWithParameters):
     """A prompt or a conversation, and how to answer it."""
 
     model_config = ConfigDict(
@@ -82,16 +85,16 @@ class ChatRequest(BaseModel):
     """Stream the answer as server-sent events."""
     model: str | None = None
     """The model that answers; by default the config's default_model. The model in the path /{model}/chat wins."""
-    temperature: Annotated[float, Ge(0), number("temperature")] | None = None
-    """The same as in generate_kwargs, which wins."""
-    top_p: Annotated[float, Ge(0), Le(1), number("top_p")] | None = None
-    """The same as in generate_kwargs, which wins."""
-    top_k: Annotated[int, Ge(0), number("top_k")] | None = None
-    """The same as in generate_kwargs, which wins."""
-    repetition_penalty: Annotated[float, Gt(0), number("repetition_penalty")] | None = None
-    """The same as in generate_kwargs, which wins."""
-    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | None = None
-    """Another name for max_new_tokens. max_new_tokens and max_length in generate_kwargs win."""
+
+    @classmethod
+    def refuse_fields(cls, body: Mapping[str, Any]) -> Sequence[str]:
+        """See the base class."""
+        return unknown_fields(body, cls.model_fields)
+
+    @property
+    def names_sent(self) -> Mapping[str, str]:
+        """Generate parameter → the name by which the client sent it."""
+        return {**super().names_sent, "prompt": "messages" if self.messages else "prompt"}
 
 
 class ChatResponse(BaseModel):

@@ -1,6 +1,6 @@
 """OpenAI's request bodies as ``GenerationRequest``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from phi3_serve.api.openai.schema import (
@@ -10,14 +10,14 @@ from phi3_serve.api.openai.schema import (
     CompletionRequest,
     RequestBody,
 )
+from phi3_serve.api.parameter_names import WHOLE_CONTEXT, sequence_bias
 from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.text.template import render
 
-_WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
 # OpenAI documents temperature 1 and no cut. transformers' own defaults are greedy search and top_k 50.
-_DEFAULTS = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=_WHOLE_CONTEXT)
+_DEFAULTS = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=WHOLE_CONTEXT)
 _COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
 _NUM_SEEDS = 2**63
 
@@ -34,7 +34,7 @@ def chat_requests(
         raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
     parameters = _parameters(
         body,
-        max_new_tokens=body.max_completion_tokens or body.max_tokens,
+        max_new_tokens=_max_new_tokens(body.max_completion_tokens or body.max_tokens),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     prompt = render([_message(message) for message in body.messages])
@@ -51,13 +51,15 @@ def completion_requests(
     """
     if body.logprobs is not None and body.echo:
         raise InvalidRequest("`logprobs` is not offered with `echo`: prompts are not scored.", "logprobs")
-    if (num_answers := len(body.prompts) * (body.n or 1)) > MAX_ANSWERS:
+    if (num_answers := len(body.prompts) * body.num_answers) > MAX_ANSWERS:
         raise InvalidRequest(
-            f"`prompt` has {len(body.prompts)} prompts and `n` is {body.n}, which makes {num_answers} answers; "
-            f"one call may ask for at most {MAX_ANSWERS}.",
+            f"`prompt` has {len(body.prompts)} prompts and `n` is {body.num_answers}, which makes {num_answers} "
+            f"answers; one call may ask for at most {MAX_ANSWERS}.",
             "n",
         )
-    parameters = _parameters(body, max_new_tokens=body.max_tokens or _COMPLETION_TOKENS, top_logprobs=body.logprobs)
+    parameters = _parameters(
+        body, max_new_tokens=_max_new_tokens(body.max_tokens or _COMPLETION_TOKENS), top_logprobs=body.logprobs
+    )
     return _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
 
 
@@ -73,7 +75,7 @@ def echoed_prompts(body: CompletionRequest) -> list[str]:
     texts = [prompt.text for prompt in prompts if isinstance(prompt, RawPrompt)]
     if len(texts) < len(prompts):
         raise InvalidRequest("`echo` is not offered for a prompt of token ids.", "echo")
-    return [text for text in texts for _ in range(body.n or 1)]
+    return [text for text in texts for _ in range(body.num_answers)]
 
 
 def _message(message: ChatCompletionMessage) -> Message:
@@ -92,9 +94,12 @@ def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
 
 
 def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: int | None) -> GenerationParameters:
-    """The parameters of generate_kwargs, and below them those of the body's other fields."""
-    given = body.generate_kwargs or GenerationParameters()
-    _check_fields(body, given)
+    """The fields of the body and of generate_kwargs."""
+    given = body.parameters
+    if body.stop is not None and given.stop_strings is not None:
+        raise InvalidRequest("`stop` and `stop_strings` mean the same; send one of them.", "stop")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
     temperature = body.temperature if given.temperature is None else given.temperature
     if temperature == 0:  # generate() refuses 0 and calls it do_sample false
         given = replace(given, temperature=None)
@@ -108,21 +113,15 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
         seed=None if body.seed is None else body.seed % _NUM_SEEDS,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        sequence_bias=_sequence_bias(body.logit_bias or {}) or None,
+        sequence_bias=sequence_bias(body.logit_bias or {}) or None,
         stop_strings=body.stops or None,
         top_logprobs=top_logprobs,
     )
     return given.over(of_fields)
 
 
-def _check_fields(body: RequestBody, given: GenerationParameters) -> None:
-    if given.num_return_sequences is not None:
-        raise InvalidRequest("`num_return_sequences` is called `n` here; send that.", "num_return_sequences")
-    for field, name in (("stop", "stop_strings"), ("logit_bias", "sequence_bias")):
-        if getattr(body, field) is not None and getattr(given, name) is not None:
-            raise InvalidRequest(f"`{field}` and `{name}` of generate_kwargs mean the same; send one of them.", field)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
+def _max_new_tokens(max_tokens: int | None) -> int | None:
+    return None if max_tokens == -1 else max_tokens
 
 
 def _requests(
@@ -134,7 +133,7 @@ def _requests(
     request_id: str,
     options: RequestOptions,
 ) -> list[GenerationRequest]:
-    each_answer = _parameters_of_each_answer(parameters, body.n or 1)
+    each_answer = _parameters_of_each_answer(parameters, body.num_answers)
     return [
         GenerationRequest(
             request_id=f"{request_id}-{number}",
@@ -153,17 +152,6 @@ def _parameters_of_each_answer(parameters: GenerationParameters, n: int) -> list
     """One beam search gives its ``n`` best sequences. Sampled answers are ``n`` requests, so that each is streamed."""
     if parameters.asks_for_beams:
         return [parameters.over(GenerationParameters(num_return_sequences=n))]
-    seed = parameters.seed
+    parameters, seed = replace(parameters, num_return_sequences=None), parameters.seed
     seeds = [GenerationParameters(seed=None if seed is None else (seed + i) % _NUM_SEEDS) for i in range(n)]
     return [of_answer.over(parameters) for of_answer in seeds]
-
-
-def _sequence_bias(logit_bias: Mapping[str, float]) -> list[tuple[list[int], float]]:
-    biases = []
-    for token, bias in logit_bias.items():
-        if not token.isascii() or not token.isdigit() or len(token) > 9:
-            raise InvalidRequest(
-                f'`logit_bias` names {token[:32]!r}; its keys are token ids, such as "306".', "logit_bias"
-            )
-        biases.append(([int(token)], bias))
-    return biases

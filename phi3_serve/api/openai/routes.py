@@ -12,7 +12,6 @@ from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
 from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from phi3_serve.api.openai.errors import OPENAI
-from phi3_serve.api.openai.field_names import with_field_names
 from phi3_serve.api.openai.models import describe_model
 from phi3_serve.api.openai.requests import chat_requests, completion_requests, echoed_prompts
 from phi3_serve.api.openai.schema import (
@@ -24,6 +23,7 @@ from phi3_serve.api.openai.schema import (
     RequestBody,
 )
 from phi3_serve.api.openai.stream import completion_events, error_event, merged
+from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event
 from phi3_serve.config import ModelConfig
 from phi3_serve.core import Done, GenerationRequest
@@ -82,8 +82,8 @@ async def _respond(
     requests: Sequence[GenerationRequest],
     builder: ResponseBuilder,
 ) -> Response:
-    sources = [with_field_names(service.events(http, request), body) for request in requests]
-    n = body.n or 1
+    sources = [with_names_sent(service.events(http, request), body.names_sent) for request in requests]
+    n = body.num_answers
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = completion_events(merged(sources), builder, n=n, with_usage=with_usage)

@@ -3,21 +3,40 @@
 Source: the API reference as the ``openai`` SDK 3.57 types it. A null is the same as a field that is left out.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
-from phi3_serve.api.openai.unsupported import MEDIA, refuse_unsupported
-from phi3_serve.parameters import MAX_SEQUENCES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Characters, StopString
+from phi3_serve.api.refused_fields import not_a_field, unknown_fields
+from phi3_serve.parameters import (
+    MAX_SEQUENCES,
+    MAX_STOP_STRINGS,
+    MAX_TOP_LOGPROBS,
+    NONE_GIVEN,
+    Characters,
+    GenerationParameters,
+    StopString,
+)
 
 MAX_PROMPTS = 128  # LangChain sends 20 in one call, by default
 MAX_ANSWERS = 1024  # of all prompts of one call together
 # At most the longest context of the Phi-3 family. The replica, which knows the vocabulary, checks the ids.
 TokenIds = Annotated[list[Annotated[int, Ge(0), number("prompt")]], Len(1, 131_072)]
+# The type of a part of a message → what it is. The model has no use for any of them.
+MEDIA: Mapping[str, str] = {
+    "image_url": "Pictures",
+    "input_image": "Pictures",
+    "input_audio": "Sound recordings",
+    "audio_url": "Sound recordings",
+    "video_url": "Videos",
+    "file": "Files",
+    "input_file": "Files",
+}
 
 
 class StreamOptions(BaseModel):
@@ -31,15 +50,18 @@ class StreamOptions(BaseModel):
     """Padding against eavesdroppers is not offered."""
 
 
-class RequestBody(BaseModel):
+class RequestBody(BodyWithParameters):
     """The fields of both endpoints."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False, extra="ignore")
 
+    prompt_field: ClassVar[str]
+
     model: str
     """The model that answers, as `/v1/models` lists it. Other spellings of a catalogue name are accepted too."""
-    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | None = None
-    """Most tokens of the answer. By default 16 for completions, and the rest of the context for chat."""
+    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | Literal[-1] | None = None
+    """Most tokens of the answer; -1 is no limit but the context. By default 16 for completions, and the rest of the
+    context for chat."""
     temperature: Annotated[float, Ge(0), Le(2), number("temperature")] | None = None
     """Above 1 answers vary more, below 1 less; 0 always takes the likeliest token. By default 1."""
     top_p: Annotated[float, Ge(0), Le(1), number("top_p")] | None = None
@@ -61,16 +83,34 @@ class RequestBody(BaseModel):
     stream_options: StreamOptions | None = None
     """Options of the stream; only with stream."""
     generate_kwargs: GenerateKwargs | None = None
-    """Any generate parameter of `/chat` by name (`extra_body` in the SDK). It wins over the fields above."""
+    """Any generate parameter by name (`extra_body` in the SDK)."""
     prompt_cache_key: str | None = None
     """Requests with the same key go to the same replica if the config has `routing: prefix`."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported_fields(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            refuse_unsupported(given, cls.model_fields)
-        return given
+    def refuse_fields(cls, body: Mapping[str, Any]) -> Sequence[str]:
+        """See the base class."""
+        for name in unknown_fields(body, cls.model_fields):
+            raise not_a_field(name)
+        return ()
+
+    @property
+    def parameters(self) -> GenerationParameters:
+        """The generate parameters that are no fields of their own here."""
+        return self.generate_kwargs or NONE_GIVEN
+
+    @property
+    def num_answers(self) -> int:
+        """Answers to each prompt."""
+        return self.n or self.parameters.num_return_sequences or 1
+
+    @property
+    def names_sent(self) -> Mapping[str, str]:
+        """Generate parameter → the name by which the client sent it; also those that only mean the same here."""
+        names = super().names_sent
+        length = {"max_length": names["max_new_tokens"]} if "max_new_tokens" in names else {}
+        logprobs = {"top_logprobs": "logprobs"} if "logprobs" in self.model_fields_set else {}
+        return {**length, **logprobs, **names, "prompt": self.prompt_field}
 
     @property
     def stops(self) -> list[str]:
@@ -144,6 +184,8 @@ class ChatCompletionRequest(RequestBody):
         }
     )
 
+    prompt_field = "messages"
+
     messages: Annotated[list[ChatCompletionMessage], Len(1, 1024)]
     """The conversation. The turns may have any order that the model's chat template takes."""
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
@@ -166,6 +208,8 @@ class CompletionRequest(RequestBody):
         }
     )
 
+    prompt_field = "prompt"
+
     prompt: (
         Characters
         | Annotated[list[Characters], Len(1, MAX_PROMPTS)]
@@ -176,7 +220,7 @@ class CompletionRequest(RequestBody):
     becomes the control token."""
     echo: bool | None = None
     """Put the prompt before the answer."""
-    logprobs: Annotated[int, Ge(0), Le(5), number("logprobs")] | None = None
+    logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS), number("logprobs")] | None = None
     """Return the log-probability of each token and of this many of the likeliest; not with echo. A stream has all of
     them in the chunk with the finish_reason."""
 

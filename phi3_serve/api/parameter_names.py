@@ -1,0 +1,150 @@
+"""Where a client may put a generate parameter, and by which names: the same for every API.
+
+A parameter may be a field of the body or of its ``generate_kwargs``, by its own name or by that of another server.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import NAMES
+
+KWARGS = "generate_kwargs"
+WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherName:
+    """What another server's name of a generate parameter means here."""
+
+    parameter: str
+    servers: str
+    note: str = ""  # what else the reference says
+    schema: Json | None = None  # JSON schema of the value; that of the parameter if None
+    parameters: Callable[[Any, Json], Json] | None = None  # of the value and its siblings; the value itself if None
+
+    def parameters_of(self, value: Any, siblings: Json) -> Json:
+        """The generate parameters that ``value`` sets; ``siblings`` are the fields beside it."""
+        return {self.parameter: value} if self.parameters is None else self.parameters(value, siblings)
+
+
+def sequence_bias(logit_bias: Mapping[str, float]) -> list[tuple[list[int], float]]:
+    """OpenAI's ``logit_bias``, from token ids as text to biases, as the parameter ``sequence_bias``.
+
+    Raises:
+        InvalidRequest: a key is no token id.
+    """
+    for token in logit_bias:
+        if not token.isascii() or not token.isdigit() or len(token) > 9:
+            raise InvalidRequest(
+                f'`logit_bias` names {token[:32]!r}; its keys are token ids, such as "306".', "logit_bias"
+            )
+    return [([int(token)], bias) for token, bias in logit_bias.items()]
+
+
+def _sequence_bias(value: Any, _: Json) -> Json:
+    if not isinstance(value, dict):
+        return {"sequence_bias": value}
+    return {"sequence_bias": [list(pair) for pair in sequence_bias(value)]} if value else {}  # as JSON has them
+
+
+def _length(value: Any, _: Json) -> Json:
+    """The negative values of llama.cpp and ollama mean no limit but the context."""
+    return {"max_length": WHOLE_CONTEXT} if value in (-1, -2) else {"max_new_tokens": value}
+
+
+def _top_k(value: Any, _: Json) -> Json:
+    """-1 turns the cut-off off at vLLM, SGLang and llama.cpp."""
+    return {"top_k": 0 if value == -1 and not isinstance(value, bool) else value}
+
+
+_UNLIMITED = {"type": "integer", "minimum": -2, "not": {"const": 0}}
+_OR_MINUS_ONE = {"type": "integer", "minimum": -1}
+_BIASES = {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": 1024}
+
+OTHER_NAMES: Mapping[str, OtherName] = {
+    "max_tokens": OtherName(
+        "max_new_tokens", "KAITO, OpenAI", "-1 is no limit but the context, as at llama.cpp.", _UNLIMITED, _length
+    ),
+    "max_completion_tokens": OtherName("max_new_tokens", "OpenAI"),
+    "n_predict": OtherName(
+        "max_new_tokens", "llama.cpp", "-1 and -2 are no limit but the context.", _UNLIMITED, _length
+    ),
+    "num_predict": OtherName(
+        "max_new_tokens", "ollama", "-1 and -2 are no limit but the context.", _UNLIMITED, _length
+    ),
+    "min_tokens": OtherName("min_new_tokens", "vLLM, SGLang"),
+    "n": OtherName("num_return_sequences", "OpenAI"),
+    "logit_bias": OtherName("sequence_bias", "OpenAI", "Token ids as text, and their biases.", _BIASES, _sequence_bias),
+    "top_k": OtherName("top_k", "vLLM, SGLang", "-1 is off, as 0 is.", _OR_MINUS_ONE, _top_k),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GivenParameters:
+    """The generate parameters of one body, from all places."""
+
+    values: dict[str, Any] = field(default_factory=dict)  # parameter → value; without the own fields of the body
+    places: dict[str, tuple[str, ...]] = field(default_factory=dict)  # parameter → keys from the body to the value
+
+
+def place_of(body: Any, parameter: str) -> tuple[str, ...]:
+    """The keys of the value in ``body`` that sets ``parameter``."""
+    for place, name, _ in _fields(body) if isinstance(body, dict) else ():
+        if name == parameter or (name in OTHER_NAMES and OTHER_NAMES[name].parameter == parameter):
+            return place
+    return KWARGS, parameter
+
+
+def is_name(name: str) -> bool:
+    """Whether a generate parameter has this name, here or at another server."""
+    return name in NAMES or name in OTHER_NAMES
+
+
+def given_parameters(body: Json, own_fields: Collection[str] = ()) -> GivenParameters:
+    """The parameters of ``body``; null is the same as a field that is left out.
+
+    The schema has ``own_fields``. They are compared with the others, and are not among the values.
+
+    Raises:
+        InvalidRequest: a parameter is given twice, with different values.
+    """
+    given = GivenParameters()
+    values: dict[str, Any] = {}
+    for place, name, value in _fields(body):
+        siblings = body if len(place) == 1 else body[KWARGS]
+        other = OTHER_NAMES.get(name)
+        for parameter, of_parameter in (
+            {name: value} if other is None else other.parameters_of(value, siblings)
+        ).items():
+            is_own = len(place) == 1 and name in own_fields
+            if parameter in values and values[parameter] != of_parameter:
+                earlier = given.places[parameter]
+                if not (is_own and earlier[-1] in own_fields):  # the API itself decides between its own fields
+                    raise _differ(earlier, place)
+            values.setdefault(parameter, of_parameter)
+            given.places.setdefault(parameter, place)
+            if not is_own:
+                given.values[parameter] = of_parameter
+    return given
+
+
+def _differ(one: tuple[str, ...], other: tuple[str, ...]) -> InvalidRequest:
+    names = [".".join(place) for place in (one, other)]
+    return InvalidRequest(
+        f"`{names[0]}` and `{names[1]}` mean the same, and their values differ; send one of them.", names[0]
+    )
+
+
+def _fields(body: Json) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """The keys, the name and the value of each parameter."""
+    for name, value in body.items():
+        if is_name(name) and value is not None:
+            yield (name,), name, value
+    in_kwargs = body.get(KWARGS)
+    for name, value in in_kwargs.items() if isinstance(in_kwargs, dict) else ():
+        if value is not None or not is_name(name):
+            yield (KWARGS, str(name)), str(name), value

@@ -1,0 +1,182 @@
+"""Fields of a body that this server does not honour: OpenAI's and those of other servers, for every API.
+
+Sources: OpenAI's API reference as the ``openai`` SDK 3.57 types it, of which every field that the schema lacks is here;
+vLLM at 002032ee (vllm/entrypoints/openai), SGLang at 004c82e0 (srt/entrypoints/openai/protocol.py), llama.cpp at
+00dc8057 (tools/server/README.md), ollama at fb307609 (docs/api).
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from phi3_serve import parameters
+from phi3_serve.api.parameter_names import OTHER_NAMES, is_name
+from phi3_serve.errors import InvalidRequest, did_you_mean
+from phi3_serve.parameters import NAMES, NEVER, is_one_of
+
+_TOOLS = "tools are not offered: Phi-3 was not trained to call any"
+_TEXT_ONLY = "the model reads and writes text only"
+_PLATFORM = "it belongs to OpenAI's platform; this server stores nothing and looks nothing up"
+_FORMAT = "answers in a given format are not offered"
+_REASONING = "Phi-3 has no separate reasoning"
+_CODE = "it would run code that the request brings"
+_PROMPT_LOGPROBS = "prompts are not scored"
+_OTHER_SAMPLER = "this sampler is not offered; the parameters of generate_kwargs are"
+_ADAPTERS = "adapters are not offered"
+_REQUEST_ID = "send the header X-Request-Id"
+_INTERNALS = "the model's internals are not returned"
+_PLACEMENT = "it sets where the server computes, not what it answers"
+_IDS = "the ids of the tokens are not returned; return_dict_in_generate of /chat returns them"
+
+# Field → the reason of the refusal, and the values that pass because they ask for nothing. A null always passes.
+REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
+    # OpenAI
+    "tools": (_TOOLS, ([],)),
+    "tool_choice": (_TOOLS, ("none", "auto")),
+    "parallel_tool_calls": (_TOOLS, (True, False)),
+    "functions": (_TOOLS, ([],)),
+    "function_call": (_TOOLS, ("none", "auto")),
+    "response_format": (_FORMAT, ({"type": "text"},)),
+    "modalities": (_TEXT_ONLY, (["text"],)),
+    "audio": (_TEXT_ONLY, ()),
+    "prediction": (
+        "predicted outputs are not offered; prompt_lookup_num_tokens has a similar effect",
+        (),
+    ),
+    "reasoning_effort": (_REASONING, ("none",)),
+    "verbosity": ("the model has no such setting; ask for a short answer in the system prompt", ("medium",)),
+    "web_search_options": (_PLATFORM, ()),
+    "store": (_PLATFORM, (False,)),
+    "service_tier": (_PLATFORM, ("auto", "default")),
+    "moderation": (_PLATFORM, ()),
+    "suffix": ("Phi-3 continues a text and cannot fill a gap", ("",)),
+    "best_of": ("the server does not pick the best answer; n returns all of them", (1,)),
+    # vLLM and SGLang
+    "logits_processors": (_CODE, ([],)),
+    "custom_logit_processor": (_CODE, ()),
+    "custom_params": (_CODE, ({},)),
+    "vllm_xargs": (_CODE, ({},)),
+    "prompt_logprobs": (_PROMPT_LOGPROBS, ()),
+    "prompt_logprob_token_ids": (_PROMPT_LOGPROBS, ()),
+    "logprob_token_ids": ("top_logprobs returns the likeliest tokens, and no others", ()),
+    "structured_outputs": (_FORMAT, ({},)),
+    "guided_json": (_FORMAT, ()),
+    "guided_regex": (_FORMAT, ()),
+    "guided_choice": (_FORMAT, ()),
+    "guided_grammar": (_FORMAT, ()),
+    "guided_decoding_backend": (_FORMAT, ()),
+    "guided_whitespace_pattern": (_FORMAT, ()),
+    "json_schema": (_FORMAT, ({},)),
+    "regex": (_FORMAT, ("",)),
+    "ebnf": (_FORMAT, ("",)),
+    "chat_template": ("the template of the checkpoint applies", ()),
+    "chat_template_kwargs": ("the template of Phi-3 has no settings", ({},)),
+    "add_generation_prompt": ("the answer is always that of the assistant", (True,)),
+    "continue_final_message": ("an answer is always a new message", (False,)),
+    "documents": ("the template of Phi-3 has no documents", ([],)),
+    "mm_processor_kwargs": (_TEXT_ONLY, ({},)),
+    "media_io_kwargs": (_TEXT_ONLY, ({},)),
+    "prompt_embeds": (_TEXT_ONLY, ()),
+    "priority": ("requests run in the order of their arrival", (0,)),
+    "request_id": (_REQUEST_ID, ()),
+    "rid": (_REQUEST_ID, ()),
+    "cache_salt": ("all requests to a model share its prefix cache", ()),
+    "kv_transfer_params": (_PLACEMENT, ({},)),
+    "ec_transfer_params": (_PLACEMENT, ({},)),
+    "return_token_ids": (_IDS, (False,)),
+    "return_tokens_as_token_ids": (_IDS, (False,)),
+    "return_hidden_states": (_INTERNALS, (False,)),
+    "return_routed_experts": (_INTERNALS, (False,)),
+    "repetition_detection": ("no_repeat_ngram_size and repetition_penalty prevent repetition", ({},)),
+    "thinking_token_budget": (_REASONING, (-1,)),
+    "stream_interval": ("the server decides how many tokens a chunk of a stream has", (1,)),
+    "stop_regex": ("a pattern cannot end an answer; stop takes strings", ()),
+    "lora_path": (_ADAPTERS, ()),
+    "session_params": (_PLATFORM, ({},)),
+    # llama.cpp and ollama
+    "grammar": (_FORMAT, ("",)),
+    "format": (_FORMAT, ("",)),
+    "lora": (_ADAPTERS, ([],)),
+    "mirostat": (_OTHER_SAMPLER, (0,)),
+    "tfs_z": (_OTHER_SAMPLER, (1, 1.0)),
+    "dynatemp_range": (_OTHER_SAMPLER, (0, 0.0)),
+    "xtc_probability": (_OTHER_SAMPLER, (0, 0.0)),
+    "dry_multiplier": (_OTHER_SAMPLER, (0, 0.0)),
+    "top_n_sigma": (_OTHER_SAMPLER, (-1, -1.0)),
+    "samplers": ("the samplers run in the order of transformers", ()),
+    "min_keep": ("a cut-off keeps one token, or more with beams", (0, 1)),
+    "n_probs": ("send logprobs", (0,)),
+    "n_keep": ("a prompt that is too long is refused, not shifted", (0,)),
+    "num_keep": ("a prompt that is too long is refused, not shifted", (0,)),
+    "num_ctx": ("the context is that of the model", ()),
+    "n_indent": ("indentation is not controlled", (0,)),
+    "t_max_predict_ms": ("send max_time, in seconds", (0, -1)),
+    "id_slot": (_PLACEMENT, (-1,)),
+    "options": ("ollama's options are fields of the body here", ({},)),
+    "keep_alive": ("the config of the server decides when a model sleeps", ()),
+    "think": (_REASONING, (False,)),
+    "timings_per_token": ("chunks have no timings", (False,)),
+    "return_tokens": (_IDS, (False,)),
+    "return_progress": ("a stream shows no progress of the prompt", (False,)),
+    "post_sampling_probs": ("log-probabilities are those of the model", (False,)),
+}
+# Records of the caller, and what changes no answer.
+IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        # vLLM and SGLang
+        "session_id",
+        "include_reasoning",
+        "separate_reasoning",
+        "stream_reasoning",
+        # llama.cpp: the cache changes no answer, and the others only set what a refused field turns on
+        "cache_prompt",
+        "mirostat_tau",
+        "mirostat_eta",
+        "dynatemp_exponent",
+        "xtc_threshold",
+        "dry_base",
+        "dry_allowed_length",
+        "dry_penalty_last_n",
+        "dry_sequence_breakers",
+    }
+)
+
+
+def unknown_fields(body: Mapping[str, object], own_fields: Collection[str]) -> list[str]:
+    """The fields of ``body`` that no server has. ``own_fields`` are those of the schema. A null always passes.
+
+    Raises:
+        InvalidRequest: a field is refused, or its name is close to one that is known.
+    """
+    unknown = []
+    for name, value in body.items():
+        if value is None or name in own_fields or name in IGNORED or is_name(name):
+            continue
+        if (reason := _reason(name, value)) is not None:
+            raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
+        if name not in _REASONS:
+            _refuse_close_name(name, own_fields)
+            unknown.append(name)
+    return unknown
+
+
+def not_a_field(name: str) -> InvalidRequest:
+    """The error for a field that nothing knows."""
+    return InvalidRequest(f"`{name[:64]}` is not a field.", name[:64])
+
+
+_REASONS = {**parameters.REFUSED, **REFUSED, **{name: (reason, ()) for name, reason in NEVER.items()}}
+
+
+def _reason(name: str, value: object) -> str | None:
+    """Why ``value`` is refused; None if it is not."""
+    reason, without_effect = _REASONS.get(name, ("", ()))
+    return reason if reason and not is_one_of(value, without_effect) else None
+
+
+def _refuse_close_name(name: str, own_fields: Iterable[str]) -> None:
+    if hint := did_you_mean(name, [*own_fields, *NAMES, *OTHER_NAMES, *_REASONS], ""):
+        raise InvalidRequest(f"`{name[:64]}` is not a field{hint}", name[:64])

@@ -1,0 +1,279 @@
+"""Generate parameters as fields of the body, by their own names and by those of other servers, in every API."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from starlette.testclient import TestClient
+
+from phi3_serve.api.kaito.schema import ChatRequest
+from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
+from phi3_serve.api.parameter_names import OTHER_NAMES
+from phi3_serve.api.refused_fields import IGNORED, REFUSED
+from phi3_serve.parameters import NAMES, NEVER
+from phi3_serve.parameters import REFUSED as REFUSED_PARAMETERS
+from tests.support import ENDLESS
+
+PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
+MESSAGES = [{"role": "user", "content": "How to explain Internet for a medieval knight?"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/chat": {"prompt": PROMPT, "return_full_text": False},
+    "/v1/completions": {"model": "tested", "prompt": PROMPT},
+    "/v1/chat/completions": {"model": "tested", "messages": MESSAGES},
+}
+SHORT = {"max_new_tokens": 12}
+each_api = pytest.mark.parametrize("path", list(BODIES))
+
+
+def answer(client: TestClient, path: str, fields: dict[str, Any], kwargs: dict[str, Any] | None = None) -> list[str]:
+    """The texts of the answer."""
+    body = {**BODIES[path], **fields, **({} if kwargs is None else {"generate_kwargs": kwargs})}
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    content = response.json()
+    if path == "/chat":
+        return content.get("Results", [content["Result"]])  # type: ignore[no-any-return]
+    return [choice["text"] if "text" in choice else choice["message"]["content"] for choice in content["choices"]]
+
+
+def refusal(client: TestClient, path: str, fields: dict[str, Any]) -> tuple[str, str | None]:
+    """The message of the error, and the field that it names."""
+    response = client.post(path, json={**BODIES[path], **fields})
+    assert response.status_code in (400, 422), response.text
+    content = response.json()
+    if path != "/chat":
+        return content["error"]["message"], content["error"]["param"]
+    detail = content["detail"]
+    if isinstance(detail, str):
+        return detail, None
+    return detail[0]["msg"], ".".join(str(part) for part in detail[0]["loc"][1:])
+
+
+# Each of them changes the answer.
+PARAMETERS: list[dict[str, Any]] = [
+    {"do_sample": False},
+    {"top_k": 1},
+    {"min_p": 1.0},
+    {"typical_p": 0.01, "seed": 3},
+    {"repetition_penalty": 5.0, "do_sample": False},
+    {"no_repeat_ngram_size": 1, "do_sample": False},
+    {"num_beams": 3, "length_penalty": -2.0, "early_stopping": True, "do_sample": False},
+    {"suppress_tokens": list(range(3, 600)), "do_sample": False},
+    {"num_beams": 2, "num_return_sequences": 2, "do_sample": False},
+    {"eos_token_id": 703, "suppress_tokens": [703], "do_sample": False},
+]
+
+
+@each_api
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=" ".join)
+def test_a_field_is_the_same_as_in_generate_kwargs(client: TestClient, path: str, parameters: dict[str, Any]) -> None:
+    expected = answer(client, path, {}, {**SHORT, **parameters})
+    assert answer(client, path, {**SHORT, **parameters}) == expected
+    assert answer(client, path, parameters, SHORT) == expected
+    assert answer(client, path, parameters, {**SHORT, **parameters}) == expected
+
+
+@each_api
+@pytest.mark.parametrize(
+    ("name", "value", "parameters"),
+    [
+        ("max_tokens", 3, {"max_new_tokens": 3}),
+        ("max_completion_tokens", 3, {"max_new_tokens": 3}),
+        ("n_predict", 3, {"max_new_tokens": 3}),
+        ("num_predict", 3, {"max_new_tokens": 3}),
+        ("n", 2, {"num_return_sequences": 2}),
+        ("logit_bias", {"400": 100}, {"sequence_bias": [[[400], 100]]}),
+        ("min_tokens", 9, {"min_new_tokens": 9}),
+        ("top_k", -1, {"top_k": 0}),
+    ],
+)
+def test_the_name_of_another_server(
+    client: TestClient, path: str, name: str, value: Any, parameters: dict[str, Any]
+) -> None:
+    others = {"seed": 4, **({} if "max_new_tokens" in parameters else SHORT)}
+    if name == "n" and path != "/chat":
+        others["num_beams"] = 2  # sampled answers have seeds of their own in OpenAI's API
+    expected = answer(client, path, {}, {**others, **parameters})
+    assert answer(client, path, {name: value, **others}) == expected
+    assert answer(client, path, others, {name: value}) == expected
+
+
+@each_api
+@pytest.mark.parametrize(
+    "unlimited", [{"max_tokens": -1}, {"n_predict": -1}, {"num_predict": -1}, {"num_predict": -2}], ids=str
+)
+def test_minus_one_is_no_limit_but_the_context(client: TestClient, path: str, unlimited: dict[str, Any]) -> None:
+    fields = {"do_sample": False, "temperature": 1, **ENDLESS, **unlimited}
+    details = {"return_dict_in_generate": True} if path == "/chat" else {}
+    content = client.post(path, json={**BODIES[path], **fields, **details}).json()
+    usage = content["Details"]["usage"] if path == "/chat" else content["usage"]
+    assert usage["prompt_tokens"] + usage["completion_tokens"] == 2048
+
+
+@each_api
+@pytest.mark.parametrize(
+    ("fields", "one", "other"),
+    [
+        ({"top_k": 5, "generate_kwargs": {"top_k": 6}}, "top_k", "generate_kwargs.top_k"),
+        ({"min_tokens": 2, "generate_kwargs": {"min_new_tokens": 3}}, "min_tokens", "generate_kwargs.min_new_tokens"),
+        ({"max_tokens": 2, "n_predict": 3}, "max_tokens", "n_predict"),
+        ({"generate_kwargs": {"n_predict": 3, "max_new_tokens": 4}}, "generate_kwargs.n_predict", "generate_kwargs.max_new_tokens"),
+        ({"temperature": 0.5, "generate_kwargs": {"temperature": 0.6}}, "temperature", "generate_kwargs.temperature"),
+        ({"n": 2, "num_return_sequences": 3}, "n", "num_return_sequences"),
+        ({"logit_bias": {"5": 1}, "generate_kwargs": {"sequence_bias": [[[5], 2]]}}, "logit_bias", "generate_kwargs.sequence_bias"),
+    ],
+)  # fmt: skip
+def test_two_values_are_refused(client: TestClient, path: str, fields: dict[str, Any], one: str, other: str) -> None:
+    message, param = refusal(client, path, fields)
+    assert message == f"`{one}` and `{other}` mean the same, and their values differ; send one of them."
+    assert param in (None, one)
+
+
+@each_api
+@pytest.mark.parametrize(
+    ("fields", "param", "text"),
+    [
+        ({"top_k": -2}, "top_k", "greater than or equal to 0"),
+        ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
+        ({"min_tokens": True}, "min_tokens", "`min_tokens` does not take true or false"),
+        ({"generate_kwargs": {"min_tokens": True}}, "generate_kwargs.min_tokens", "`min_tokens` does not take"),
+        ({"eos_token_id": [1, -1]}, "eos_token_id.1", "greater than or equal to 0"),
+        ({"early_stopping": "nevr"}, "early_stopping", "'never'"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids.0", "at least 1 item"),
+        ({"generate_kwargs": []}, "generate_kwargs", "JSON object"),
+        ({"generate_kwargs": [], "top_k": 5}, "generate_kwargs", "JSON object"),
+    ],
+)
+def test_a_wrong_value_is_named_where_it_was_sent(
+    client: TestClient, path: str, fields: dict[str, Any], param: str, text: str
+) -> None:
+    message, named = refusal(client, path, fields)
+    assert named == param
+    assert text in message
+
+
+@each_api
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"logit_bias": {"9999": 1}}, "`logit_bias` holds token id 9999"),
+        ({"logit_bias": {"x": 1}}, "`logit_bias` names 'x'"),
+        ({"eos_token_id": 9999}, "`eos_token_id` holds token id 9999"),
+        ({"num_beams": 2, "n": 3}, "`n` (3) has to be smaller or equal to `num_beams` (2)"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "`num_return_sequences` (3) has to be smaller"),
+        ({"num_beams": 2, "top_logprobs": 1, "logprobs": 1}, "is not offered with `num_beams`"),
+    ],
+)
+def test_what_the_model_refuses_has_the_name_that_was_sent(
+    client: TestClient, path: str, fields: dict[str, Any], text: str
+) -> None:
+    if path == "/chat":
+        fields = {name: value for name, value in fields.items() if name != "logprobs"}
+    assert text in refusal(client, path, fields)[0]
+
+
+@each_api
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("temprature", 1, "`temprature` is not a field; did you mean `temperature`?"),
+        ("top-k", 1, "`top-k` is not a field; did you mean `top_k`?"),
+        ("min_completion_tokens", 1, "`min_completion_tokens` is not a field"),
+        ("max_predict_tokens", 1, "`max_predict_tokens` is not a field"),
+        ("logits_processors", ["my.module"], "it would run code that the request brings"),
+        ("prompt_logprobs", 1, "prompts are not scored"),
+        ("guided_json", {"type": "object"}, "answers in a given format are not offered"),
+        ("mirostat", 2, "this sampler is not offered"),
+        ("options", {"num_predict": 5}, "ollama's options are fields of the body here"),
+        ("penalty_alpha", 0.6, "contrastive search is not offered"),
+        ("input_ids", [1], "it takes a tensor; send the prompt as text"),
+        ("tools", [{"type": "function"}], "tools are not offered"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(
+    client: TestClient, path: str, name: str, value: Any, text: str
+) -> None:
+    message, param = refusal(client, path, {name: value})
+    assert text in message
+    assert param in (None, name)
+
+
+@pytest.mark.parametrize("name", ["min_completion_tokens", "min_predict", "max_new_token_length"])
+def test_a_minimum_is_never_taken_for_a_maximum(client: TestClient, name: str) -> None:
+    message, _ = refusal(client, "/v1/chat/completions", {name: 1})
+    assert f"did you mean `{'max' if name.startswith('min') else 'min'}" not in message
+
+
+@each_api
+def test_values_that_ask_for_nothing_pass(client: TestClient, path: str) -> None:
+    """As clients of vLLM, SGLang and llama.cpp send them."""
+    fields = {
+        **{name: values[0] for name, (_, values) in REFUSED.items() if values and name != "suffix"},
+        **dict.fromkeys(IGNORED - {"metadata"}, 1),
+        **dict.fromkeys([*NAMES, *OTHER_NAMES, *REFUSED]),
+    }
+    asking = {name: values[0] for name, (_, values) in REFUSED.items() if values}
+    assert answer(client, path, {**fields, **asking, "max_tokens": 4, "do_sample": False})
+
+
+def test_no_name_is_in_two_tables() -> None:
+    """A name that is honoured is not refused."""
+    own = {*ChatRequest.model_fields, *ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
+    honoured = {*NAMES, *OTHER_NAMES, *own}
+    assert honoured & {*REFUSED, *REFUSED_PARAMETERS, *NEVER} == set()
+    assert honoured & IGNORED == set()
+
+
+@pytest.fixture(scope="module")
+def sdk(server_url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as sdk:
+        yield sdk
+
+
+def test_extra_body_of_the_sdk(sdk: OpenAI, client: TestClient) -> None:
+    extra: dict[str, Any] = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.3,
+        "min_tokens": 8,
+        "no_repeat_ngram_size": 2,
+    }
+    expected = answer(client, "/v1/chat/completions", {}, {**SHORT, "seed": 1, **extra})
+    asked: Any = {"model": "tested", "messages": MESSAGES, "max_tokens": 12, "seed": 1, "extra_body": extra}
+    assert sdk.chat.completions.create(**asked).choices[0].message.content == expected[0]
+    streamed = "".join(c.choices[0].delta.content or "" for c in sdk.chat.completions.create(stream=True, **asked))
+    assert streamed == expected[0]
+
+
+def test_bodies_of_known_clients(client: TestClient) -> None:
+    """The AKS extension to a KAITO workspace; the serving benchmarks of vLLM and SGLang; guidellm."""
+    aks = {"temperature": 1, "top_p": 1, "top_k": 10, "repetition_penalty": 1, "max_tokens": 20}
+    vllm = {"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 8, "logprobs": None}
+    sglang = {"temperature": 0.0, "best_of": 1, "max_tokens": 8}
+    for body in (aks, vllm, sglang):
+        assert answer(client, "/v1/completions", body)
+    assert answer(client, "/v1/chat/completions", {"min_p": 0.05, "max_tokens": 2})
+    assert answer(client, "/v1/chat/completions", {"max_completion_tokens": 3, "max_tokens": 3, "stop": None})
+
+
+def test_chat_drops_no_parameter_in_silence(client: TestClient) -> None:
+    body = {"prompt": "Hi", "return_dict_in_generate": True, "do_sample": False, "seed": 1, "max_new_tokens": 4}
+    content = client.post("/chat", json=body).json()
+    assert len(content["Details"]["sequences"][0]["token_ids"]) == 4
+    assert (
+        content["Result"]
+        == answer(
+            client, "/chat", {"prompt": "Hi", "return_full_text": True}, {"do_sample": False, "max_new_tokens": 4}
+        )[0]
+    )
+    unknown = client.post("/chat", json={**body, "frobnicate": 1, "nothing": None}).json()
+    assert unknown["warnings"] == ["`frobnicate` is not a field; it had no effect."]
+
+
+def test_null_kwargs_with_a_field(client: TestClient) -> None:
+    """Null means the model's own config: 20 greedy tokens, and no limit of 200 with the prompt."""
+    content = client.post(
+        "/chat", json={**BODIES["/chat"], "generate_kwargs": None, "return_dict_in_generate": True}
+    ).json()
+    assert len(content["Details"]["sequences"][0]["token_ids"]) <= 20
