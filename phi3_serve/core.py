@@ -138,6 +138,16 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits in its replica, and nothing of it has run. A request that begins soon has no such event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The request, which was queued, runs from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """The next piece of a streamed answer."""
 
@@ -160,7 +170,7 @@ class Failed:
     error: Phi3ServeError
 
 
-Event = Delta | Done | Failed
+Event = Queued | Begun | Delta | Done | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +189,11 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The request runs from the next step on; only after ``Engine.announce_start``."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewTokens:
     """The next token ids of a streamed sequence."""
 
@@ -192,7 +207,7 @@ class Finished:
     sequences: tuple[GeneratedSequence, ...]
 
 
-EngineEvent = NewTokens | Finished | Failed
+EngineEvent = Started | NewTokens | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +248,9 @@ class Engine(Protocol):
             Overloaded: the queue is full.
             EngineFailure: the engine is dead.
         """
+
+    def announce_start(self, request_id: str) -> bool:
+        """Whether the request still waits. If so, its event ``Started`` will come before the step that begins it."""
 
     def abort(self, request_id: str) -> None:
         """Stop the request within one step. No event follows. Unknown ids are ignored."""

@@ -11,6 +11,7 @@ Phi3ServeError                 everything this project raises on purpose
 ├── Overloaded                 the queue is full; try again later
 ├── RequestTimeout             the request's own deadline passed
 ├── EngineFailure              the engine broke while it ran this request
+│   └── ReplicaLost            the replica ended while it ran this request, which may be the cause
 └── CheckpointError            the weights, tokenizer or config on disk cannot be served
 
 ``api.error_mapping`` maps the tree to HTTP statuses in one table. Errors cross process borders inside
@@ -77,6 +78,10 @@ class RequestTimeout(Phi3ServeError):
 
 class EngineFailure(Phi3ServeError):
     """The engine failed on this request, or its thread is dead."""
+
+
+class ReplicaLost(EngineFailure):
+    """The replica ended while it ran this request. The request may be the cause, so it should not be sent again."""
 
 
 class CheckpointError(Phi3ServeError):

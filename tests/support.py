@@ -45,7 +45,8 @@ class LocalBackend:
         async for event in self.replica.generate(request):
             if isinstance(event, Failed):
                 raise event.error
-            yield event
+            if isinstance(event, Delta | Done):
+                yield event
 
     async def states(self) -> Mapping[str, VariantState]:
         return self.state_of

@@ -9,6 +9,7 @@ from phi3_serve.errors import (
     ModelUnavailable,
     Overloaded,
     Phi3ServeError,
+    ReplicaLost,
     RequestTimeout,
     UnknownModel,
     did_you_mean,
@@ -24,6 +25,7 @@ from phi3_serve.errors import (
         Overloaded("full", 1.0),
         RequestTimeout("late"),
         EngineFailure("broken"),
+        ReplicaLost("gone with its replica"),
         CheckpointError("gone"),
     ],
 )

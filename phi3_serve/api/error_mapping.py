@@ -17,6 +17,7 @@ from phi3_serve.errors import (
     Overloaded,
     PermissionDenied,
     Phi3ServeError,
+    ReplicaLost,
     RequestTimeout,
     Unauthorized,
     UnknownModel,
@@ -88,6 +89,10 @@ def headers_of(error: Phi3ServeError) -> dict[str, str]:
     """The headers of the answer to ``error``: Retry-After where waiting helps."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, ReplicaLost):
+        return {
+            "x-should-retry": "false"
+        }  # OpenAI's clients send a request that got 500 twice more, unless this says no
     seconds = error.retry_after_s if isinstance(error, ModelUnavailable) else None
     return {} if seconds is None else {"Retry-After": str(math.ceil(seconds))}
 

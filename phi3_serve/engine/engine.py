@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Load, QueueLimits
+from phi3_serve.core import EngineEvent, EngineRequest, Failed, Load, QueueLimits, Started
 from phi3_serve.engine.admission import QueueAdmission
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
@@ -92,6 +92,15 @@ class Engine:
             self._arrived.append(generation)
             self._changed.notify()
 
+    def announce_start(self, request_id: str) -> bool:
+        """Whether the request still waits, and announces its start; see ``core.Engine``."""
+        generation = self._reports.find(request_id)
+        if generation is None:
+            return False
+        # The scheduler sets has_started before the engine's thread reads announces_start. So no start is missed.
+        generation.announces_start = True
+        return not generation.has_started
+
     def abort(self, request_id: str) -> None:
         """Stop a request within one step; see ``core.Engine``."""
         with self._changed:
@@ -150,7 +159,12 @@ class Engine:
     def _step(self) -> None:
         for generation, event in self._core.expire():
             self._reports.deliver(generation, event)
-        output = self._core.step()
+        plan = self._core.schedule()
+        for generation in plan.started:
+            if generation.announces_start:
+                generation.announces_start = False
+                self._reports.deliver(generation, Started())
+        output = self._core.run(plan)
         for generation, event in output.events:
             self._reports.deliver(generation, event)
         if self._on_step is not None:

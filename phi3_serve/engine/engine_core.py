@@ -126,14 +126,18 @@ class EngineCore:
                 events.append(self._fail(generation, overload.waited_too_long()))
         return events
 
-    def step(self) -> StepOutput:
-        """Schedule, run, choose.
+    def schedule(self) -> Plan:
+        """Plan the next step, which ``run`` then runs."""
+        plan = self.scheduler.schedule()
+        self._add_drafts(plan)
+        return plan
+
+    def run(self, plan: Plan) -> StepOutput:
+        """Run the step that was planned last, and choose tokens.
 
         If the device chooses all tokens of a step, they are read one step later, when the next one runs already.
         """
         started = time.perf_counter()
-        plan = self.scheduler.schedule()
-        self._add_drafts(plan)
         events: Events = [(generation, Failed(self._too_large())) for generation in plan.rejected]
         num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
         num_keys = sum(chunk.end for chunk in plan.all_chunks)

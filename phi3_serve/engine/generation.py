@@ -17,6 +17,7 @@ class Generation:
     strategy: Strategy
     is_running: bool = False  # set by the scheduler
     has_started: bool = False  # set by the scheduler; stays true after a preemption
+    announces_start: bool = False  # whether somebody waits for the event Started
     is_removed: bool = False  # set by the scheduler; a step that was launched before may still run
 
     @property

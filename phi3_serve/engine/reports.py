@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from phi3_serve.core import EngineEvent, NewTokens
+from phi3_serve.core import EngineEvent, Failed, Finished
 from phi3_serve.engine.generation import Generation
 
 logger = logging.getLogger("phi3_serve")
@@ -30,18 +30,23 @@ class Reports:
         with self._lock:
             self._in_flight[generation.request.request_id] = generation
 
+    def find(self, request_id: str) -> Generation | None:
+        """The request with this id; None if it is not in flight."""
+        with self._lock:
+            return self._in_flight.get(request_id)
+
     def withdraw(self, request_id: str) -> Generation | None:
         """Hand over no more events for this request; None if it is not in flight."""
         with self._lock:
             return self._in_flight.pop(request_id, None)
 
     def deliver(self, generation: Generation, event: EngineEvent) -> None:
-        """Hand over ``event`` unless the request is withdrawn. Every event except NewTokens is the last one."""
+        """Hand over ``event`` unless the request is withdrawn."""
         request_id = generation.request.request_id
         with self._lock:
             if self._in_flight.get(request_id) is not generation:
                 return
-            if not isinstance(event, NewTokens):
+            if isinstance(event, Finished | Failed):  # the last event
                 del self._in_flight[request_id]
         try:
             generation.on_event(event)

@@ -21,6 +21,7 @@ class Plan:
 
     chunks: dict[Generation, list[Chunk]] = field(default_factory=dict)
     copies: dict[Generation, list[tuple[int, int]]] = field(default_factory=dict)  # blocks (from, to)
+    started: list[Generation] = field(default_factory=list)  # requests that waited before this step
     ready: list[Generation] = field(default_factory=list)  # requests whose next tokens are chosen in this step
     rejected: list[Generation] = field(default_factory=list)  # requests that do not fit into the whole cache
     num_tokens_left: int = 0  # of the budget
@@ -110,6 +111,7 @@ class Scheduler:
             if generation in self.running:  # not preempted by an older one
                 budget -= self._run(generation, budget, plan)
         while self.waiting and budget > 0 and self._start_next():
+            plan.started.append(self.running[-1])
             budget -= self._run(self.running[-1], budget, plan)
         plan.num_tokens_left = budget
         return plan

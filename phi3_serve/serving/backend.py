@@ -13,8 +13,8 @@ from ray.serve.handle import DeploymentHandle
 
 from phi3_serve import overload
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.core import MAX_ROWS, Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
-from phi3_serve.errors import ModelUnavailable
+from phi3_serve.core import MAX_ROWS, Begun, Delta, Done, Failed, GenerationRequest, HostInfo, Queued, VariantState
+from phi3_serve.errors import ModelUnavailable, ReplicaLost
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
@@ -24,7 +24,8 @@ from phi3_serve.serving.wake_up import WakeUpCalls
 
 logger = logging.getLogger("ray.serve")
 
-RETRY_TIMEOUT_S = 60.0  # for the first event of another replica, after one was lost
+RETRY_TIMEOUT_S = 60.0  # until another replica takes a request whose replica was lost
+LOST_MESSAGE = "The replica ended while it ran this request. The request may be the cause, so it is not tried again."
 READY_POLL_INTERVAL_S = 0.5  # of a request that waits for its model
 # Requests. While no replica runs, a request must still reach the ingress, to start one or to learn why none runs.
 MIN_CAPACITY = 64
@@ -53,7 +54,7 @@ class HandleBackend:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         """Run ``request`` on a replica of its model; see ``core.Backend``.
 
-        If a replica dies before its first event, the request is sent to another replica, once.
+        If a replica dies while the request waits in its queue, the request is sent to another replica, once.
         """
         await self._require_ready(request.model, request.options.wait_s)
         self._require_capacity(request.model)
@@ -73,27 +74,37 @@ class HandleBackend:
     async def _try_once(self, request: GenerationRequest, *, is_retry: bool) -> AsyncGenerator[Delta | Done, None]:
         """The events of one replica.
 
+        Serve itself finds another replica if one dies before it has accepted the request.
+
         Raises:
-            RayActorError: the replica was lost before its first event, and this is not the retry.
+            RayActorError: the replica was lost before it began the request, and this is not the retry.
+            ReplicaLost: the replica was lost, and the request may be the cause.
         """
         events: Any = self._streams[request.model].remote(request)  # DeploymentResponseGenerator
-        has_begun = False
+        may_be_cause = True
         try:
-            async with asyncio.timeout(RETRY_TIMEOUT_S if is_retry else None):
-                event = await anext(events, None)
-            while event is not None:
-                if isinstance(event, Failed):
-                    raise event.error
-                has_begun = True
-                yield event
-                event = await anext(events, None)
+            if is_retry:
+                async with asyncio.timeout(RETRY_TIMEOUT_S):
+                    await events._to_object_ref_gen()  # returns when a replica has accepted the request
+            async for event in events:
+                match event:
+                    case Failed(failure):
+                        raise failure
+                    case Queued() | Begun():
+                        may_be_cause = isinstance(event, Begun)
+                    case _:
+                        may_be_cause = True
+                        yield event
         except TimeoutError:
             raise ModelUnavailable(
                 "The replica was lost, and no other took over in time.", STARTING_RETRY_AFTER_S
             ) from None
         except (RayError, RayServeException) as error:
-            if isinstance(error, RayActorError) and not has_begun and not is_retry:
-                raise
+            if isinstance(error, RayActorError):
+                if may_be_cause:
+                    raise ReplicaLost(LOST_MESSAGE) from error
+                if not is_retry:
+                    raise
             raise from_ray(error) from error
         finally:
             events.cancel()

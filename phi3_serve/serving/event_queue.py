@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
-from phi3_serve.core import EngineEvent, NewTokens
+from phi3_serve.core import EngineEvent, Failed, Finished
 
 
 class EventQueue:
@@ -28,6 +28,17 @@ class EventQueue:
 
     async def get_all(self) -> list[EngineEvent]:
         """Wait until there is an event, then remove and return all events."""
+        await self._wait_for_any()
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    async def has_any_within(self, timeout_s: float) -> bool:
+        """Wait until there is an event, at most ``timeout_s``. Whether there is one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wait_for_any()
+        return bool(self._events)
+
+    async def _wait_for_any(self) -> None:
         self._is_consumer_waiting = True
         try:
             while not self._events:
@@ -36,7 +47,6 @@ class EventQueue:
                     await self._wakeup.wait()
         finally:
             self._is_consumer_waiting = False
-        return [self._events.popleft() for _ in range(len(self._events))]
 
     async def wait_for_last(self, timeout_s: float) -> None:
         """Wait until the last event is in the queue, or until ``timeout_s`` has passed. Meanwhile events collect."""
@@ -49,4 +59,4 @@ class EventQueue:
 
 
 def _is_last(event: EngineEvent) -> bool:
-    return not isinstance(event, NewTokens)
+    return isinstance(event, Finished | Failed)

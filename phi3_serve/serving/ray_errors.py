@@ -15,9 +15,7 @@ def from_ray(error: Exception) -> Phi3ServeError:
     if isinstance(error, DeploymentUnavailableError):
         return ModelUnavailable("The model's replicas could not be started.")
     if isinstance(error, RayActorError):
-        return ModelUnavailable(
-            "The replica was lost while it ran this request; another one takes over.", STARTING_RETRY_AFTER_S
-        )
+        return ModelUnavailable("The replica was lost; another one takes over.", STARTING_RETRY_AFTER_S)
     if isinstance(error, RayTaskError):
         return EngineFailure(f"The replica failed on this request: {type(error.cause).__name__}.")
     return EngineFailure(f"The request could not reach its model: {type(error).__name__}.")

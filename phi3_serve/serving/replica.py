@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict
 
@@ -13,6 +14,7 @@ from phi3_serve.core import (
     Failed,
     GenerationRequest,
     GpuInfo,
+    Queued,
     QueueLimits,
     RawPrompt,
 )
@@ -25,6 +27,12 @@ from phi3_serve.serving.model_loading import load_model
 from phi3_serve.serving.replica_options import ReplicaOptions
 from phi3_serve.serving.replica_process import end_process, log_through_serve
 from phi3_serve.serving.text_events import text_events
+
+# A request that has not begun within this time is reported as queued. Most requests begin earlier, and cost no further
+# message.
+QUEUED_AFTER_S = 0.05
+# From the failure of an engine to the end of its replica. Meanwhile the queued requests are reported.
+LAST_REPORTS_S = 4 * QUEUED_AFTER_S
 
 
 class Replica:
@@ -42,7 +50,8 @@ class Replica:
         self._defaults = options.defaults
         self._live = LiveSettings(LiveModelConfig)
         self._on_fatal_error = on_fatal_error
-        model = load_model(options, lambda error: on_fatal_error(f"{type(error).__name__}: {error}"))
+        self._is_ending = False
+        model = load_model(options, self._on_breakdown)
         self._loaded, self._tokenizer, self._engine = model.loaded, model.tokenizer, model.engine
         self._engine.queue = queue_limits(options.limits)
 
@@ -53,7 +62,14 @@ class Replica:
         self._defaults = live.defaults.over(self._options.defaults)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """The events of one request; the last is Done or Failed."""
+        """The events of one request; the last is Done or Failed.
+
+        If this process dies, the last event shows whether the request may be the cause. After Queued it is not, because
+        nothing of it has run. After another event, or none, it may be: its first step may run, or its prompt may be
+        encoded.
+        """
+        if self._is_ending:
+            yield Queued()
         events = EventQueue()
         submission = asyncio.create_task(asyncio.to_thread(self._submit, request, events.put))
         try:
@@ -62,6 +78,8 @@ class Replica:
             except Phi3ServeError as error:
                 yield Failed(error)
                 return
+            if not await events.has_any_within(QUEUED_AFTER_S) and self._engine.announce_start(request.request_id):
+                yield Queued()
             async for event in text_events(request, engine_request, events, self._tokenizer):
                 yield event
         finally:  # also when the client has disconnected, even while the request was submitted
@@ -88,8 +106,16 @@ class Replica:
         try:
             self._engine.check_health()
         except EngineFailure as error:
+            self._is_ending = True
+            await asyncio.sleep(LAST_REPORTS_S)
             self._on_fatal_error(error.message)
             raise
+
+    def _on_breakdown(self, error: Exception) -> None:
+        """End the replica; the engine's thread calls this."""
+        self._is_ending = True
+        time.sleep(LAST_REPORTS_S)
+        self._on_fatal_error(f"{type(error).__name__}: {error}")
 
     async def load(self) -> Mapping[str, int]:
         """Running requests, waiting requests, and blocks of the cache in use."""

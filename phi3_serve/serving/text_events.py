@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from phi3_serve.core import (
+    Begun,
     Completion,
     Delta,
     Done,
+    EngineEvent,
     EngineRequest,
     Event,
     Failed,
@@ -16,6 +18,7 @@ from phi3_serve.core import (
     GeneratedSequence,
     GenerationRequest,
     NewTokens,
+    Started,
     Usage,
 )
 from phi3_serve.errors import RequestTimeout
@@ -35,13 +38,16 @@ DEADLINE_GRACE_S = 0.5
 async def text_events(
     request: GenerationRequest, engine_request: EngineRequest, events: EventQueue, tokenizer: "Phi3Tokenizer"
 ) -> AsyncGenerator[Event, None]:
-    """The text of ``events`` as it comes; the last event is Done or Failed."""
+    """The text of ``events`` as it comes, and the start of a queued request; the last event is Done or Failed."""
     before = tokenizer.before_answer(request.prompt, engine_request.prompt_ids)
     stream = tokenizer.stream(before, clean_up=request.clean_up_tokenization_spaces)
     last_delta = 0.0
     while True:
-        new_ids, last = await _next_tokens(events, engine_request.deadline)
-        text = stream.add(new_ids) + (stream.finish() if last is not None else "")
+        received = await _receive(events, engine_request.deadline)
+        if isinstance(received[0], Started):
+            yield Begun()
+        last = received[-1] if isinstance(received[-1], Finished | Failed) else None
+        text = stream.add(_new_ids(received)) + (stream.finish() if last is not None else "")
         if text:
             yield Delta(text)
             last_delta = time.monotonic()
@@ -54,16 +60,17 @@ async def text_events(
         await events.wait_for_last(last_delta + MIN_DELTA_INTERVAL_S - time.monotonic())
 
 
-async def _next_tokens(events: EventQueue, deadline: float) -> tuple[list[int], Finished | Failed | None]:
-    """Wait for events; the new token ids, and the last event if it has come."""
+async def _receive(events: EventQueue, deadline: float) -> list[EngineEvent]:
+    """Wait for events, which may be Failed because ``deadline`` has passed."""
     try:
         async with asyncio.timeout(deadline + DEADLINE_GRACE_S - time.monotonic()):
-            received = await events.get_all()
+            return await events.get_all()
     except TimeoutError:  # the request waits behind others, or the engine hangs
-        return [], Failed(RequestTimeout("The request did not finish in time."))
-    new_ids = [token_id for event in received if isinstance(event, NewTokens) for token_id in event.token_ids]
-    last = received[-1]
-    return new_ids, None if isinstance(last, NewTokens) else last
+        return [Failed(RequestTimeout("The request did not finish in time."))]
+
+
+def _new_ids(received: Sequence[EngineEvent]) -> list[int]:
+    return [token_id for event in received if isinstance(event, NewTokens) for token_id in event.token_ids]
 
 
 def _done(

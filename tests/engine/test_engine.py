@@ -413,11 +413,11 @@ def test_long_drafts_take_nothing_from_other_requests(loaded: LoadedModel) -> No
     for generation in drafting:
         core.scheduler.add(generation)
     while any(generation.num_pending > 1 for generation in drafting):
-        core.step()
+        core.run(core.schedule())
     lengths = [len(generation.strategy.rows[0]) for generation in drafting]
     late = core.generation(request(loaded, prompt=tuple(range(3, 303)), max_new_tokens=2), lambda _: None)
     core.scheduler.add(late)
-    num_tokens = [core.step().stats.num_tokens for _ in range(12)]
+    num_tokens = [core.run(core.schedule()).stats.num_tokens for _ in range(12)]
     grown = [len(g.strategy.rows[0]) - length for g, length in zip(drafting, lengths, strict=True)]
     assert min(grown[:2]) > 60  # their drafts are right
     assert grown[2] == 12

@@ -56,7 +56,7 @@ class Bench:
 
     def step(self) -> StepOutput:
         """One step; a failed request is an error."""
-        output = self.core.step()
+        output = self.core.run(self.core.schedule())
         for _, event in output.events:
             if isinstance(event, Failed):
                 raise event.error

@@ -5,7 +5,8 @@ Without, nothing does, and what the server takes of memory and files is watched.
 refused and lost; the exit code says whether the promises held:
 
 - A plain request is answered, at the second try at the latest; a connection that is refused is not a try.
-- A stream ends with ``[DONE]``, or with an error event; where its ingress or the proxy itself died, it may break off.
+- A stream ends with ``[DONE]``, or with an error event or status; where its ingress or the proxy itself died, it may
+  break off.
 - A bad request gets its 4xx. A greedy answer is the same, byte for byte, from the first to the last.
 """
 
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from phi3_serve.serving.backend import LOST_MESSAGE
 from tests.serving.cluster import Answer, Head, head, serve_config
 from tests.support import ENDLESS
 
@@ -175,7 +177,7 @@ class Clients:
             connection.close()
         if "data: [DONE]" in text:
             self._tally.add("whole_streams")
-        elif "event: error" in text or status in (429, 503):
+        elif "event: error" in text or status in (429, 503) or LOST_MESSAGE in text:
             self._tally.add("ended_streams")
         elif any(time.monotonic() - when < SECONDS_OF_CUTS for when, what in self.killed if what in CUTS_STREAMS):
             self._tally.add("cut_streams")

@@ -1,11 +1,13 @@
 """The application with replicas that break on demand, at the engine's own seams.
 
 ``import_path: tests.serving.faulty:build_app``. A fault is asked for by a file in the directory of the environment
-variable ``FAULTS``; the first replica whose model runs next takes the file away and has the fault.
+variable ``FAULTS``; the first replica whose model runs next takes the file away and has the fault. A prompt with the
+text of ``poison`` kills every replica that begins it.
 """
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -13,10 +15,12 @@ from typing import Any, TextIO, cast
 from ray.serve import Application
 
 from phi3_serve.config import AppConfig
+from phi3_serve.core import EngineRequest, GenerationRequest, RawPrompt
 from phi3_serve.serving.app import build_application
 from phi3_serve.serving.replica import Replica
 from phi3_serve.serving.replica_options import ReplicaOptions
 
+_POISON = re.compile(r"poison (\d+) ms")
 FAULTS = ("out_of_memory", "device_assert", "hang", "full_disk")
 
 
@@ -24,16 +28,26 @@ def build_app(args: AppConfig) -> Application:
     return build_application(args, FaultyReplica)
 
 
+def poison(milliseconds: int) -> str:
+    """A prompt that ends the process so long after the begin of its first step."""
+    return f"poison {milliseconds} ms"
+
+
 class FaultyReplica(Replica):
-    """A replica whose forward pass looks for a fault before it runs."""
+    """A replica whose forward pass looks for a fault, and for poison, before it runs."""
 
     def __init__(self, options: ReplicaOptions) -> None:
         super().__init__(options)
         directory = Path(os.environ["FAULTS"])
         runner = cast(Any, self._engine)._core.runner
         run = runner.run
+        self._poisons: dict[tuple[int, ...], int] = {}  # milliseconds, by token ids
 
         def run_or_fail(chunks: Any) -> Any:
+            for chunk in chunks if self._poisons else ():
+                if (milliseconds := self._poisons.get(tuple(chunk.sequence.tokens))) is not None:
+                    time.sleep(milliseconds / 1000)
+                    os._exit(1)
             for fault in FAULTS:
                 try:
                     (directory / fault).unlink()
@@ -43,6 +57,12 @@ class FaultyReplica(Replica):
             return run(chunks)
 
         runner.run = run_or_fail
+
+    def _prepare(self, request: GenerationRequest) -> EngineRequest:
+        prepared = super()._prepare(request)
+        if isinstance(request.prompt, RawPrompt) and (found := _POISON.search(request.prompt.text)):
+            self._poisons[prepared.prompt_ids] = int(found[1])
+        return prepared
 
 
 def _have(fault: str) -> None:

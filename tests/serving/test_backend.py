@@ -1,4 +1,4 @@
-"""Who may wait for a model that sleeps. Ray's part, the handles and the state of the cluster, is a stand-in."""
+"""Who may wait for a model that sleeps, and who is asked again. Ray's part, handles and states, is a stand-in."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -6,11 +6,22 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import LimitsConfig, ModelConfig
-from phi3_serve.core import Done, GenerationRequest, RawPrompt, RequestOptions, Usage, VariantState
-from phi3_serve.errors import ModelUnavailable, Overloaded
+from phi3_serve.core import (
+    Begun,
+    Delta,
+    Done,
+    GenerationRequest,
+    Queued,
+    RawPrompt,
+    RequestOptions,
+    Usage,
+    VariantState,
+)
+from phi3_serve.errors import ModelUnavailable, Overloaded, Phi3ServeError, ReplicaLost
 from phi3_serve.parameters import NONE_GIVEN
 from phi3_serve.serving import backend as backend_module
 from phi3_serve.serving.backend import MIN_CAPACITY, HandleBackend
@@ -18,10 +29,15 @@ from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.placement import place
 
 LIMIT = 4
+DONE = Done((), Usage(1, 1))
+DEATH = ActorDiedError()
 
 
 class Handle:
-    """A deployment handle. A stream has one event; a ping waits for ever."""
+    """A deployment handle. Each stream has the next of ``scripts``, else one event; a ping waits for ever."""
+
+    def __init__(self, *scripts: list[Any]) -> None:
+        self.scripts = list(scripts)
 
     def options(self, **options: Any) -> "Handle":
         return self
@@ -31,17 +47,30 @@ class Handle:
         return self
 
     def remote(self, request: GenerationRequest | None = None) -> Any:
-        return asyncio.Event().wait() if request is None else Events()
+        if request is None:
+            return asyncio.Event().wait()
+        return Events(self.scripts.pop(0) if self.scripts else [DONE])
 
 
 class Events:
-    def __init__(self) -> None:
-        self._events = [Done((), Usage(1, 1))]
+    """The events of one replica; an exception ends them."""
 
-    async def __anext__(self) -> Done:
-        if not self._events:
+    def __init__(self, script: list[Any]) -> None:
+        self._script = script
+
+    async def _to_object_ref_gen(self) -> None:
+        pass
+
+    def __aiter__(self) -> "Events":
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._script:
             raise StopAsyncIteration
-        return self._events.pop()
+        event = self._script.pop(0)
+        if isinstance(event, Exception):
+            raise event
+        return event
 
     def cancel(self) -> None:
         pass
@@ -53,10 +82,12 @@ def view_of(states: Mapping[str, VariantState], monkeypatch: pytest.MonkeyPatch)
     return view
 
 
-def backend_of(states: Mapping[str, VariantState], monkeypatch: pytest.MonkeyPatch) -> HandleBackend:
+def backend_of(
+    states: Mapping[str, VariantState], monkeypatch: pytest.MonkeyPatch, handle: Handle | None = None
+) -> HandleBackend:
     monkeypatch.setattr(backend_module, "READY_POLL_INTERVAL_S", 0.01)
     monkeypatch.setattr("phi3_serve.serving.cluster.MAX_AGE_S", 0.0)
-    handles: Any = {name: Handle() for name in states}
+    handles: Any = {name: handle or Handle() for name in states}
     placements = {
         name: place(ModelConfig(name=name, source="x", device="cpu"), cluster_has_gpu=False) for name in states
     }
@@ -145,3 +176,37 @@ def test_who_does_not_wait_learns_at_once(monkeypatch: pytest.MonkeyPatch) -> No
             await answer(backend, "m", 0.05)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("scripts", "expected"),
+    [
+        ([[Queued(), DEATH], [DONE]], [DONE]),
+        ([[Queued(), DEATH], [Queued(), Begun(), Delta("a"), DONE]], [Delta("a"), DONE]),
+        ([[DEATH]], ReplicaLost),
+        ([[Queued(), Begun(), DEATH]], ReplicaLost),
+        ([[Delta("a"), DEATH]], ReplicaLost),
+        ([[Queued(), Delta("a"), DEATH]], ReplicaLost),
+        ([[Queued(), DEATH], [DEATH]], ReplicaLost),
+        ([[Queued(), DEATH], [Queued(), DEATH]], ModelUnavailable),
+    ],
+)
+def test_only_a_request_that_has_not_begun_is_sent_to_another_replica(
+    monkeypatch: pytest.MonkeyPatch, scripts: list[list[Any]], expected: Any
+) -> None:
+    spare: list[Any] = [DONE]
+    handle = Handle(*map(list, scripts), spare)
+
+    async def story() -> list[Any]:
+        backend = backend_of({"m": VariantState("ready", num_replicas=2)}, monkeypatch, handle)
+        async with aclosing(backend.generate(request_to("m", 0))) as events:
+            return [event async for event in events]
+
+    if isinstance(expected, list):
+        assert asyncio.run(story()) == expected
+    else:
+        with pytest.raises(Phi3ServeError) as caught:
+            asyncio.run(story())
+        assert type(caught.value) is expected
+        assert (getattr(caught.value, "retry_after_s", None) is None) == (expected is ReplicaLost)
+    assert handle.scripts == [spare]

@@ -31,6 +31,25 @@ def test_every_event_arrives_in_its_order() -> None:
     assert found == [*(NewTokens((number,)) for number in range(5000)), Finished(())]
 
 
+def test_a_wait_for_any_event_has_an_end() -> None:
+    async def story() -> tuple[bool, float, bool, bool]:
+        queue = EventQueue()
+        began = time.monotonic()
+        is_empty = not await queue.has_any_within(0.2)
+        waited = time.monotonic() - began
+        threading.Timer(0.1, queue.put, [NewTokens((1,))]).start()
+        found = await queue.has_any_within(20)
+        again = await queue.has_any_within(0)
+        assert await queue.get_all() == [NewTokens((1,))]
+        return is_empty, waited, found, again
+
+    is_empty, waited, found, again = asyncio.run(story())
+    assert is_empty
+    assert 0.2 <= waited < 10
+    assert found
+    assert again
+
+
 def test_a_wait_ends_with_the_last_event_and_not_before() -> None:
     async def story() -> tuple[float, float, float]:
         queue = EventQueue()

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,20 +14,26 @@ from typing import Any
 
 import pytest
 
+from phi3_serve.serving.backend import LOST_MESSAGE
 from tests.api.kaito.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Answer, Head, serve_config
+from tests.serving.faulty import poison
 from tests.support import ENDLESS
 
 pytestmark = pytest.mark.cluster
 
 LONG = {"do_sample": True, "max_new_tokens": 1500, **ENDLESS}  # seconds of work
 SHORT = {"prompt": PROMPT, "generate_kwargs": GREEDY}
+LONG_COMPLETION = {"max_tokens": 1500, "generate_kwargs": ENDLESS}
+GREEDY_COMPLETION = {"max_tokens": 8, "temperature": 0}
 
 
 def config(port: int, checkpoint: Path, **limits: Any) -> dict[str, Any]:
     health = {"check_period_s": 1, "stuck_after_s": 2}
     model = {"name": "mine", "source": str(checkpoint), "device": "cpu", "num_cpus": 0.5, "health": health}
-    args = {"models": [model], "http": {"num_cpus": 0.25}, "limits": limits}
+    # Two replicas, of which the requests of a session go to the same one.
+    pair = {**model, "name": "pair", "num_cpus": 0.25, "min_replicas": 2, "max_replicas": 2, "routing": "prefix"}
+    args = {"models": [model, pair], "http": {"num_cpus": 0.25}, "limits": limits}
     return serve_config(port, args, import_path="tests.serving.faulty:build_app")
 
 
@@ -76,16 +83,99 @@ def test_a_full_gpu_is_a_503_and_the_next_request_is_answered(cluster: Head, fau
 
 
 @pytest.mark.parametrize("name", ["device_assert", "hang"])
-def test_an_engine_that_cannot_go_on_is_replaced_and_its_requests_answered(
+def test_an_engine_that_cannot_go_on_is_replaced_and_who_waits_is_answered(
     cluster: Head, fault: Callable[[str], None], name: str
 ) -> None:
+    """The requests of the step that failed may be the cause."""
     expected = cluster.call("/chat", SHORT).body
     before = cluster.replica_of("mine").pid
     fault(name)
-    with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda _: cluster.call("/chat", SHORT, timeout=120), range(3)))
-    assert [(a.status, a.body) for a in answers] == [(200, expected)] * 3
+    with ThreadPoolExecutor(6) as pool:
+        asked = []
+        for _ in range(6):
+            asked.append(pool.submit(cluster.call, "/chat", SHORT, timeout=120))
+            time.sleep(0.05)
+        answers = [one.result() for one in asked]
+    assert is_loss(answers[0])
+    assert [(a.status, a.body) for a in answers if not is_loss(a)] == [(200, expected)] * sum(
+        not is_loss(a) for a in answers
+    )
+    assert not is_loss(answers[-1])
     assert cluster.replica_of("mine").pid != before
+
+
+def is_loss(answer: Answer) -> bool:
+    """Whether the replica has ended while it ran the request. Nothing invites the client to send it again."""
+    if answer.status != 500:
+        return False
+    assert answer.body in (
+        {"detail": LOST_MESSAGE},
+        {"error": {**answer.body.get("error", {}), "message": LOST_MESSAGE}},
+    )
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["Retry-After"] is None
+    return True
+
+
+@pytest.fixture
+def pair(cluster: Head) -> Iterator[Callable[..., Answer]]:
+    """Asks the model with two replicas. All requests of a test go to the same replica, as long as it lives."""
+    session = {"model": "pair", "prompt_cache_key": str(time.monotonic())}
+
+    def ask(prompt: str = "Hi", **body: Any) -> Answer:
+        return cluster.call("/v1/completions", {**session, "prompt": prompt, **body}, timeout=120)
+
+    until(lambda: len(replicas_of_pair(cluster)) == 2 and has_two_running(cluster), 90)
+    assert ask(max_tokens=3).status == 200
+    yield ask
+    until(lambda: len(replicas_of_pair(cluster)) == 2, 90)
+
+
+def replicas_of_pair(cluster: Head) -> set[int]:
+    return {process.pid for process in cluster.processes("ray::ServeReplica:phi3:pair")}
+
+
+def has_two_running(cluster: Head) -> bool:
+    """Whether Serve, too, has two replicas of the model."""
+    url = f"http://127.0.0.1:{cluster.dashboard}/api/serve/applications/"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        deployment = json.load(response)["applications"]["phi3"]["deployments"]["pair"]
+    return [replica["state"] for replica in deployment["replicas"]] == ["RUNNING"] * 2
+
+
+def test_a_poisonous_request_takes_one_replica_with_it(cluster: Head, pair: Callable[..., Answer]) -> None:
+    """Who ran beside it may be the cause as well. Who waited is answered by the other replica."""
+    before = replicas_of_pair(cluster)
+    expected = pair(**GREEDY_COMPLETION).body["choices"]
+    with ThreadPoolExecutor(8) as pool:
+        beside = pool.submit(pair, **LONG_COMPLETION)
+        time.sleep(1)
+        poisonous = pool.submit(pair, poison(2000))
+        time.sleep(0.7)
+        waiting = [pool.submit(pair, **GREEDY_COMPLETION) for _ in range(4)]
+        assert is_loss(poisonous.result())
+        assert is_loss(beside.result())
+        answers = [one.result() for one in waiting]
+    assert [(a.status, a.body["choices"]) for a in answers] == [(200, expected)] * 4
+    assert len(before & replicas_of_pair(cluster)) == 1
+
+
+def test_poison_that_kills_at_once_takes_one_replica(cluster: Head, pair: Callable[..., Answer]) -> None:
+    before = replicas_of_pair(cluster)
+    assert is_loss(pair(poison(0)))
+    assert len(before & replicas_of_pair(cluster)) == 1
+
+
+def test_poison_that_waited_takes_one_replica(cluster: Head, pair: Callable[..., Answer]) -> None:
+    before = replicas_of_pair(cluster)
+    all_rows = {"generate_kwargs": {"num_beams": 64, "max_new_tokens": 40, "do_sample": False, **ENDLESS}}
+    with ThreadPoolExecutor(8) as pool:
+        full = [pool.submit(pair, **all_rows) for _ in range(2)]
+        time.sleep(0.7)
+        poisonous = pool.submit(pair, poison(50))
+        assert [one.result().status for one in full] == [200, 200]
+        assert is_loss(poisonous.result())
+    assert len(before & replicas_of_pair(cluster)) == 1
 
 
 def test_a_stream_ends_in_an_error_when_its_engine_cannot_go_on(cluster: Head, fault: Callable[[str], None]) -> None:
@@ -95,7 +185,7 @@ def test_a_stream_ends_in_an_error_when_its_engine_cannot_go_on(cluster: Head, f
     rest = response.read().decode()
     connection.close()
     assert "event: error" in rest
-    assert "another one takes over" in rest
+    assert LOST_MESSAGE in rest
     assert "[DONE]" not in rest
 
 

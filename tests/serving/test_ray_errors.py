@@ -14,8 +14,8 @@ from phi3_serve.serving.ray_errors import from_ray
     [
         (BackPressureError(num_queued_requests=9, max_queued_requests=8), Overloaded, "Too many requests are waiting for this model.", 5),
         (DeploymentUnavailableError(DeploymentID(name="m")), ModelUnavailable, "The model's replicas could not be started.", None),
-        (RayActorError(), ModelUnavailable, "The replica was lost while it ran this request; another one takes over.", 10),
-        (ActorDiedError(), ModelUnavailable, "The replica was lost while it ran this request; another one takes over.", 10),
+        (RayActorError(), ModelUnavailable, "The replica was lost; another one takes over.", 10),
+        (ActorDiedError(), ModelUnavailable, "The replica was lost; another one takes over.", 10),
         (RayTaskError("generate", "...", KeyError("x")), EngineFailure, "The replica failed on this request: KeyError.", None),
         (RayServeException(), EngineFailure, "The request could not reach its model: RayServeException.", None),
     ],

@@ -3,24 +3,38 @@
 import asyncio
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from phi3_serve.core import Delta, Done, Event, Failed, GenerationRequest, QueueLimits, RawPrompt, RequestOptions
+from phi3_serve.core import (
+    Begun,
+    Delta,
+    Done,
+    Event,
+    Failed,
+    GenerationRequest,
+    Queued,
+    QueueLimits,
+    RawPrompt,
+    RequestOptions,
+)
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
-from phi3_serve.serving.replica import Replica
+from phi3_serve.serving.replica import LAST_REPORTS_S, Replica
 from tests.support import ENDLESS, local_replica
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
 
 
-def request(text: str = PROMPT, stream: bool = False, timeout_s: float = 60, **given: Any) -> GenerationRequest:
+def request(
+    text: str = PROMPT, stream: bool = False, timeout_s: float = 60, name: str = "r", **given: Any
+) -> GenerationRequest:
     return GenerationRequest(
-        request_id="r",
+        request_id=name,
         model="tested",
         prompt=RawPrompt(text),
         parameters=GenerationParameters(**given),
@@ -148,6 +162,93 @@ def test_a_client_that_leaves_while_its_request_is_submitted(replica: Replica, m
     monkeypatch.setattr(replica._engine, "submit", submit_late)
     asyncio.run(leave_early())
     assert replica._engine.load.num_running + replica._engine.load.num_waiting == 0
+
+
+def test_a_request_that_waits_says_so_and_says_when_it_begins(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever runs in the moment of a death has said nothing, or that it has begun."""
+    engine: Any = replica._engine
+    run_step = engine._core.runner.run
+    is_in_step, may_go_on = threading.Event(), threading.Event()
+
+    def run_when_told(chunks: Any) -> Any:
+        is_in_step.set()
+        may_go_on.wait(20)
+        return run_step(chunks)
+
+    async def collect(asked: GenerationRequest, seen: list[Event]) -> None:
+        async for event in replica.generate(asked):
+            seen.append(event)
+
+    async def story() -> None:
+        running: list[Event] = []
+        waiting: list[Event] = []
+        first = asyncio.create_task(collect(request(max_new_tokens=3), running))
+        await asyncio.to_thread(is_in_step.wait, 20)
+        second = asyncio.create_task(collect(request(max_new_tokens=3, name="second"), waiting))
+        await asyncio.sleep(0.3)
+        assert running == []
+        assert waiting == [Queued()]
+        is_in_step.clear()
+        may_go_on.set()
+        await asyncio.gather(first, second)
+        assert [type(event) for event in running] == [Done]
+        assert [type(event) for event in waiting] == [Queued, Begun, Done]
+
+    monkeypatch.setattr(engine._core.runner, "run", run_when_told)
+    asyncio.run(story())
+
+
+def test_the_start_is_reported_before_the_step_that_may_kill(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = replica._engine
+    run_step = engine._core.runner.run
+    seen: list[Event] = []
+    seen_in_second_step: list[Event] = []
+    num_steps = 0
+
+    def run_slowly(chunks: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        time.sleep(0.3)
+        if any(chunk.sequence.tokens == second_ids for chunk in chunks):
+            seen_in_second_step.extend(seen)
+        return run_step(chunks)
+
+    async def story() -> None:
+        first = asyncio.create_task(anext(replica.generate(request(max_new_tokens=1))))
+        await asyncio.sleep(0.1)
+        async for event in replica.generate(request(max_new_tokens=1, text="other", name="second")):
+            seen.append(event)
+        await first
+
+    second_ids = array("q", replica._tokenizer.encode(RawPrompt("other")))
+    monkeypatch.setattr(engine._core.runner, "run", run_slowly)
+    asyncio.run(story())
+    assert seen_in_second_step == [Queued(), Begun()]
+
+
+def test_a_broken_engine_leaves_time_to_say_who_waits(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a request that comes after the failure may be sent elsewhere."""
+    waiting: list[Event] = []
+    known_at_the_end: list[list[Event]] = []
+    replica = local_replica("dying", str(checkpoint), on_fatal_error=lambda _: known_at_the_end.append(list(waiting)))
+    engine: Any = replica._engine
+
+    def broken(chunks: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    async def late() -> None:
+        await asyncio.sleep(LAST_REPORTS_S / 2)
+        async for event in replica.generate(request(name="late")):
+            waiting.append(event)
+
+    async def story() -> None:
+        await asyncio.gather(anext(replica.generate(request())), late())
+
+    monkeypatch.setattr(engine._core.runner, "run", broken)
+    asyncio.run(story())
+    assert known_at_the_end[0][:1] == [Queued()]
 
 
 def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
 from phi3_serve.core import RawPrompt, VariantState
-from phi3_serve.errors import ModelUnavailable, Overloaded
+from phi3_serve.errors import ModelUnavailable, Overloaded, ReplicaLost
 from phi3_serve.serving.replica import Replica
 from tests.support import ENDLESS, LocalBackend
 
@@ -500,6 +500,24 @@ def test_a_failure_amid_a_stream_is_its_last_event(
     monkeypatch.setattr(backend, "generate", breaks)
     with pytest.raises(openai.APIError, match="The replica was lost"):
         list(sdk.chat.completions.create(messages=QUESTION, stream=True, n=2, **{**GREEDY, "temperature": 1}))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_sdk_does_not_repeat_a_request_that_ended_its_replica(
+    backend: LocalBackend, sdk: OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Without the header of the answer, it would send the request twice more."""
+    asked: list[Any] = []
+
+    async def lost(request: Any) -> Any:
+        asked.append(request)
+        raise ReplicaLost("It ended.")
+        yield
+
+    monkeypatch.setattr(backend, "generate", lost)
+    with pytest.raises(openai.InternalServerError, match="It ended"):
+        sdk.with_options(max_retries=2).chat.completions.create(messages=QUESTION, stream=stream, **GREEDY)
+    assert len(asked) == 1
 
 
 def test_models_of_every_state(sdk: OpenAI, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
