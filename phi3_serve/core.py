@@ -228,11 +228,27 @@ class Load:
     num_blocks_used: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine runs on. It does not change while the engine lives."""
+
+    device: str  # the name of the GPU or of the processor
+    compute_capability: str | None  # of a GPU of NVIDIA, for example 9.0
+    dtype: str  # that it computes in
+    kernels: str  # the implementation, for example cuda
+    replaced_kernels: Mapping[str, str]  # those that slower ones replace, and the reasons
+    cache_tokens: int  # that the key-value cache holds
+
+
 class Engine(Protocol):
     """Token ids in, token ids out, without text, HTTP or Ray. Every method but ``close`` returns at once."""
 
     queue: QueueLimits
     """May be replaced at any time."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine runs on."""
 
     @property
     def load(self) -> Load:
@@ -270,6 +286,7 @@ class VariantState:
     detail: str = ""
     retry_after_s: float | None = None
     num_replicas: int = 0  # replicas that answer
+    engine: EngineInfo | None = None  # of the replica that started last, if it is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

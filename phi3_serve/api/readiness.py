@@ -1,9 +1,13 @@
 """``GET /ready``: whether the default model can answer, and the state of every model."""
 
+from dataclasses import asdict
+from typing import Any
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from phi3_serve.api.service import Service
+from phi3_serve.core import VariantState
 
 
 def readiness_router(service: Service) -> APIRouter:
@@ -12,10 +16,20 @@ def readiness_router(service: Service) -> APIRouter:
 
     @router.get("/ready", responses={503: {"description": "The default model cannot answer yet"}})
     async def ready() -> Response:
-        """Show whether the default model can answer, and the state of every model. The call starts no model."""
+        """Show whether the default model can answer, and the state of every model. The call starts no model.
+
+        A model that is ready has an `engine`: its device, dtype and kernels, and the tokens that its key-value cache
+        holds. `replaced_kernels` has the kernels that slower ones replace, and the reasons.
+        """
         states = await service.backend.states()
         is_ready = states[service.config.default_model_name].state == "ready"
-        models = {name: {"state": s.state, **({"detail": s.detail} if s.detail else {})} for name, s in states.items()}
+        models = {name: _described(state) for name, state in states.items()}
         return JSONResponse({"ready": is_ready, "models": models}, 200 if is_ready else 503)
 
     return router
+
+
+def _described(state: VariantState) -> dict[str, Any]:
+    detail = {"detail": state.detail} if state.detail else {}
+    engine = {"engine": asdict(state.engine)} if state.engine is not None else {}
+    return {"state": state.state, **detail, **engine}

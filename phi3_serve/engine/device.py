@@ -1,10 +1,36 @@
-"""The GPU under an engine."""
+"""The device under an engine."""
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from phi3_serve.core import GpuInfo
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor_name(Path("/proc/cpuinfo"))
+
+
+def compute_capability(device: torch.device) -> str | None:
+    """That of a GPU of NVIDIA, for example 9.0; None for other devices."""
+    if device.type != "cuda":
+        return None
+    return ".".join(map(str, torch.cuda.get_device_capability(device)))
+
+
+def _processor_name(cpuinfo: Path) -> str:
+    """What Linux calls the processor in ``cpuinfo``, or else its architecture; ARM processors have no name there."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"]
+    return names[0] if names else platform.machine()
 
 
 def gpu_info() -> GpuInfo:

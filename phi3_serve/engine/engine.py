@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Load, QueueLimits, Started
+from phi3_serve.core import EngineEvent, EngineInfo, EngineRequest, Failed, Load, QueueLimits, Started
 from phi3_serve.engine.admission import QueueAdmission
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
@@ -72,6 +72,11 @@ class Engine:
     @queue.setter
     def queue(self, limits: QueueLimits) -> None:
         self._admission.limits = limits
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine runs on."""
+        return self._core.info
 
     @property
     def load(self) -> Load:

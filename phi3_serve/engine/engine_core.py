@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from phi3_serve import overload
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.core import EngineEvent, EngineInfo, EngineRequest, Failed, Finished, NewTokens
 from phi3_serve.engine.cache_capacity import CacheCapacity
+from phi3_serve.engine.device import compute_capability, device_name
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
@@ -101,6 +102,19 @@ class EngineCore:
         self._in_flight: _Launched | None = None
         self._vocab_size = loaded.vocab_size
         self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the model runs on."""
+        decoder, kernels = self.runner.decoder, self.runner.kernels
+        return EngineInfo(
+            device=device_name(decoder.device),
+            compute_capability=compute_capability(decoder.device),
+            dtype=str(decoder.dtype).removeprefix("torch."),
+            kernels=kernels.name,
+            replaced_kernels=dict(kernels.replaced),
+            cache_tokens=self.sizes.num_blocks * BLOCK_SIZE,
+        )
 
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:
         """A generation for ``request``. Unlike the other methods, this one may be called on any thread.

@@ -5,12 +5,12 @@ ingress process; Ray's own metrics, on every node's metrics port, have the clust
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from phi3_serve.core import Delta, Done, Usage
+from phi3_serve.core import Delta, Done, EngineInfo, Usage
 from phi3_serve.errors import Phi3ServeError
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -44,6 +44,18 @@ class RequestMetrics:
         )
         self._prompt_tokens = Counter("phi3_serve_prompt_tokens", "Tokens read", labels, registry=registry)
         self._generated_tokens = Counter("phi3_serve_generation_tokens", "Tokens made", labels, registry=registry)
+        self._engine = Gauge(
+            "phi3_serve_engine_info",
+            "1; what the engine of a model runs on",
+            (*labels, "device", "compute_capability", "dtype", "kernels"),
+            registry=registry,
+        )
+        self._replaced_kernels = Gauge(
+            "phi3_serve_num_kernels_replaced", "Kernels that slower ones replace", labels, registry=registry
+        )
+        self._cache_tokens = Gauge(
+            "phi3_serve_kv_cache_tokens", "Tokens that the key-value cache holds", labels, registry=registry
+        )
         of_key = ("api_key", *labels)
         self._key_requests = Counter("phi3_serve_api_key_requests", "Requests of a key", of_key, registry=registry)
         self._key_prompt_tokens = Counter(
@@ -81,6 +93,15 @@ class RequestMetrics:
             self._requests.labels(model, outcome).inc()
             self._duration.labels(model).observe(time.monotonic() - began)
             await events.aclose()
+
+    def show_engines(self, engines: Mapping[str, EngineInfo]) -> None:
+        """Show what the models in ``engines`` run on, and nothing of other models."""
+        for gauge in (self._engine, self._replaced_kernels, self._cache_tokens):
+            gauge.clear()
+        for model, info in engines.items():
+            self._engine.labels(model, info.device, info.compute_capability or "", info.dtype, info.kernels).set(1)
+            self._replaced_kernels.labels(model).set(len(info.replaced_kernels))
+            self._cache_tokens.labels(model).set(info.cache_tokens)
 
     def count_refusal(self, api_key: str) -> None:
         """Count a request that a limit of ``api_key`` has refused."""

@@ -16,7 +16,7 @@ from phi3_serve.config import deployment_name
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
-from phi3_serve.serving.load_status import read_load_status
+from phi3_serve.serving.load_status import read_engine_info, read_load_status
 from phi3_serve.serving.placement import Placement
 
 logger = logging.getLogger("ray.serve")
@@ -94,7 +94,7 @@ class ClusterView:
         application = serve.status().applications.get(self._app_name)
         deployments = application.deployments if isinstance(application, ApplicationStatusOverview) else {}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return {
+        states = {
             model: with_note(
                 variant_state(
                     deployments.get(deployment_name(model)),
@@ -106,6 +106,10 @@ class ClusterView:
                 placement.device_note(nodes),
             )
             for model, placement in self._placements.items()
+        }
+        return {
+            model: replace(state, engine=read_engine_info(model)) if state.state == "ready" else state
+            for model, state in states.items()
         }
 
 

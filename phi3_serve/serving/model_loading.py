@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phi3_serve.core import Engine
+from phi3_serve.core import Engine, EngineInfo
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import told_to
 from phi3_serve.serving.load_status import LoadStatus
@@ -38,12 +38,25 @@ def load_model(options: ReplicaOptions, on_fatal_error: Callable[[Exception], No
     status = LoadStatus(options.name)
     try:
         with told_to(status.publish):
-            return _load(options, on_fatal_error)
+            running = _load(options, on_fatal_error)
+        status.publish_engine(running.engine.info)
+        logger.info("%s: %s", options.name, _described(running.engine.info))
+        return running
     except CheckpointError as error:  # Serve's own report of it has fifty lines
         logger.error("%s cannot be served: %s", options.name, error.message)
         raise
     finally:
         status.clear()
+
+
+def _described(info: EngineInfo) -> str:
+    """One line for the log."""
+    chip = f" (compute capability {info.compute_capability})" if info.compute_capability else ""
+    replaced = f", replaced by slower ones: {', '.join(info.replaced_kernels)}" if info.replaced_kernels else ""
+    return (
+        f"{info.device}{chip}, {info.dtype}, kernels {info.kernels}{replaced}, "
+        f"key-value cache of {info.cache_tokens} tokens"
+    )
 
 
 def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) -> RunningModel:

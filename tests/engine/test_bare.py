@@ -72,7 +72,7 @@ def test_the_engine_answers_as_transformers_does(tmp_path: Path) -> None:
 
         cpu_library.levels = lambda: ("none",)  # as without a compiler
         parity = Parity(Path({str(tmp_path / "checkpoint")!r}), Shape(num_layers=2))
-        print(type(parity.engine._core.runner._kernels).__name__)
+        print(type(parity.engine._core.runner.kernels).__name__)
         drawn = cases(parity.loaded, 3)
         for verdict, *_ in parity.run([next(drawn) for _ in range(6)]):
             print(verdict)

@@ -36,6 +36,14 @@ def engine(loaded: LoadedModel) -> Iterator[Engine]:
     assert engine.blocks.num_available == SIZES.num_blocks
 
 
+def test_the_engine_says_what_it_runs_on(engine: Engine) -> None:
+    info = engine.info
+    assert (info.dtype, info.compute_capability, info.cache_tokens) == ("float32", None, 9600)
+    assert info.kernels.startswith("cpu (")
+    assert info.replaced_kernels == {}
+    assert info.device
+
+
 def long_request(loaded: LoadedModel, name: str, **given: Any) -> EngineRequest:
     return request(loaded, name, **{"max_new_tokens": 2000, "stream": True, **ENDLESS, **given})
 

@@ -277,6 +277,6 @@ def test_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A GPU, and a machine that had no compiler, take what torch has; it has to compute the same."""
     monkeypatch.setattr(select, "cpu_library", lambda: None)
     parity = Parity(tmp_path, KINDS["plain"].shape)
-    assert type(parity.engine._core.runner._kernels) is ReferenceKernels
+    assert type(parity.engine._core.runner.kernels) is ReferenceKernels
     expect_equal(parity, cases(parity.loaded, 31), 3)
     parity.close()

@@ -248,7 +248,17 @@ def test_a_sleeping_model_is_woken_by_a_request_and_not_by_readiness(cluster: Cl
     answered = [answer.result() for answer in waiting if answer.result() not in refused]
     expected = cluster.call("/mine/chat", body).body
     assert [(answer.status, answer.body) for answer in answered] == [(200, expected)] * 2
-    assert cluster.call("/ready").body["models"]["org/lazy"] == {"state": "ready"}
+    assert cluster.call("/ready").body["models"]["org/lazy"]["state"] == "ready"
+
+
+def test_ready_shows_what_each_model_runs_on(cluster: Cluster) -> None:
+    models = cluster.call("/ready").body["models"]
+    engine = models["phi-3-tiny"]["engine"]
+    assert (engine["compute_capability"], engine["dtype"]) == (None, "float32")
+    assert engine["kernels"].startswith("cpu (")
+    assert engine["replaced_kernels"] == {}
+    assert engine["cache_tokens"] > 0
+    assert "engine" not in models["broken"]
 
 
 def test_a_broken_checkpoint_is_one_clear_line_and_is_tried_once(cluster: Cluster) -> None:

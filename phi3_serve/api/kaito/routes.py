@@ -56,10 +56,20 @@ def kaito_router(service: Service) -> APIRouter:
         An `Accept` header with `text/plain` or `openmetrics`, as Prometheus sends it, gets counters for Prometheus.
         """
         if accepts_prometheus(request.headers.get("accept", "")):
-            return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
+            return Response(await _exposition(service), media_type=CONTENT_TYPE)
         return JSONResponse(host_metrics(await service.backend.host_info()))
 
     return router
+
+
+async def _exposition(service: Service) -> bytes:
+    """The counters, and what the engines of ready models run on."""
+    try:
+        states = await service.backend.states()
+    except ModelUnavailable:  # no reading of the cluster has succeeded yet
+        states = {}
+    service.metrics.show_engines({name: s.engine for name, s in states.items() if s.engine is not None})
+    return service.metrics.exposition()
 
 
 async def _chat(service: Service, http: Request, body: ChatRequest, model: str | None) -> Response:

@@ -5,7 +5,7 @@ a model. All of them round where modeling_phi3.py of transformers 5.23 rounds.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kvcache.chunk import Chunk
 
+KERNELS = ("add_rms_norm", "rotate_and_store", "silu_product", "attend")
 MAX_SHORT_QUERIES = 8  # tokens; a chunk of up to this many is a decoded token with its draft, or the rest of a prompt
 
 
@@ -60,6 +61,11 @@ class AttentionPlan(Protocol):
 
 class LayerKernels(Protocol):
     """The kernels of a layer besides attention. All tensors have one dtype and device, and are contiguous."""
+
+    name: str  # of the implementation, for operators
+    replaced: Mapping[
+        str, str
+    ]  # of ``KERNELS``, those that the reference computes in place of faster ones: the reasons
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Add ``delta`` to ``hidden`` [tokens, width] in place; returns the RMS norm of the sum times ``weight``."""

@@ -4,7 +4,7 @@ They get the addresses of the tensors. Dtypes and contiguity are checked here; s
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
 from phi3_serve.engine.kernels.contract import AttentionPlan, AttentionRow, RowAttention
-from phi3_serve.engine.kernels.cpu_library import SUFFIXES
+from phi3_serve.engine.kernels.cpu_library import SUFFIXES, level_of
 from phi3_serve.engine.kvcache.chunk import Chunk
 
 
@@ -20,6 +20,8 @@ class CpuKernels:
     """``contract.Kernels`` in C++."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.name = f"cpu ({level_of(library)})"
+        self.replaced: Mapping[str, str] = {}
         self._dtype = dtype
         suffix = SUFFIXES[dtype]
         self._add_rms_norm = getattr(library, f"add_rms_norm_{suffix}")

@@ -20,6 +20,8 @@ SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the func
 MULTIPLY = "multiply_bfloat16"  # only in the library for processors with bfloat16 instructions
 MAX_HEAD_DIM = 256  # cpu.cpp has the same constant
 
+_STEM = "_cpu_"  # of the file names, before the level
+
 _ARGUMENTS: dict[str, list[Any]] = {
     "add_rms_norm": [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int],
     "silu_product": [c_void_p] * 2 + [c_int64] * 2 + [c_int],
@@ -31,7 +33,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
 @cache
 def cpu_library() -> ctypes.CDLL | None:
     """The library for the highest instruction level that was compiled; None if there is none."""
-    paths = [Path(__file__).with_name(f"_cpu_{level}{EXTENSION_SUFFIXES[0]}") for level in levels()]
+    paths = [Path(__file__).with_name(f"{_STEM}{level}{EXTENSION_SUFFIXES[0]}") for level in levels()]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         logger.warning(
@@ -58,6 +60,11 @@ def levels() -> tuple[str, ...]:
         return ("x86_64_v3", "any")
     multiplies_bfloat16 = ("x86_64_v4_bf16",) if torch.cpu._is_avx512_bf16_supported() else ()
     return (*multiplies_bfloat16, "x86_64_v4", "x86_64_v3", "any")
+
+
+def level_of(library: ctypes.CDLL) -> str:
+    """The level of x86-64 instructions that ``library`` was compiled for, or ``any`` processor."""
+    return Path(library._name).name.removeprefix(_STEM).split(".")[0].replace("x86_64", "x86-64").replace("_", "-")
 
 
 def _declare(function: "ctypes._NamedFuncPointer", types: list[Any]) -> None:

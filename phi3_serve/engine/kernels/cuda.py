@@ -1,5 +1,7 @@
 """The kernels in Triton, for a GPU of NVIDIA."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from phi3_serve.engine.kernels.triton_attention import (
 
 class CudaKernels:
     """``contract.DeviceKernels`` in Triton."""
+
+    name = "cuda"
+    replaced: Mapping[str, str] = {}
 
     def __init__(self, *, num_heads: int, num_kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
         """For a model with these attention heads that computes in ``dtype``."""

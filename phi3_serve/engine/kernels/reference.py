@@ -1,6 +1,6 @@
 """The kernels as torch operations, for any device and dtype."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
 from phi3_serve.engine.kernels.contract import (
+    KERNELS,
     MAX_SHORT_QUERIES,
     AttentionPlan,
     AttentionRow,
@@ -25,7 +26,12 @@ from phi3_serve.engine.kvcache.slots import cache_slots
 class ReferenceKernels:
     """``contract.Kernels`` and ``contract.DeviceKernels`` in torch."""
 
+    name = "reference"
     queries_per_tile = (MAX_SHORT_QUERIES, 16)
+
+    def __init__(self, reason: str | None = None) -> None:
+        """``reason``: why these kernels are used in place of faster ones."""
+        self.replaced: Mapping[str, str] = {} if reason is None else dict.fromkeys(KERNELS, reason)
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See ``contract.Kernels``."""

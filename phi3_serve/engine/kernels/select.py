@@ -10,8 +10,13 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 
 def select_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
     """The fastest kernels for a model that computes in ``dtype`` on ``device``."""
-    if device.type == "cpu" and dtype in SUFFIXES and head_dim <= MAX_HEAD_DIM:
-        library = cpu_library()
-        if library is not None:
-            return CpuKernels(library, dtype)
-    return ReferenceKernels()
+    if device.type != "cpu":
+        return ReferenceKernels(f"there are no kernels for the device {device.type}")
+    if dtype not in SUFFIXES:
+        return ReferenceKernels(f"there are no CPU kernels for {dtype}")
+    if head_dim > MAX_HEAD_DIM:
+        return ReferenceKernels(f"the CPU kernels take heads of at most {MAX_HEAD_DIM} dimensions, not {head_dim}")
+    library = cpu_library()
+    if library is None:
+        return ReferenceKernels("the CPU kernels are not compiled: install g++, then install phi3-serve again")
+    return CpuKernels(library, dtype)

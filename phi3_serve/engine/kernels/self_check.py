@@ -4,7 +4,7 @@ A kernel that differs, or does not compile for this device, is replaced by the r
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -167,12 +167,14 @@ class KernelsWithFallbacks:
     The reference may wait for the device, so its kernels cannot be captured in a CUDA graph.
     """
 
-    def __init__(self, kernels: DeviceKernels, names: frozenset[str]) -> None:
-        """``names``: of the kernels that the reference replaces."""
+    def __init__(self, kernels: DeviceKernels, replaced: Mapping[str, str]) -> None:
+        """``replaced``: the names of the kernels that the reference replaces, and the reasons."""
 
         def home(name: str) -> DeviceKernels:
-            return _REFERENCE if name in names else kernels
+            return _REFERENCE if name in replaced else kernels
 
+        self.name = kernels.name
+        self.replaced = replaced
         self.queries_per_tile = kernels.queries_per_tile
         self.add_rms_norm = home("add_rms_norm").add_rms_norm
         self.rotate_and_store = home("rotate_and_store").rotate_and_store
@@ -184,4 +186,4 @@ def with_fallbacks(kernels: DeviceKernels, findings: Sequence[Finding]) -> Devic
     """``kernels``, with the reference for exactly those that ``findings`` name."""
     if not findings:
         return kernels
-    return KernelsWithFallbacks(kernels, frozenset(finding.kernel for finding in findings))
+    return KernelsWithFallbacks(kernels, {finding.kernel: finding.problem for finding in findings})

@@ -75,7 +75,7 @@ class DeviceRunner:
         self.decoder = Decoder(model, kernels, releases_weights=releases_weights)
         self._chosen = torch.zeros(max_rows, dtype=torch.int32, device=self.decoder.device)  # tokens of the last step
         self.sampler = DeviceSampler(self._chosen, chooser)
-        self._kernels = kernels
+        self.kernels = kernels
         self._window = sliding_window(model.config)
         self._cache = new_cache(model, num_blocks, self.decoder.dtype)
         tokens = max(token_budget, max_rows)
@@ -126,7 +126,7 @@ class DeviceRunner:
                 self._buffer.fill(integers)
                 return self._graph(rows)()[: len(chunks)]
         wanted = logit_rows(chunks)
-        shape, integers = pack(chunks, wanted, self._kernels.queries_per_tile)
+        shape, integers = pack(chunks, wanted, self.kernels.queries_per_tile)
         return self._forward(StepIntegers.of(self._buffer.fill(integers), shape))
 
     def _graph(self, rows: int) -> Replay:
@@ -142,7 +142,7 @@ class DeviceRunner:
             uses_long_factors=integers.uses_long_factors,
             slots=integers.slots,
             logit_rows=None if all_logits else integers.logit_rows,
-            attention=_DeviceAttention(self._kernels, integers.queries, self._window),
+            attention=_DeviceAttention(self.kernels, integers.queries, self._window),
         )
         return self.decoder.run(inputs, self._cache)
 

@@ -20,7 +20,7 @@ class ModelRunner:
     def __init__(self, model: Any, kernels: Kernels, *, num_blocks: int, releases_weights: bool = False) -> None:
         """Prepare to run ``model``; ``releases_weights``: see ``Decoder``."""
         self.decoder = Decoder(model, kernels, releases_weights=releases_weights)
-        self._kernels = kernels
+        self.kernels = kernels
         self._window = sliding_window(model.config)
         self._cache = new_cache(model, num_blocks, self.decoder.dtype)
 
@@ -48,7 +48,7 @@ class ModelRunner:
             uses_long_factors=self._padded([int(is_long) for chunk in chunks for is_long in chunk.uses_long_factors]),
             slots=torch.tensor([c.sequence.slot(p) for c in chunks for p in range(c.start, c.end)], device=device),
             logit_rows=self._padded(logit_rows(chunks)),
-            attention=self._kernels.plan_attention(chunks, window=self._window, like=self._cache),
+            attention=self.kernels.plan_attention(chunks, window=self._window, like=self._cache),
         )
 
     def _padded(self, of_tokens: list[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig
-from phi3_serve.core import VariantState
+from phi3_serve.core import EngineInfo, VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, RequestTimeout
 from tests.support import ENDLESS, LocalBackend
 
@@ -438,6 +438,61 @@ def test_metrics_for_prometheus(backend: LocalBackend, config: AppConfig) -> Non
     assert figures['phi3_serve_num_requests_running{model_name="tested"}'] == "0.0"
     assert figures['phi3_serve_e2e_request_latency_seconds_count{model_name="tested"}'] == "3.0"
     assert set(client.get("/metrics").json()) == {"gpu_info", "cpu_info"}
+
+
+ENGINE = EngineInfo(
+    device="NVIDIA H100",
+    compute_capability="9.0",
+    dtype="bfloat16",
+    kernels="cuda",
+    replaced_kernels={"attend": "RuntimeError: out of resource"},
+    cache_tokens=330_000,
+)
+
+
+def test_what_a_ready_model_runs_on_is_shown(backend: LocalBackend, config: AppConfig) -> None:
+    client = TestClient(create_app(backend, config))
+    before = dict(backend.state_of)
+    backend.state_of["tested"] = VariantState("ready", engine=ENGINE)
+    assert client.get("/ready").json()["models"] == {
+        "tested": {
+            "state": "ready",
+            "engine": {
+                "device": "NVIDIA H100",
+                "compute_capability": "9.0",
+                "dtype": "bfloat16",
+                "kernels": "cuda",
+                "replaced_kernels": {"attend": "RuntimeError: out of resource"},
+                "cache_tokens": 330_000,
+            },
+        }
+    }
+    text = client.get("/metrics", headers={"Accept": "text/plain"}).text.splitlines()
+    of_model = 'model_name="tested"'
+    for line in (
+        'phi3_serve_engine_info{compute_capability="9.0",device="NVIDIA H100",dtype="bfloat16",kernels="cuda",'
+        + of_model
+        + "} 1.0",
+        f"phi3_serve_num_kernels_replaced{{{of_model}}} 1.0",
+        f"phi3_serve_kv_cache_tokens{{{of_model}}} 330000.0",
+    ):
+        assert line in text
+    backend.state_of.update(before)
+    asleep = client.get("/metrics", headers={"Accept": "text/plain"}).text
+    assert "NVIDIA" not in asleep
+    assert "phi3_serve_kv_cache_tokens{" not in asleep
+
+
+def test_the_counters_need_no_state_of_the_cluster(
+    backend: LocalBackend, config: AppConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown() -> Mapping[str, VariantState]:
+        raise ModelUnavailable("The state of the cluster cannot be read now.", 10)
+
+    monkeypatch.setattr(backend, "states", unknown)
+    response = TestClient(create_app(backend, config)).get("/metrics", headers={"Accept": "text/plain"})
+    assert response.status_code == 200
+    assert "phi3_serve_requests" in response.text
 
 
 def test_the_openapi_document_lists_every_parameter_with_its_meaning(client: TestClient) -> None:

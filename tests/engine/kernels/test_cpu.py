@@ -182,7 +182,10 @@ def test_torch_computes_what_the_kernels_do_not() -> None:
         (CPU, torch.float16, 64),
         (CPU, torch.float32, MAX_HEAD_DIM + 1),
     ):
-        assert type(select_kernels(device, dtype, head_dim)) is ReferenceKernels
+        kernels = select_kernels(device, dtype, head_dim)
+        assert type(kernels) is ReferenceKernels
+        assert list(kernels.replaced) == ["add_rms_norm", "rotate_and_store", "silu_product", "attend"]
+        assert len(set(kernels.replaced.values())) == 1
 
 
 def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
@@ -190,7 +193,9 @@ def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog:
     cpu_library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, logger="phi3_serve"):
-            assert type(select_kernels(CPU, torch.float32, 64)) is ReferenceKernels
+            kernels = select_kernels(CPU, torch.float32, 64)
+            assert type(kernels) is ReferenceKernels
+            assert "install g++" in kernels.replaced["attend"]
             select_kernels(CPU, torch.float32, 64)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "a C++ compiler (g++)" in caplog.text
@@ -206,6 +211,12 @@ def test_the_best_level_that_was_compiled_is_taken(monkeypatch: pytest.MonkeyPat
     assert library is not None
     assert f"_cpu_{levels()[0]}." in library._name
     cpu_library.cache_clear()
+
+
+def test_the_kernels_are_named_by_their_level() -> None:
+    name = select_kernels(CPU, torch.float32, 64).name
+    assert name == f"cpu ({levels()[0].replace('_', '-')})"
+    assert name in {"cpu (x86-64-v4-bf16)", "cpu (x86-64-v4)", "cpu (x86-64-v3)", "cpu (any)"}
 
 
 def test_the_kernels_share_the_threads_of_torch() -> None:

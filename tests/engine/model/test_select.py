@@ -1,11 +1,14 @@
 """The runner that a model on a GPU gets, made on a CPU with Triton's interpreter."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from phi3_serve.core import EngineInfo
+from phi3_serve.engine.engine_core import EngineCore
 from phi3_serve.engine.kernels import triton_layers
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -33,7 +36,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def owners(loaded: LoadedModel) -> dict[str, type]:
     runner = select._cuda_runner(loaded.model, SIZES, torch.float32, releases_weights=False)
     names = ("add_rms_norm", "rotate_and_store", "silu_product", "attend")
-    return {name: type(getattr(runner._kernels, name).__self__) for name in names}
+    return {name: type(getattr(runner.kernels, name).__self__) for name in names}
 
 
 def test_right_kernels_are_captured(loaded: LoadedModel, captured: list[Any]) -> None:
@@ -52,3 +55,21 @@ def test_a_faulty_kernel_is_replaced_and_nothing_is_captured(
     assert of.pop("silu_product") is ReferenceKernels
     assert set(of.values()) == {CudaKernels}
     assert captured == []
+
+
+def test_the_engine_says_which_kernels_are_replaced(
+    loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(gate_up: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    def info() -> EngineInfo:
+        return EngineCore(loaded, SIZES, make_runner=make_runner).info
+
+    def make_runner(model: Any, sizes: EngineSizes, *, releases_weights: bool = False) -> select.Runner:
+        return select._cuda_runner(model, sizes, torch.float32, releases_weights=releases_weights)
+
+    right = info()
+    assert (right.kernels, right.replaced_kernels, right.cache_tokens) == ("cuda", {}, 320)
+    monkeypatch.setattr(triton_layers, "silu_product", fails)
+    assert info() == replace(right, replaced_kernels={"silu_product": "RuntimeError: out of resource: shared memory"})
