@@ -14,6 +14,7 @@ from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLim
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling import processors
@@ -89,9 +90,9 @@ def test_a_step_without_memory_is_run_in_smaller_ones(loaded: LoadedModel) -> No
 
 
 def test_a_request_without_memory_fails_alone(engine: Engine, loaded: LoadedModel) -> None:
-    with_memory_for(engine, 30)
+    with_memory_for(engine, 3 * BLOCK_SIZE)  # the small ones compute at most one block each again
     small = [started(engine, long_request(loaded, f"{number}", max_new_tokens=200)) for number in range(3)]
-    (event,) = Answer(engine, request(loaded, "large", prompt=PROMPT * 8)).all()
+    (event,) = Answer(engine, request(loaded, "large", prompt=PROMPT * 16)).all()
     assert isinstance(event, Failed)
     assert isinstance(event.error, ModelUnavailable)
     assert event.error.retry_after_s
