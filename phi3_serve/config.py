@@ -118,7 +118,8 @@ class ModelConfig(StrictModel):
     when the application is built, or if `cluster.elastic` is true. Otherwise they get the CPU, and `/ready` and the log
     say so."""
     dtype: Dtype = "auto"
-    """`auto`: the dtype of the checkpoint on a GPU (bfloat16 for Phi-3), float32 on the CPU."""
+    """`auto`: the dtype of the checkpoint on a GPU (bfloat16 for Phi-3; float16 if the GPU has no bfloat16, such as a
+    T4), float32 on the CPU."""
     min_replicas: int = Field(default=1, ge=0)
     """Replicas that always run. With 0 the first one starts at the first request."""
     max_replicas: int = Field(default=1, ge=1)

@@ -16,11 +16,9 @@ def device_name(device: torch.device) -> str:
     return _processor_name(Path("/proc/cpuinfo"))
 
 
-def compute_capability(device: torch.device) -> str | None:
-    """That of a GPU of NVIDIA, for example 9.0; None for other devices."""
-    if device.type != "cuda":
-        return None
-    return ".".join(map(str, torch.cuda.get_device_capability(device)))
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """That of a GPU of NVIDIA, for example (9, 0); None for other devices."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def _processor_name(cpuinfo: Path) -> str:

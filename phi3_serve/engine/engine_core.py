@@ -107,9 +107,10 @@ class EngineCore:
     def info(self) -> EngineInfo:
         """What the model runs on."""
         decoder, kernels = self.runner.decoder, self.runner.kernels
+        capability = compute_capability(decoder.device)
         return EngineInfo(
             device=device_name(decoder.device),
-            compute_capability=compute_capability(decoder.device),
+            compute_capability=None if capability is None else "{}.{}".format(*capability),
             dtype=str(decoder.dtype).removeprefix("torch."),
             kernels=kernels.name,
             replaced_kernels=dict(kernels.replaced),

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCau
 
 from phi3_serve.catalogue import is_local
 from phi3_serve.engine.checkpoint import CONFIG, TOKENIZER, Checkpoint, open_checkpoint
+from phi3_serve.engine.device import compute_capability, device_name
+from phi3_serve.engine.precision import dtype_to_load, has_bfloat16
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
 from phi3_serve.parameters import NAMES, GenerationParameters
@@ -38,13 +40,15 @@ class LoadedModel:
 def load(name: str, source: str, revision: str | None, *, device: str, dtype: str) -> LoadedModel:
     """Load the checkpoint at ``source`` onto ``device`` (``cpu`` or ``cuda``).
 
-    ``dtype`` is the name of a torch dtype, or ``auto``: the checkpoint's dtype on a GPU, float32 on the CPU.
+    ``dtype`` is the name of a torch dtype, or ``auto``; see ``dtype_to_load``.
 
     Raises:
         CheckpointError: the checkpoint cannot be served. The message is one line that names the file.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError(f"{name}: device is cuda, but torch sees no GPU on this node")
+    if dtype == "bfloat16":
+        _require_bfloat16(name, torch.device(device))
     checkpoint = open_checkpoint(fetch(name, source, revision))
     config = _load_config(checkpoint)
     tokenizer = _load_tokenizer(checkpoint.directory, config)
@@ -59,6 +63,20 @@ def load(name: str, source: str, revision: str | None, *, device: str, dtype: st
     self_test(loaded, checkpoint)
     logger.info("%s: ready on %s in %s", name, device, str(model.dtype).removeprefix("torch."))
     return loaded
+
+
+def _require_bfloat16(name: str, device: torch.device) -> None:
+    """Refuse a GPU that would emulate bfloat16, for which there are no kernels. A CPU computes it in float32."""
+    capability = compute_capability(device)
+    if capability is not None and not has_bfloat16(capability):
+        raise CheckpointError(
+            f"{name}: dtype is bfloat16, but {_chip(device)} has no bfloat16; allowed are float16, float32 and auto"
+        )
+
+
+def _chip(device: torch.device) -> str:
+    major, minor = compute_capability(device) or (0, 0)
+    return f"{device_name(device)} (compute capability {major}.{minor})"
 
 
 def fetch(name: str, source: str, revision: str | None) -> Path:
@@ -105,7 +123,7 @@ def _load_tokenizer(directory: Path, config: Phi3Config) -> PreTrainedTokenizerB
 
 
 def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str) -> Any:
-    wanted = ("float32" if device == "cpu" else "auto") if dtype == "auto" else dtype
+    wanted = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
     try:
         with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
@@ -128,6 +146,15 @@ def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, devi
     _check_tensors(name, checkpoint.directory, info)
     model.eval()
     return model
+
+
+def _dtype_to_load(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> str:
+    """See ``dtype_to_load``. The log says it if the checkpoint's dtype is not taken."""
+    stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    taken = dtype_to_load(dtype, stored=stored, capability=compute_capability(torch.device(device)))
+    if device == "cuda" and dtype == "auto" and taken != "auto":
+        logger.info("%s: %s instead of bfloat16, which %s does not have", name, taken, _chip(torch.device(device)))
+    return taken
 
 
 def _check_tensors(name: str, directory: Path, info: Mapping[str, Any]) -> None:

@@ -30,5 +30,5 @@ def test_a_gpu_has_a_name_and_a_capability(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert (device_name(gpu), compute_capability(gpu)) == ("NVIDIA H100", "9.0")
+    assert (device_name(gpu), compute_capability(gpu)) == ("NVIDIA H100", (9, 0))
     assert (device_name(cpu), compute_capability(cpu)) == (_processor_name(Path("/proc/cpuinfo")), None)

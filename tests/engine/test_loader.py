@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Phi3ForCausalLM
 
 from phi3_serve.engine import loader
 from phi3_serve.errors import CheckpointError
@@ -138,6 +140,47 @@ def test_loading_tells_bytes_and_percent(
 def test_dtype(checkpoint: Path, dtype: str, expected: torch.dtype) -> None:
     loaded = loader.load("mine", str(checkpoint), None, device="cpu", dtype=dtype)
     assert {p.dtype for p in loaded.model.parameters()} == {expected}
+
+
+@pytest.fixture
+def t4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of a T4; nothing can be loaded onto it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+
+
+@pytest.mark.usefixtures("t4")
+def test_a_gpu_without_bfloat16_gets_float16(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+
+    def from_pretrained(*_: object, dtype: str, **__: object) -> None:
+        asked.append(dtype)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Phi3ForCausalLM, "from_pretrained", from_pretrained)
+    shutil.copytree(checkpoint, half := tmp_path / "half")
+    config = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    with caplog.at_level(logging.INFO, "phi3_serve"):
+        for dtype in ("auto", "float32"):
+            with pytest.raises(CheckpointError, match="does not fit into the memory of cuda"):
+                loader.load("mine", str(half), None, device="cuda", dtype=dtype)
+    assert asked == ["float16", "float32"]
+    said = "mine: float16 instead of bfloat16, which Tesla T4 (compute capability 7.5) does not have"
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
+
+
+@pytest.mark.usefixtures("t4")
+def test_bfloat16_is_refused_where_the_gpu_has_none(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        loader.load("mine", str(checkpoint), None, device="cuda", dtype="bfloat16")
+    assert caught.value.message == (
+        "mine: dtype is bfloat16, but Tesla T4 (compute capability 7.5) has no bfloat16; "
+        "allowed are float16, float32 and auto"
+    )
 
 
 def test_the_checkpoints_own_generation_config_is_read(checkpoint: Path) -> None:
