@@ -8,7 +8,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psutil
@@ -20,8 +20,7 @@ from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
-from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model.linear import compute_dtype
+from phi3_serve.engine.memory import FittingSizes
 from phi3_serve.errors import EngineFailure
 
 MAX_CONTEXT = 4096  # tokens for which vLLM reserves memory
@@ -58,13 +57,11 @@ class Ours:
 
     def __init__(self, model: Model, *, max_waiting: int, max_blocks: int) -> None:
         built = build(model)
-        fitting = EngineSizes.fitting(built, compute_dtype(built.dtype, built.device))
-        sizes = replace(fitting, num_blocks=min(fitting.num_blocks, max_blocks), prefix_cache=False)
         self._steps: list[StepStats] = []
         self._engine = Engine(
             as_loaded(built),
             queue=QueueLimits(requests=max_waiting, tokens=1 << 40),
-            sizes=sizes,
+            sizes=FittingSizes(max_blocks=max_blocks, prefix_cache=False),
             releases_weights=True,
             on_step=lambda step: self._steps.append(step),
         )

@@ -14,8 +14,8 @@ from phi3_serve.engine.admission import QueueAdmission
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model.select import RunnerFactory, new_runner
+from phi3_serve.engine.memory import FittingSizes
+from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
 from phi3_serve.engine.reports import Reports
 from phi3_serve.errors import EngineFailure
 
@@ -31,7 +31,7 @@ class Engine:
         *,
         queue: QueueLimits | None = None,
         stuck_after_s: float = 300.0,
-        sizes: EngineSizes | None = None,
+        sizes: Sizes | None = None,
         releases_weights: bool = False,
         on_step: Callable[[StepStats], None] | None = None,
         on_breakdown: Callable[[Exception], None] | None = None,
@@ -43,13 +43,15 @@ class Engine:
             loaded: the model. With ``releases_weights`` it loses the weights that the engine holds in another form.
             queue: limits of the queue.
             stuck_after_s: seconds after which ``check_health`` reports a step as stuck.
-            sizes: by default as the available memory permits.
+            sizes: by default the largest that fit into the memory.
             releases_weights: see ``loaded``.
             on_step: called on the engine's thread after each step.
             on_breakdown: called on the engine's thread if it cannot go on, before the requests in flight fail.
             make_runner: makes what runs the model.
         """
-        self._core = EngineCore(loaded, sizes, releases_weights=releases_weights, make_runner=make_runner)
+        self._core = EngineCore(
+            loaded, sizes or FittingSizes(), releases_weights=releases_weights, make_runner=make_runner
+        )
         self.blocks = self._core.blocks
         self._admission = QueueAdmission(queue or QueueLimits(), max_rows=self._core.sizes.max_rows)
         self._reports = Reports(on_listener_failure=self.abort)

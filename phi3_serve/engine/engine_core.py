@@ -17,10 +17,8 @@ from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.loader import LoadedModel
-from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import sliding_window
-from phi3_serve.engine.model.linear import compute_dtype
-from phi3_serve.engine.model.select import RunnerFactory, new_runner
+from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
 from phi3_serve.engine.sampling.device_sampler import NOT_CHOSEN, ChosenTokens
 from phi3_serve.engine.sampling.drawing import scores_are_invalid
 from phi3_serve.engine.sampling.prompt_lookup import propose_draft
@@ -80,24 +78,26 @@ class EngineCore:
     def __init__(
         self,
         loaded: LoadedModel,
-        sizes: EngineSizes | None,
+        sizes: Sizes,
         *,
         releases_weights: bool = False,
         make_runner: RunnerFactory = new_runner,
     ) -> None:
         """Prepare to run ``loaded``.
 
-        ``sizes`` None: as the available memory permits. ``releases_weights``: see ``Decoder``.
+        ``releases_weights``: see ``Decoder``.
+
+        Raises:
+            CheckpointError: the memory beside the weights is not enough.
         """
-        cache_dtype = compute_dtype(loaded.model.dtype, loaded.model.device)
-        self.sizes = sizes or EngineSizes.fitting(loaded.model, cache_dtype)
+        self.runner = make_runner(loaded.model, sizes, releases_weights=releases_weights)
+        self.sizes = self.runner.sizes
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
         window = sliding_window(loaded.model.config)
         self._capacity = CacheCapacity(self.sizes.num_blocks, token_budget=self.sizes.token_budget, window=window)
         self.scheduler = Scheduler(
             self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows, window=window
         )
-        self.runner = make_runner(loaded.model, self.sizes, releases_weights=releases_weights)
         self._device_sampler = self.runner.sampler
         self._in_flight: _Launched | None = None
         self._vocab_size = loaded.vocab_size

@@ -25,7 +25,7 @@ from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.model_loading import load_model
 from phi3_serve.serving.replica_options import ReplicaOptions
-from phi3_serve.serving.replica_process import end_process, log_through_serve
+from phi3_serve.serving.replica_process import end_process, log_through_serve, set_allocator_options
 from phi3_serve.serving.text_events import text_events
 
 # A request that has not begun within this time is reported as queued. Most requests begin earlier, and cost no further
@@ -46,6 +46,8 @@ class Replica:
         """
         log_through_serve()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time; torch needs the cores
+        if options.device == "cuda":
+            set_allocator_options(os.environ)
         self._options = options
         self._defaults = options.defaults
         self._live = LiveSettings(LiveModelConfig)

@@ -50,6 +50,7 @@ class Decoder:
 
         ``releases_weights`` removes from ``model`` the weights that the decoder holds in another form.
         """
+        self.config: Any = model.config
         self.device: torch.device = model.device
         self.dtype = compute_dtype(model.dtype, self.device)
         self.rope = Rope(model)
@@ -128,15 +129,15 @@ def sliding_window(config: Any) -> int | None:
     return None if window is None or window >= config.max_position_embeddings else window
 
 
-def new_cache(model: Any, num_blocks: int, dtype: torch.dtype) -> Tensor:
-    """An empty key-value cache, [layers, heads of the keys and then of the values, slots, dim].
+def new_cache(decoder: Decoder, num_blocks: int) -> Tensor:
+    """An empty key-value cache for ``decoder``, [layers, heads of the keys and then of the values, slots, dim].
 
     Masked attention may read slots that were never written, so they must be numbers. On Linux, zeroed memory is only
     allocated when it is written.
     """
-    config = model.config
+    config = decoder.config
     shape = (config.num_hidden_layers, 2 * config.num_key_value_heads, num_blocks * BLOCK_SIZE, head_dim(config))
-    return torch.zeros(shape, dtype=dtype, device=model.device)
+    return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
 
 
 def copy_blocks(cache: Tensor, pairs: list[tuple[int, int]]) -> None:

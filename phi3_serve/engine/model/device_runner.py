@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import DeviceKernels, PagedQueries
 from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache, sliding_window
 from phi3_serve.engine.model.runner import logit_rows
 from phi3_serve.engine.model.step_buffer import StepBuffer, StepIntegers, StepShape, pack, pack_decode
@@ -50,37 +51,32 @@ class DeviceRunner:
 
     def __init__(
         self,
-        model: Any,
+        decoder: Decoder,
         kernels: DeviceKernels,
         chooser: TokenChooser,
         capture: Capture,
-        *,
-        num_blocks: int,
-        max_rows: int,
-        token_budget: int,
-        releases_weights: bool = False,
+        sizes: EngineSizes,
     ) -> None:
-        """Prepare to run ``model``.
+        """Prepare to run ``decoder``.
 
         Args:
-            model: a Phi3ForCausalLM.
+            decoder: the model.
             kernels: for the model's device.
             chooser: of the tokens that the device chooses.
             capture: makes the graphs, for example ``CudaGraphs``.
-            num_blocks: of the cache.
-            max_rows: sequences in one step for which there are graphs.
-            token_budget: tokens in one step.
-            releases_weights: see ``Decoder``.
+            sizes: of the cache and of the steps. There are graphs for up to ``max_rows`` sequences.
         """
-        self.decoder = Decoder(model, kernels, releases_weights=releases_weights)
-        self._chosen = torch.zeros(max_rows, dtype=torch.int32, device=self.decoder.device)  # tokens of the last step
+        max_rows, num_blocks = sizes.max_rows, sizes.num_blocks
+        self.sizes = sizes
+        self.decoder = decoder
+        self._chosen = torch.zeros(max_rows, dtype=torch.int32, device=decoder.device)  # tokens of the last step
         self.sampler = DeviceSampler(self._chosen, chooser)
         self.kernels = kernels
-        self._window = sliding_window(model.config)
-        self._cache = new_cache(model, num_blocks, self.decoder.dtype)
-        tokens = max(token_budget, max_rows)
+        self._window = sliding_window(decoder.config)
+        self._cache = new_cache(decoder, num_blocks)
+        tokens = max(sizes.token_budget, max_rows)
         self._buffer = StepBuffer(
-            self.decoder.device,
+            decoder.device,
             tokens * INTEGERS_PER_TOKEN + max_rows * INTEGERS_PER_ROW + max(2 * num_blocks, max_rows),
         )
         self._capture = capture

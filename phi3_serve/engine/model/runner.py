@@ -8,6 +8,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import Kernels
 from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache, sliding_window
 from phi3_serve.engine.model.linear import padded_rows
 
@@ -17,12 +18,13 @@ class ModelRunner:
 
     sampler = None  # the host chooses all tokens
 
-    def __init__(self, model: Any, kernels: Kernels, *, num_blocks: int, releases_weights: bool = False) -> None:
+    def __init__(self, model: Any, kernels: Kernels, sizes: EngineSizes, *, releases_weights: bool = False) -> None:
         """Prepare to run ``model``; ``releases_weights``: see ``Decoder``."""
+        self.sizes = sizes
         self.decoder = Decoder(model, kernels, releases_weights=releases_weights)
         self.kernels = kernels
         self._window = sliding_window(model.config)
-        self._cache = new_cache(model, num_blocks, self.decoder.dtype)
+        self._cache = new_cache(self.decoder, sizes.num_blocks)
 
     def check_device(self) -> None:
         """A CPU has no errors that stay."""

@@ -1,6 +1,7 @@
 """Which runner a model gets."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -8,54 +9,58 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
-from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model.decoder import head_dim, sliding_window
+from phi3_serve.engine.memory import EngineSizes, FittingSizes, block_bytes, sizes_on_cpu, sizes_on_gpu
+from phi3_serve.engine.model.decoder import Decoder, head_dim, sliding_window
 from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, Replay
+from phi3_serve.engine.model.largest_step import measure_largest_step
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.runner import ModelRunner
 
 Runner = ModelRunner | DeviceRunner
+Sizes = EngineSizes | FittingSizes
 
 
 class RunnerFactory(Protocol):
     """Makes the runner of a model."""
 
-    def __call__(self, model: Any, sizes: EngineSizes, *, releases_weights: bool = False) -> Runner:
+    def __call__(self, model: Any, sizes: Sizes, *, releases_weights: bool = False) -> Runner:
         """A runner for ``model``, a Phi3ForCausalLM; ``releases_weights``: see ``Decoder``."""
 
 
-def new_runner(model: Any, sizes: EngineSizes, *, releases_weights: bool = False) -> Runner:
+def new_runner(model: Any, sizes: Sizes, *, releases_weights: bool = False) -> Runner:
     """The fastest runner for ``model`` on its device; see ``RunnerFactory``."""
     dtype = compute_dtype(model.dtype, model.device)
     if model.device.type == "cuda":
         return _cuda_runner(model, sizes, dtype, releases_weights=releases_weights)
     kernels = select_kernels(model.device, dtype, head_dim(model.config))
-    return ModelRunner(model, kernels, num_blocks=sizes.num_blocks, releases_weights=releases_weights)
+    if isinstance(sizes, FittingSizes):
+        sizes = sizes_on_cpu(model.config, dtype, sizes)
+    return ModelRunner(model, kernels, sizes, releases_weights=releases_weights)
 
 
-def _cuda_runner(model: Any, sizes: EngineSizes, dtype: torch.dtype, *, releases_weights: bool) -> DeviceRunner:
+def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weights: bool) -> DeviceRunner:
     # Triton is installed with torch for CUDA only.
     from phi3_serve.engine.kernels.cuda import CudaKernels
     from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 
     config = model.config
-    kernels = CudaKernels(
+    cuda = CudaKernels(
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         dtype=dtype,
         device=model.device,
     )
-    findings = check_kernels(kernels, _shape(model), device=model.device, dtype=dtype)
-    runner = DeviceRunner(
-        model,
-        with_fallbacks(kernels, findings),
-        TritonChooser(model.device),
-        _without_graphs if findings else CudaGraphs(),
-        num_blocks=sizes.num_blocks,
-        max_rows=sizes.max_rows,
-        token_budget=sizes.token_budget,
-        releases_weights=releases_weights,
-    )
+    findings = check_kernels(cuda, _shape(model), device=model.device, dtype=dtype)
+    kernels = with_fallbacks(cuda, findings)
+    decoder = Decoder(model, kernels, releases_weights=releases_weights)
+
+    def make(sizes: EngineSizes) -> DeviceRunner:
+        capture = _without_graphs if findings else CudaGraphs()
+        return DeviceRunner(decoder, kernels, TritonChooser(model.device), capture, sizes)
+
+    if isinstance(sizes, FittingSizes):
+        sizes = sizes_on_gpu(partial(measure_largest_step, make), block_bytes(config, dtype), sizes)
+    runner = make(sizes)
     runner.capture_graphs()
     return runner
 

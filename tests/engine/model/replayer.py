@@ -8,7 +8,9 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.model.decoder import Decoder
 from phi3_serve.engine.model.device_runner import DeviceRunner, Replay
+from phi3_serve.engine.model.select import Sizes
 from phi3_serve.engine.model.step_buffer import StepIntegers
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 
@@ -52,17 +54,11 @@ def _tensors(integers: StepIntegers) -> list[Tensor]:
 
 
 def runner_on_cpu(
-    model: Any, sizes: EngineSizes, *, releases_weights: bool = False, capture: Replayer | None = None
+    model: Any, sizes: Sizes, *, releases_weights: bool = False, capture: Replayer | None = None
 ) -> DeviceRunner:
     """``RunnerFactory``."""
     assert model.device == torch.device("cpu")
-    return DeviceRunner(
-        model,
-        ReferenceKernels(),
-        TorchChooser(),
-        capture or Replayer(),
-        num_blocks=sizes.num_blocks,
-        max_rows=sizes.max_rows,
-        token_budget=sizes.token_budget,
-        releases_weights=releases_weights,
-    )
+    assert isinstance(sizes, EngineSizes)
+    kernels = ReferenceKernels()
+    decoder = Decoder(model, kernels, releases_weights=releases_weights)
+    return DeviceRunner(decoder, kernels, TorchChooser(), capture or Replayer(), sizes)

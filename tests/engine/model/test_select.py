@@ -66,7 +66,7 @@ def test_the_engine_says_which_kernels_are_replaced(
     def info() -> EngineInfo:
         return EngineCore(loaded, SIZES, make_runner=make_runner).info
 
-    def make_runner(model: Any, sizes: EngineSizes, *, releases_weights: bool = False) -> select.Runner:
+    def make_runner(model: Any, sizes: select.Sizes, *, releases_weights: bool = False) -> select.Runner:
         return select._cuda_runner(model, sizes, torch.float32, releases_weights=releases_weights)
 
     right = info()

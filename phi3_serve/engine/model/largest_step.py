@@ -1,0 +1,88 @@
+"""The memory that the largest steps of an engine take on a GPU, measured before the key-value cache is allocated."""
+
+from array import array
+from collections.abc import Callable
+from traceback import clear_frames
+
+import torch
+
+from phi3_serve.core import MAX_ROWS, EngineRequest
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.memory import EngineSizes, GpuMemory
+from phi3_serve.engine.model.device_runner import DeviceRunner
+from phi3_serve.engine.sampling.drawing import draw
+from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.resolved_parameters import resolve
+
+# Warpers that look at the whole vocabulary take more memory than top_k and top_h.
+WARPERS = GenerationParameters(
+    do_sample=True, temperature=0.9, top_k=0, top_p=0.9, min_p=0.01, typical_p=0.9, epsilon_cutoff=1e-6, eta_cutoff=1e-6
+)
+
+
+@torch.inference_mode()
+def run_largest_step(runner: DeviceRunner, sizes: EngineSizes) -> None:
+    """Run a chunk with all tokens of the budget, want the logits of each as drafts do, and draw all rows on the host.
+
+    Every block of the chunk is block 0, so a cache of one block is enough. The memory of attention does not depend on
+    how long the sequences are.
+    """
+    logits = runner.run([_chunk(sizes.token_budget)])
+    scores = logits.float()
+    rows = min(sizes.max_rows, len(scores))
+    draw(scores[list(range(rows))], [_settings()] * rows)
+    if runner.decoder.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_largest_step(make_runner: Callable[[EngineSizes], DeviceRunner], token_budget: int) -> GpuMemory | None:
+    """What graphs and the largest step take on the current GPU, on which the weights are loaded.
+
+    ``make_runner`` makes a runner with the given sizes. None if the memory is not enough.
+    """
+    sizes = EngineSizes(num_blocks=1, token_budget=token_budget, max_rows=MAX_ROWS["cuda"])
+    try:
+        graphs, step = _measure(make_runner, sizes)
+    except torch.OutOfMemoryError as error:
+        clear_frames(error.__traceback__)  # they hold tensors
+        torch.cuda.empty_cache()
+        return None
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return GpuMemory(total=total, free=free, step=step, graphs=graphs)
+
+
+def _measure(make_runner: Callable[[EngineSizes], DeviceRunner], sizes: EngineSizes) -> tuple[int, int]:
+    """Bytes of the graphs and of the largest step."""
+    free = torch.cuda.mem_get_info()[0]
+    runner = make_runner(sizes)
+    runner.capture_graphs()
+    torch.cuda.empty_cache()
+    graphs = free - torch.cuda.mem_get_info()[0]
+    torch.cuda.reset_peak_memory_stats()
+    reserved = torch.cuda.memory_reserved()
+    run_largest_step(runner, sizes)
+    return graphs, torch.cuda.max_memory_reserved() - reserved
+
+
+def _chunk(num_tokens: int) -> Chunk:
+    sequence = CachedSequence([0] * num_tokens)
+    sequence.block_table = array("i", [0]) * -(-num_tokens // BLOCK_SIZE)
+    return Chunk(sequence, num_tokens, num_tokens)
+
+
+def _settings() -> ScoreSettings:
+    return ScoreSettings(
+        EngineRequest(
+            request_id="",
+            prompt_ids=(0,),
+            parameters=resolve(WARPERS),
+            min_length=0,
+            max_length=2,
+            stream=False,
+            deadline=0,
+        )
+    )

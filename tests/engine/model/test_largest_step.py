@@ -1,0 +1,119 @@
+"""The largest step of a GPU's runner, run and measured on the CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.memory import EngineSizes, GpuMemory
+from phi3_serve.engine.model import largest_step
+from phi3_serve.engine.model.decoder import Decoder
+from phi3_serve.engine.model.device_runner import DeviceRunner, Replay
+from phi3_serve.engine.model.largest_step import measure_largest_step, run_largest_step
+from phi3_serve.engine.sampling.device_sampler import TorchChooser
+from phi3_serve.engine.sampling.drawing import draw
+from phi3_serve.engine.sampling.warpers import _WARPERS
+
+SIZES = EngineSizes(num_blocks=1, token_budget=40, max_rows=8)
+
+
+@pytest.fixture
+def runner(loaded: LoadedModel) -> DeviceRunner:
+    return runner_of(loaded, SIZES)
+
+
+def runner_of(
+    loaded: LoadedModel, sizes: EngineSizes, capture: Callable[[Callable[[], Tensor]], Replay] = lambda run: run
+) -> DeviceRunner:
+    kernels = ReferenceKernels()
+    return DeviceRunner(Decoder(loaded.model, kernels), kernels, TorchChooser(), capture, sizes)
+
+
+def test_it_runs_the_whole_budget_and_draws_all_rows(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, tuple[int, ...]] = {}
+    run = runner.decoder.run
+
+    def watched_run(inputs: Any, cache: Tensor) -> Tensor:
+        logits = run(inputs, cache)
+        seen["tokens"], seen["logits"] = tuple(inputs.token_ids.shape), tuple(logits.shape)
+        return logits
+
+    def watched_draw(scores: Tensor, settings: Any) -> list[int]:
+        seen["drawn"] = tuple(scores.shape)
+        seen["warpers"] = (sum(warper.is_requested(settings[0].parameters) for warper in _WARPERS),)
+        return draw(scores, settings)
+
+    monkeypatch.setattr(runner.decoder, "run", watched_run)
+    monkeypatch.setattr(largest_step, "draw", watched_draw)
+    run_largest_step(runner, SIZES)
+    assert seen == {
+        "tokens": (40,),
+        "logits": (40, 704),
+        "drawn": (8, 704),
+        "warpers": (len(_WARPERS) - 2,),  # all but top_k and top_h, which need less
+    }
+
+
+class Gpu:
+    """The counters of torch.cuda over the runners of the tests: graphs keep 7 bytes each, a step takes 1,000."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, *, memory_for_step: bool = True) -> None:
+        self.free, self.reserved, self.peak = 10_000, 500, 99_999
+        self.calls: list[str] = []
+        self._loaded, self._memory_for_step = loaded, memory_for_step
+        for name in (
+            "mem_get_info",
+            "empty_cache",
+            "memory_reserved",
+            "max_memory_reserved",
+            "reset_peak_memory_stats",
+        ):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(largest_step, "run_largest_step", self.run_step)
+
+    def make_runner(self, sizes: EngineSizes) -> DeviceRunner:
+        self.sizes = sizes
+        return runner_of(self._loaded, EngineSizes(1, 16, 4), self.capture)
+
+    def capture(self, run: Callable[[], Tensor]) -> Replay:
+        self.free -= 7
+        return run
+
+    def run_step(self, runner: DeviceRunner, sizes: EngineSizes) -> None:
+        self.calls.append("step")
+        if not self._memory_for_step:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.peak = max(self.peak, self.reserved + 1000)
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return self.free, 20_000
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty")
+
+    def memory_reserved(self) -> int:
+        return self.reserved
+
+    def max_memory_reserved(self) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.reserved
+
+
+def test_graphs_and_the_step_are_measured(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, loaded)
+    memory = measure_largest_step(gpu.make_runner, 2048)
+    assert memory == GpuMemory(total=20_000, free=gpu.free, step=1000, graphs=3 * 7)  # for 1, 2 and 4 rows
+    assert gpu.sizes == EngineSizes(num_blocks=1, token_budget=2048, max_rows=256)
+    assert gpu.calls == ["empty", "step", "empty"]
+
+
+def test_a_step_without_memory_is_no_measurement(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, loaded, memory_for_step=False)
+    assert measure_largest_step(gpu.make_runner, 2048) is None
+    assert gpu.calls[-1] == "empty"
