@@ -22,7 +22,8 @@ def has_no_lone_surrogate(text: str) -> bool:
 
 
 Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
-StopString = Annotated[str, Length(1, 64), Predicate(has_no_lone_surrogate)]
+StopString = Annotated[str, Length(1, 256), Predicate(has_no_lone_surrogate)]
+BadWord = Annotated[str, Length(1, 64), Predicate(has_no_lone_surrogate)]
 TokenId = Annotated[int, Range(ge=0)]
 TokenIds = Annotated[list[TokenId], Length(1, 1024)]
 NoneOrMoreTokenIds = Annotated[list[TokenId], Length(0, 1024)]
@@ -33,6 +34,8 @@ MAX_BEAMS = 64
 MAX_SEQUENCES = 64
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 32  # editors send 17; each is searched for after every token
+MAX_TOKENS_LISTED = 131_072  # more than any vocabulary of the Phi-3 family has
+MAX_BAD_WORDS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +141,39 @@ class GenerationParameters:
     """The token or tokens that end the answer; by default the model's own list. With beam search at most 4,096 tokens
     times beams. With an empty list no token ends the answer."""
     stop_strings: StopString | Annotated[list[StopString], Length(0, MAX_STOP_STRINGS)] | None = None
-    """Strings that end the answer when they are generated; the answer contains them."""
+    """Strings that end the answer when they are generated; the answer contains them. They may begin in the prompt."""
+    stop: StopString | Annotated[list[StopString], Length(0, MAX_STOP_STRINGS)] | None = None
+    """Strings that end the answer when they are generated; the answer ends before the first of them, as in OpenAI's
+    API. None of them ends in the tokens of min_new_tokens."""
+    include_stop_str_in_output: bool | None = None
+    """true: the answer contains the string of stop, or the token of stop_token_ids, that ends it, as in vLLM."""
     max_time: Annotated[float, Range(gt=0)] | None = None
     """Seconds after which the answer ends, wherever it is."""
     prompt_lookup_num_tokens: Annotated[int, Range(ge=1, le=64)] | None = None
     """Number of tokens to speculate from n-grams of the prompt; the answer is the same, only faster."""
     seed: Annotated[int, Range(ge=0, lt=2**63)] | None = None
     """Makes sampling repeatable: the same request with the same seed gets the same answer."""
+    stop_token_ids: NoneOrMoreTokenIds | None = None
+    """Tokens that end the answer, besides eos_token_id, as in vLLM. The text does not contain them."""
+    ignore_eos: bool | None = None
+    """true: no token of eos_token_id ends the answer, as in vLLM; stop_token_ids and stop strings do."""
+    allowed_token_ids: Annotated[list[TokenId], Length(1, MAX_TOKENS_LISTED)] | None = None
+    """The only tokens that are generated, as in vLLM."""
+    bad_words: Annotated[list[BadWord], Length(0, MAX_BAD_WORDS)] | None = None
+    """Words that the answer does not contain, as in vLLM: a word's last token is not generated after its others."""
+    skip_special_tokens: bool | None = None
+    """false: the text contains control tokens by their names, as in vLLM; the one that ends the answer only with
+    include_stop_str_in_output."""
+    spaces_between_special_tokens: bool | None = None
+    """It has no effect: the decoder of Phi-3 puts no spaces between control tokens."""
+    truncate_prompt_tokens: Annotated[int, Range(ge=-1)] | None = None
+    """How many tokens of a longer prompt are kept, as in vLLM; -1 keeps what fits into the context beside
+    max_new_tokens."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where a prompt loses tokens by truncate_prompt_tokens: "left", by default, keeps its end, "right" its start."""
+    repeat_last_n: Annotated[int, Range(ge=-1)] | None = None
+    """How many tokens at the end of prompt and answer repetition_penalty looks at, as in llama.cpp; by default and with
+    -1 all."""
 
     def given(self) -> dict[str, Any]:
         """The parameters that are set."""

@@ -31,6 +31,11 @@ def prepare(
     Raises:
         InvalidRequest: the prompt is empty, or prompt and answer do not fit into the context.
     """
+    if parameters.truncate_prompt_tokens is not None:
+        num_given = len(prompt_ids)
+        prompt_ids = truncated(prompt_ids, parameters, context=context_length)
+        if parameters.truncation_side == "left":
+            num_prefix_tokens = max(0, num_prefix_tokens - (num_given - len(prompt_ids)))
     if not prompt_ids:
         raise InvalidRequest("The prompt holds no token.", "prompt")
     if truncates_prompt:
@@ -70,9 +75,19 @@ def warnings(request: EngineRequest) -> tuple[str, ...]:
             f"`{name}` asks for at least {request.min_length} tokens of prompt and answer, but the most possible is "
             f"{request.max_length}; the answer ends there."
         )
-    if not parameters.eos_token_ids:
+    if not parameters.eos_token_ids and not parameters.ignored_eos_token_ids:
         found.append("`eos_token_id` is empty: no token ends the answer.")
     return tuple(found)
+
+
+def truncated(prompt_ids: Sequence[int], parameters: ResolvedParameters, *, context: int) -> Sequence[int]:
+    """The tokens of the prompt that ``truncate_prompt_tokens`` keeps, as in vLLM (renderers/params.py)."""
+    num_kept = parameters.truncate_prompt_tokens
+    if num_kept == -1:
+        num_kept = max(0, context - (parameters.max_new_tokens or 1))
+    if num_kept is None or num_kept >= len(prompt_ids):
+        return prompt_ids
+    return prompt_ids[len(prompt_ids) - num_kept :] if parameters.truncation_side == "left" else prompt_ids[:num_kept]
 
 
 @dataclass(frozen=True, slots=True)

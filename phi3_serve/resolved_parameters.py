@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import LIBRARY_DEFAULTS, EarlyStopping, GenerationParameters, as_token_ids
@@ -43,6 +44,7 @@ class ResolvedParameters:
     top_h: float | None = None  # 1 still limits sampling to the top-h candidates
     # processors
     repetition_penalty: float
+    repeat_last_n: int = -1  # tokens that repetition_penalty looks at; -1 is all
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     encoder_repetition_penalty: float
@@ -50,6 +52,9 @@ class ResolvedParameters:
     encoder_no_repeat_ngram_size: int
     bad_words_ids: Sequence[Sequence[int]] = ()
     sequence_bias: Sequence[tuple[Sequence[int], float]] = ()
+    bad_words: Sequence[str] = ()
+    bad_words_ids_of_answer: Sequence[Sequence[int]] = ()  # of bad_words, which only a tokenizer can encode
+    allowed_token_ids: Sequence[int] = ()
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     forced_bos_token_id: int | None = None
@@ -62,9 +67,17 @@ class ResolvedParameters:
     # special tokens and other ends
     pad_token_id: int | None = None
     bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()  # all tokens that end the answer, those of stop_token_ids included
+    stop_token_ids: Sequence[int] = ()
+    ignored_eos_token_ids: tuple[int, ...] = ()  # end nothing, but do not count for the minimum length either
+    stop_strings: tuple[str, ...] = ()  # stay in the text
+    stop: tuple[str, ...] = ()  # are cut off, unless include_stop_str_in_output
     max_time: float | None = None  # seconds
+    # text
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None  # -1 is what the context holds
+    truncation_side: Literal["left", "right"] = "left"
     # the rest
     top_logprobs: int | None = None  # 0 asks for the log-probability of the chosen token alone
     prompt_lookup_num_tokens: int | None = None
@@ -101,10 +114,15 @@ def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> Res
     for below in (*defaults, LIBRARY_DEFAULTS):
         merged = merged.over(below)
     values = merged.given()
-    values["eos_token_ids"] = as_token_ids(values.pop("eos_token_id", None))
+    ends = as_token_ids(values.pop("eos_token_id", None))
+    ignored = values.pop("ignore_eos", False)
+    values["eos_token_ids"] = tuple(dict.fromkeys((*(() if ignored else ends), *values.get("stop_token_ids", ()))))
+    values["ignored_eos_token_ids"] = ends if ignored else ()
     values["forced_eos_token_ids"] = as_token_ids(values.pop("forced_eos_token_id", None))
-    stop_strings = values.pop("stop_strings", ())
-    values["stop_strings"] = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    for name in ("stop_strings", "stop"):
+        strings = values.pop(name, ())
+        values[name] = (strings,) if isinstance(strings, str) else tuple(strings)
+    values.pop("spaces_between_special_tokens", None)  # there are none with either value
     resolved = ResolvedParameters(**values)
     for check in _CHECKS:
         check(resolved)
@@ -119,6 +137,8 @@ def check_token_ids(parameters: ResolvedParameters, vocab_size: int) -> None:
                 raise InvalidRequest(
                     f"`{name}` holds token id {extreme}; this model's ids go from 0 to {vocab_size - 1}.", name
                 )
+    if parameters.allowed_token_ids and set(parameters.allowed_token_ids) <= set(parameters.suppress_tokens):
+        raise InvalidRequest("`suppress_tokens` holds all of `allowed_token_ids`.", "suppress_tokens")
     if len(set(parameters.suppress_tokens)) >= vocab_size:
         raise InvalidRequest(
             "`suppress_tokens` holds the whole vocabulary; nothing is left to generate.", "suppress_tokens"
@@ -126,13 +146,15 @@ def check_token_ids(parameters: ResolvedParameters, vocab_size: int) -> None:
 
 
 def _named_token_ids(p: ResolvedParameters) -> Iterable[tuple[str, Sequence[int]]]:
+    yield "allowed_token_ids", p.allowed_token_ids
     yield "suppress_tokens", p.suppress_tokens
     yield "begin_suppress_tokens", p.begin_suppress_tokens
     yield "forced_bos_token_id", _as_list(p.forced_bos_token_id)
     yield "forced_eos_token_id", p.forced_eos_token_ids
     yield "pad_token_id", _as_list(p.pad_token_id)
     yield "bos_token_id", _as_list(p.bos_token_id)
-    yield "eos_token_id", p.eos_token_ids
+    yield "stop_token_ids", p.stop_token_ids
+    yield "eos_token_id", (*p.eos_token_ids, *p.ignored_eos_token_ids)
     yield "negative_prompt_ids", p.negative_prompt_ids
     for ids in p.bad_words_ids:
         yield "bad_words_ids", ids

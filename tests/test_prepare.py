@@ -5,7 +5,7 @@ import pytest
 
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters as P
-from phi3_serve.prepare import check_vocabulary, kept_by_hole, lengths, prepare, warnings
+from phi3_serve.prepare import check_vocabulary, kept_by_hole, lengths, prepare, truncated, warnings
 from phi3_serve.resolved_parameters import resolve
 
 
@@ -132,3 +132,28 @@ def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         prepare("r", [], resolve(P()), context_length=100, timeout_s=1)
     assert (caught.value.param, caught.value.message) == ("prompt", "The prompt holds no token.")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (P(truncate_prompt_tokens=3), [7, 8, 9]),
+        (P(truncate_prompt_tokens=3, truncation_side="right"), [0, 1, 2]),
+        (P(truncate_prompt_tokens=10), list(range(10))),
+        (P(truncate_prompt_tokens=99), list(range(10))),
+        (P(truncate_prompt_tokens=0), []),
+        (P(truncate_prompt_tokens=-1, max_new_tokens=3), [5, 6, 7, 8, 9]),
+        (P(truncate_prompt_tokens=-1, max_new_tokens=9), []),
+        (P(truncate_prompt_tokens=-1), [3, 4, 5, 6, 7, 8, 9]),
+        (P(truncation_side="right"), list(range(10))),
+    ],
+)
+def test_truncated_prompts(given: P, expected: list[int]) -> None:
+    """As ``_token_truncation`` of vLLM (renderers/params.py), in a context of 8 tokens."""
+    assert list(truncated(range(10), resolve(given), context=8)) == expected
+
+
+def test_a_truncated_prompt_has_less_of_its_prefix() -> None:
+    given = P(truncate_prompt_tokens=7, max_length=9)
+    request = prepare("r", range(10), resolve(given), context_length=100, timeout_s=9, num_prefix_tokens=4)
+    assert (request.prompt_ids, request.max_length) == (tuple(range(3, 10)), 10)

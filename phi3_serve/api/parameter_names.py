@@ -61,6 +61,28 @@ def _top_k(value: Any, _: Json) -> Json:
     return {"top_k": 0 if value == -1 and not isinstance(value, bool) else value}
 
 
+def _repeat_penalty(value: Any, siblings: Json) -> Json:
+    """llama.cpp and ollama look at the last 64 tokens, unless ``repeat_last_n`` says otherwise."""
+    last = siblings.get("repeat_last_n")
+    return {"repetition_penalty": value, "repeat_last_n": 64 if last is None else last}
+
+
+def _use_beam_search(value: Any, siblings: Json) -> Json:
+    """The beam search of vLLM has ``n`` beams, and goes on until no better answer is possible."""
+    if not isinstance(value, bool):
+        raise InvalidRequest("`use_beam_search` takes true or false.", "use_beam_search")
+    if not value:
+        return {}
+    names = ("num_beams", "n", "num_return_sequences")
+    num_beams = next((siblings[name] for name in names if siblings.get(name) is not None), 1)
+    early_stopping = siblings.get("early_stopping")
+    return {
+        "num_beams": num_beams,
+        "do_sample": False,
+        "early_stopping": "never" if early_stopping is None else early_stopping,
+    }
+
+
 _UNLIMITED = {"type": "integer", "minimum": -2, "not": {"const": 0}}
 _OR_MINUS_ONE = {"type": "integer", "minimum": -1}
 _BIASES = {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": 1024}
@@ -77,8 +99,19 @@ OTHER_NAMES: Mapping[str, OtherName] = {
         "max_new_tokens", "ollama", "-1 and -2 are no limit but the context.", _UNLIMITED, _length
     ),
     "min_tokens": OtherName("min_new_tokens", "vLLM, SGLang"),
+    "no_stop_trim": OtherName("include_stop_str_in_output", "SGLang"),
     "n": OtherName("num_return_sequences", "OpenAI"),
     "logit_bias": OtherName("sequence_bias", "OpenAI", "Token ids as text, and their biases.", _BIASES, _sequence_bias),
+    "repeat_penalty": OtherName(
+        "repetition_penalty", "llama.cpp, ollama", "repeat_last_n is then 64 by default.", None, _repeat_penalty
+    ),
+    "use_beam_search": OtherName(
+        "num_beams",
+        "vLLM",
+        "true is beam search with n beams that stops when no better answer is possible.",
+        {"type": "boolean"},
+        _use_beam_search,
+    ),
     "top_k": OtherName("top_k", "vLLM, SGLang", "-1 is off, as 0 is.", _OR_MINUS_ONE, _top_k),
 }
 
@@ -113,9 +146,10 @@ def given_parameters(body: Json, own_fields: Collection[str] = ()) -> GivenParam
         InvalidRequest: a parameter is given twice, with different values.
     """
     given = GivenParameters()
+    in_kwargs = body.get(KWARGS)
+    siblings = {**body, **in_kwargs} if isinstance(in_kwargs, dict) else body
     values: dict[str, Any] = {}
     for place, name, value in _fields(body):
-        siblings = body if len(place) == 1 else body[KWARGS]
         other = OTHER_NAMES.get(name)
         for parameter, of_parameter in (
             {name: value} if other is None else other.parameters_of(value, siblings)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from phi3_serve.config import LiveModelConfig, QueueLimitsConfig
 from phi3_serve.core import (
@@ -132,6 +132,9 @@ class Replica:
     def _prepare(self, request: GenerationRequest) -> EngineRequest:
         """Resolve the parameters and encode the prompt."""
         parameters = resolve(request.parameters, self._defaults, request.api_defaults, self._loaded.defaults)
+        if parameters.bad_words:
+            bad_words_ids = self._tokenizer.bad_words_ids(parameters.bad_words)
+            parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)
         prompt_ids = self._tokenizer.encode(request.prompt)
         return prepare(
             request.request_id,

@@ -40,7 +40,8 @@ async def text_events(
 ) -> AsyncGenerator[Event, None]:
     """The text of ``events`` as it comes, and the start of a queued request; the last event is Done or Failed."""
     before = tokenizer.before_answer(request.prompt, engine_request.prompt_ids)
-    stream = tokenizer.stream(before, clean_up=request.clean_up_tokenization_spaces)
+    parameters, clean_up = engine_request.parameters, request.clean_up_tokenization_spaces
+    stream = tokenizer.stream(before, parameters, clean_up=clean_up)
     last_delta = 0.0
     while True:
         received = await _receive(events, engine_request.deadline)
@@ -77,16 +78,18 @@ def _done(
     request: GenerationRequest, engine_request: EngineRequest, finished: Finished, tokenizer: "Phi3Tokenizer"
 ) -> Done:
     before = tokenizer.before_answer(request.prompt, engine_request.prompt_ids)
+    parameters = engine_request.parameters
+    traceless_ids = tokenizer.traceless_ids(parameters)
     completions = []
     for sequence in finished.sequences:
-        stream = tokenizer.stream(before, clean_up=request.clean_up_tokenization_spaces)
+        stream = tokenizer.stream(before, parameters, clean_up=request.clean_up_tokenization_spaces)
         text = stream.add(sequence.token_ids) + stream.finish()
         completions.append(
             Completion(
                 text,
                 sequence,
                 tokenizer.pieces(ids := _ids_with_logprobs(sequence)),
-                control_ids=tokenizer.control_ids & ids,
+                control_ids=traceless_ids & ids,
                 drops_first_space=not before,
             )
         )

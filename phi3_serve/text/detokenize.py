@@ -4,7 +4,9 @@ The joined pieces are what the ids add to the text before them: ``decode(before 
 Decoded alone, an answer would lose its first space, because the decoders of Llama and Phi-3 drop the first space.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+
+from phi3_serve.text.stop import StopText
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -129,18 +131,37 @@ class CleanUp:
 
 
 class TextStream:
-    """The text of one answer that comes as token ids: detokenized, and cleaned up if requested."""
+    """The text of one answer that comes as token ids: detokenized, cleaned up if requested, cut at a stop string."""
 
-    def __init__(self, detokenizer: Detokenizer, *, clean_up: bool) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stop: StopText,
+        *,
+        clean_up: bool,
+        hidden_ids: Set[int] = frozenset(),
+        num_before_stop: int = 0,
+    ) -> None:
+        """``hidden_ids`` are left out of the text. No stop string ends in the first ``num_before_stop`` tokens."""
         self._detokenizer = detokenizer
         self._cleaner = CleanUp() if clean_up else None
+        self._stop = stop
+        self._hidden_ids = hidden_ids
+        self._num_before_stop = num_before_stop
 
     def add(self, token_ids: Sequence[int]) -> str:
         """The text that is final after ``token_ids``; it may be empty."""
-        text = self._detokenizer.add(token_ids)
-        return text if self._cleaner is None else self._cleaner.add(text)
+        early, late = token_ids[: self._num_before_stop], token_ids[self._num_before_stop :]
+        self._num_before_stop -= len(early)
+        text = self._stop.add(self._text_of(early), may_stop=False) if early else ""
+        return text + self._stop.add(self._text_of(late))
 
     def finish(self) -> str:
         """The rest of the text."""
         text = self._detokenizer.finish()
-        return text if self._cleaner is None else self._cleaner.add(text) + self._cleaner.finish()
+        text = text if self._cleaner is None else self._cleaner.add(text) + self._cleaner.finish()
+        return self._stop.add(text, may_stop=not self._num_before_stop) + self._stop.finish()
+
+    def _text_of(self, token_ids: Sequence[int]) -> str:
+        text = self._detokenizer.add([i for i in token_ids if i not in self._hidden_ids])
+        return text if self._cleaner is None else self._cleaner.add(text)

@@ -9,26 +9,36 @@ from collections.abc import Sequence
 class StopText:
     """Cuts a text in pieces at a stop string. It holds back text that may be the start of one."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
+        """``keeps_stop``: the text ends behind the stop string, not before it."""
         self._stops = [stop for stop in stops if stop]
         self._longest = max(map(len, self._stops), default=0)
+        self._keeps_stop = keeps_stop
         self._held = ""
+        self._first_end = 0  # characters of the held text in which no stop string ends
         self._is_over = False
 
-    def add(self, text: str) -> str:
-        """The text that is final after ``text``; it may be empty."""
+    def add(self, text: str, *, may_stop: bool = True) -> str:
+        """The text that is final after ``text``; it may be empty. Without ``may_stop`` no stop string ends in it."""
         if self._is_over:
             return ""
         self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        if not may_stop:
+            self._first_end = len(self._held)
+        if found := [place for stop in self._stops if (place := self._place(stop)) is not None]:
             self._is_over = True
-            return self._give(min(found)[1])
+            end, start = min(found)
+            return self._give(end if self._keeps_stop else start)
         return self._give(len(self._held) - self._length_of_start())
 
     def finish(self) -> str:
         """The rest of the text."""
         return "" if self._is_over else self._give(len(self._held))
+
+    def _place(self, stop: str) -> tuple[int, int] | None:
+        """The end and the start of ``stop`` in the held text."""
+        start = self._held.find(stop, max(0, self._first_end + 1 - len(stop)))
+        return None if start < 0 else (start + len(stop), start)
 
     def _length_of_start(self) -> int:
         """The length of the longest suffix of the held text that is the start of a stop string."""
@@ -37,4 +47,5 @@ class StopText:
 
     def _give(self, length: int) -> str:
         given, self._held = self._held[:length], self._held[length:]
+        self._first_end = max(0, self._first_end - length)
         return given

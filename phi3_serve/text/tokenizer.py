@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from phi3_serve.core import Conversation, Prompt, RawPrompt, Special, TokenPrompt
 from phi3_serve.errors import InvalidRequest
+from phi3_serve.resolved_parameters import ResolvedParameters
 from phi3_serve.text.detokenize import Detokenizer, TextStream
+from phi3_serve.text.stop import StopText
 from phi3_serve.text.template import SPECIAL_TOKENS
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -67,9 +69,44 @@ class Phi3Tokenizer:
         twin_ids = _encode(self._twin, rendered, add_special_tokens=False)
         return [self._to_real_id.get(i, i) for i in twin_ids]
 
+    def bad_words_ids(self, words: Iterable[str]) -> list[list[int]]:
+        """The token ids of each word at the start of a text and, where they differ, after a space.
+
+        As in ``SamplingParams.update_from_tokenizer`` of vLLM at 00388f65.
+
+        Raises:
+            InvalidRequest: a word holds no token.
+        """
+        found: list[list[int]] = []
+        for word in dict.fromkeys(words):
+            plain, spaced = (
+                _encode(self._tokenizer, before + word.lstrip(), add_special_tokens=False) for before in ("", " ")
+            )
+            if not plain:
+                raise InvalidRequest(f"`bad_words` holds {word!r}, which has no token.", "bad_words")
+            found.append(plain)
+            if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
+                found.append(spaced)
+        return found
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids`` alone, without control tokens."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _decode_all(self, token_ids: Sequence[int]) -> str:
+        """The text of ``token_ids`` alone, with control tokens by their names."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def traceless_ids(self, parameters: ResolvedParameters) -> frozenset[int]:
+        """The token ids that leave no trace in the text of an answer."""
+        control = self.control_ids if parameters.skip_special_tokens else frozenset()
+        return control | self._hidden_ends(parameters)
+
+    def _hidden_ends(self, parameters: ResolvedParameters) -> frozenset[int]:
+        """The tokens that end an answer and are no part of its text, as in vLLM (v1/engine/detokenizer.py)."""
+        if parameters.include_stop_str_in_output:
+            return frozenset()
+        return self.control_ids.intersection(parameters.eos_token_ids).union(parameters.stop_token_ids)
 
     def before_answer(self, prompt: Prompt, prompt_ids: Sequence[int]) -> Sequence[int]:
         """The end of ``prompt_ids``: as many as the text of an answer depends on.
@@ -89,13 +126,24 @@ class Phi3Tokenizer:
         """The bytes of each token id within a text. Control tokens have their names; unknown ids have none."""
         return {i: _spelled(token) for i in token_ids if (token := self._tokenizer.id_to_token(i)) is not None}
 
-    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(self, before: Sequence[int] = (), *, with_control_tokens: bool = False) -> Detokenizer:
         """A fresh detokenizer for one sequence after the token ids ``before``."""
-        return Detokenizer(self.decode, visible_ids=self._visible_ids, byte_ids=self._byte_ids, before=before)
+        return Detokenizer(
+            self._decode_all if with_control_tokens else self.decode,
+            visible_ids=self._visible_ids | self.control_ids if with_control_tokens else self._visible_ids,
+            byte_ids=self._byte_ids,
+            before=before,
+        )
 
-    def stream(self, before: Sequence[int] = (), *, clean_up: bool) -> TextStream:
+    def stream(self, before: Sequence[int], parameters: ResolvedParameters, *, clean_up: bool) -> TextStream:
         """A fresh text stream for one answer; ``before``: see ``before_answer``."""
-        return TextStream(self.detokenizer(before), clean_up=clean_up)
+        return TextStream(
+            self.detokenizer(before, with_control_tokens=not parameters.skip_special_tokens),
+            StopText(parameters.stop, keeps_stop=parameters.include_stop_str_in_output),
+            clean_up=clean_up,
+            hidden_ids=self._hidden_ends(parameters),
+            num_before_stop=parameters.min_new_tokens or 0,
+        )
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:

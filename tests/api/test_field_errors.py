@@ -30,7 +30,7 @@ def of_content(content: Any) -> dict[str, Any]:
         ({**TEXT, "prompt": {"a": 1}}, "prompt", EITHER),
         ({**TEXT, "stop": 5}, "stop", EITHER),
         ({**TEXT, "stop": ["a", ""]}, "stop.1", "at least 1 character"),
-        ({**TEXT, "stop": "x" * 65}, "stop", "at most 64 characters"),
+        ({**TEXT, "stop": "x" * 257}, "stop", "at most 256 characters"),
         ({**TEXT, "stop": ["x"] * 33}, "stop", "at most 32 items"),
         ({**TEXT, "generate_kwargs": {"eos_token_id": -1}}, "generate_kwargs.eos_token_id", "greater than or equal to 0"),
         ({**TEXT, "generate_kwargs": {"eos_token_id": [1, -1]}}, "generate_kwargs.eos_token_id.1", "than or equal to 0"),

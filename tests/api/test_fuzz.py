@@ -76,6 +76,17 @@ def _draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "max_time": one_of(0.001, 5),
         "prompt_lookup_num_tokens": one_of(1, 3),
         "seed": one_of(0, 1, 2**62, 2**70),
+        "stop_token_ids": one_of([], [5], [5, 703], [704]),
+        "ignore_eos": one_of(True, False),
+        "allowed_token_ids": one_of([], [5], [5, 6, 7], [643], list(range(704)), [704]),
+        "bad_words": one_of([], ["the"], [" a", "the knight", "x"], [""], [" "]),
+        "stop": one_of("a", ["the", "x"], [], ""),
+        "include_stop_str_in_output": one_of(True, False),
+        "skip_special_tokens": one_of(True, False),
+        "spaces_between_special_tokens": one_of(True, False),
+        "truncate_prompt_tokens": one_of(-2, -1, 0, 1, 5, 10**9),
+        "truncation_side": one_of("left", "right", "both"),
+        "repeat_last_n": one_of(-2, -1, 0, 1, 64, 10**9),
     }
 
 

@@ -116,6 +116,8 @@ def draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "bos_token_id": one_of(1),
         "stop_strings": lambda: draw.choice(["e", [" a", "the", "in"], ["tion"], "er ", "é"]),
         "early_stopping": one_of(True, False, "never"),
+        "stop_token_ids": lambda: ids(4),
+        "allowed_token_ids": lambda: [draw.randrange(VOCAB) for _ in range(draw.choice([100, 500]))],
         "max_time": one_of(60.0),
         "return_dict_in_generate": one_of(True),
     }

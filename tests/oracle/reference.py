@@ -91,6 +91,8 @@ class Oracle:
             arguments["forced_eos_token_id"] = list(parameters.forced_eos_token_ids)
         if parameters.sequence_bias:
             arguments["sequence_bias"] = [[list(ids), bias] for ids, bias in parameters.sequence_bias]
+        if parameters.allowed_token_ids:
+            arguments["prefix_allowed_tokens_fn"] = lambda *_: list(parameters.allowed_token_ids)
         if parameters.negative_prompt_ids:
             # generate() makes one row per beam or sequence of the prompt, but not of this one
             num_rows = max(parameters.num_beams, parameters.num_return_sequences)

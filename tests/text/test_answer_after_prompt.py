@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from phi3_serve.core import Conversation, RawPrompt, Text
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 
 PATH = Path(__file__).parents[1] / "data" / "tokenizers" / "phi-3-mini.tokenizer.json"
 LIBRARY = PreTrainedTokenizerFast(tokenizer_file=str(PATH))
 TOKENIZER = Phi3Tokenizer(LIBRARY)
+PLAIN = resolve(GenerationParameters())
 BYTES = [LIBRARY.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256)]
 SPACE = 29871  # a token of its own
 CONTROL = [1, 32000, 32001, 32007, 32010]
@@ -29,7 +32,7 @@ token_ids = st.lists(ids, max_size=8).map(lambda several: [i for few in several 
 
 
 def text_of(prompt_ids: Sequence[int], chunks: Sequence[Sequence[int]]) -> str:
-    stream = TOKENIZER.stream(TOKENIZER.before_answer(RawPrompt(""), prompt_ids), clean_up=False)
+    stream = TOKENIZER.stream(TOKENIZER.before_answer(RawPrompt(""), prompt_ids), PLAIN, clean_up=False)
     return "".join([*map(stream.add, chunks), stream.finish()])
 
 
@@ -67,7 +70,7 @@ def test_the_first_space_stays(prompt: str, answer: list[int], expected: str) ->
 def test_an_answer_to_a_conversation_begins_without_the_space() -> None:
     prompt = Conversation((Text("Hi"),))
     before = TOKENIZER.before_answer(prompt, TOKENIZER.encode(prompt))
-    stream = TOKENIZER.stream(before, clean_up=False)
+    stream = TOKENIZER.stream(before, PLAIN, clean_up=False)
     assert stream.add([15043]) + stream.finish() == "Hello"
 
 

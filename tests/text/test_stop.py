@@ -22,6 +22,28 @@ def test_pieces_give_what_the_whole_gives(pieces: list[str], stops: list[str]) -
     assert given_out + stream.finish() == expected("".join(pieces), stops)
 
 
+@given(
+    st.lists(st.tuples(st.text("ab", max_size=3), st.booleans()), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    st.booleans(),
+)
+def test_a_stop_string_ends_only_where_it_may(
+    pieces: list[tuple[str, bool]], stops: list[str], keeps_stop: bool
+) -> None:
+    """The text up to the last piece that may not stop is one in which nothing ends."""
+    may_stop = [any(may for _, may in pieces[:at]) or may for at, (_, may) in enumerate(pieces)]
+    pieces = [(text, may) for (text, _), may in zip(pieces, may_stop, strict=True)]
+    text, early = "".join(text for text, _ in pieces), "".join(text for text, may in pieces if not may)
+    ends = (end for end in range(len(early) + 1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops))
+    end = next(ends, None)
+    whole = text
+    if end is not None:
+        start = min(end - len(stop) for stop in stops if text[:end].endswith(stop))
+        whole = text[: end if keeps_stop else start]
+    stream = StopText(stops, keeps_stop=keeps_stop)
+    assert "".join(stream.add(piece, may_stop=may) for piece, may in pieces) + stream.finish() == whole
+
+
 def test_a_stop_string_within_another_is_complete_first() -> None:
     for pieces in (["ba", "b"], ["bab"], ["b", "a", "b"]):
         stream = StopText(["a", "bab"])

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from phi3_serve.core import Completion, Done
-from phi3_serve.text.stop import StopText
 
 _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot express
 
@@ -23,7 +22,6 @@ class ResponseBuilder(ABC):
 
     id: str
     model: str
-    stops: Sequence[str]
     created: int = field(default_factory=lambda: int(time.time()))
 
     def response(self, done: Sequence[Done], n: int) -> Json:
@@ -66,10 +64,6 @@ class ResponseBuilder(ABC):
     def _head(self, name: str) -> Json:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
-    def _until_stop(self, text: str) -> str:
-        stop = StopText(self.stops)
-        return stop.add(text) + stop.finish()
-
 
 class ChatResponseBuilder(ResponseBuilder):
     """Builds the answers of ``/v1/chat/completions``."""
@@ -87,20 +81,19 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def final_part(self, index: int, completion: Completion) -> Json:
         """See the base class."""
-        logprobs = self._logprobs(completion, self._until_stop(completion.text))
+        logprobs = self._logprobs(completion)
         return _chat_part(index, {}, completion.sequence.finish_reason, logprobs)
 
     def _choice(self, index: int, completion: Completion) -> Json:
-        text = self._until_stop(completion.text)
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs(completion, text),
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": self._logprobs(completion),
             "finish_reason": completion.sequence.finish_reason,
         }
 
-    def _logprobs(self, completion: Completion, text: str) -> Json | None:
-        tokens = _scored_tokens(completion, text)
+    def _logprobs(self, completion: Completion) -> Json | None:
+        tokens = _scored_tokens(completion)
         return None if tokens is None else {"content": tokens, "refusal": None}
 
 
@@ -123,19 +116,18 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def final_part(self, index: int, completion: Completion) -> Json:
         """See the base class."""
-        logprobs = self._logprobs(completion, self._until_stop(completion.text))
+        logprobs = self._logprobs(completion)
         return _text_part(index, "", completion.sequence.finish_reason, logprobs)
 
     def _choice(self, index: int, completion: Completion) -> Json:
-        text = self._until_stop(completion.text)
-        logprobs = self._logprobs(completion, text)
-        return _text_part(index, self._echo(index) + text, completion.sequence.finish_reason, logprobs)
+        logprobs = self._logprobs(completion)
+        return _text_part(index, self._echo(index) + completion.text, completion.sequence.finish_reason, logprobs)
 
     def _echo(self, index: int) -> str:
         return self.echoed[index] if self.echoed else ""
 
-    def _logprobs(self, completion: Completion, text: str) -> Json | None:
-        tokens = _scored_tokens(completion, text)
+    def _logprobs(self, completion: Completion) -> Json | None:
+        tokens = _scored_tokens(completion)
         return None if tokens is None else _in_columns(tokens)
 
 
@@ -162,12 +154,12 @@ def _text_part(index: int, text: str, finish_reason: str | None = None, logprobs
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _scored_tokens(completion: Completion, text: str) -> list[Json] | None:
-    """The tokens of ``text`` with their log-probabilities, in the shape of chat completions; None if not asked for."""
+def _scored_tokens(completion: Completion) -> list[Json] | None:
+    """The tokens of the text with their log-probabilities, in the shape of chat completions; None if not asked for."""
     if completion.sequence.logprobs is None:
         return None
     tokens: list[Json] = []
-    num_bytes, num_wanted = 0, len(text.encode())
+    num_bytes, num_wanted = 0, len(completion.text.encode())
     for token_id, logprobs in zip(completion.sequence.token_ids, completion.sequence.logprobs, strict=True):
         piece = completion.pieces.get(token_id, b"")
         if token_id in completion.control_ids:

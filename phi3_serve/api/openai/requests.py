@@ -96,8 +96,6 @@ def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
 def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: int | None) -> GenerationParameters:
     """The fields of the body and of generate_kwargs."""
     given = body.parameters
-    if body.stop is not None and given.stop_strings is not None:
-        raise InvalidRequest("`stop` and `stop_strings` mean the same; send one of them.", "stop")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
     temperature = body.temperature if given.temperature is None else given.temperature
@@ -114,7 +112,7 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         sequence_bias=sequence_bias(body.logit_bias or {}) or None,
-        stop_strings=body.stops or None,
+        stop=body.stop,
         top_logprobs=top_logprobs,
     )
     return given.over(of_fields)

@@ -58,7 +58,7 @@ def openai_router(service: Service) -> APIRouter:
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         requests = chat_requests(body, model=name, request_id=request_id, options=options)
-        builder = ChatResponseBuilder(id=f"chatcmpl-{request_id}", model=name, stops=body.stops)
+        builder = ChatResponseBuilder(id=f"chatcmpl-{request_id}", model=name)
         return await _respond(http, service, body, requests, builder)
 
     @router.post("/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
@@ -67,9 +67,7 @@ def openai_router(service: Service) -> APIRouter:
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         requests = completion_requests(body, model=name, request_id=request_id, options=options)
-        builder = CompletionResponseBuilder(
-            id=f"cmpl-{request_id}", model=name, stops=body.stops, echoed=echoed_prompts(body)
-        )
+        builder = CompletionResponseBuilder(id=f"cmpl-{request_id}", model=name, echoed=echoed_prompts(body))
         return await _respond(http, service, body, requests, builder)
 
     return router

@@ -112,11 +112,6 @@ class RequestBody(BodyWithParameters):
         logprobs = {"top_logprobs": "logprobs"} if "logprobs" in self.model_fields_set else {}
         return {**length, **logprobs, **names, "prompt": self.prompt_field}
 
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings as a list, also if ``stop`` is one string or null."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-
 
 class TextPart(BaseModel):
     """A part of a message."""

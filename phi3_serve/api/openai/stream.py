@@ -10,7 +10,6 @@ from phi3_serve.api.openai.errors import OPENAI
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.core import Completion, Delta, Done
 from phi3_serve.errors import EngineFailure, Phi3ServeError
-from phi3_serve.text.stop import StopText
 
 NumberedEvent = tuple[int, Delta | Done]  # the number of the request, and its event
 
@@ -100,22 +99,15 @@ class _Choice:
     def __init__(self, index: int, builder: ResponseBuilder) -> None:
         self._index = index
         self._builder = builder
-        self._stop = StopText(builder.stops)
         self._is_open = False
-        self._has_text = False
-
-    def add(self, text: str) -> list[Json]:
-        """The parts that the next text of the answer adds."""
-        self._has_text = True
-        return self._text_parts(self._stop.add(text))
 
     def finish(self, completion: Completion) -> list[Json]:
         """The last parts. They hold the whole text if there was no delta, as with beam search."""
-        parts = [] if self._has_text else self.add(completion.text)
-        rest = self._text_parts(self._stop.finish())
-        return [*parts, *rest, self._builder.final_part(self._index, completion)]
+        parts = [] if self._is_open else self.add(completion.text)
+        return [*parts, self._builder.final_part(self._index, completion)]
 
-    def _text_parts(self, text: str) -> list[Json]:
+    def add(self, text: str) -> list[Json]:
+        """The parts that the next text of the answer adds."""
         opening = None if self._is_open else self._builder.opening_part(self._index)
         self._is_open = True
         return [*([opening] if opening else []), *([self._builder.text_part(self._index, text)] if text else [])]

@@ -45,11 +45,15 @@ class SequenceBiases:
     def __bool__(self) -> bool:
         return self._always is not None or bool(self._by_last_token)
 
-    def after(self, history: "array[int]") -> tuple[Any, Any] | None:
-        """Token ids, each once, and the sums of their biases after ``history``; None if there are none."""
+    def after(self, history: "array[int]", start: int = 0) -> tuple[Any, Any] | None:
+        """Token ids, each once, and the sums of their biases after ``history``; None if there are none.
+
+        Only the tokens of ``history`` from ``start`` on count.
+        """
         found = [] if self._always is None else [self._always]
-        if candidates := self._by_last_token.get(history[-1]):
-            end = history[-self._longest :].tobytes()
+        candidates = self._by_last_token.get(history[-1]) if len(history) > start else None
+        if candidates:
+            end = history[max(start, len(history) - self._longest) :].tobytes()
             found += [biases for preceding, biases in candidates if end.endswith(preceding)]
         if len(found) <= 1:
             return found[0] if found else None

@@ -9,6 +9,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,9 @@ class ScoreSettings:
         self.eos_token_ids = list(p.eos_token_ids)
         self.prompt_token_ids = np.unique(request.prompt_ids) if p.encoder_repetition_penalty != 1.0 else None
         self.biases = SequenceBiases(p.sequence_bias)
+        self.min_length_ids = [*p.eos_token_ids, *p.ignored_eos_token_ids]
         self.bans = _bans(p.bad_words_ids, set(p.eos_token_ids))
+        self.bans_of_answer = SequenceBiases((ids, RULED_OUT) for ids in p.bad_words_ids_of_answer)
         is_bos_forced = self.num_prompt_tokens == 1 and p.forced_bos_token_id is not None
         self.begin_index = self.num_prompt_tokens + is_bos_forced  # position of the first token that is chosen freely
         self.min_tokens_to_keep = len(self.eos_token_ids) + 1 if p.is_beam_search else 1
@@ -86,8 +89,20 @@ def _bad_words(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tens
     _add_biases(scores, indices, rows, [row.settings.bans for row in rows])
 
 
-def _add_biases(scores: Tensor, indices: list[int], rows: list[ScoreRow], biases: list[SequenceBiases]) -> None:
-    of_rows = [of_row.after(row.history) for row, of_row in zip(rows, biases, strict=True)]
+def _bad_words_of_answer(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
+    """As ``bad_words`` of vLLM (v1/sample/ops/bad_words.py): a word that begins in the prompt is not looked for."""
+    starts = [row.settings.num_prompt_tokens for row in rows]
+    _add_biases(scores, indices, rows, [row.settings.bans_of_answer for row in rows], starts)
+
+
+def _add_biases(
+    scores: Tensor,
+    indices: list[int],
+    rows: list[ScoreRow],
+    biases: list[SequenceBiases],
+    starts: Iterable[int] = repeat(0),
+) -> None:
+    of_rows = [of_row.after(row.history, start) for row, of_row, start in zip(rows, biases, starts, strict=False)]
     found = [(index, *of_row) for index, of_row in zip(indices, of_rows, strict=True) if of_row is not None]
     if found:
         counts = [len(tokens) for _, tokens, _ in found]
@@ -111,7 +126,9 @@ def _encoder_repetition(scores: Tensor, indices: list[int], rows: list[ScoreRow]
 
 def _repetition(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
     penalties = [row.settings.parameters.repetition_penalty for row in rows]
-    _penalise(scores, indices, [_ids(row.history) for row in rows], penalties)
+    windows = [row.settings.parameters.repeat_last_n for row in rows]
+    looked_at = [_ids(row.history)[-n if n > 0 else 0 :] for row, n in zip(rows, windows, strict=True)]
+    _penalise(scores, indices, looked_at, penalties)
 
 
 def _presence_and_frequency(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
@@ -154,8 +171,17 @@ def _encoder_no_repeat_ngram(scores: Tensor, indices: list[int], rows: list[Scor
 
 
 def _min_length(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
-    ends = [row.settings.eos_token_ids if len(row.history) < row.settings.min_length else [] for row in rows]
+    ends = [row.settings.min_length_ids if len(row.history) < row.settings.min_length else [] for row in rows]
     _rule_out(scores, indices, ends)
+
+
+def _allowed(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
+    """As PrefixConstrainedLogitsProcessor with the same tokens at every step."""
+    for index, row in zip(indices, rows, strict=True):
+        allowed = torch.tensor(row.settings.parameters.allowed_token_ids, device=scores.device)
+        kept = scores[index, allowed]
+        scores[index] = RULED_OUT
+        scores[index, allowed] = kept
 
 
 def _forced_bos(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
@@ -210,21 +236,25 @@ class Processor(NamedTuple):
     apply: Callable[[Tensor, list[int], list[ScoreRow], Tensor], None]  # (scores, row indices, rows, logits)
 
 
-# In the order of transformers; diversity is where 4.55 had it. presence_and_frequency is OpenAI's and not in
-# transformers; it follows the penalty that it resembles most.
+# In the order of transformers; diversity is where 4.55 had it. presence_and_frequency is OpenAI's and
+# bad_words_of_answer is vLLM's. Both are not in transformers; they follow what they resemble most.
 _PROCESSORS: dict[str, Processor] = {
     "guidance": Processor(lambda s: s.parameters.is_guided, _guidance),
     "sequence_bias": Processor(lambda s: s.biases, _sequence_bias),
     "diversity": Processor(lambda s: s.parameters.diversity_penalty, _diversity),
     "encoder_repetition": Processor(lambda s: s.parameters.encoder_repetition_penalty != 1.0, _encoder_repetition),
-    "repetition": Processor(lambda s: s.parameters.repetition_penalty != 1.0, _repetition),
+    "repetition": Processor(
+        lambda s: s.parameters.repetition_penalty != 1.0 and s.parameters.repeat_last_n != 0, _repetition
+    ),
     "presence_and_frequency": Processor(
         lambda s: s.parameters.presence_penalty or s.parameters.frequency_penalty, _presence_and_frequency
     ),
     "no_repeat_ngram": Processor(lambda s: s.parameters.no_repeat_ngram_size, _no_repeat_ngram),
     "encoder_no_repeat_ngram": Processor(lambda s: s.parameters.encoder_no_repeat_ngram_size, _encoder_no_repeat_ngram),
     "bad_words": Processor(lambda s: s.bans, _bad_words),
-    "min_length": Processor(lambda s: s.eos_token_ids and s.min_length > s.num_prompt_tokens, _min_length),
+    "bad_words_of_answer": Processor(lambda s: s.bans_of_answer, _bad_words_of_answer),
+    "min_length": Processor(lambda s: s.min_length_ids and s.min_length > s.num_prompt_tokens, _min_length),
+    "allowed": Processor(lambda s: s.parameters.allowed_token_ids, _allowed),
     "forced_bos": Processor(
         lambda s: s.parameters.forced_bos_token_id is not None and s.num_prompt_tokens == 1, _forced_bos
     ),

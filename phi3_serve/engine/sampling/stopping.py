@@ -23,9 +23,11 @@ class StoppingCriteria:
     def __init__(self, request: EngineRequest, vocabulary: Mapping[int, bytes]) -> None:
         """``vocabulary``: the bytes of each token id."""
         parameters = request.parameters
-        self._strings = [string.encode() for string in parameters.stop_strings]
+        self._strings = tuple(string.encode() for string in parameters.stop_strings)
+        self._stops = tuple(string.encode() for string in parameters.stop)
+        self._num_prompt_tokens = len(request.prompt_ids)
+        self._num_before_stop = self._num_prompt_tokens + (parameters.min_new_tokens or 0)
         self._vocabulary = vocabulary
-        self._max_string_bytes = max(map(len, self._strings), default=0)
         self._eos_token_ids = frozenset(parameters.eos_token_ids)
         self._max_length = request.max_length
         self._max_time = parameters.max_time
@@ -48,20 +50,29 @@ class StoppingCriteria:
         return self._max_time is not None and time.monotonic() - (self._started or 0.0) > self._max_time
 
     def completes_string(self, history: Sequence[int], token: int) -> bool:
-        """Whether a stop string ends within ``token``, which follows ``history``."""
-        last = self._vocabulary.get(token) if self._strings else None
+        """Whether a stop string ends within ``token``, which follows ``history``.
+
+        Those of ``stop_strings`` may begin in the prompt, as in transformers. Those of ``stop`` are searched for in the
+        answer, after the tokens of ``min_new_tokens``, as in vLLM (v1/engine/detokenizer.py).
+        """
+        if self._completes(self._strings, history, 0, token):
+            return True
+        may_stop = len(history) >= self._num_before_stop
+        return may_stop and self._completes(self._stops, history, self._num_prompt_tokens, token)
+
+    def _completes(self, strings: tuple[bytes, ...], history: Sequence[int], start: int, token: int) -> bool:
+        """Whether one of ``strings`` ends within ``token`` and begins at or behind the token number ``start``."""
+        last = self._vocabulary.get(token) if strings else None
         if last is None:  # an id of the embedding beyond the tokenizer's vocabulary has no text
             return False
-        before = b""
-        for earlier in reversed(history):
-            piece = self._vocabulary.get(earlier)
-            if piece is None or len(before) >= self._max_string_bytes:
+        longest = max(map(len, strings))
+        pieces: list[bytes] = []
+        num_bytes = 0
+        for number in range(len(history) - 1, start - 1, -1):
+            piece = self._vocabulary.get(history[number])
+            if piece is None or num_bytes >= longest:
                 break
-            before = piece + before
-        text = before + last
-        return any(len(before) < end for s in self._strings if (end := _end_of_last(text, s)))
-
-
-def _end_of_last(text: bytes, string: bytes) -> int:
-    found = text.rfind(string)
-    return 0 if found < 0 else found + len(string)
+            pieces.append(piece)
+            num_bytes += len(piece)
+        text = b"".join(reversed(pieces)) + last
+        return any(text.endswith(strings, 0, end) for end in range(num_bytes + 1, len(text) + 1))

@@ -390,7 +390,6 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
         ({"tempersture": 0.5}, "tempersture", "did you mean `temperature`?"),
         ({"generate_kwargs": {"num_bemas": 2}}, "num_bemas", "did you mean `num_beams`?"),
-        ({"stop": "x", "generate_kwargs": {"stop_strings": "y"}}, "stop", "mean the same"),
         (
             {"generate_kwargs": {"num_beams": 2}, "logprobs": True},
             "logprobs",
