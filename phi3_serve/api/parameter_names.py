@@ -51,9 +51,14 @@ def _sequence_bias(value: Any, _: Json) -> Json:
     return {"sequence_bias": [list(pair) for pair in sequence_bias(value)]} if value else {}  # as JSON has them
 
 
-def _length(value: Any, _: Json) -> Json:
-    """The negative values of llama.cpp and ollama mean no limit but the context."""
-    return {"max_length": WHOLE_CONTEXT} if value in (-1, -2) else {"max_new_tokens": value}
+def _max_tokens(value: Any, _: Json) -> Json:
+    """-1 is no limit but the context, as in llama.cpp, which takes it under OpenAI's name, too."""
+    return {"max_length": WHOLE_CONTEXT} if value == -1 else {"max_new_tokens": value}
+
+
+def _predict(value: Any, siblings: Json) -> Json:
+    """-2 fills the context, which -1 does here, too."""
+    return _max_tokens(-1 if value == -2 else value, siblings)
 
 
 def _top_k(value: Any, _: Json) -> Json:
@@ -73,8 +78,8 @@ def _use_beam_search(value: Any, siblings: Json) -> Json:
         raise InvalidRequest("`use_beam_search` takes true or false.", "use_beam_search")
     if not value:
         return {}
-    names = ("num_beams", "n", "num_return_sequences")
-    num_beams = next((siblings[name] for name in names if siblings.get(name) is not None), 1)
+    names = ("num_beams", "best_of", "n", "num_return_sequences")
+    num_beams = next((siblings[name] for name in names if isinstance(siblings.get(name), int)), 1)
     early_stopping = siblings.get("early_stopping")
     return {
         "num_beams": num_beams,
@@ -83,21 +88,20 @@ def _use_beam_search(value: Any, siblings: Json) -> Json:
     }
 
 
-_UNLIMITED = {"type": "integer", "minimum": -2, "not": {"const": 0}}
 _OR_MINUS_ONE = {"type": "integer", "minimum": -1}
+_LENGTH = {**_OR_MINUS_ONE, "not": {"const": 0}}
+_PREDICT = {**_LENGTH, "minimum": -2}
 _BIASES = {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": 1024}
 
 OTHER_NAMES: Mapping[str, OtherName] = {
     "max_tokens": OtherName(
-        "max_new_tokens", "KAITO, OpenAI", "-1 is no limit but the context, as at llama.cpp.", _UNLIMITED, _length
+        "max_new_tokens", "KAITO, OpenAI", "-1 is no limit but the context, as in llama.cpp.", _LENGTH, _max_tokens
     ),
     "max_completion_tokens": OtherName("max_new_tokens", "OpenAI"),
     "n_predict": OtherName(
-        "max_new_tokens", "llama.cpp", "-1 and -2 are no limit but the context.", _UNLIMITED, _length
+        "max_new_tokens", "llama.cpp", "-1 and -2 are no limit but the context.", _PREDICT, _predict
     ),
-    "num_predict": OtherName(
-        "max_new_tokens", "ollama", "-1 and -2 are no limit but the context.", _UNLIMITED, _length
-    ),
+    "num_predict": OtherName("max_new_tokens", "ollama", "-1 and -2 are no limit but the context.", _PREDICT, _predict),
     "min_tokens": OtherName("min_new_tokens", "vLLM, SGLang"),
     "no_stop_trim": OtherName("include_stop_str_in_output", "SGLang"),
     "n": OtherName("num_return_sequences", "OpenAI"),

@@ -48,7 +48,7 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "service_tier": (_PLATFORM, ("auto", "default")),
     "moderation": (_PLATFORM, ()),
     "suffix": ("Phi-3 continues a text and cannot fill a gap", ("",)),
-    "best_of": ("the server does not pick the best answer; n returns all of them", (1,)),
+    "best_of": ("the best answer is picked by /v1 alone; num_return_sequences returns all", (1,)),
     # vLLM and SGLang
     "logits_processors": (_CODE, ([],)),
     "custom_logit_processor": (_CODE, ()),

@@ -155,6 +155,45 @@ def test_beam_search_of_vllm(client: TestClient) -> None:
     assert client.post("/v1/completions", json={**body, "use_beam_search": False}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_best_of_several_answers(client: TestClient, path: str) -> None:
+    """The order is that of the log-probability per token."""
+    is_chat = path != "/v1/completions"
+    text = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": ["Once", "The knight"]}
+    body = {"model": "tested", **text, "max_tokens": 6, "seed": 3, **NO_BYTES}
+
+    def texts(content: dict[str, Any]) -> list[str]:
+        return [choice["message"]["content"] if is_chat else choice["text"] for choice in content["choices"]]
+
+    def score(choice: dict[str, Any]) -> float:
+        found = choice["logprobs"]
+        logprobs = [t["logprob"] for t in found["content"]] if is_chat else found["token_logprobs"]
+        return float(sum(logprobs) / len(logprobs))
+
+    every = client.post(path, json={**body, "n": 5, "logprobs": is_chat or 0}).json()
+    choices, expected = every["choices"], []
+    for first in range(0, len(choices), 5):
+        ranked = sorted(choices[first : first + 5], key=score, reverse=True)
+        expected += texts({"choices": ranked[:2]})
+    best = client.post(path, json={**body, "n": 2, "best_of": 5}).json()
+    assert texts(best) == expected
+    assert [choice["index"] for choice in best["choices"]] == list(range(len(expected)))
+    assert all(choice["logprobs"] is None for choice in best["choices"])
+    assert best["usage"] == every["usage"]
+    scored = client.post(path, json={**body, "n": 2, "best_of": 5, "logprobs": is_chat or 2}).json()
+    assert all(choice["logprobs"] for choice in scored["choices"])
+    for wrong, message in (
+        ({"best_of": 1, "n": 2}, "`best_of` is 1, but must be at least the number of answers, 2."),
+        ({"best_of": 2, "stream": True}, "`best_of` is not offered with `stream`"),
+        ({"best_of": 65}, "less than or equal to 64"),
+    ):
+        error = client.post(path, json={**body, **wrong}).json()["error"]
+        assert message in error["message"]
+        assert error["param"] == "best_of"
+    streamed = client.post(path, json={**body, "best_of": 1, "stream": True})
+    assert streamed.status_code == 200
+
+
 def test_repeat_penalty_looks_at_64_tokens(client: TestClient) -> None:
     body = {**ASKED, "max_tokens": 100, **ENDLESS}
     window = {"repetition_penalty": 1.3, "repeat_last_n": 64}

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from phi3_serve.core import Completion, Done
@@ -24,15 +24,15 @@ class ResponseBuilder(ABC):
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def response(self, done: Sequence[Done], n: int) -> Json:
-        """The plain answer. ``n``: answers to each prompt."""
+    def response(self, done: Sequence[Done], usage: Mapping[str, int]) -> Json:
+        """The plain answer."""
         completions = [completion for d in done for completion in d.completions]
         choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
         head = self._head(self.object_name)
         return {
             **head,
             "choices": choices,
-            "usage": usage_of(done, n),
+            "usage": usage,
             **_warnings(w for d in done for w in d.warnings),
         }
 
@@ -135,6 +135,28 @@ def _warnings(warnings: Iterable[str]) -> Json:
     """Each warning once; nothing if there is none."""
     each = list(dict.fromkeys(warnings))
     return {"warnings": each} if each else {}
+
+
+def best_answers(done: Sequence[Done], *, num_candidates: int, n: int, with_logprobs: bool) -> list[Done]:
+    """Of each ``num_candidates`` answers, those to one prompt, the ``n`` best with their log-probabilities, if wanted.
+
+    The best have the highest log-probability per token, as OpenAI documents ``best_of``.
+    """
+    best = []
+    for first in range(0, len(done), num_candidates):
+        candidates = sorted(done[first : first + num_candidates], key=_logprob_per_token, reverse=True)
+        best += candidates[:n]
+    return best if with_logprobs else [_without_logprobs(each) for each in best]
+
+
+def _logprob_per_token(done: Done) -> float:
+    logprobs = [token.chosen for token in done.completions[0].sequence.logprobs or ()]
+    return sum(logprobs) / max(1, len(logprobs))
+
+
+def _without_logprobs(done: Done) -> Done:
+    (completion,) = done.completions
+    return replace(done, completions=(replace(completion, sequence=replace(completion.sequence, logprobs=None)),))
 
 
 def usage_of(done: Sequence[Done], n: int) -> dict[str, int]:

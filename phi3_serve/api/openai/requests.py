@@ -51,11 +51,12 @@ def completion_requests(
     """
     if body.logprobs is not None and body.echo:
         raise InvalidRequest("`logprobs` is not offered with `echo`: prompts are not scored.", "logprobs")
-    if (num_answers := len(body.prompts) * body.num_answers) > MAX_ANSWERS:
+    if (num_answers := len(body.prompts) * body.num_candidates) > MAX_ANSWERS:
+        name = "n" if body.best_of is None else "best_of"
         raise InvalidRequest(
-            f"`prompt` has {len(body.prompts)} prompts and `n` is {body.num_answers}, which makes {num_answers} "
-            f"answers; one call may ask for at most {MAX_ANSWERS}.",
-            "n",
+            f"`prompt` has {len(body.prompts)} prompts and `{name}` is {body.num_candidates}, which makes "
+            f"{num_answers} answers; one call may ask for at most {MAX_ANSWERS}.",
+            name,
         )
     parameters = _parameters(
         body, max_new_tokens=_max_new_tokens(body.max_tokens or _COMPLETION_TOKENS), top_logprobs=body.logprobs
@@ -96,6 +97,7 @@ def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
 def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: int | None) -> GenerationParameters:
     """The fields of the body and of generate_kwargs."""
     given = body.parameters
+    _check_best_of(body)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
     temperature = body.temperature if given.temperature is None else given.temperature
@@ -113,9 +115,20 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
         frequency_penalty=body.frequency_penalty,
         sequence_bias=sequence_bias(body.logit_bias or {}) or None,
         stop=body.stop,
-        top_logprobs=top_logprobs,
+        top_logprobs=0 if top_logprobs is None and body.picks_best else top_logprobs,
     )
     return given.over(of_fields)
+
+
+def _check_best_of(body: RequestBody) -> None:
+    if body.best_of is None:
+        return
+    if body.best_of < body.num_answers:
+        raise InvalidRequest(
+            f"`best_of` is {body.best_of}, but must be at least the number of answers, {body.num_answers}.", "best_of"
+        )
+    if body.best_of > 1 and body.stream:
+        raise InvalidRequest("`best_of` is not offered with `stream`: the best answer is known at the end.", "best_of")
 
 
 def _max_new_tokens(max_tokens: int | None) -> int | None:
@@ -131,7 +144,7 @@ def _requests(
     request_id: str,
     options: RequestOptions,
 ) -> list[GenerationRequest]:
-    each_answer = _parameters_of_each_answer(parameters, body.num_answers)
+    each_answer = _parameters_of_each_answer(parameters, body.num_candidates)
     return [
         GenerationRequest(
             request_id=f"{request_id}-{number}",

@@ -10,7 +10,13 @@ from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
-from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
+from phi3_serve.api.openai.answers import (
+    ChatResponseBuilder,
+    CompletionResponseBuilder,
+    ResponseBuilder,
+    best_answers,
+    usage_of,
+)
 from phi3_serve.api.openai.errors import OPENAI
 from phi3_serve.api.openai.models import describe_model
 from phi3_serve.api.openai.requests import chat_requests, completion_requests, echoed_prompts
@@ -88,7 +94,11 @@ async def _respond(
         return await cancel_on_disconnect(http, sse.respond(chunks, error_event))
 
     async def plain() -> Response:
-        return JSONResponse(builder.response(await _all_answers(sources), n))
+        done = await _all_answers(sources)
+        usage = usage_of(done, body.num_candidates)
+        if body.picks_best:
+            done = best_answers(done, num_candidates=body.num_candidates, n=n, with_logprobs=body.wants_logprobs)
+        return JSONResponse(builder.response(done, usage))
 
     return await cancel_on_disconnect(http, plain())
 

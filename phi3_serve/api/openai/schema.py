@@ -68,6 +68,9 @@ class RequestBody(BodyWithParameters):
     """Sample among the likeliest tokens whose probabilities reach this sum; by default 1."""
     n: Annotated[int, Ge(1), Le(MAX_SEQUENCES), number("n")] | None = None
     """Number of answers to one prompt; by default 1."""
+    best_of: Annotated[int, Ge(1), Le(MAX_SEQUENCES), number("best_of")] | None = None
+    """Number of answers that are sampled, of which the n with the highest log-probability per token are returned, the
+    best first; by default n. Not in a stream. Beam search always returns the best."""
     stop: StopString | Annotated[list[StopString], Len(0, MAX_STOP_STRINGS)] | None = None
     """The answer ends before the first of these strings."""
     seed: Annotated[int, Ge(-(2**63)), Le(2**63 - 1), number("seed")] | None = None
@@ -103,6 +106,22 @@ class RequestBody(BodyWithParameters):
     def num_answers(self) -> int:
         """Answers to each prompt."""
         return self.n or self.parameters.num_return_sequences or 1
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers that are generated for each prompt, of which the best are returned. Beam search picks them itself."""
+        return self.num_answers if self.best_of is None or self.parameters.asks_for_beams else self.best_of
+
+    @property
+    def picks_best(self) -> bool:
+        """Whether fewer answers are returned than are sampled."""
+        return self.num_candidates > self.num_answers
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answer has log-probabilities."""
+        asked: bool | int | None = getattr(self, "logprobs", None)
+        return self.parameters.top_logprobs is not None or not (asked is None or asked is False)
 
     @property
     def names_sent(self) -> Mapping[str, str]:

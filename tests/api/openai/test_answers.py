@@ -19,7 +19,7 @@ def done(text: str, *, drops_first_space: bool) -> Done:
 
 def columns(text: str, *, drops_first_space: bool) -> Any:
     builder = CompletionResponseBuilder(id="i", model="m")
-    return builder.response([done(text, drops_first_space=drops_first_space)], 1)["choices"][0]
+    return builder.response([done(text, drops_first_space=drops_first_space)], {})["choices"][0]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,6 @@ def test_tokens_behind_a_stop_string_are_left_out() -> None:
 
 def test_a_conversation_has_the_bytes_of_its_text() -> None:
     builder = ChatResponseBuilder(id="i", model="m")
-    choice = builder.response([done("the The of", drops_first_space=True)], 1)["choices"][0]
+    choice = builder.response([done("the The of", drops_first_space=True)], {})["choices"][0]
     content = choice["logprobs"]["content"]
     assert b"".join(bytes(token["bytes"]) for token in content).decode() == choice["message"]["content"]
