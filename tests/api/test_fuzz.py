@@ -90,34 +90,72 @@ def _draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
     }
 
 
-def bodies(seed: int) -> Iterator[dict[str, Any]]:
+def _other_draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
+    """The same for the names of other servers."""
+
+    def one_of(*values: Any) -> Callable[[], Any]:
+        return lambda: draw.choice(values)
+
+    return {
+        "max_tokens": one_of(-1, 0, 1, 5, "x"),
+        "max_completion_tokens": one_of(-1, 1, 5),
+        "n_predict": one_of(-2, -1, 0, 5),
+        "num_predict": one_of(-2, -1, 0, 5),
+        "min_tokens": one_of(-1, 0, 2),
+        "no_stop_trim": one_of(True, False),
+        "n": one_of(0, 1, 2, 65),
+        "logit_bias": one_of({}, {"5": 1}, {"5": 100, "6": -100}, {"x": 1}, {"704": 1}, [5]),
+        "repeat_penalty": one_of(0, 1.0, 1.3),
+        "use_beam_search": one_of(True, False, 1),
+        "top_k": one_of(-1, 0, 10),
+    }
+
+
+Request = tuple[str, dict[str, Any]]  # path and body
+
+
+def requests(seed: int) -> Iterator[Request]:
+    """Parameters in generate_kwargs, beside the prompt, or in both."""
     draw = random.Random(seed)
-    draws = _draws(draw)
+    draws, others = _draws(draw), _other_draws(draw)
     while True:
         names = draw.sample(list(draws), draw.choice([1, 2, 3, 5]))
-        kwargs = {"max_new_tokens": draw.choice([1, 4, 8])} | {name: draws[name]() for name in names}
+        drawn = {"max_new_tokens": draw.choice([1, 4, 8])} | {name: draws[name]() for name in names}
+        if draw.random() < 0.3:
+            name = draw.choice(list(others))
+            drawn[name] = others[name]()
+        places = {name: draw.choice(["kwargs", "kwargs", "body", "both"]) for name in drawn}
         prompt = draw.choice(["<|user|> hi<|end|><|assistant|>", "the knight the knight the", "x"])
-        yield {"prompt": prompt, "generate_kwargs": kwargs, "stream": draw.random() < 0.2}
+        body: dict[str, Any] = {"prompt": prompt, "stream": draw.random() < 0.2}
+        body |= {name: value for name, value in drawn.items() if places[name] != "kwargs"}
+        kwargs = {name: value for name, value in drawn.items() if places[name] != "body"}
+        path = draw.choice(["/chat", "/chat", "/v1/completions"])
+        yield path, {**body, "model": "tested", **({"generate_kwargs": kwargs} if kwargs else {})}
 
 
-def status(client: TestClient, body: dict[str, Any]) -> int:
-    response = client.post("/chat", json=body)
-    assert response.status_code in (200, 400, 422), (response.text, json.dumps(body))
-    assert "event: error" not in response.text, (response.text, json.dumps(body))
+def status(client: TestClient, request: Request) -> int:
+    path, body = request
+    response = client.post(path, json=body)
+    told = (response.text, path, json.dumps(body))
+    assert response.status_code in (200, 400, 422), told
+    assert "event: error" not in response.text, told
+    assert not response.text.startswith('data: {"error"'), told
     if response.status_code != 200:
-        assert response.json()["detail"]
+        assert response.json()["detail"] if path == "/chat" else response.json()["error"]["message"], told
     return response.status_code
 
 
 def test_every_parameter_is_drawn() -> None:
+    from phi3_serve.api.parameter_names import OTHER_NAMES
     from phi3_serve.parameters import NAMES
 
     assert set(_draws(random.Random(0))) == set(NAMES)
+    assert set(_other_draws(random.Random(0))) == set(OTHER_NAMES)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_combinations_are_answered_or_refused(client: TestClient, seed: int) -> None:
-    drawn = bodies(seed)
+    drawn = requests(seed)
     counts = Counter(status(client, next(drawn)) for _ in range(NUM_CASES // 4))
     assert counts[200] > NUM_CASES / 4 / 3
     assert counts[400] + counts[422] > 0
@@ -139,8 +177,8 @@ def main(seconds: float, seed: int) -> None:
         client = TestClient(create_app(LocalBackend(replica), AppConfig.model_validate({"models": [model]})))
         counts: Counter[int] = Counter()
         end = time.monotonic() + seconds
-        for body in bodies(seed):
-            counts[status(client, body)] += 1
+        for request in requests(seed):
+            counts[status(client, request)] += 1
             print(f"\r{counts.total()} requests: {dict(sorted(counts.items()))}", end="", file=sys.stderr)
             if time.monotonic() > end:
                 return
