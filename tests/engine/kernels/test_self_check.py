@@ -13,7 +13,7 @@ from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape(
-    num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=24, hidden_size=128, intermediate_size=200, window=20
+    num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=24, hidden_size=120, intermediate_size=1200, window=20
 )
 
 

@@ -1,0 +1,79 @@
+"""Settings and noise of the device's chooser, with its kernel in Triton's interpreter."""
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.sampling.triton_chooser import TritonChooser
+from tests.engine.asking import request
+
+CPU = torch.device("cpu")
+
+
+def settings(loaded: LoadedModel, **given: Any) -> ScoreSettings:
+    return ScoreSettings(request(loaded, **{"top_k": 0, **given}))
+
+
+def chosen(chooser: TritonChooser, logits: Tensor, rows: list[ScoreSettings]) -> list[int]:
+    tokens = torch.empty(len(rows), dtype=torch.int32)
+    chooser.choose(logits, rows, tokens)
+    found: list[int] = tokens.tolist()
+    return found
+
+
+def test_each_row_has_its_own_settings(loaded: LoadedModel) -> None:
+    logits = torch.tensor([0.02, 0.03, 0.05, 0.5, 0.2, 0.2]).log().expand(2, 6).contiguous()
+    greedy, two = settings(loaded, do_sample=False), settings(loaded, do_sample=True, top_k=2)
+    chooser = TritonChooser(CPU)
+    draws = [chosen(chooser, logits, [greedy, two]) for _ in range(20)]
+    assert {first for first, _ in draws} == {3}
+    assert {second for _, second in draws} == {3, 4, 5}  # the fourth and fifth have equal scores
+
+
+def test_settings_follow_the_rows(loaded: LoadedModel) -> None:
+    logits = torch.tensor([0.0, 5.0, 4.9]).expand(1, 3).contiguous()
+    chooser = TritonChooser(CPU)
+    hot = settings(loaded, do_sample=True, temperature=100.0)
+    assert len({chosen(chooser, logits, [hot])[0] for _ in range(30)}) == 3
+    assert {chosen(chooser, logits, [settings(loaded, do_sample=False)])[0] for _ in range(5)} == {1}
+
+
+def test_a_new_request_at_the_address_of_an_old_one_is_another(loaded: LoadedModel) -> None:
+    """Settings are known by their address, so those that are known must stay alive."""
+    logits = torch.tensor([0.0, 5.0, 4.9]).expand(1, 3).contiguous()
+    chooser = TritonChooser(CPU)
+    rows = [settings(loaded, do_sample=True, temperature=100.0)]
+    chosen(chooser, logits, rows)
+    address = id(rows.pop())
+    gc.collect()
+    later = [settings(loaded, do_sample=False) for _ in range(200)]
+    assert address not in map(id, later)
+
+
+def test_steps_and_choosers_draw_anew(loaded: LoadedModel) -> None:
+    logits = torch.zeros(16, 300)
+    rows = [settings(loaded, do_sample=True)] * 16
+    chooser = TritonChooser(CPU)
+    first, second = chosen(chooser, logits, rows), chosen(chooser, logits, rows)
+    assert first != second
+    assert chosen(TritonChooser(CPU), logits, rows) != first
+
+
+@pytest.mark.parametrize(
+    ("given", "is_supported"),
+    [
+        ({"do_sample": False, "typical_p": 0.5}, True),  # greedy rows are not warped
+        ({"do_sample": True, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "temperature": 2.0}, True),
+        ({"do_sample": True, "typical_p": 0.5}, False),
+        ({"do_sample": True, "top_h": 0.5}, False),
+        ({"do_sample": True, "epsilon_cutoff": 0.01}, False),
+        ({"do_sample": True, "eta_cutoff": 0.01}, False),
+    ],
+)
+def test_warpers_that_the_kernel_has(loaded: LoadedModel, given: dict[str, Any], is_supported: bool) -> None:
+    assert TritonChooser(CPU).supports(settings(loaded, **given)) is is_supported
