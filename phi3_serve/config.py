@@ -322,8 +322,8 @@ class ClusterConfig(StrictModel):
 class HttpConfig(StrictModel):
     """The ingress."""
 
-    num_cpus: float = Field(default=0.5, gt=0)
-    """CPU cores that an ingress replica reserves."""
+    num_cpus: float = Field(default=0.0, ge=0)
+    """CPU cores that an ingress replica reserves. With 0 it always finds a node, also if models hold all cores."""
     replicas: int = Field(default=1, ge=1)
     """Ingress replicas."""
     cors_origins: tuple[str, ...] = ()

@@ -63,7 +63,7 @@ def test_up_refuses_more_cores_than_there_are_before_ray_starts(tmp_path: Path) 
     config.write_text(json.dumps({"applications": [application]}))
     result = RUN.invoke(app, ["up", str(config)])
     assert result.exit_code == 2
-    assert "4000.5 CPU cores are reserved at the start (m0 1000, " in result.stderr
+    assert "4000 CPU cores are reserved at the start (m0 1000, " in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -1,6 +1,7 @@
 """The CPU cores that a config reserves at its start, compared with those of this machine.
 
-Ray starts replicas in any order. If the replicas take every core, the ingress never starts and each call hangs.
+Ray starts replicas in any order. If they do not all fit, some models never start, and neither does an ingress that
+reserves cores; each call then hangs.
 """
 
 import math
@@ -29,10 +30,10 @@ def check_cores(config: AppConfig, *, num_cores: float | None = None, has_gpu: b
     reserved = sum(models.values()) + ingress
     if reserved <= num_cores:
         return
-    parts = ", ".join(f"{name} {cores:g}" for name, cores in models.items())
+    parts = ", ".join(f"{name} {cores:g}" for name, cores in [*models.items(), ("ingress", ingress)] if cores)
     raise Phi3ServeError(
-        f"{reserved:g} CPU cores are reserved at the start ({parts}, ingress {ingress:g}), and this machine has "
-        f"{num_cores:g}. {_remedy(config, num_cores - ingress)}"
+        f"{reserved:g} CPU cores are reserved at the start ({parts}), and this machine has {num_cores:g}. "
+        f"{_remedy(config, num_cores - ingress)}"
     )
 
 

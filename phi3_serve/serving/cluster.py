@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import cast
 
-import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
@@ -16,6 +16,7 @@ from phi3_serve.config import deployment_name
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
+from phi3_serve.serving.cluster_resources import node_resources, num_replicas_without_node
 from phi3_serve.serving.load_status import read_engine_info, read_load_status
 from phi3_serve.serving.placement import Placement
 
@@ -93,17 +94,28 @@ class ClusterView:
     def _read(self) -> Mapping[str, VariantState]:
         application = serve.status().applications.get(self._app_name)
         deployments = application.deployments if isinstance(application, ApplicationStatusOverview) else {}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = node_resources()
+        totals = [node.total for node in nodes]
+        is_starting = any(map(_num_starting, deployments.values()))
+        waiting = num_replicas_without_node(self._app_name) if is_starting else Counter[str]()
+
+        def read_status(model: str, placement: Placement) -> str | None:
+            name = deployment_name(model)
+            if waiting[name] and waiting[name] >= _num_starting(deployments[name]):
+                shortage = placement.shortage(nodes)
+                return f"Its replica waits for {shortage}." if shortage else None
+            return read_load_status(model)
+
         states = {
             model: with_note(
                 variant_state(
                     deployments.get(deployment_name(model)),
-                    placement.missing_resource(nodes),
-                    partial(read_load_status, model),
+                    placement.missing_resource(totals),
+                    partial(read_status, model, placement),
                     elastic=self._elastic,
                     previous=self._states.get(model),
                 ),
-                placement.device_note(nodes),
+                placement.device_note(totals),
             )
             for model, placement in self._placements.items()
         }
@@ -139,14 +151,19 @@ def variant_state(
     if _is_replacing(deployment):
         status = read_status() or "Its replica has ended; another one takes over."
         return VariantState("loading", status, STARTING_RETRY_AFTER_S)
-    if any(replicas.get(state) for state in STARTING_STATES):
+    if _num_starting(deployment):
         status = read_status() or (
             f"It waits for a new node: a replica needs {missing_resource}."
             if missing_resource
-            else "Its replica is starting: waiting for a node or loading weights."
+            else "Its replica is starting."
         )
         return VariantState("loading", status, STARTING_RETRY_AFTER_S)
     return VariantState("scaled_to_zero", "No replica runs; a request starts one.", STARTING_RETRY_AFTER_S)
+
+
+def _num_starting(deployment: DeploymentStatusOverview) -> int:
+    replicas = cast(Mapping[str, int], deployment.replica_states)
+    return sum(replicas.get(state, 0) for state in STARTING_STATES)
 
 
 def with_note(state: VariantState, note: str) -> VariantState:

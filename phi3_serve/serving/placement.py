@@ -1,10 +1,18 @@
 """Where a model runs: its device, and the resources of a node that a replica reserves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from phi3_serve.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResources:
+    """The resources of one node, by Ray's names. A resource that is used up may be missing in ``free``."""
+
+    total: Mapping[str, float]
+    free: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,20 @@ class Placement:
             return f"{words} on one node, and no node of the cluster has that"
         return f"{words} together on one node, and no node of the cluster has them together"
 
+    def shortage(self, nodes: Iterable[NodeResources]) -> str | None:
+        """The resources that no node has enough free of, and how much is free, in words.
+
+        None if some node has enough free, or if no node has enough at all.
+        """
+        able = [node for node in nodes if self.missing_resource([node.total]) is None]
+        needed = {name: amount for name, amount in self.resources.items() if ":" not in name}
+        if not able or any(all(node.free.get(n, 0) >= amount for n, amount in needed.items()) for node in able):
+            return None
+        missing = [n for n, amount in needed.items() if all(node.free.get(n, 0) < amount for node in able)]
+        if not missing:
+            return " and ".join(map(self._describe, needed)) + ", free on the same node"
+        return " and ".join(f"{self._describe(name)} ({_free(name, able)})" for name in missing)
+
     def device_note(self, nodes: Iterable[Mapping[str, float]]) -> str:
         """Why the replica has no GPU although nobody has chosen the CPU; empty if that is not so."""
         if not self.lacks_gpu:
@@ -58,6 +80,13 @@ class Placement:
     def _describe(self, resource: str) -> str:
         kind, _, accelerator_type = resource.partition(":")
         return f"an accelerator of type {accelerator_type}" if accelerator_type else f"{self.resources[kind]:g} {kind}"
+
+
+def _free(name: str, nodes: Sequence[NodeResources]) -> str:
+    """How much of a resource is free on the node with the most of it."""
+    most = max(nodes, key=lambda node: node.free.get(name, 0))
+    free = f"{most.free.get(name, 0):g} of {most.total[name]:g} are free"
+    return free if len(nodes) == 1 else f"at most {free} on one node"
 
 
 def place(model: ModelConfig, *, cluster_has_gpu: bool, elastic: bool = False) -> Placement:

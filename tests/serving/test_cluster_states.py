@@ -35,7 +35,7 @@ phi3_serve.errors.CheckpointError: /x/config.json: file is missing
             deployment("UPSCALING", STARTING=1),
             None,
             "loading",
-            "Its replica is starting: waiting for a node or loading weights.",
+            "Its replica is starting.",
         ),
         (deployment("HEALTHY"), "1 GPU on one node, and none has it", "unplaceable", "A replica needs 1 GPU on one node, and none has it."),
         (deployment("UNHEALTHY", FAILURE), None, "failed", "/x/config.json: file is missing"),

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from phi3_serve.config import AppConfig, ModelConfig
-from phi3_serve.serving.placement import Placement, place
+from phi3_serve.serving.placement import NodeResources, Placement, place
 
 
 def model(**fields: Any) -> ModelConfig:
@@ -79,3 +79,41 @@ GPU_REPLICA = Placement("cuda", 2, 1, None)
 )
 def test_which_resource_is_missing(placement: Placement, nodes: list[dict[str, float]], missing: str | None) -> None:
     assert placement.missing_resource(nodes) == missing
+
+
+CPU_REPLICA = Placement("cpu", 1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("placement", "nodes", "shortage"),
+    [
+        (CPU_REPLICA, [({"CPU": 2.0}, {})], "1 CPU (0 of 2 are free)"),
+        (CPU_REPLICA, [({"CPU": 2.0}, {"CPU": 0.5})], "1 CPU (0.5 of 2 are free)"),
+        (CPU_REPLICA, [({"CPU": 2.0}, {"CPU": 1.0})], None),
+        (
+            CPU_REPLICA,
+            [({"CPU": 2.0}, {"CPU": 0.25}), ({"CPU": 4.0}, {"CPU": 0.5})],
+            "1 CPU (at most 0.5 of 4 are free on one node)",
+        ),
+        (
+            GPU_REPLICA,
+            [({"CPU": 2.0}, {"CPU": 2.0}), ({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0})],
+            "2 CPU (1 of 8 are free) and 1 GPU (0 of 1 are free)",
+        ),
+        (
+            GPU_REPLICA,
+            [({"CPU": 4.0, "GPU": 1.0}, {"GPU": 1.0}), ({"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0})],
+            "2 CPU and 1 GPU, free on the same node",
+        ),
+        (GPU_REPLICA, [({"CPU": 2.0}, {})], None),  # no node can ever have it: ``missing_resource`` says so
+        (
+            Placement("cuda", 1, 1, "L4"),
+            [({"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}, {"CPU": 8.0})],
+            "1 GPU (0 of 1 are free)",
+        ),
+    ],
+)
+def test_what_a_replica_waits_for(
+    placement: Placement, nodes: list[tuple[dict[str, float], dict[str, float]]], shortage: str | None
+) -> None:
+    assert placement.shortage([NodeResources(total, free) for total, free in nodes]) == shortage

@@ -1,0 +1,26 @@
+"""What the nodes of the Ray cluster have and have free, and which replicas have no node yet."""
+
+from collections import Counter
+
+import ray
+from ray._private.state import state as ray_state
+
+from phi3_serve.serving.placement import NodeResources
+
+
+def node_resources() -> list[NodeResources]:
+    """The nodes that are alive."""
+    free = ray_state.available_resources_per_node()
+    return [NodeResources(n["Resources"], free.get(n["NodeID"], {})) for n in ray.nodes() if n["Alive"]]
+
+
+def num_replicas_without_node(app_name: str) -> Counter[str]:
+    """The number of replicas that wait for a node, by deployment.
+
+    Ray gives an actor its port when it has reserved the actor's resources and started its process. A process that fails
+    to start is rare, so that a replica without a port waits for resources.
+    """
+    prefix = f"SERVE_REPLICA::{app_name}#"
+    pending = ray_state.actor_table(None, actor_state_name="PENDING_CREATION").values()
+    names = [actor["Name"] for actor in pending if not actor["Address"]["Port"]]
+    return Counter(name.removeprefix(prefix).split("#")[0] for name in names if name.startswith(prefix))
