@@ -17,7 +17,8 @@ KeyScope = Literal["generate", "metrics"]
 
 INGRESS_NAME = "ingress"
 _API_PREFIX = "v1"  # of the paths of OpenAI's API
-_NAME = re.compile(r"[A-Za-z0-9._/-]{1,128}")
+_MAX_NAME_LENGTH = 128
+_NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{_MAX_NAME_LENGTH}}}")
 _PART_OF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -39,6 +40,8 @@ def _problem_of_name(name: str) -> str | None:
         return "must begin and end with a letter or a digit, and so must each part between slashes"
     if "--" in name:
         return "must not have --, which is written for a slash in the name of its deployment"
+    if len(deployment_name(name)) > _MAX_NAME_LENGTH:  # Ray's log files have it in their names
+        return f"must have at most {_MAX_NAME_LENGTH} characters, each slash counted twice"
     if name == INGRESS_NAME:
         return "is the name of the deployment that receives HTTP"
     if parts[0] == _API_PREFIX:
@@ -127,8 +130,8 @@ class ModelConfig(StrictModel):
     num_cpus: float | None = Field(default=None, gt=0)
     """CPU cores that a replica reserves, and its torch threads; by default 2 with a GPU, otherwise 1."""
     num_gpus: float | None = Field(default=None, ge=0)
-    """GPUs that a replica reserves; by default 1 on `cuda`, otherwise 0."""
-    accelerator_type: str | None = None
+    """GPUs that a replica reserves; by default 1 on `cuda`, otherwise 0. Above 1, a whole number."""
+    accelerator_type: str | None = Field(default=None, min_length=1)
     """A GPU type of Ray, for example `L4` or `A100`, if the replica needs this type."""
     defaults: GenerationParameters = NONE_GIVEN
     """Values of generate parameters for requests that give none. They override the defaults of the API."""
@@ -141,6 +144,18 @@ class ModelConfig(StrictModel):
     """When a replica is replaced."""
     rollout: RolloutConfig = RolloutConfig()
     """How a new version replaces an old one."""
+
+    @field_validator("num_cpus", "num_gpus")
+    @classmethod
+    def _check_precision(cls, given: float | None) -> float | None:
+        return _as_ray_counts(given)
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _check_whole(cls, given: float | None) -> float | None:
+        if given is not None and given > 1 and given % 1:
+            raise ValueError(f"must be a whole number if it is above 1, and is {given:g}")
+        return given
 
     @field_validator("defaults", mode="before")
     @classmethod
@@ -185,6 +200,13 @@ class ModelConfig(StrictModel):
         if self.revision is not None or self.variant is None or self.source not in (None, self.variant.source):
             return self.revision
         return self.variant.revision
+
+
+def _as_ray_counts(given: float | None) -> float | None:
+    """``given``, an amount of a resource. Raises ValueError if Ray cannot reserve it."""
+    if given is not None and round(given, 4) != given:
+        raise ValueError(f"must have at most four decimal places, and is {given:g}")
+    return given
 
 
 def _without_refused(given: Any) -> Any:
@@ -328,6 +350,11 @@ class HttpConfig(StrictModel):
     """Ingress replicas."""
     cors_origins: tuple[str, ...] = ()
     """Other web origins whose pages may call this server, for example `https://chat.example.org`; by default none."""
+
+    @field_validator("num_cpus")
+    @classmethod
+    def _check_precision(cls, given: float) -> float | None:
+        return _as_ray_counts(given)
 
 
 def _every_variant() -> tuple[ModelConfig, ...]:

@@ -52,6 +52,23 @@ def problem(args: dict[str, Any]) -> str:
             "models.0.device: Input should be 'auto', 'cpu' or 'cuda'",
         ),
         ({"models": []}, ": models is empty; declare at least one"),
+        (
+            {"models": [{**TINY, "num_gpus": 1.5}]},
+            "models.0.num_gpus: must be a whole number if it is above 1, and is 1.5",
+        ),
+        (
+            {"models": [{**TINY, "num_gpus": 0.00001}]},
+            "models.0.num_gpus: must have at most four decimal places, and is 1e-05",
+        ),
+        (
+            {"models": [{**TINY, "num_cpus": 0.33333}]},
+            "models.0.num_cpus: must have at most four decimal places, and is 0.33333",
+        ),
+        ({"http": {"num_cpus": 0.00002}}, "http.num_cpus: must have at most four decimal places, and is 2e-05"),
+        (
+            {"models": [{**TINY, "accelerator_type": ""}]},
+            "models.0.accelerator_type: String should have at least 1 character",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_by_name(args: dict[str, Any], text: str) -> None:
@@ -74,6 +91,7 @@ API = "must not be v1 or begin with v1/, as the paths of OpenAI's API do"
         ("a%2Fb", CHARACTERS),
         ("모델", CHARACTERS),
         ("m" * 129, CHARACTERS),
+        ("a/" * 50 + "m" * 28, "must have at most 128 characters, each slash counted twice"),
         ("/a", ENDS),
         ("a/", ENDS),
         ("a//b", ENDS),

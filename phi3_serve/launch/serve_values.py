@@ -14,6 +14,8 @@ from phi3_serve.errors import did_you_mean
 
 # HAProxy's configuration holds the prefix, so it has only characters that a URL needs not escape.
 _ROUTE_PREFIX = re.compile(r"/|(?:/[A-Za-z0-9._~-]+)+")
+# The names of log files and of HAProxy's backends hold it.
+_APPLICATION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_PORT = 65_535
 
 
@@ -72,8 +74,8 @@ def _port_problems(where: str, port: int) -> Iterator[str]:
 
 
 def _application_problems(where: str, application: ServeApplicationSchema) -> Iterator[str]:
-    if "#" in application.name:
-        yield f"{where}.name: must not have the character #, and is {application.name!r}"
+    if not _APPLICATION_NAME.fullmatch(application.name):
+        yield f"{where}.name: must be 1 to 64 letters, digits and . _ -, and is {application.name!r}"
     try:
         RuntimeEnv(**application.runtime_env)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,8 @@ applications:
         - name: phi-3-tiny
 """
 
+APPLICATION_NAME = "must be 1 to 64 letters, digits and . _ -"
+
 
 def test_the_shipped_config_is_the_default_config() -> None:
     shipped = read(ROOT / "serve_config.yaml").app
@@ -106,7 +108,9 @@ HTTP = "http_options: {host: 127.0.0.1, port: 8000}"
             "route_prefix: null",
             "applications[0].route_prefix: must not be null; without it, nothing listens to HTTP",
         ),
-        ("name: phi3", "name: phi#3", "applications[0].name: must not have the character #, and is 'phi#3'"),
+        ("name: phi3", "name: phi#3", f"applications[0].name: {APPLICATION_NAME}, and is 'phi#3'"),
+        ("name: phi3", "name: team/phi", f"applications[0].name: {APPLICATION_NAME}, and is 'team/phi'"),
+        ("name: phi3", "name: phi 3", f"applications[0].name: {APPLICATION_NAME}, and is 'phi 3'"),
         (
             "args:",
             "runtime_env: {env_vars: {A: 1}}\n    args:",
