@@ -24,24 +24,12 @@ MAX_ROWS: Mapping[Literal["cpu", "cuda"], int] = {"cpu": 128, "cuda": 256}
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. Nothing in it becomes a control token, also if it spells one."""
 
     role: Role
     content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Special:
-    """A control token, by its name in the vocabulary. It becomes exactly one token id."""
-
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text that never becomes a control token, also if it contains the name of one."""
-
-    text: str
+    name: str | None = None  # of the author
+    reasoning_content: str | None = None  # what an assistant thought before it answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +49,9 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A rendered conversation, with control tokens and text kept apart."""
+    """A conversation, which the replica renders with the chat template of its checkpoint."""
 
-    segments: tuple[Special | Text, ...]
+    messages: tuple[Message, ...]
 
 
 Prompt = RawPrompt | TokenPrompt | Conversation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer, normalizers
 
-from phi3_serve.text.template import END, ROLE_TOKENS
+from phi3_serve.text.phi3_template import END, ROLE_TOKENS
 from training.dialogue import LETTERS_BEGIN, LETTERS_END, Dialogue, plain
 
 _LETTERWISE = re.compile(f"({LETTERS_BEGIN}[^{LETTERS_END}]*{LETTERS_END})")

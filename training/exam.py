@@ -17,13 +17,12 @@ from rich.progress import track
 from rich.table import Table
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
+from phi3_serve.core import Conversation, EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
-from phi3_serve.text.template import render
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from training.curriculum import LESSONS
 from training.dialogue import Dialogue, Draw
@@ -82,7 +81,7 @@ class Examinee:
         given = GenerationParameters(do_sample=False, max_new_tokens=LONGEST_ANSWER)
         return prepare(
             str(number),
-            self._tokenizer.encode(render(messages)),
+            self._tokenizer.encode(Conversation(tuple(messages))),
             resolve(given, self._loaded.defaults),
             context_length=self._loaded.context_length,
             timeout_s=_TIMEOUT_S,

@@ -14,6 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from phi3_serve.text.phi3_template import PHI3_TEMPLATE
+
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 END_OF_TEXT = "<|endoftext|>"
 # In the order of their ids: 32000 to 32010 in the real vocabulary.
@@ -31,15 +33,6 @@ CONTROL_TOKENS = (
     "<|user|>",
 )
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}"
-    "{% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + '<|end|>\\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
 
 
 def train(
@@ -96,7 +89,7 @@ def save(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
             for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
         },
         "bos_token": BOS,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": PHI3_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "eos_token": END_OF_TEXT,
         "legacy": False,

@@ -22,7 +22,6 @@ from phi3_serve.core import (
     Prompt,
     RawPrompt,
     RequestOptions,
-    Text,
     TokenPrompt,
 )
 from phi3_serve.errors import EngineFailure, Phi3ServeError, UnknownModel, did_you_mean
@@ -108,8 +107,8 @@ def _estimated_tokens(prompt: Prompt) -> int:
             return len(token_ids)
         case RawPrompt(text):
             return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
-        case Conversation(segments):
-            return math.ceil(sum(len(s.text) for s in segments if isinstance(s, Text)) / CHARACTERS_PER_TOKEN)
+        case Conversation(messages):
+            return math.ceil(sum(len(message.content) for message in messages) / CHARACTERS_PER_TOKEN)
 
 
 async def final_event(events: Events) -> Done:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3_serve.core import EngineEvent, EngineRequest, Failed, Message, NewTokens, QueueLimits
+from phi3_serve.core import Conversation, EngineEvent, EngineRequest, Failed, Message, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
-from phi3_serve.text.template import render
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 
 _TIMEOUT_S = 600.0
@@ -44,7 +43,7 @@ class EngineAlone:
     def set_question(self, question: str) -> None:
         """Encode the question of every stream, as the replica does before it calls the engine."""
         tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
-        self._prompt = tokenizer.encode(render([Message("user", question)]))
+        self._prompt = tokenizer.encode(Conversation((Message("user", question),)))
 
     def streams(self, number: int, new_tokens: int) -> tuple[float, list[Stream]]:
         """Run ``at_once`` greedy answers: seconds for all, and the times of each."""

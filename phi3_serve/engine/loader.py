@@ -22,7 +22,7 @@ from phi3_serve.parameters import NAMES, GenerationParameters
 logger = logging.getLogger("phi3_serve")
 
 # No pickles and no code are downloaded, so none can run.
-DOWNLOADED = ["*.json", "*.safetensors"]
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 SELF_TEST_TOKENS = 4
 
 

@@ -81,4 +81,6 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
     # have such parameters.
     transformers.logging.set_verbosity_error()
     loaded, engine = in_temporary_thread(start)
-    return RunningModel(loaded, Phi3Tokenizer(loaded.tokenizer), engine)
+    tokenizer = Phi3Tokenizer(loaded.tokenizer)
+    logger.info("%s: conversations are written with %s", options.name, tokenizer.template.origin)
+    return RunningModel(loaded, tokenizer, engine)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
-from phi3_serve.core import Conversation, GenerationRequest, Prompt, RawPrompt, Special, TokenPrompt
+from phi3_serve.core import Conversation, GenerationRequest, Prompt, RawPrompt, TokenPrompt
 
 CHARACTERS_PER_PIECE = 256  # about four blocks of the cache
 TOKENS_PER_PIECE = 64
@@ -40,7 +40,7 @@ def _pieces(prompt: Prompt) -> list[Hashable]:
 def _text(prompt: RawPrompt | Conversation) -> str:
     if isinstance(prompt, RawPrompt):
         return prompt.prefix + prompt.text
-    return "".join(s.token if isinstance(s, Special) else s.text for s in prompt.segments)
+    return "".join(f"{message.role}: {message.content}\n" for message in prompt.messages)
 
 
 class PrefixTable(Generic[R]):

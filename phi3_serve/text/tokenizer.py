@@ -1,26 +1,27 @@
 """Text to token ids, and back. Text in a conversation never becomes a control token.
 
-A raw prompt goes through the checkpoint's tokenizer as it is. A conversation goes through a twin of it that
-knows only the template's control tokens, under names drawn at random when it is made: text can spell
-``<|end|>`` but not the twin's name for it, so it stays text, and everything else (the whitespace that a
-control token swallows, the normaliser, the place of the space prefix) is the tokenizer's own work.
+A raw prompt goes through the checkpoint's tokenizer as it is. A conversation goes through a twin of it that knows the
+control tokens only under names drawn at random when it is made. The names stand where the chat template wrote the
+tokens. Text can spell ``<|end|>`` but not the twin's name for it, so it stays text, and everything else (the whitespace
+that a control token swallows, the normaliser, the place of the space prefix) is the tokenizer's own work.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from phi3_serve.core import Conversation, Prompt, RawPrompt, Special, TokenPrompt
-from phi3_serve.errors import InvalidRequest
+from phi3_serve.core import Conversation, Prompt, RawPrompt, TokenPrompt
+from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.resolved_parameters import ResolvedParameters
+from phi3_serve.text.chat_template import ChatTemplate, Example
 from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.stop import StopText
-from phi3_serve.text.template import SPECIAL_TOKENS
+from phi3_serve.text.traced import Traced, written_matches
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
@@ -29,17 +30,23 @@ class Phi3Tokenizer:
     """A Phi-3 checkpoint's tokenizer. Its options never change, so threads may share it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compile the chat template of ``tokenizer``, and make the twin.
+
+        Raises:
+            CheckpointError: the chat template cannot be used.
+        """
         backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        known = {token.content for token in backend.get_added_tokens_decoder().values()}
-        names = {
-            token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}"
-            for token in SPECIAL_TOKENS
-            if token in known
-        }
+        self.template = ChatTemplate(tokenizer)
+        examples = self.template.examples()
+        control_tokens = _control_tokens(tokenizer, self.template, examples)
+        names = {token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}" for token in control_tokens}
         self._tokenizer = backend
         self._names = names
+        # The longest comes first, as in the tokenizer. Without a control token it matches nothing.
+        self._spelled = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        self._check_origins(examples)
         self._twin = _twin(backend, names)
         real_names = {name: token for token, name in names.items()}
         self._to_real_id = {
@@ -54,18 +61,13 @@ class Phi3Tokenizer:
         """The prompt's token ids.
 
         Raises:
-            InvalidRequest: a conversation needs a control token that this checkpoint does not have.
+            InvalidRequest: the chat template does not take a conversation.
         """
         if isinstance(prompt, RawPrompt):
             return _encode(self._tokenizer, prompt.prefix + prompt.text)
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
-        for segment in prompt.segments:
-            if isinstance(segment, Special) and segment.token not in self._names:
-                raise InvalidRequest(
-                    f"This model's tokenizer has no {segment.token}, so it takes no such turn.", "messages"
-                )
-        rendered = "".join(self._names[s.token] if isinstance(s, Special) else s.text for s in prompt.segments)
+        rendered = self._with_names(self.template.render(prompt.messages))
         twin_ids = _encode(self._twin, rendered, add_special_tokens=False)
         return [self._to_real_id.get(i, i) for i in twin_ids]
 
@@ -88,6 +90,26 @@ class Phi3Tokenizer:
             if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
                 found.append(spaced)
         return found
+
+    def _with_names(self, rendered: Traced) -> str:
+        """``rendered`` with the twin's names in place of the control tokens that the template has written."""
+        pieces: list[str] = []
+        end = 0
+        for match in written_matches(rendered, self._spelled):
+            pieces += match.string[end : match.start()], self._names[match[0]]
+            end = match.end()
+        return "".join([*pieces, "".join((rendered,))[end:]])
+
+    def _check_origins(self, examples: Iterable[Example]) -> None:
+        """Check that the template is known to write each control token in ``examples``, whose contents have none."""
+        for example in examples:
+            known = {match.span() for match in written_matches(example.text, self._spelled)}
+            for match in self._spelled.finditer(example.text):
+                if match.span() not in known:
+                    raise CheckpointError(
+                        f"{self.template.file}: chat template: it makes {match[0]!r} in a way that cannot be told "
+                        "apart from text of users; write it in one piece"
+                    )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids`` alone, without control tokens."""
@@ -146,6 +168,19 @@ class Phi3Tokenizer:
         )
 
 
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, examples: Iterable[Example]
+) -> Sequence[str]:
+    """The special tokens, and the other added tokens that the template writes, except ordinary words and whitespace."""
+    texts = [template.source, *map(str, tokenizer.special_tokens_map.values()), *(e.text for e in examples)]
+
+    def is_written(token: str) -> bool:
+        return not (token.isalnum() or token.isspace()) and any(token in text for text in texts)
+
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    return [token.content for token in added if token.special or is_written(token.content)]
+
+
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Encode without Python's lock: ``encode`` keeps it for two seconds for a megabyte. No offsets are computed."""
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
@@ -159,18 +194,21 @@ def _spelled(token: str) -> bytes:
     return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
-def _twin(tokenizer: tokenizers.Tokenizer, names: dict[str, str]) -> tokenizers.Tokenizer:
-    """A copy of ``tokenizer`` with the tokens of ``names`` renamed and without all other control tokens."""
+def _twin(tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> tokenizers.Tokenizer:
+    """A copy of ``tokenizer`` that knows the tokens of ``names`` by these names only."""
     description = json.loads(tokenizer.to_str())
-    kept = [t for t in description["added_tokens"] if t["content"] in names or not t["special"]]
+    added = description["added_tokens"]
     description["added_tokens"] = []
     description["post_processor"] = None
+    model = description["model"]
+    if isinstance(model["vocab"], dict):  # that no text is a control token, whatever the model makes of it
+        model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     twin = tokenizers.Tokenizer.from_str(json.dumps(description))
-    for t in kept:
-        name = names.get(t["content"], t["content"])
+    for t in added:
         flags = {flag: t[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized")}
         if t["content"] in names:
-            twin.add_special_tokens([tokenizers.AddedToken(name, **{**flags, "normalized": False})])
+            twin.add_special_tokens([tokenizers.AddedToken(names[t["content"]], **{**flags, "normalized": False})])
         else:
-            twin.add_tokens([tokenizers.AddedToken(name, **flags)])
+            twin.add_tokens([tokenizers.AddedToken(t["content"], **flags)])
     return twin

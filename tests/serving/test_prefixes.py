@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
+from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import prefixes
 from phi3_serve.serving.prefixes import MAX_EXTRA_REQUESTS, PrefixTable, prefix_keys
-from phi3_serve.text.template import render
 from tests.api.kaito.test_chat import PROMPT
 
 SYSTEM = "You are a patient teacher. " * 40
@@ -28,7 +27,7 @@ def asked(prompt: Prompt, session: str | None = None, model: str = "m") -> Gener
 def conversation(*turns: str) -> Prompt:
     roles: Any = ["user", "assistant"] * len(turns)
     said = [Message(role, text) for role, text in zip(roles, turns, strict=False)]
-    return render([Message("system", SYSTEM), *said])
+    return Conversation((Message("system", SYSTEM), *said))
 
 
 def test_keys_are_of_every_start_and_the_longest_comes_first() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from phi3_serve.core import Conversation, RawPrompt, Text
+from phi3_serve.core import Conversation, Message, RawPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -68,7 +68,7 @@ def test_the_first_space_stays(prompt: str, answer: list[int], expected: str) ->
 
 
 def test_an_answer_to_a_conversation_begins_without_the_space() -> None:
-    prompt = Conversation((Text("Hi"),))
+    prompt = Conversation((Message("user", "Hi"),))
     before = TOKENIZER.before_answer(prompt, TOKENIZER.encode(prompt))
     stream = TOKENIZER.stream(before, PLAIN, clean_up=False)
     assert stream.add([15043]) + stream.finish() == "Hello"

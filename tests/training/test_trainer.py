@@ -8,8 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from phi3_serve.core import Message
-from phi3_serve.text.template import render
+from phi3_serve.core import Conversation, Message
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from training import model as tiny_model
 from training import tokenizer as tiny_tokenizer
@@ -33,7 +32,7 @@ def test_prompts_are_encoded_as_a_server_encodes_them(vocabulary: Tokenizer, tmp
     for _ in range(500):
         drawn = next(supply)
         encoded = encoder.encode(drawn)
-        prompt = server.encode(render([Message(t.role, plain(t.content)) for t in drawn.turns[:-1]]))
+        prompt = server.encode(Conversation(tuple(Message(t.role, plain(t.content)) for t in drawn.turns[:-1])))
         assert encoded.ids[: len(prompt)] == prompt
         assert not encoded.learned[len(prompt) - 1]
         assert all(encoded.learned[len(prompt) :])

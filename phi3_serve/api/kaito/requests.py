@@ -4,7 +4,6 @@ from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.core import Conversation, GenerationRequest, Message, RawPrompt, RequestOptions
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN
-from phi3_serve.text.template import render
 
 # KAITO's own texts
 PROMPT_REQUIRED = "Text generation parameter prompt required"
@@ -36,7 +35,7 @@ def _prompt(body: ChatRequest) -> RawPrompt | Conversation:
     if body.prompt and body.messages:
         raise InvalidRequest(PROMPT_AND_MESSAGES, "messages")
     if body.messages:
-        return render([Message(m.role, m.content or "") for m in body.messages])
+        return Conversation(tuple(Message(m.role, m.content or "", m.name, m.reasoning_content) for m in body.messages))
     if body.messages is not None and not body.prompt:
         raise InvalidRequest(MESSAGES_REQUIRED, "messages")
     if not body.prompt:

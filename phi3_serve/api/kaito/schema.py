@@ -26,9 +26,9 @@ class ChatMessage(BaseModel):
     content: Annotated[Characters | None, OnlyAssistantMaySayNothing]
     """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
     name: Characters | None = None
-    """The name of the author. Phi-3's chat template does not use it."""
+    """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
     reasoning_content: Characters | None = None
-    """The reasoning that other servers return. Phi-3's chat template does not use it."""
+    """What an assistant thought first. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
     tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
     """Always empty."""
     function_call: Annotated[None, nothing("tools are not offered")] = None
@@ -68,8 +68,9 @@ class ChatRequest(BodyWithParameters):
     prompt: Characters | None = None
     """The text to continue, exactly as given. Text that spells a control token becomes the control token."""
     messages: list[ChatMessage] | None = None
-    """A conversation instead of a prompt. The model's chat template is applied, and Result is the reply alone. The
-    turns may have any order that the template takes."""
+    """A conversation instead of a prompt. The checkpoint's chat template is applied, and Result is the reply alone. The
+    turns may have any order that the template takes. A system message that it leaves out, as Phi-3-medium's does, is
+    written as in Phi-3-mini, or refused."""
     return_full_text: bool = True
     """Return the prompt and the answer (true) or the answer alone (false)."""
     clean_up_tokenization_spaces: bool = False

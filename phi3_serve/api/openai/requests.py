@@ -11,10 +11,9 @@ from phi3_serve.api.openai.schema import (
     RequestBody,
 )
 from phi3_serve.api.parameter_names import WHOLE_CONTEXT, sequence_bias
-from phi3_serve.core import GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
+from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
-from phi3_serve.text.template import render
 
 # OpenAI documents temperature 1 and no cut. transformers' own defaults are greedy search and top_k 50.
 _DEFAULTS = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=WHOLE_CONTEXT)
@@ -37,7 +36,7 @@ def chat_requests(
         max_new_tokens=_max_new_tokens(body.max_completion_tokens or body.max_tokens),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    prompt = render([_message(message) for message in body.messages])
+    prompt = Conversation(tuple(map(_message, body.messages)))
     return _requests(body, [prompt], parameters, model=model, request_id=request_id, options=options)
 
 
@@ -82,7 +81,8 @@ def echoed_prompts(body: CompletionRequest) -> list[str]:
 def _message(message: ChatCompletionMessage) -> Message:
     content = message.content
     text = content if isinstance(content, str) else "".join(part.text for part in content or ())
-    return Message("system" if message.role == "developer" else message.role, text)
+    role = "system" if message.role == "developer" else message.role
+    return Message(role, text, message.name, message.reasoning_content)
 
 
 def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:

@@ -164,9 +164,9 @@ class ChatCompletionMessage(BaseModel):
     content: Annotated[Characters | list[TextPart] | None, OnlyAssistantMaySayNothing]
     """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
     name: Characters | None = None
-    """The name of the author. Phi-3's chat template does not use it."""
+    """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
     reasoning_content: Characters | None = None
-    """The reasoning that other servers return. Phi-3's chat template does not use it."""
+    """What an assistant thought first. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
     reasoning: Any = None
     """Without effect: another name of reasoning_content."""
     annotations: Any = None
@@ -201,7 +201,8 @@ class ChatCompletionRequest(RequestBody):
     prompt_field = "messages"
 
     messages: Annotated[list[ChatCompletionMessage], Len(1, 1024)]
-    """The conversation. The turns may have any order that the model's chat template takes."""
+    """The conversation, which the checkpoint's chat template writes. The turns may have any order that the template
+    takes. A system message that it leaves out, as Phi-3-medium's does, is written as in Phi-3-mini, or refused."""
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
     """The newer name of max_tokens; it wins over max_tokens."""
     logprobs: bool | None = None
