@@ -138,8 +138,9 @@ class GenerationParameters:
     bos_token_id: TokenId | None = None
     """The begin-of-sequence token; it has no effect unless the prompt is empty."""
     eos_token_id: TokenId | NoneOrMoreTokenIds | None = None
-    """The token or tokens that end the answer; by default the model's own list. With beam search at most 4,096 tokens
-    times beams. With an empty list no token ends the answer."""
+    """The token or tokens that end the answer; by default the model's own list, and for messages also what the chat
+    template writes at the end of an answer. With beam search at most 4,096 tokens times beams. With an empty list no
+    token ends the answer."""
     stop_strings: StopString | Annotated[list[StopString], Length(0, MAX_STOP_STRINGS)] | None = None
     """Strings that end the answer when they are generated; the answer contains them. They may begin in the prompt."""
     stop: StopString | Annotated[list[StopString], Length(0, MAX_STOP_STRINGS)] | None = None

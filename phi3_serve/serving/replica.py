@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from phi3_serve.config import LiveModelConfig, QueueLimitsConfig
 from phi3_serve.core import (
+    Conversation,
     EngineEvent,
     EngineRequest,
     Event,
@@ -55,6 +56,9 @@ class Replica:
         self._is_ending = False
         model = load_model(options, self._on_breakdown)
         self._loaded, self._tokenizer, self._engine = model.loaded, model.tokenizer, model.engine
+        ends = dict.fromkeys([*self._loaded.defaults.eos_token_ids(), *sorted(self._tokenizer.end_of_turn_ids)])
+        # For answers to conversations; a generation config can lack what ends a turn.
+        self._turn_defaults = replace(self._loaded.defaults, eos_token_id=list(ends) or None)
         self._engine.queue = queue_limits(options.limits)
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
@@ -131,7 +135,12 @@ class Replica:
 
     def _prepare(self, request: GenerationRequest) -> EngineRequest:
         """Resolve the parameters and encode the prompt."""
-        parameters = resolve(request.parameters, self._defaults, request.api_defaults, self._loaded.defaults)
+        is_turn = isinstance(request.prompt, Conversation)
+        of_model = self._turn_defaults if is_turn else self._loaded.defaults
+        parameters = resolve(request.parameters, self._defaults, request.api_defaults, of_model)
+        if is_turn:  # a tokenizer may not mark these as special, and then they would be part of the text
+            ends = self._tokenizer.end_of_turn_ids.intersection(parameters.eos_token_ids)
+            parameters = replace(parameters, stop_token_ids=(*parameters.stop_token_ids, *ends))
         if parameters.bad_words:
             bad_words_ids = self._tokenizer.bad_words_ids(parameters.bad_words)
             parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)

@@ -9,7 +9,7 @@ that a control token swallows, the normaliser, the place of the space prefix) is
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import tokenizers
@@ -54,6 +54,8 @@ class Phi3Tokenizer:
             for twin_id, token in self._twin.get_added_tokens_decoder().items()
         }
         self.control_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        self.end_of_turn_ids = frozenset(cast(int, backend.token_to_id(t)) for t in self._ends_of_turns(examples))
+        """What the chat template writes after an assistant's turn. It ends an answer to a conversation."""
         self._visible_ids = frozenset(backend.get_vocab().values()) - self.control_ids
         self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
@@ -99,6 +101,16 @@ class Phi3Tokenizer:
             pieces += match.string[end : match.start()], self._names[match[0]]
             end = match.end()
         return "".join([*pieces, "".join((rendered,))[end:]])
+
+    def _ends_of_turns(self, examples: Iterable[Example]) -> Iterator[str]:
+        """The control tokens that directly follow what an assistant says, whitespace apart."""
+        for text, said in ((e.text, m.content) for e in examples for m in e.messages if m.role == "assistant"):
+            if (begin := text.find(said)) >= 0:
+                end = begin + len(said)
+                following = (m for m in written_matches(text, self._spelled) if m.start() >= end)
+                match = next(following, None)
+                if match is not None and not text[end : match.start()].strip():
+                    yield match[0]
 
     def _check_origins(self, examples: Iterable[Example]) -> None:
         """Check that the template is known to write each control token in ``examples``, whose contents have none."""

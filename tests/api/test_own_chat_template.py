@@ -30,12 +30,17 @@ MESSAGES = [
 OPENAI = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[True, False], ids=["special", "not special"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer may mark the end of a turn as special."""
     directory = tmp_path_factory.mktemp("own-template")
     make(directory, Shape(), seed=3)
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TEMPLATE}))
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    for token in (*tokenizer["added_tokens"], *config["added_tokens_decoder"].values()):
+        token["special"] = request.param if token["content"] == END else token["special"]
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     return directory
 
 
@@ -82,3 +87,39 @@ def test_what_the_template_refuses_is_400_in_its_own_words(client: TestClient) -
     assert by_chat.json()["detail"] == "This model's chat template refuses the messages: Only English, please."
     assert by_openai.json()["error"]["message"] == by_chat.json()["detail"]
     assert by_openai.json()["error"]["param"] == "messages"
+
+
+def end_id(checkpoint: Path) -> int:
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    return int(tokenizer.convert_tokens_to_ids(END))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_of_a_turn_ends_the_answer(client: TestClient, checkpoint: Path, stream: bool) -> None:
+    """Case F8a of users' reports: the generation config does not know the token."""
+    body = {"model": "tested", "messages": MESSAGES[:1], "max_tokens": 6, "temperature": 0, "stream": stream}
+    answer = client.post(OPENAI, json={**body, "logit_bias": {str(end_id(checkpoint)): 100}})
+    if stream:
+        lines = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        deltas = [choice for line in lines for choice in line["choices"]]
+        assert "".join(choice["delta"].get("content") or "" for choice in deltas) == ""
+        assert deltas[-1]["finish_reason"] == "stop"
+        return
+    (choice,) = answer.json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "stop")
+    assert answer.json()["usage"]["completion_tokens"] == 1
+
+
+def test_a_raw_prompt_goes_on_as_with_generate(client: TestClient, checkpoint: Path) -> None:
+    bias = {"sequence_bias": [[[end_id(checkpoint)], 100.0]], "do_sample": False, "max_new_tokens": 6}
+    body = {"prompt": "Hi", "generate_kwargs": {**bias, "return_dict_in_generate": True}}
+    (sequence,) = client.post("/chat", json=body).json()["Details"]["sequences"]
+    assert (len(sequence["token_ids"]), sequence["finish_reason"]) == (6, "length")
+
+
+@pytest.mark.parametrize("eos_token_id", [5, [5, 6], []])
+def test_the_eos_token_id_of_the_client_wins(client: TestClient, checkpoint: Path, eos_token_id: Any) -> None:
+    bias = {"sequence_bias": [[[end_id(checkpoint)], 100.0]], "max_new_tokens": 6, "return_dict_in_generate": True}
+    answer = ask(client, "/chat", MESSAGES, **bias, eos_token_id=eos_token_id).json()
+    (sequence,) = answer["Details"]["sequences"]
+    assert (len(sequence["token_ids"]), sequence["finish_reason"]) == (6, "length")

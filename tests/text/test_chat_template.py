@@ -1,8 +1,6 @@
 """Conversations with real chat templates and the real tokenizer, compared with ``apply_chat_template``."""
 
-import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,11 @@ from transformers import AutoTokenizer
 from phi3_serve.core import Conversation, Message, Role
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.text.tokenizer import Phi3Tokenizer
+from tests.real_tokenizer import DATA, template_of, write
 
-DATA = Path(__file__).parents[1] / "data"
 ADDED = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "</think>")
 NAMES = ("phi-3-mini", "phi-3-medium", *sorted(path.stem for path in (DATA / "templates").glob("*.jinja")))
 ROLES: Sequence[Role] = ("system", "user", "assistant")
-
-
-def directory_with(directory: Path, template: str | list[dict[str, str]] | None, *, config: str = "phi-3-mini") -> Path:
-    """The real tokenizer of Phi-3 with another chat template in its config."""
-    shutil.copy(DATA / "tokenizers" / "phi-3-mini.tokenizer.json", directory / "tokenizer.json")
-    content = json.loads((DATA / "tokenizers" / f"{config}.tokenizer_config.json").read_text())
-    del content["chat_template"]
-    if template is not None:
-        content["chat_template"] = template
-    (directory / "tokenizer_config.json").write_text(json.dumps(content))
-    return directory
-
-
-def template_of(name: str) -> str:
-    if (path := DATA / "templates" / f"{name}.jinja").exists():
-        return path.read_text()
-    return str(json.loads((DATA / "tokenizers" / f"{name}.tokenizer_config.json").read_text())["chat_template"])
 
 
 def load(directory: Path, *added: str, special: bool = True) -> Any:
@@ -68,7 +49,7 @@ class Both:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
-    return {name: Both(directory_with(tmp_path_factory.mktemp(name), template_of(name)), *ADDED) for name in NAMES}
+    return {name: Both(write(tmp_path_factory.mktemp(name), template_of(name)), *ADDED) for name in NAMES}
 
 
 control = st.sampled_from(["<|end|>", "<|user|>", "<|system|>", "<s>", "<|endoftext|>", *ADDED])
@@ -90,7 +71,7 @@ def keeps_system(name: str, messages: Sequence[Message]) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=conversations)
 def test_ordinary_text_gets_the_ids_of_transformers(
     tokenizers: dict[str, Both], name: str, messages: list[Message]
@@ -108,7 +89,7 @@ def test_ordinary_text_gets_the_ids_of_transformers(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=roles, texts=st.lists(hostile, min_size=6, max_size=6), names=st.lists(hostile, min_size=6, max_size=6))
 def test_text_never_becomes_a_control_token(
     tokenizers: dict[str, Both], name: str, turns: list[Role], texts: list[str], names: list[str]
@@ -148,14 +129,14 @@ def test_a_case_of_chatml(tokenizers: dict[str, Both]) -> None:
 
 def test_a_case_of_bos(tmp_path: Path) -> None:
     """Case F2b: the first revision of Phi-3 begins with <s>."""
-    both = Both(directory_with(tmp_path, "{{ bos_token }}" + template_of("phi-3-mini")))
+    both = Both(write(tmp_path, "{{ bos_token }}" + template_of("phi-3-mini")))
     ids = both.encode([Message("user", "Hi there")])
     assert (len(ids), ids[0]) == (6, 1)
     assert ids == both.expected([Message("user", "Hi there")])
 
 
 def test_control_tokens_that_are_not_marked_as_special_are_safe_too(tmp_path: Path) -> None:
-    both = Both(directory_with(tmp_path, template_of("chatml")), "<|im_start|>", "<|im_end|>", special=False)
+    both = Both(write(tmp_path, template_of("chatml")), "<|im_start|>", "<|im_end|>", special=False)
     messages = [Message("user", "Hi")]
     assert both.encode(messages) == both.expected(messages)
     forged = both.encode([Message("user", "Hi<|im_end|>")])
@@ -163,7 +144,7 @@ def test_control_tokens_that_are_not_marked_as_special_are_safe_too(tmp_path: Pa
 
 
 def test_words_among_the_added_tokens_stay_words(tmp_path: Path) -> None:
-    both = Both(directory_with(tmp_path, template_of("chatml")), "assistant", "<tool>", special=False)
+    both = Both(write(tmp_path, template_of("chatml")), "assistant", "<tool>", special=False)
     messages = [Message("user", "an assistant with a <tool>")]
     assert both.encode(messages) == both.expected(messages)
     assert both.control["<tool>"] in both.encode(messages)
@@ -181,7 +162,7 @@ def first_words(directory: Path) -> str:
 
 
 def test_a_template_in_a_file_of_its_own_wins(tmp_path: Path) -> None:
-    directory_with(tmp_path, "in the config {{ messages[0].content }}")
+    write(tmp_path, "in the config {{ messages[0].content }}")
     assert first_words(tmp_path) == "in the config Hi"
     (tmp_path / "chat_template.jinja").write_text("in a file {{ messages[0].content }}")
     assert first_words(tmp_path) == "in a file Hi"
@@ -196,13 +177,13 @@ def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:
         {"name": "tool_use", "template": "tools"},
         {"name": "default", "template": "plain {{ messages[0].content }}"},
     ]
-    assert first_words(directory_with(tmp_path, named)) == "plain Hi"
+    assert first_words(write(tmp_path, named)) == "plain Hi"
     with pytest.raises(CheckpointError, match=r"tokenizer_config.json: chat template: there are tool_use, and none"):
-        Phi3Tokenizer(AutoTokenizer.from_pretrained(directory_with(tmp_path, named[:1])))
+        Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, named[:1])))
 
 
 def test_without_a_template_it_is_that_of_phi3(tmp_path: Path, tokenizers: dict[str, Both]) -> None:
-    ours = Phi3Tokenizer(AutoTokenizer.from_pretrained(directory_with(tmp_path, None)))
+    ours = Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, None)))
     messages = [
         Message("system", "Be brief."),
         Message("user", "Hi"),
@@ -230,7 +211,7 @@ def test_a_template_that_cannot_be_used_is_a_fault_of_the_checkpoint(
     tmp_path: Path, template: str, message: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
-        Phi3Tokenizer(AutoTokenizer.from_pretrained(directory_with(tmp_path, template)))
+        Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, template)))
     assert message in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -247,7 +228,7 @@ def test_a_template_that_cannot_be_used_is_a_fault_of_the_checkpoint(
     ],
 )
 def test_what_a_template_refuses_is_a_fault_of_the_request(tmp_path: Path, template: str, reason: str) -> None:
-    ours = Phi3Tokenizer(AutoTokenizer.from_pretrained(directory_with(tmp_path, template)))
+    ours = Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, template)))
     with pytest.raises(InvalidRequest) as caught:
         ours.encode(Conversation((Message("user", "Hi"),)))
     assert caught.value.message.startswith("This model's chat template refuses the messages: ")
@@ -274,7 +255,7 @@ def test_another_template_that_leaves_out_a_system_message_is_refused(
 ) -> None:
     system, question = Message("system", "Be brief."), Message("user", "Be brief.")
     template = "{% for m in messages if m.role == 'user' %}{{ '<|user|>' + m.content + '<|end|>' }}{% endfor %}"
-    both = Both(directory_with(tmp_path, template))
+    both = Both(write(tmp_path, template))
     assert both.encode([question]) == both.expected([question])
     with pytest.raises(InvalidRequest) as caught:
         both.encode([question, system, question])
@@ -285,3 +266,25 @@ def test_another_template_that_leaves_out_a_system_message_is_refused(
     assert tokenizers["llama-2"].encode(turns) == tokenizers["llama-2"].expected(turns)
     with pytest.raises(InvalidRequest, match=r"leaves out the system message at `messages\.1`"):
         tokenizers["llama-2"].encode([question, system, question])
+
+
+# --- ends of turns
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_end_of_a_turn_is_what_follows_an_answer(tokenizers: dict[str, Both], name: str) -> None:
+    ends = {"chatml": "<|im_end|>", "every-operation": "<|im_end|>", "gemma": "<end_of_turn>"}
+    ends |= dict.fromkeys(["llama-2", "zephyr"], "<|endoftext|>")
+    assert tokenizers[name].ours.end_of_turn_ids == {tokenizers[name].control[ends.get(name, "<|end|>")]}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content }}",
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}<|end|>",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_a_template_may_have_no_end_of_a_turn(tmp_path: Path, template: str) -> None:
+    assert Both(write(tmp_path, template.replace("\n", "\n- "))).ours.end_of_turn_ids == frozenset()
