@@ -1,20 +1,18 @@
 """The text of an answer is what its ids add to the text of the prompt, with the real tokenizer of Phi-3."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from phi3_serve.core import Conversation, Message, RawPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
+from tests import real_tokenizer
 
-PATH = Path(__file__).parents[1] / "data" / "tokenizers" / "phi-3-mini.tokenizer.json"
-LIBRARY = PreTrainedTokenizerFast(tokenizer_file=str(PATH))
+LIBRARY = real_tokenizer.load()
 TOKENIZER = Phi3Tokenizer(LIBRARY)
 PLAIN = resolve(GenerationParameters())
 BYTES = [LIBRARY.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256)]
