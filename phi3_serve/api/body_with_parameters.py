@@ -47,14 +47,15 @@ class BodyWithParameters(BaseModel):
     def _gather(cls, body: Any, handler: Handler[Self]) -> Self:
         if not isinstance(body, dict):
             return handler(body)
-        given = given_parameters(body, cls.model_fields)
+        fields = cls.model_fields
+        given = given_parameters(body, fields)
         unknown = cls.refuse_fields(body)
-        rest = {name: value for name, value in body.items() if name in cls.model_fields or not is_name(name)}
-        in_kwargs = body.get(KWARGS, {})
+        rest = {name: value for name, value in body.items() if name in fields or not is_name(name)}
+        in_kwargs = body.get(KWARGS)
         if isinstance(in_kwargs, dict) or (in_kwargs is None and given.values):
             rest[KWARGS] = given.values
         validated = handler(rest)
-        validated._unknown, validated._has_null_kwargs = unknown, in_kwargs is None
+        validated._unknown, validated._has_null_kwargs = unknown, KWARGS in body and in_kwargs is None
         validated._names = {parameter: place[-1] for parameter, place in given.places.items()}
         return validated
 

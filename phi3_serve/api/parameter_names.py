@@ -120,6 +120,9 @@ OTHER_NAMES: Mapping[str, OtherName] = {
 }
 
 
+_ALL_NAMES = frozenset({*NAMES, *OTHER_NAMES})
+
+
 @dataclass(frozen=True, slots=True)
 class GivenParameters:
     """The generate parameters of one body, from all places."""
@@ -138,7 +141,7 @@ def place_of(body: Any, parameter: str) -> tuple[str, ...]:
 
 def is_name(name: str) -> bool:
     """Whether a generate parameter has this name, here or at another server."""
-    return name in NAMES or name in OTHER_NAMES
+    return name in _ALL_NAMES
 
 
 def given_parameters(body: Json, own_fields: Collection[str] = ()) -> GivenParameters:
