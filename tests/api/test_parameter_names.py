@@ -286,3 +286,10 @@ def test_null_kwargs_with_a_field(client: TestClient) -> None:
         "/chat", json={**BODIES["/chat"], "generate_kwargs": None, "return_dict_in_generate": True}
     ).json()
     assert len(content["Details"]["sequences"][0]["token_ids"]) <= 20
+
+
+@each_api
+def test_a_warning_has_the_name_that_was_sent(client: TestClient, path: str) -> None:
+    body = {**BODIES[path], "min_tokens": 99, "max_tokens": 4}
+    (warning,) = client.post(path, json=body).json()["warnings"]
+    assert warning.startswith("`min_tokens` asks for at least ")
