@@ -7,7 +7,7 @@ PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test test-fast coverage wheel gpu fuzz fuzz-http chaos soak bench plots lint format clean
+.PHONY: help setup serve test test-fast coverage wheel gpu fuzz fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; under three minutes on two cores"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; five minutes on two cores"
+	@echo "make fuzz-kernels  compare the GPU's kernels with the reference on 400 random shapes, in Triton's interpreter"
+	@echo "make planted-faults  plant faults in the GPU's kernels and runner, one by one, and show which test notices each; an hour on two cores"
 	@echo "make fuzz-http  throw 10,000 good and bad requests at the API; none may get a 5xx"
 	@echo "make chaos      ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
 	@echo "make soak       an hour of load while nothing dies: memory, threads and files, before and after"
@@ -55,6 +57,12 @@ coverage: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100)
+
+fuzz-kernels: $(VENV)/.dev
+	$(BIN)/python -m tests.engine.kernels.fuzz $(or $(CASES),400) $(or $(SEED),0)
+
+planted-faults: $(VENV)/.dev
+	$(BIN)/python -m tests.engine.planted_faults $(WORDS)
 
 fuzz-http: $(VENV)/.dev
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest tests/api/test_openapi_fuzz.py

@@ -1,33 +1,13 @@
-"""Triton's interpreter, mended for bfloat16: it multiplies the bits in ``tl.dot``, and cuts them off to round."""
+"""What the tests of the kernels share."""
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from tests.engine.kernels.interpreter import mended_bfloat16
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _bfloat16_in_the_interpreter() -> Iterator[None]:
-    create_dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
-
-    def as_float32(handle: Any) -> Any:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    def mended_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
-        return create_dot(self, as_float32(a), as_float32(b), *others)
-
-    def mended_cast(self: Any, source: Any, dtype: Any) -> Any:
-        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, source, dtype)
-        rounded = torch.from_numpy(source.data.copy()).bfloat16().view(torch.uint16).numpy()
-        return TensorHandle(rounded, dtype.scalar)
-
-    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = mended_dot, mended_cast
-    yield
-    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast
+    with mended_bfloat16():
+        yield

@@ -1,0 +1,129 @@
+"""``make fuzz-kernels``: the Triton kernels on random shapes, in the interpreter, against the reference.
+
+A case is drawn from its number and the seed alone, so a failure is repeated with ``CASES=1 SEED=...`` as printed.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from phi3_serve.engine.kernels import triton_layers
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.triton_attention import AttentionConfig
+from phi3_serve.engine.kernels.triton_sampling import choose_tokens
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from tests.engine.kernels.interpreter import mended_bfloat16
+from tests.engine.kernels.test_triton_attention import NUM_BLOCKS, Request, Shape, check
+from tests.engine.kernels.test_triton_layers import assert_close
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SECONDS_BETWEEN_LINES = 10.0
+REFERENCE = ReferenceKernels()
+
+
+def attention(draw: random.Random) -> str:
+    """Attention of random chunks: decoded tokens, drafts, prompts, padding; any window, head dim, group and split."""
+    kv_heads, group = draw.choice((1, 2, 3)), draw.choice((1, 1, 2, 4, 8))
+    window = draw.choice((None, draw.randint(1, 60)))
+    shape = Shape(kv_heads * group, kv_heads, draw.choice((16, 24, 32, 64, 80, 96, 128)), draw.choice(DTYPES), window)
+    requests, num_blocks = [], 3  # the first block and the two that are shared have their places
+    for _ in range(draw.randint(1, 4)):
+        end = draw.choice((draw.randint(1, 20), BLOCK_SIZE * draw.randint(1, 5) + draw.choice((-1, 0, 1))))
+        count = min(end, draw.choice((1, 1, draw.randint(2, 8), draw.randint(9, 40))))
+        request = Request(count, end, shares=draw.random() < 0.2) if draw.random() < 0.9 else Request(0, 0)
+        num_blocks += -(-request.end // BLOCK_SIZE)
+        if num_blocks < NUM_BLOCKS:
+            requests.append(request)
+    config = AttentionConfig.of(
+        draw.randint(1, max(1, 32 // group)),
+        group,
+        block_n=draw.choice((16, 32, 64)),
+        num_splits=draw.choice((1, 1, 2, draw.randint(3, 5))),
+        num_warps=4,
+        num_stages=2,
+        pads_dim=draw.random() < 0.5,
+        skips_masks=draw.random() < 0.5,
+    )
+    check(requests, shape, config)
+    return f"attention {requests} {shape} {config}"
+
+
+def layers(draw: random.Random) -> str:
+    """The norm, SiLU and the rotation on random sizes."""
+    dtype, tokens = draw.choice(DTYPES), draw.randint(1, 6)
+    width = draw.randint(2, 3000)
+    hidden, delta, weight = (
+        torch.randn(tokens, width).to(dtype),
+        torch.randn(tokens, width).to(dtype),
+        torch.randn(width).to(dtype),
+    )
+    summed = hidden.clone()
+    expected = REFERENCE.add_rms_norm(summed, delta, weight, 0.1)
+    assert_close(triton_layers.add_rms_norm(hidden, delta, weight, 0.1), expected)
+    assert_close(hidden, summed)
+    gate_up = torch.randn(tokens, 2 * width).to(dtype)
+    assert_close(triton_layers.silu_product(gate_up), REFERENCE.silu_product(gate_up))
+    kv_heads = draw.randint(1, 12)
+    heads, dim = kv_heads * draw.choice((1, 2, 4)), draw.choice((16, 40, 64, 96, 128))
+    rotary = dim - draw.choice((0, 0, 2, dim // 4 // 2 * 2))
+    qkv, cache = torch.randn(tokens, heads + 2 * kv_heads, dim).to(dtype), torch.randn(2 * kv_heads, 32, dim).to(dtype)
+    rotation = (torch.randn(tokens, 1, rotary).to(dtype), torch.randn(tokens, 1, rotary).to(dtype))
+    slots = torch.tensor(draw.sample(range(32), tokens), dtype=torch.int32)
+    slots[draw.randrange(tokens)] = -1
+    results = []
+    for kernels in (triton_layers, REFERENCE):
+        results.append((qkv.clone(), cache.clone()))
+        kernels.rotate_and_store(results[-1][0], rotation, slots, results[-1][1])
+    assert_close(results[0][0], results[1][0])
+    assert_close(results[0][1], results[1][1])
+    return f"layers {dtype} {tokens} tokens, width {width}, {heads}/{kv_heads} heads of {dim}, {rotary} of them rotate"
+
+
+def sampling(draw: random.Random) -> str:
+    """Greedy tokens, and draws that stay among the top_k."""
+    vocab, rows, top_k = draw.randint(1, 900), draw.randint(1, 4), draw.randint(1, 20)
+    logits = (torch.randn(rows, vocab) * 3).to(draw.choice(DTYPES))
+    tokens = torch.empty(rows, dtype=torch.int32)
+    for is_drawn in (0, 1):
+        floats = torch.tensor([(draw.uniform(0.2, 2.0), draw.uniform(0.3, 1.0), draw.choice((0.0, 0.05)))] * rows)
+        ints = torch.tensor([(is_drawn, top_k, 1)] * rows, dtype=torch.int32)
+        choose_tokens(logits, floats, ints, torch.tensor([draw.randrange(2**40), draw.randrange(2**20)]), tokens)
+        chosen = logits.float().gather(1, tokens[:, None].long())[:, 0]
+        allowed = logits.float().topk(min(top_k, vocab) if is_drawn else 1).values[:, -1]
+        assert (chosen >= allowed).all(), (tokens, top_k)
+    return f"sampling {rows} rows of {vocab}, top_k {top_k}"
+
+
+KINDS: tuple[Callable[[random.Random], str], ...] = (attention, attention, layers, sampling)
+
+
+def main(count: int, seed: int) -> int:
+    """Run ``count`` cases; 1 if one fails."""
+    began = last = time.monotonic()
+    for number in range(count):
+        case = seed + number
+        draw = random.Random(case)
+        torch.manual_seed(case)
+        try:
+            described = KINDS[case % len(KINDS)](draw)
+        except Exception:
+            traceback.print_exc()
+            print(f"case {case} failed; again: make fuzz-kernels CASES=1 SEED={case}")
+            return 1
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES or number == count - 1:
+            last = time.monotonic()
+            print(f"{number + 1} of {count} cases, {last - began:.0f} s; the last: {described}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    with mended_bfloat16():
+        sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,308 @@
+"""``make planted-faults``: faults in the code of a GPU's engine, one at a time, and the tests that must fail with each.
+
+A fault is planted in a copy of the repository. A fault that no test notices shows that a test is missing. The tests run
+without a GPU, so some faults cannot be noticed at all: a race between the host and the device, and a launch that a real
+compiler refuses.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401 - imported once for all faults
+import triton  # noqa: F401
+from transformers import Phi3ForCausalLM  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("phi3_serve", "tests", "training", "pyproject.toml")
+TIMEOUT_S = 600
+FOLDERS_OF_THEIR_OWN = ("kernels", "model")  # those of their tests that notice faults need no fixture of another folder
+
+ENGINE = "phi3_serve/engine"
+ATTENTION = f"{ENGINE}/kernels/triton_attention.py"
+LAYERS = f"{ENGINE}/kernels/triton_layers.py"
+LINEAR = f"{ENGINE}/kernels/triton_linear.py"
+SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
+HOME = f"{ENGINE}/kernels/cuda.py"
+BUFFER = f"{ENGINE}/model/step_buffer.py"
+RUNNER = f"{ENGINE}/model/device_runner.py"
+CHOOSER = f"{ENGINE}/sampling/triton_chooser.py"
+SAMPLER = f"{ENGINE}/sampling/device_sampler.py"
+
+OF_ATTENTION = "tests/engine/kernels/test_triton_attention.py"
+OF_LAYERS = "tests/engine/kernels/test_triton_layers.py"
+OF_SELF_CHECK = "tests/engine/kernels/test_self_check.py::test_right_kernels_are_kept"
+OF_STEPS = "tests/engine/model/test_device_steps.py::test_prompts_drafts_and_decoded_tokens[reference]"
+OF_MIXED_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[reference]"
+OF_TRITON_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[triton]"
+OF_SHAPES = "tests/engine/model/test_meta.py"
+OF_RUNNER = "tests/engine/model/test_device_runner.py"
+OF_CHOOSER = "tests/engine/sampling/test_triton_chooser.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``old`` occurs once in ``file``; with ``new`` in its place each of ``noticed_by`` has to fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    noticed_by: tuple[str, ...]
+
+
+def _of(file: str, noticed_by: tuple[str, ...], *faults: tuple[str, str, str]) -> list[Fault]:
+    return [Fault(name, file, old, new, noticed_by) for name, old, new in faults]
+
+
+FAULTS: list[Fault] = [
+    *_of(
+        ATTENTION,
+        (OF_ATTENTION, OF_SELF_CHECK),
+        ("a query does not see itself", "key[None, :] <= positions[:, None]", "key[None, :] < positions[:, None]"),
+        ("a query sees the next token", "key[None, :] <= positions[:, None]", "key[None, :] <= positions[:, None] + 1"),
+        ("the window has a key more", "key[None, :] > positions[:, None] - WINDOW", "key[None, :] >= positions[:, None] - WINDOW"),
+        ("the window has a key less", "key[None, :] > positions[:, None] - WINDOW", "key[None, :] > positions[:, None] - WINDOW + 1"),
+        ("keys begin at the window of the last query", "tl.maximum(position - WINDOW + 1, 0) // _PAGE", "tl.maximum(position + num_queries - WINDOW, 0) // _PAGE"),
+        ("old sums are not rescaled", "row_sum = row_sum * rescale + tl.sum(weights, 1)", "row_sum = row_sum + tl.sum(weights, 1)"),
+        ("old values are not rescaled", "acc = tl.dot(weights, v, acc * rescale[:, None]", "acc = tl.dot(weights, v, acc"),
+        ("splits are weighted by the inverse sums", "row_max - tl.log2(factor)", "row_max + tl.log2(factor)"),
+        ("an unwritten split is read", "is_split = split < tl.cdiv", "is_split = split <= tl.cdiv"),
+        ("a split is left out", "is_split = split < tl.cdiv(stop - begin,", "is_split = split + 1 < tl.cdiv(stop - begin,"),
+        ("splits overlap", "split_begin = begin + tl.program_id(2) * length", "split_begin = begin + tl.program_id(2) * (length - BLOCK_N)"),
+        ("query heads are in the wrong order", "head = kv_head * GROUP + row % GROUP", "head = kv_head * GROUP + (GROUP - 1 - row % GROUP)"),
+        ("keys are read as values", "values = keys + num_kv_heads.to(tl.int64) * cache_stride", "values = keys"),
+        ("all heads read the keys of the first", "keys = cache + kv_head.to(tl.int64) * cache_stride", "keys = cache"),
+        ("blocks are read as if they lay in order", "offset = (page.to(tl.int64) * _PAGE + key % _PAGE) * DIM", "offset = key.to(tl.int64) * DIM"),
+        ("every sequence reads the first block table", "block_tables + table, scale", "block_tables, scale"),
+        ("the scale is forgotten", "scale * _LOG2_E)", "_LOG2_E)"),
+        ("the base of the exponentials is 2", "scale * _LOG2_E)", "scale)"),
+        ("keys are unmasked too early", "full_begin = begin + tl.cdiv(tl.maximum(stop - WINDOW - begin, 0), BLOCK_N) * BLOCK_N", "full_begin = begin"),
+        ("keys are unmasked too late", "full_stop = begin + (position + 1 - begin) // BLOCK_N * BLOCK_N", "full_stop = begin + tl.cdiv(position + 1 - begin, BLOCK_N) * BLOCK_N"),
+        ("the last dimensions of a head are forgotten", "scores = tl.dot(q_rest, tl.trans(k_rest), scores", "scores = tl.dot(q_rest * 0, tl.trans(k_rest), scores"),
+        ("the last dimensions of the values are forgotten", "_store_rows(rows, acc_rest * factor[:, None]", "_store_rows(rows, acc_rest * 0"),
+        ("later tiles write to the rows of the first", "return batch_row + first, num_queries", "return batch_row, num_queries"),
+        ("positions of later tiles are those of the first", "position = end - count + first", "position = end - count"),
+    ),
+    *_of(
+        LAYERS,
+        (OF_LAYERS, OF_SELF_CHECK),
+        ("epsilon is forgotten", "tl.rsqrt(tl.sum(x * x) / WIDTH + epsilon)", "tl.rsqrt(tl.sum(x * x) / WIDTH)"),
+        ("the mean is over the padded width", "tl.sum(x * x) / WIDTH", "tl.sum(x * x) / BLOCK"),
+        ("the sum is not kept", "tl.store(hidden + start + columns, added, mask=is_inside)", "pass"),
+        ("the weight is forgotten", "(w * (x * factor)", "((x * factor)"),
+        ("the sine has the wrong sign", "(y * low_sine)", "(-y * low_sine)"),
+        ("the second half takes the sine of the first", "angle + HALF, mask=column < HALF, other=0.0).to(tl.float32)[None, :]\n    x =", "angle, mask=column < HALF, other=0.0).to(tl.float32)[None, :]\n    x ="),
+        ("keys are not rotated", "is_rotated = head < HEADS + KV_HEADS", "is_rotated = head < HEADS"),
+        ("values are rotated, too", "is_rotated = head < HEADS + KV_HEADS", "is_rotated = head < HEADS + 2 * KV_HEADS"),
+        ("padding is stored", "& (slot >= 0)", "& (slot >= -1)"),
+        ("slot 0 is not stored", "& (slot >= 0)", "& (slot > 0)"),
+        ("queries are stored", "is_stored = (head >= HEADS) &", "is_stored = (head >= HEADS - 1) &"),
+        ("dimensions that do not rotate are not stored", "tl.store(target + rest, unrotated", "tl.store(target + rest, unrotated * 0"),
+        ("the sign in SiLU", "(1.0 + tl.exp(-gate))", "(1.0 + tl.exp(gate))"),
+        ("the halves change places", "tl.load(gate_up + token * 2 * WIDTH + column,", "tl.load(gate_up + token * 2 * WIDTH + (WIDTH - 1 - column),"),
+        ("the second block of columns is that of the first", "column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)", "column = tl.arange(0, BLOCK)"),
+    ),
+    *_of(
+        LAYERS,
+        (OF_LAYERS,),  # a difference of rounding, within the tolerance of the check at load
+        ("the norm is not rounded before the weight", "(w * (x * factor).to(dtype).to(tl.float32))", "(w * (x * factor))"),
+        ("the norm is that of the unrounded sum", "x = added.to(tl.float32)", "x = x"),
+        ("a product of the rotation is not rounded", "(x * low_cosine).to(dtype).to(tl.float32)", "(x * low_cosine)"),
+        ("SiLU is not rounded before the product", "silu = (gate / (1.0 + tl.exp(-gate))).to(dtype)", "silu = gate / (1.0 + tl.exp(-gate))"),
+    ),
+    *_of(
+        LINEAR,
+        (f"{OF_LAYERS}::test_multiply_row",),
+        ("only the first inputs are read", "w = tl.load(weights + start,", "w = tl.load(weights,"),
+        ("later inputs are those of the first", "values = tl.load(x + start + k)", "values = tl.load(x + k)"),
+        ("programs write the same outputs", "n = tl.program_id(0) * block_n + tl.arange(0, block_n)", "n = tl.arange(0, block_n)"),
+    ),
+    *_of(
+        SAMPLING,
+        (OF_LAYERS,),
+        ("the last of equal scores is taken", "token = tl.min(tl.where((scores == highest) & is_token, column, BLOCK), 0)", "token = tl.max(tl.where((scores == highest) & is_token, column, -1), 0)"),
+        ("a score that is no number goes unnoticed", "& (has_nan == 0)", ""),
+        ("the temperature is forgotten", "scores = scores / temperature", "scores = scores / 1.0"),
+        ("top_k keeps no equal scores", "scores = tl.where(keys >= threshold, scores, float(\"-inf\"))\n    return scores\n\n\n@triton.jit\ndef _top_p", "scores = tl.where(keys > threshold, scores, float(\"-inf\"))\n    return scores\n\n\n@triton.jit\ndef _top_p"),
+        ("top_k is off by one", "tl.minimum(tl.maximum(top_k, keep), VOCAB)", "tl.minimum(tl.maximum(top_k + 1, keep), VOCAB)"),
+        ("top_p is inverted", "limit = (1.0 - top_p) * tl.sum(weights, 0)", "limit = top_p * tl.sum(weights, 0)"),
+        ("the edge of the nucleus is kept whole", "is_removed = (keys < low) | (is_edge & (rank <= num_removed))", "is_removed = keys < low"),
+        ("min_p is forgotten", "is_kept = (weights >= min_p)", "is_kept = (weights >= 0.0)"),
+        ("rows share their noise", "+ tl.load(seed + 1) * 65536 + row", "+ tl.load(seed + 1) * 65536"),
+        ("steps share their noise", "tl.load(seed) + tl.load(seed + 1) * 65536", "tl.load(seed)"),
+        ("no token is drawn", "is_drawn = tl.load(ints + row * 3) > 0", "is_drawn = tl.load(ints + row * 3) > 1"),
+    ),
+    *_of(
+        HOME,
+        (OF_SELF_CHECK,),
+        ("long tiles get the config of short ones", "(queries.long_tiles, self._long_config(len(queries.long_tiles)))", "(queries.long_tiles, self._short_config(len(queries.long_tiles)))"),
+        ("short tiles are forgotten", "            if len(tiles):\n", "            if len(tiles) and tiles is not queries.short_tiles:\n"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_STEPS,),
+        ("a decoded token does not see itself", "(row, 1, start + 1, table)", "(row, 1, start, table)"),
+        ("padding is written to block 0", "[NOT_STORED] * padding", "[0] * padding"),
+        ("decoded tokens take position 0", "        starts + [0] * padding,\n", "        [0] * rows,\n"),
+        ("decoded tokens take the short factors", "[chunk.uses_long_factors[0] for chunk in chunks] + [0] * padding", "[0] * rows"),
+        ("chunks take the short factors", "chain.from_iterable(chunk.uses_long_factors for chunk in chunks)", "chain.from_iterable([0] * chunk.num_tokens for chunk in chunks)"),
+        ("chunks begin at position 0", "chain.from_iterable(range(chunk.start, chunk.end) for chunk in chunks)", "chain.from_iterable(range(chunk.num_tokens) for chunk in chunks)"),
+        ("all sequences share the first block table", "starts.append(len(tables))", "starts.append(0)"),
+        ("parts of the buffer are not aligned", "start = _aligned(start + size)", "start = start + size"),
+    ),
+    *_of(
+        RUNNER,
+        (OF_STEPS,),
+        ("the buffer is not filled before a graph", "                self._buffer.fill(integers)\n", ""),
+        ("an unread token is that of its neighbour", "self._chosen[(-1 - ids).clamp_(min=0)]", "self._chosen[(-ids).clamp_(min=0)]"),
+        ("unread tokens are not read", "torch.where(ids < 0, unread, ids)", "ids.clamp(min=0)"),
+        ("token 0 is taken for an unread one", "torch.where(ids < 0, unread, ids)", "torch.where(ids <= 0, unread, ids)"),
+        ("the window is forgotten", "_DeviceAttention(self.kernels, integers.queries, self._window)", "_DeviceAttention(self.kernels, integers.queries, None)"),
+        ("a graph is captured over another buffer", "StepIntegers.of(self._buffer.on_device, StepShape.of_decode(rows))", "StepIntegers.of(self._buffer.on_device.clone(), StepShape.of_decode(rows))"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_SHAPES, OF_TRITON_STEPS),
+        ("only the first tile of a chunk is run", "for first in range(0, chunk.num_tokens, size)", "for first in range(0, 1, size)"),
+        ("long chunks are forgotten", "lambda chunk: chunk.num_tokens > MAX_SHORT_QUERIES", "lambda chunk: False"),
+    ),
+    *_of(
+        RUNNER,
+        (OF_SHAPES, OF_STEPS),
+        ("padding rows are returned", "return self._graph(rows)()[: len(chunks)]", "return self._graph(rows)()"),
+        ("prompts give the logits of all tokens", "None if all_logits else integers.logit_rows", "None"),
+        ("drafts are run as decoded tokens", "return chunk.num_tokens == 1 and chunk.num_logits == 1", "return chunk.num_logits == 1"),
+    ),
+    *_of(
+        RUNNER,
+        (OF_MIXED_STEPS,),
+        ("one decoded token makes a decode step", "all(_is_decoded(chunk) for chunk in chunks)", "any(_is_decoded(chunk) for chunk in chunks)"),
+    ),
+    *_of(
+        CHOOSER,
+        (OF_CHOOSER,),
+        ("each step draws with the same noise", "        self._seed[1] += 1\n", ""),
+        ("settings are those of the first rows", "if ids != self._rows:", "if not self._rows:"),
+        ("a new request with the address of an old one gets its settings", "self._rows, self._settings, self._kept = ids, (floats, ints), list(rows)", "self._rows, self._settings = ids, (floats, ints)"),
+    ),
+    *_of(
+        SAMPLER,
+        (OF_RUNNER,),
+        ("processors are ignored", "            and not settings.processors\n", ""),
+        ("guidance is ignored", "            and not strategy.negative_prompt_rows\n", ""),
+        ("drafts are ignored", "            and parameters.prompt_lookup_num_tokens is None\n", ""),
+        ("scores are not returned", "            and not parameters.output_scores\n", ""),
+        ("beams are taken for plain rows", "strategy.choice != \"by_strategy\"", "True"),
+    ),
+]  # fmt: skip
+
+
+class Copy:
+    """A copy of the repository in which one fault at a time is planted."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, directory / name)
+
+    def first_failure(self, fault: Fault, tests: str) -> str | None:
+        """The first of ``tests`` that fails with ``fault``; None if none does."""
+        path = self._directory / fault.file
+        right = path.read_text()
+        path.write_text(planted(fault, right))
+        try:
+            return self.first_failure_without_fault(tests)
+        finally:
+            path.write_text(right)
+
+    def first_failure_without_fault(self, tests: str) -> str | None:
+        """The first of ``tests`` that fails in the copy as it is."""
+        output = self._directory / "output.txt"
+        pid = os.fork()  # so that torch and Triton, which take seconds to import, are imported once
+        if not pid:
+            try:
+                code = _run_in_copy(self._directory, tests, output)
+            except BaseException:
+                traceback.print_exc()
+                code = 99
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code == 0:
+            return None
+        text = output.read_text()
+        failed = [line for line in text.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        if code != 1 or not failed:
+            raise RuntimeError(f"pytest ended with {code}:\n{text[-3000:]}")
+        return failed[0].split(" ")[1]
+
+
+def _run_in_copy(directory: Path, tests: str, output: Path) -> int:
+    """The exit code of ``tests`` of the copy in ``directory``, run in this process."""
+    signal.alarm(TIMEOUT_S)
+    os.chdir(directory)
+    for name in [name for name in sys.modules if name.split(".")[0] in COPIED]:
+        del sys.modules[name]
+    sys.path[:] = [str(directory), *(path for path in sys.path if Path(path).resolve() not in (ROOT, Path()))]
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    folder = Path(tests.split("::")[0]).parent
+    # The conftest.py of all tests imports Ray, which takes seconds.
+    cut = ["--confcutdir", str(folder)] if folder.name in FOLDERS_OF_THEIR_OWN else []
+    code = pytest.main(["-x", "-q", "--no-header", "-W", "ignore", "-p", "no:cacheprovider", *cut, tests])
+    sys.stdout.flush()
+    return int(code)
+
+
+def planted(fault: Fault, text: str) -> str:
+    """``text`` of the fault's file with the fault.
+
+    Raises:
+        ValueError: the place of the fault does not occur exactly once.
+    """
+    if (count := text.count(fault.old)) != 1:
+        raise ValueError(f"{fault.name}: {fault.old!r} occurs {count} times in {fault.file}")
+    return text.replace(fault.old, fault.new)
+
+
+def main(words: Sequence[str]) -> int:
+    """Plant the faults whose file or name has one of ``words``, or all; 1 if one goes unnoticed."""
+    chosen = [fault for fault in FAULTS if not words or any(word in f"{fault.file} {fault.name}" for word in words)]
+    unnoticed = 0
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Copy(Path(directory))
+        for tests in dict.fromkeys(tests for fault in chosen for tests in fault.noticed_by):
+            if failed := copy.first_failure_without_fault(tests):
+                print(f"{failed} fails without a fault")
+                return 1
+            print(f"{tests}: passes without a fault", flush=True)
+        for number, fault in enumerate(chosen, 1):
+            for tests in fault.noticed_by:
+                began = time.monotonic()
+                failed = copy.first_failure(fault, tests)
+                unnoticed += failed is None
+                shown = f"noticed by {failed}" if failed else f"NOT NOTICED by {tests}"
+                seconds = time.monotonic() - began
+                print(f"{number}/{len(chosen)} {fault.file}: {fault.name}: {shown} ({seconds:.0f} s)", flush=True)
+    print(f"{len(chosen)} faults, {unnoticed} times unnoticed")
+    return int(unnoticed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
