@@ -2,11 +2,12 @@
 
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from phi3_serve.engine.device import _processor_name, compute_capability, device_name
+from phi3_serve.engine.device import _processor_name, compute_capability, device_name, gpu_info
 
 
 def test_linux_names_the_processor(tmp_path: Path) -> None:
@@ -32,3 +33,21 @@ def test_a_gpu_has_a_name_and_a_capability(monkeypatch: pytest.MonkeyPatch) -> N
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert (device_name(gpu), compute_capability(gpu)) == ("NVIDIA H100", (9, 0))
     assert (device_name(cpu), compute_capability(cpu)) == (_processor_name(Path("/proc/cpuinfo")), None)
+
+
+class NotSupported(Exception):
+    """As of nvidia-ml-py, whose errors are no RuntimeErrors."""
+
+
+def test_a_reading_that_the_driver_does_not_have_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise NotSupported
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30, 100))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="7f22"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200 MIG 1g.18gb")
+    monkeypatch.setattr(torch.cuda, "utilization", fails)
+    monkeypatch.setattr(torch.cuda, "temperature", lambda: 31)
+    info = gpu_info()
+    assert (info.load_percent, info.temperature_celsius) == (None, 31)
+    assert (info.memory_used_bytes, info.memory_total_bytes) == (70, 100)
