@@ -173,8 +173,11 @@ def test_poison_that_waited_takes_one_replica(cluster: Head, pair: Callable[...,
         full = [pool.submit(pair, **all_rows) for _ in range(2)]
         time.sleep(0.7)
         poisonous = pool.submit(pair, poison(50))
-        assert [one.result().status for one in full] == [200, 200]
+        answers = [one.result() for one in full]
         assert is_loss(poisonous.result())
+    # The poison begins when the first of the two has ended; the other may run beside it.
+    assert 200 in [answer.status for answer in answers]
+    assert all(answer.status == 200 or is_loss(answer) for answer in answers)
     assert len(before & replicas_of_pair(cluster)) == 1
 
 
