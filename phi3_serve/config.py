@@ -1,5 +1,6 @@
 """The configuration: ``args`` of ``serve_config.yaml`` as one frozen model."""
 
+import datetime
 import re
 from collections import Counter
 from typing import Any, Literal, Self, TypeVar
@@ -138,6 +139,12 @@ class ModelConfig(StrictModel):
     routing: Routing = "load"
     """`load` sends a request to the replica with fewer requests. `prefix` sends it to the replica that has the start of
     its prompt, or its session, in memory, unless that replica has eight requests more than another."""
+    required: bool = False
+    """Whether a replica must not start without its model. If so, the application is not RUNNING before the model is
+    loaded, and KubeRay keeps the old cluster. Otherwise the application runs with the other models, and this one is
+    tried again."""
+    reload: str | None = None
+    """Any text. A new value restarts the replicas of this model, which load it again."""
     scaling: ScalingConfig = ScalingConfig()
     """When replicas are added and taken away."""
     health: HealthConfig = HealthConfig()
@@ -161,6 +168,13 @@ class ModelConfig(StrictModel):
     @classmethod
     def _refuse_wrong_names(cls, given: Any) -> Any:
         return _without_refused(given)
+
+    @field_validator("reload", mode="before")
+    @classmethod
+    def _accept_numbers(cls, given: Any) -> Any:
+        if isinstance(given, datetime.date):
+            raise ValueError("must be text; write a date in quotes")
+        return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

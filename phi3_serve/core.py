@@ -275,6 +275,8 @@ class VariantState:
     retry_after_s: float | None = None
     num_replicas: int = 0  # replicas that answer
     engine: EngineInfo | None = None  # of the replica that started last, if it is known
+    num_tries: int = 0  # to load the model, that have failed
+    next_try_s: float | None = None  # seconds until the next try
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,17 @@ Phi3ServeError                 everything this project raises on purpose
 ├── BodyTooLarge               the body has more bytes than ``limits.max_body_bytes``
 ├── UnsupportedBody            the body has a Content-Encoding that the server does not decode
 ├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
+│   └── ModelNotLoaded         the replica runs without its model; another one may have it
 ├── Overloaded                 the queue is full; try again later
 ├── RequestTimeout             the request's own deadline passed
 ├── EngineFailure              the engine broke while it ran this request
 │   └── ReplicaLost            the replica ended while it ran this request, which may be the cause
-└── CheckpointError            the weights, tokenizer or config on disk cannot be served
+└── CheckpointError            the weights, tokenizer or config cannot be served as they are
+    ├── SourceUnreachable      the Hub does not answer, or answers with a server error
+    ├── StorageFull            the disk has no room for what is downloaded
+    ├── MemoryFull             the model does not fit into the memory that is free now
+    ├── CheckpointIncomplete   a directory, a file or a part of one is missing or cannot be read
+    └── AccessDenied           the Hub gives the repository only to other tokens
 
 ``api.error_mapping`` maps the tree to HTTP statuses in one table. Errors cross process borders inside
 events (``core.Failed``), so each keeps everything in ``args`` and survives a pickle.
@@ -68,6 +74,10 @@ class ModelUnavailable(Phi3ServeError):
         self.retry_after_s = retry_after_s
 
 
+class ModelNotLoaded(ModelUnavailable):
+    """The replica that got the request runs without its model."""
+
+
 class Overloaded(ModelUnavailable):
     """Too many requests are waiting already."""
 
@@ -85,7 +95,30 @@ class ReplicaLost(EngineFailure):
 
 
 class CheckpointError(Phi3ServeError):
-    """A checkpoint cannot be served; the message is one line that names the file."""
+    """A checkpoint cannot be served; the message is one line that names the file.
+
+    The subclasses are causes that may end without a change of the configuration (``serving.load_policy``).
+    """
+
+
+class SourceUnreachable(CheckpointError):
+    """The Hub does not answer, or answers with a server error."""
+
+
+class StorageFull(CheckpointError):
+    """The disk has no room."""
+
+
+class MemoryFull(CheckpointError):
+    """The model does not fit into the memory that is free now."""
+
+
+class CheckpointIncomplete(CheckpointError):
+    """A directory, a file or a part of one is missing or cannot be read."""
+
+
+class AccessDenied(CheckpointError):
+    """The repository is gated or private, and the token may not read it."""
 
 
 def did_you_mean(name: str, valid: Iterable[str], otherwise: str = ".", *, quote: str = "`") -> str:

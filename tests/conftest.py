@@ -30,7 +30,7 @@ from phi3_serve.serving.replica import Replica
 from tests.random_checkpoint import Shape, make
 from tests.serving import cluster
 from tests.serving.cluster import Cluster, Head, SharedClusters
-from tests.support import LocalBackend, local_replica
+from tests.support import LocalBackend, engine_of, local_replica
 
 MAX_RAY_STARTS = 9  # each takes seconds; tests share clusters
 
@@ -73,7 +73,7 @@ def replica(checkpoint: Path) -> Iterator[Replica]:
     logger = logging.getLogger("phi3_serve")  # in Serve, a replica writes to Serve's log
     logger.handlers, logger.propagate = [], True
     yield replica
-    replica._engine.close()
+    engine_of(replica).close()
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +132,7 @@ def make_tiny_app() -> Iterator[Callable[[], FastAPI]]:
     backend.state_of = {"phi-3-tiny": VariantState("ready")}
     config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny"}]})
     yield lambda: create_app(backend, config)
-    replica._engine.close()
+    engine_of(replica).close()
 
 
 @pytest.fixture(scope="session")

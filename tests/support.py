@@ -1,5 +1,6 @@
 """Stand-ins that are real: what production has between two parts is left out, the parts are not."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 from phi3_serve.serving.placement import place
 from phi3_serve.serving.replica import Replica
 from phi3_serve.serving.replica_options import ReplicaOptions
+from phi3_serve.text.tokenizer import Phi3Tokenizer
 
 # Generation parameters with which only a length or a deadline ends an answer: the one token that would is never drawn.
 ENDLESS: dict[str, Any] = {"eos_token_id": 703, "suppress_tokens": [703]}
@@ -28,7 +30,21 @@ def local_replica(
     model = ModelConfig(name=name, source=source, device="cpu", dtype=dtype, defaults=defaults)
     limits = LimitsConfig(max_waiting_requests=max_waiting)
     options = ReplicaOptions.from_config(model, place(model, cluster_has_gpu=False), limits)
-    return Replica(options, on_fatal_error)
+    replica = Replica(options, on_fatal_error)
+    asyncio.run(replica.start())
+    return replica
+
+
+def engine_of(replica: Replica) -> Any:
+    """The engine of a replica that has its model."""
+    assert replica._model is not None
+    return replica._model.engine
+
+
+def tokenizer_of(replica: Replica) -> Phi3Tokenizer:
+    """The tokenizer of a replica that has its model."""
+    assert replica._model is not None
+    return replica._model.tokenizer
 
 
 class LocalBackend:

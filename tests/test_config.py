@@ -3,6 +3,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from phi3_serve.config import AppConfig, ModelConfig, deployment_name
@@ -171,3 +172,16 @@ def test_the_pinned_revision_belongs_to_the_catalogues_source() -> None:
 def test_the_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         AppConfig().limits.max_body_bytes = 1
+
+
+@pytest.mark.parametrize(("given", "expected"), [("2026-11-30", "2026-11-30"), (7, "7"), (None, None)])
+def test_reload_is_any_text(given: Any, expected: str | None) -> None:
+    model = AppConfig.model_validate({"models": [{"name": "phi-3-tiny", "reload": given}]}).models[0]
+    assert model.reload == expected
+
+
+def test_a_date_for_reload_says_to_quote_it() -> None:
+    """Ray sends the config as JSON, which has no dates."""
+    models = yaml.safe_load("[{name: phi-3-tiny, reload: 2026-11-30}]")
+    with pytest.raises(ValidationError, match="must be text; write a date in quotes"):
+        AppConfig.model_validate({"models": models})

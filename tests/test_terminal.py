@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.launch.proxy import free_port
-from tests.support import LocalBackend
+from tests.support import LocalBackend, engine_of
 
 CHAT = [sys.executable, "-m", "phi3_serve", "chat"]
 GREEDY = "/set temperature 0\n/set max_new_tokens 12\n"
@@ -155,7 +155,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(screen: Screen, backend: Lo
     screen.wait_until(lambda: len(screen.text) > at + 400)  # the answer is under way
     screen.type("\x03")
     at = screen.wait_for("(stopped)")
-    engine: Any = backend.replica._engine
+    engine: Any = engine_of(backend.replica)
     screen.wait_until(lambda: engine.load.num_running == 0)  # the server noticed
     screen.type("/set max_new_tokens 3\n")
     at = screen.wait_for("> ", screen.wait_for("max_new_tokens 3", at))

@@ -1,5 +1,6 @@
 """``GET /ready``: whether the default model can answer, and the state of every model."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +31,14 @@ def readiness_router(service: Service) -> APIRouter:
 
 
 def _described(state: VariantState) -> dict[str, Any]:
-    detail = {"detail": state.detail} if state.detail else {}
-    engine = {"engine": asdict(state.engine)} if state.engine is not None else {}
-    return {"state": state.state, **detail, **engine}
+    """``state`` without what it has not."""
+    fields: dict[str, Any] = {"state": state.state}
+    if state.detail:
+        fields["detail"] = state.detail
+    if state.num_tries:
+        fields["tries"] = state.num_tries
+    if state.next_try_s is not None:
+        fields["next_try_s"] = math.ceil(state.next_try_s)
+    if state.engine is not None:
+        fields["engine"] = asdict(state.engine)
+    return fields

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from phi3_serve.engine.checkpoint_config import check_generation_config, read_config, read_json
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import CheckpointError, CheckpointIncomplete
 
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -48,10 +48,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """Check ``directory``.
 
     Raises:
-        CheckpointError: it does not exist, is not a Phi-3 checkpoint, or a part is missing or damaged.
+        CheckpointIncomplete: it does not exist, or a part is missing or cannot be read.
+        CheckpointError: it is not a Phi-3 checkpoint, or a part is damaged.
     """
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint directory")
+        raise CheckpointIncomplete(f"{directory}: no such checkpoint directory")
     config = read_config(directory / CONFIG)
     if (directory / GENERATION_CONFIG).exists():
         check_generation_config(directory / GENERATION_CONFIG)
@@ -72,7 +73,7 @@ def _all_tensor_bytes(directory: Path) -> dict[str, int]:
             raise CheckpointError(
                 f"{pickled[0]}: pickled weights could run code and are refused; convert them to safetensors"
             )
-        raise CheckpointError(f"{directory / SINGLE_FILE}: file is missing, and there is no {SHARD_INDEX} either")
+        raise CheckpointIncomplete(f"{directory / SINGLE_FILE}: file is missing, and there is no {SHARD_INDEX} either")
     weight_map = _weight_map(directory / SHARD_INDEX)
     of_shards = {shard: _tensor_bytes(directory / shard) for shard in sorted(set(weight_map.values()))}
     for tensor, shard in weight_map.items():
@@ -109,13 +110,15 @@ def _tensor_bytes(shard: Path) -> dict[str, int]:
         spans = {name: entry["data_offsets"] for name, entry in header.entries.items() if name != "__metadata__"}
         needed = header.num_bytes + max((end for _, end in spans.values()), default=0)
         if size < needed:
-            raise CheckpointError(f"{shard}: truncated at {size:,} of {needed:,} bytes")
+            raise CheckpointIncomplete(f"{shard}: truncated at {size:,} of {needed:,} bytes")
         with safe_open(shard, framework="np") as file:  # checks that shapes, dtypes and offsets agree
             names = set(file.keys())
         stored = {name: header.entries[name]["dtype"] for name in names}
     except FileNotFoundError:
-        raise CheckpointError(f"{shard}: file is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise CheckpointIncomplete(f"{shard}: file is missing") from None
+    except OSError as error:
+        raise CheckpointIncomplete(f"{shard}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{shard}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
     for name, dtype in stored.items():
         if dtype not in STORED_DTYPES:
@@ -131,7 +134,7 @@ def _read_header(shard: Path, size: int) -> _Header:
         first = file.read(8)
         num_bytes = struct.unpack("<Q", first)[0] if len(first) == 8 else size
         if 8 + num_bytes > size:
-            raise CheckpointError(f"{shard}: truncated within its header, at {size:,} bytes")
+            raise CheckpointIncomplete(f"{shard}: truncated within its header, at {size:,} bytes")
         if num_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"the header has {num_bytes:,} bytes; the most is {MAX_HEADER_BYTES:,}")
         return _Header(8 + num_bytes, json.loads(file.read(num_bytes)))

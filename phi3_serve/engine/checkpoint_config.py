@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from phi3_serve.constraints import allows, in_words
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import CheckpointError, CheckpointIncomplete
 from phi3_serve.parameters import GenerationParameters
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -88,13 +88,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        CheckpointError: the file is missing or holds something else.
+        CheckpointIncomplete: the file is missing or cannot be read.
+        CheckpointError: it holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: file is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointIncomplete(f"{path}: file is missing") from None
+    except OSError as error:
+        raise CheckpointIncomplete(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase
 
 from phi3_serve.catalogue import is_local
 from phi3_serve.engine.checkpoint import CONFIG, TOKENIZER, Checkpoint, open_checkpoint
 from phi3_serve.engine.device import compute_capability, device_name
+from phi3_serve.engine.load_errors import fetch_error, in_one_line, resource_error
 from phi3_serve.engine.precision import dtype_to_load, has_bfloat16
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
@@ -83,7 +83,7 @@ def fetch(name: str, source: str, revision: str | None) -> Path:
     """The directory ``source``, or the Hub snapshot of ``revision``, which is downloaded if necessary.
 
     Raises:
-        CheckpointError: the snapshot cannot be downloaded.
+        CheckpointError: the snapshot cannot be downloaded; the subclass is the cause.
     """
     if is_local(source):
         return Path(source).expanduser().resolve()
@@ -97,18 +97,15 @@ def fetch(name: str, source: str, revision: str | None) -> Path:
                 tqdm_class=download_bar(f"{name}: downloading {source}"),
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(
-            f"{source}: cannot be fetched at revision {revision or 'main'}: {type(error).__name__}: {first_line}"
-        ) from error
+    except Exception as error:  # of the Hub, of the network or of the disk
+        raise fetch_error(source, revision, error) from error
 
 
 def _load_config(checkpoint: Checkpoint) -> Phi3Config:
     try:
         config: Phi3Config = Phi3Config.from_dict(dict(checkpoint.config))
     except Exception as error:  # the library raises any error of its validators
-        raise CheckpointError(f"{checkpoint.directory / CONFIG}: {_in_one_line(error)}") from error
+        raise CheckpointError(f"{checkpoint.directory / CONFIG}: {in_one_line(error)}") from error
     return config
 
 
@@ -118,7 +115,7 @@ def _load_tokenizer(directory: Path, config: Phi3Config) -> PreTrainedTokenizerB
             directory, config=config, local_files_only=True
         )
     except Exception as error:  # the library raises any error of its parsers
-        raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {_in_one_line(error)}") from error
+        raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {in_one_line(error)}") from error
     return tokenizer
 
 
@@ -138,10 +135,9 @@ def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, devi
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # _check_tensors refuses them, with a better message
             )
-    except torch.OutOfMemoryError as error:
-        raise CheckpointError(f"{checkpoint.directory}: does not fit into the memory of {device}") from error
     except Exception as error:  # the library raises any error of its parsers
-        raise CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {_in_one_line(error)}") from error
+        unreadable = CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {in_one_line(error)}")
+        raise (resource_error(str(checkpoint.directory), error) or unreadable) from error
     model, info = loaded
     _check_tensors(name, checkpoint.directory, info)
     model.eval()
@@ -213,7 +209,3 @@ def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
     )
     if not all(bool(torch.isfinite(step).all()) for step in output.logits):
         raise CheckpointError(f"{checkpoint.directory}: the self-test gave nan or inf scores; the weights are damaged")
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,7 +15,7 @@ from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig, deployment_n
 from phi3_serve.core import MAX_ROWS
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
-from phi3_serve.serving.replica import Replica
+from phi3_serve.serving.replica import ServedReplica
 from phi3_serve.serving.replica_options import ReplicaOptions
 from phi3_serve.serving.versions import versioned
 
@@ -31,7 +31,7 @@ def build_app(args: AppConfig) -> Application:
     return build_application(args)
 
 
-def build_application(config: AppConfig, replica_class: type[Replica] = Replica) -> Application:
+def build_application(config: AppConfig, replica_class: type[ServedReplica] = ServedReplica) -> Application:
     """The application with replicas of ``replica_class``."""
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     elastic = config.cluster.elastic
@@ -50,7 +50,7 @@ def build_application(config: AppConfig, replica_class: type[Replica] = Replica)
 
 
 def _bind_replica(
-    model: ModelConfig, placement: Placement, config: AppConfig, replica_class: type[Replica]
+    model: ModelConfig, placement: Placement, config: AppConfig, replica_class: type[ServedReplica]
 ) -> Application:
     limits, rollout = config.limits, model.rollout
     default_surge_percent = 100 if placement.device == "cpu" else 0
@@ -59,7 +59,7 @@ def _bind_replica(
         ray_actor_options=placement.ray_actor_options,
         # more than the engine accepts, so that the engine refuses and gives the reason
         max_ongoing_requests=MAX_ROWS[placement.device] + 2 * limits.max_waiting_requests + 16,
-        max_constructor_retry_count=1,
+        max_constructor_retry_count=3,  # a replica that ends while it loads, and one that refuses to take over
         health_check_period_s=model.health.check_period_s,
         health_check_timeout_s=model.health.check_timeout_s,
         max_surge_percent=_or_default(rollout.max_surge_percent, default_surge_percent),

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from phi3_serve import overload
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.core import MAX_ROWS, Begun, Delta, Done, Failed, GenerationRequest, HostInfo, Queued, VariantState
-from phi3_serve.errors import ModelUnavailable, ReplicaLost
+from phi3_serve.errors import ModelNotLoaded, ModelUnavailable, ReplicaLost
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
@@ -26,6 +26,9 @@ logger = logging.getLogger("ray.serve")
 
 RETRY_TIMEOUT_S = 60.0  # until another replica takes a request whose replica was lost
 LOST_MESSAGE = "The replica ended while it ran this request. The request may be the cause, so it is not tried again."
+# Seconds. A replica without its model ends soon after another one has loaded it; meanwhile it still gets requests.
+MEETING_TIMEOUT_S = 5.0
+MEETING_INTERVAL_S = 0.1
 READY_POLL_INTERVAL_S = 0.5  # of a request that waits for its model
 # Requests. While no replica runs, a request must still reach the ingress, to start one or to learn why none runs.
 MIN_CAPACITY = 64
@@ -54,13 +57,16 @@ class HandleBackend:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         """Run ``request`` on a replica of its model; see ``core.Backend``.
 
-        If a replica dies while the request waits in its queue, the request is sent to another replica, once.
+        If a replica dies while the request waits in its queue, the request is sent to another replica, once. If a
+        replica runs without its model although another one has it, the request is sent again until it meets that one.
         """
         await self._require_ready(request.model, request.options.wait_s)
         self._require_capacity(request.model)
         self._num_in_flight[request.model] += 1
+        give_up_at = time.monotonic() + MEETING_TIMEOUT_S
+        is_retry = False
         try:
-            for is_retry in (False, True):
+            while True:
                 try:
                     async with aclosing(self._try_once(request, is_retry=is_retry)) as events:
                         async for event in events:
@@ -68,6 +74,12 @@ class HandleBackend:
                     return
                 except RayActorError:
                     logger.warning("a replica of %s was lost; another one gets its request", request.model)
+                    is_retry = True
+                except ModelNotLoaded:
+                    if time.monotonic() >= give_up_at:
+                        raise
+                    await asyncio.sleep(MEETING_INTERVAL_S)
+                    await self._require_ready(request.model, 0.0)
         finally:
             self._num_in_flight[request.model] -= 1
 
@@ -168,7 +180,8 @@ class HandleBackend:
             return True
         if state.state == "scaled_to_zero":
             self._wake_up_calls.start(model)
-        if state.retry_after_s is None or time.monotonic() >= deadline:
+        next_try_s = state.next_try_s or 0.0
+        if state.retry_after_s is None or time.monotonic() + next_try_s >= deadline:
             raise _unavailable(model, state)
         return False
 

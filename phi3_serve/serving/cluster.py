@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import cast
 
 from ray import serve
@@ -17,7 +17,8 @@ from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster_resources import node_resources, num_replicas_without_node
-from phi3_serve.serving.load_status import read_engine_info, read_load_status
+from phi3_serve.serving.load_status import LoadStatus, read_load_statuses
+from phi3_serve.serving.loaded_replica import last_loaded
 from phi3_serve.serving.placement import Placement
 
 logger = logging.getLogger("ray.serve")
@@ -35,6 +36,8 @@ MAX_WAIT_S = 0.25
 MAX_AGE_OF_READY_S = 10.0
 # The background reading starts when the request is probably on its way: both run in this process.
 BACKGROUND_DELAY_S = 0.1
+# The last line of a traceback of ``phi3_serve.errors``, as Serve's message holds it.
+_OUR_ERROR = re.compile(r"^\s*phi3_serve\.errors\.\w+: (.*)$", re.MULTILINE)
 
 
 class ClusterView:
@@ -98,20 +101,22 @@ class ClusterView:
         totals = [node.total for node in nodes]
         is_starting = any(map(_num_starting, deployments.values()))
         waiting = num_replicas_without_node(self._app_name) if is_starting else Counter[str]()
+        statuses = read_load_statuses()
 
-        def read_status(model: str, placement: Placement) -> str | None:
+        def shortage(model: str, placement: Placement) -> str | None:
+            """What all starting replicas of ``model`` wait for."""
             name = deployment_name(model)
             if waiting[name] and waiting[name] >= _num_starting(deployments[name]):
-                shortage = placement.shortage(nodes)
-                return f"Its replica waits for {shortage}." if shortage else None
-            return read_load_status(model)
+                return placement.shortage(nodes)
+            return None
 
         states = {
             model: with_note(
                 variant_state(
                     deployments.get(deployment_name(model)),
                     placement.missing_resource(totals),
-                    partial(read_status, model, placement),
+                    statuses.get(model, ()),
+                    shortage(model, placement),
                     elastic=self._elastic,
                     previous=self._states.get(model),
                 ),
@@ -120,65 +125,116 @@ class ClusterView:
             for model, placement in self._placements.items()
         }
         return {
-            model: replace(state, engine=read_engine_info(model)) if state.state == "ready" else state
+            model: replace(state, engine=loaded.engine)
+            if state.state == "ready" and (loaded := last_loaded(model)) is not None
+            else state
             for model, state in states.items()
         }
+
+
+def num_answering(deployment: DeploymentStatusOverview, statuses: Sequence[LoadStatus]) -> int:
+    """The number of replicas that run and have their model. ``statuses`` are those of the model's other replicas."""
+    return _count(deployment, ANSWERING_STATES) - sum(status.is_running for status in statuses)
 
 
 def variant_state(
     deployment: DeploymentStatusOverview | None,
     missing_resource: str | None,
-    read_status: Callable[[], str | None] = lambda: None,
+    statuses: Sequence[LoadStatus] = (),
+    shortage: str | None = None,
     *,
     elastic: bool = False,
     previous: VariantState | None = None,
 ) -> VariantState:
     """The state of one variant.
 
-    ``missing_resource`` says what no node has; an ``elastic`` cluster may get a node that has it. ``read_status`` reads
-    how far a starting replica is. Serve lists no deployment while it builds a new version of the application; the old
-    replicas answer, so ``previous`` stays valid.
+    ``missing_resource`` says what no node has; an ``elastic`` cluster may get a node that has it. ``statuses`` are
+    those of the replicas that have no model yet. ``shortage`` is what all starting replicas wait for. Serve lists no
+    deployment while it builds a new version of the application; the old replicas answer, so ``previous`` stays valid.
     """
     if deployment is None:
         return previous or VariantState("loading", "The application is being built.", STARTING_RETRY_AFTER_S)
-    replicas = cast(Mapping[str, int], deployment.replica_states)
-    if num_answering := sum(replicas.get(state, 0) for state in ANSWERING_STATES):
-        return VariantState("ready", num_replicas=num_answering)
+    if (num_replicas := num_answering(deployment, statuses)) > 0:
+        return VariantState("ready", _trouble_of_others(deployment, statuses), num_replicas=num_replicas)
+    if statuses:
+        return _without_model(statuses)
     if missing_resource is not None and not elastic:
         return VariantState("unplaceable", f"A replica needs {missing_resource}.")
     if reason := _failure(deployment):
         return VariantState("failed", reason)
     if _is_replacing(deployment):
-        status = read_status() or "Its replica has ended; another one takes over."
-        return VariantState("loading", status, STARTING_RETRY_AFTER_S)
-    if _num_starting(deployment):
-        status = read_status() or (
-            f"It waits for a new node: a replica needs {missing_resource}."
-            if missing_resource
-            else "Its replica is starting."
+        return VariantState(
+            "loading",
+            f"Its replica waits for {shortage}." if shortage else "Its replica has ended; another one takes over.",
+            STARTING_RETRY_AFTER_S,
         )
-        return VariantState("loading", status, STARTING_RETRY_AFTER_S)
+    if _num_starting(deployment):
+        return VariantState("loading", _what_it_waits_for(shortage, missing_resource), STARTING_RETRY_AFTER_S)
     return VariantState("scaled_to_zero", "No replica runs; a request starts one.", STARTING_RETRY_AFTER_S)
 
 
 def _num_starting(deployment: DeploymentStatusOverview) -> int:
-    replicas = cast(Mapping[str, int], deployment.replica_states)
-    return sum(replicas.get(state, 0) for state in STARTING_STATES)
+    return _count(deployment, STARTING_STATES)
 
 
 def with_note(state: VariantState, note: str) -> VariantState:
-    """``state``; if it is ready, with ``note`` as its detail."""
-    return replace(state, detail=note) if note and state.state == "ready" else state
+    """``state``; if it is ready, with ``note`` in its detail."""
+    if not note or state.state != "ready":
+        return state
+    return replace(state, detail=f"{note} {state.detail}".strip())
+
+
+def _what_it_waits_for(shortage: str | None, missing_resource: str | None) -> str:
+    if shortage:
+        return f"Its replica waits for {shortage}."
+    return (
+        f"It waits for a new node: a replica needs {missing_resource}."
+        if missing_resource
+        else "Its replica is starting."
+    )
+
+
+def _without_model(statuses: Sequence[LoadStatus]) -> VariantState:
+    """The state of a model whose replicas are all without it."""
+    now = time.time()
+    for status in statuses:
+        if status.next_try_at is None:  # a try has got so far that it reports its progress
+            return VariantState("loading", status.text, STARTING_RETRY_AFTER_S, num_tries=status.num_tries)
+    status = min(statuses, key=lambda one: one.wait_s(now))
+    wait_s = status.wait_s(now)
+    return VariantState(
+        "failed",
+        status.in_words(now),
+        wait_s if status.heals else None,
+        num_tries=status.num_tries,
+        next_try_s=wait_s,
+    )
+
+
+def _trouble_of_others(deployment: DeploymentStatusOverview, statuses: Sequence[LoadStatus]) -> str:
+    """Why further replicas of a model that answers cannot load it; empty if none has failed."""
+    now = time.time()
+    if failed := [status for status in statuses if status.next_try_at is not None]:
+        return f"A further replica cannot load it: {failed[0].in_words(now)}"
+    if deployment.status.value == "DEPLOY_FAILED" and (reason := _failure(deployment)):
+        return f"Its new version cannot be started, and the earlier one answers: {reason}"
+    return ""
+
+
+def _count(deployment: DeploymentStatusOverview, states: Sequence[str]) -> int:
+    """The replicas in one of ``states`` of Serve."""
+    replicas = cast(Mapping[str, int], deployment.replica_states)
+    return sum(replicas.get(state, 0) for state in states)
 
 
 def _failure(deployment: DeploymentStatusOverview) -> str | None:
     """Why the replicas of a deployment cannot start, in one line; None if they can."""
     if deployment.status.value not in FAILURE_STATUSES or _is_replacing(deployment):
         return None
+    if found := _OUR_ERROR.search(deployment.message):
+        return found[1]
     lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-    marker = "CheckpointError: "
-    reason = next((line.split(marker, 1)[1] for line in lines if marker in line), None)
-    return reason or (lines[-1] if lines else "Its replicas cannot start.")
+    return lines[-1] if lines else "Its replicas cannot start."
 
 
 def _is_replacing(deployment: DeploymentStatusOverview) -> bool:

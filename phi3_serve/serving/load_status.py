@@ -1,65 +1,89 @@
-"""How far a starting replica is, and what its engine runs on when it has started.
+"""How far the replicas are that have no model yet.
 
-A replica in its constructor answers no call. It publishes its status in the key-value store of Ray's head, where Serve
-keeps its own state (``ray.experimental.internal_kv``). The status is one line of text; a new line replaces it. Nothing
-depends on what is published.
+Serve only knows whether a replica runs. So each replica without a model has an entry in the key-value store of Ray's
+head, where Serve keeps its own state (``ray.experimental.internal_kv``). The entry goes when the model is loaded. An
+entry of a replica that has died does not count. Reading costs one call as long as every replica has its model.
 """
 
 import json
 import logging
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
-import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
-
-from phi3_serve.core import EngineInfo
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
+from ray.util import list_named_actors
 
 logger = logging.getLogger("phi3_serve")
 
-_NAMESPACE = "phi3-serve"
-_ENGINES_NAMESPACE = "phi3-serve-engines"
+_NAMESPACE = "phi3-serve-loading"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadStatus:
-    """What one model's starting replica publishes. Outside Ray there is no store, and publishing does nothing."""
+    """One replica that has no model."""
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    model: str
+    text: str  # the progress of the try that runs, or the cause of the last failure
+    num_tries: int = 0  # that have failed
+    next_try_at: float | None = None  # seconds since 1970; None while a try runs
+    heals: bool = True  # whether the cause may end without a change of the configuration
+    is_running: bool = False  # whether Serve counts the replica as running, and may send it requests
 
-    def publish_engine(self, info: EngineInfo) -> None:
-        """Replace what the engine of the model runs on. It stays when the replica has ended."""
-        self._store(json.dumps(asdict(info)), _ENGINES_NAMESPACE)
+    def wait_s(self, now: float) -> float:
+        """Seconds from ``now`` to the next try, at least one."""
+        return max(1.0, (self.next_try_at or now) - now)
 
-    def publish(self, text: str) -> None:
-        """Replace the status."""
-        self._store(text)
+    def in_words(self, now: float) -> str:
+        """The cause, the number of tries and the time of the next one."""
+        if self.next_try_at is None:
+            return self.text
+        lasts = "" if self.heals else " This does not pass by itself."
+        times = "once" if self.num_tries == 1 else f"{self.num_tries} times"
+        wait_s = math.ceil(self.wait_s(now))
+        return f"{self.text.rstrip('.')}.{lasts} Tried {times}; the next try is in {wait_s} s."
+
+
+class LoadStatusEntry:
+    """The entry of one replica. ``replica`` is the name of its actor; without one nothing is published."""
+
+    def __init__(self, replica: str | None) -> None:
+        self._replica = replica
+        self.status: LoadStatus | None = None
+
+    def publish(self, status: LoadStatus) -> None:
+        """Replace the entry."""
+        self.status = status
+        self._store(json.dumps(asdict(status)))
 
     def clear(self) -> None:
-        """Remove the status."""
+        """Remove the entry."""
+        self.status = None
         self._store(None)
 
-    def _store(self, text: str | None, namespace: str = _NAMESPACE) -> None:
-        if not ray.is_initialized():
+    def _store(self, text: str | None) -> None:
+        if self._replica is None:
             return
         try:
             if text is None:
-                _internal_kv_del(self._model, namespace=namespace)
+                _internal_kv_del(self._replica, namespace=_NAMESPACE)
             else:
-                _internal_kv_put(self._model, text, namespace=namespace)
+                _internal_kv_put(self._replica, text, namespace=_NAMESPACE)
         except Exception:  # loading goes on without the head
-            logger.warning("the load status of %s could not be published", self._model, exc_info=True)
+            logger.warning("the load status of %s could not be published", self._replica, exc_info=True)
 
 
-def read_load_status(model: str) -> str | None:
-    """The last status of the starting replica of ``model``, or None."""
-    text = _internal_kv_get(model, namespace=_NAMESPACE)
-    return text.decode() if text else None
-
-
-def read_engine_info(model: str) -> EngineInfo | None:
-    """What the engine of the replica of ``model`` that started last runs on; None if another version wrote it."""
-    text = _internal_kv_get(model, namespace=_ENGINES_NAMESPACE)
-    try:
-        return EngineInfo(**json.loads(text)) if text else None
-    except TypeError:
-        return None
+def read_load_statuses() -> Mapping[str, tuple[LoadStatus, ...]]:
+    """The statuses of all living replicas that have no model, by model."""
+    keys = _internal_kv_list("", namespace=_NAMESPACE)
+    if not keys:
+        return {}
+    alive = {actor["name"] for actor in list_named_actors(all_namespaces=True)}
+    found: dict[str, tuple[LoadStatus, ...]] = {}
+    for key in keys:
+        if key.decode() not in alive:
+            _internal_kv_del(key, namespace=_NAMESPACE)
+        elif text := _internal_kv_get(key, namespace=_NAMESPACE):
+            status = LoadStatus(**json.loads(text))
+            found[status.model] = (*found.get(status.model, ()), status)
+    return found

@@ -1,5 +1,6 @@
 """Loading of a replica's model: weights, tokenizer and the engine over them."""
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +9,12 @@ from typing import TYPE_CHECKING
 from phi3_serve.core import Engine, EngineInfo
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import told_to
-from phi3_serve.serving.load_status import LoadStatus
 from phi3_serve.serving.replica_options import ReplicaOptions
 
 if TYPE_CHECKING:
     from phi3_serve.engine.loader import LoadedModel
     from phi3_serve.text.tokenizer import Phi3Tokenizer
+
 
 logger = logging.getLogger("phi3_serve")
 
@@ -27,26 +28,39 @@ class RunningModel:
     engine: Engine
 
 
-def load_model(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) -> RunningModel:
-    """Load the model and start its engine; publish the progress meanwhile.
+def load_model(
+    options: ReplicaOptions, on_fatal_error: Callable[[Exception], None], on_progress: Callable[[str], None]
+) -> RunningModel:
+    """Load the model and start its engine. ``on_progress`` gets lines of progress meanwhile.
 
     ``on_fatal_error`` is called on the engine's thread when the engine cannot go on.
 
     Raises:
-        CheckpointError: the checkpoint cannot be served.
+        CheckpointError: the checkpoint cannot be served; the subclass is the cause.
+        Exception: any other failure, of the engine or of a library.
     """
-    status = LoadStatus(options.name)
+    from phi3_serve.engine.load_errors import resource_error
+
     try:
-        with told_to(status.publish):
+        with told_to(on_progress):
             running = _load(options, on_fatal_error)
-        status.publish_engine(running.engine.info)
         logger.info("%s: %s", options.name, _described(running.engine.info))
         return running
-    except CheckpointError as error:  # Serve's own report of it has fifty lines
-        logger.error("%s cannot be served: %s", options.name, error.message)
+    except CheckpointError:
         raise
-    finally:
-        status.clear()
+    except Exception as error:
+        if of_resource := resource_error(options.name, error):
+            raise of_resource from error
+        raise
+
+
+def release_memory() -> None:
+    """Give back what a failed load has left in the memory of the process and of the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _described(info: EngineInfo) -> str:

@@ -19,14 +19,17 @@ from phi3_serve.core import (
     QueueLimits,
     RawPrompt,
 )
-from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.errors import EngineFailure, ModelNotLoaded, Phi3ServeError
+from phi3_serve.overload import STARTING_RETRY_AFTER_S
+from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
-from phi3_serve.serving.model_loading import load_model
+from phi3_serve.serving.model_load import ModelLoad
+from phi3_serve.serving.model_loading import RunningModel
 from phi3_serve.serving.replica_options import ReplicaOptions
-from phi3_serve.serving.replica_process import end_process, log_through_serve, set_allocator_options
+from phi3_serve.serving.replica_process import end_process, log_through_serve, replica_name, set_allocator_options
 from phi3_serve.serving.text_events import text_events
 
 # A request that has not begun within this time is reported as queued. Most requests begin earlier, and cost no further
@@ -37,34 +40,37 @@ LAST_REPORTS_S = 4 * QUEUED_AFTER_S
 
 
 class Replica:
-    """Owns one model and one engine thread."""
+    """Owns one model and one engine thread, as soon as the model is loaded."""
 
     def __init__(self, options: ReplicaOptions, on_fatal_error: Callable[[str], None] = end_process) -> None:
-        """Load the model. ``on_fatal_error`` gets the reason when the engine cannot go on.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be served.
-        """
+        """``on_fatal_error`` gets the reason when the engine cannot go on."""
         log_through_serve()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time; torch needs the cores
         if options.device == "cuda":
             set_allocator_options(os.environ)
         self._options = options
+        self._queue_limits = queue_limits(options.limits)
         self._defaults = options.defaults
         self._live = LiveSettings(LiveModelConfig)
         self._on_fatal_error = on_fatal_error
         self._is_ending = False
-        model = load_model(options, self._on_breakdown)
-        self._loaded, self._tokenizer, self._engine = model.loaded, model.tokenizer, model.engine
-        ends = dict.fromkeys([*self._loaded.defaults.eos_token_ids(), *sorted(self._tokenizer.end_of_turn_ids)])
-        # For answers to conversations; a generation config can lack what ends a turn.
-        self._turn_defaults = replace(self._loaded.defaults, eos_token_id=list(ends) or None)
-        self._engine.queue = queue_limits(options.limits)
+        self._model: RunningModel | None = None
+        self._load = ModelLoad(options, replica_name(), self._have, self._on_breakdown, on_fatal_error)
+
+    async def start(self) -> None:
+        """Load the model, or run without it for now: see ``ModelLoad.start``."""
+        await self._load.start()
+
+    def _have(self, model: RunningModel) -> None:
+        model.engine.queue = self._queue_limits
+        self._model = model
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
         """Replace limits and defaults; requests in flight keep theirs. Serve calls this, also at the start."""
         live = self._live.read(user_config)
-        self._engine.queue = queue_limits(live.over(self._options.limits))
+        self._queue_limits = queue_limits(live.over(self._options.limits))
+        if self._model is not None:
+            self._model.engine.queue = self._queue_limits
         self._defaults = live.defaults.over(self._options.defaults)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -74,25 +80,28 @@ class Replica:
         nothing of it has run. After another event, or none, it may be: its first step may run, or its prompt may be
         encoded.
         """
+        if (model := self._model) is None:
+            yield Failed(self._not_loaded())
+            return
         if self._is_ending:
             yield Queued()
         events = EventQueue()
-        submission = asyncio.create_task(asyncio.to_thread(self._submit, request, events.put))
+        submission = asyncio.create_task(asyncio.to_thread(self._submit, model, request, events.put))
         try:
             try:
                 engine_request = await asyncio.shield(submission)
             except Phi3ServeError as error:
                 yield Failed(error)
                 return
-            if not await events.has_any_within(QUEUED_AFTER_S) and self._engine.announce_start(request.request_id):
+            if not await events.has_any_within(QUEUED_AFTER_S) and model.engine.announce_start(request.request_id):
                 yield Queued()
-            async for event in text_events(request, engine_request, events, self._tokenizer):
+            async for event in text_events(request, engine_request, events, model.tokenizer):
                 yield event
         finally:  # also when the client has disconnected, even while the request was submitted
             if submission.done():
-                self._engine.abort(request.request_id)
+                model.engine.abort(request.request_id)
             else:
-                submission.add_done_callback(lambda _: self._engine.abort(request.request_id))
+                submission.add_done_callback(lambda _: model.engine.abort(request.request_id))
 
     async def ping(self) -> None:
         """Do nothing: the call alone starts a replica of a variant that is scaled to zero."""
@@ -106,11 +115,15 @@ class Replica:
     async def check_health(self) -> None:
         """Report a fatal error if the engine cannot answer. Serve calls this every ``health.check_period_s``.
 
+        A replica that has no model yet is healthy: a new one would have none either.
+
         Raises:
             EngineFailure: the engine's thread is dead, or hangs in one step.
         """
+        if self._model is None:
+            return
         try:
-            self._engine.check_health()
+            self._model.engine.check_health()
         except EngineFailure as error:
             self._is_ending = True
             await asyncio.sleep(LAST_REPORTS_S)
@@ -125,42 +138,66 @@ class Replica:
 
     async def load(self) -> Mapping[str, int]:
         """Running requests, waiting requests, and blocks of the cache in use."""
-        return asdict(self._engine.load)
+        return {} if self._model is None else asdict(self._model.engine.load)
 
-    def _submit(self, request: GenerationRequest, on_event: Callable[[EngineEvent], None]) -> EngineRequest:
+    def _not_loaded(self) -> ModelNotLoaded:
+        status, now = self._load.status, time.time()
+        if status is None:
+            return ModelNotLoaded(f"Model {self._options.name} is loading.", STARTING_RETRY_AFTER_S)
+        retry_after_s = status.wait_s(now) if status.heals else None
+        return ModelNotLoaded(f"Model {self._options.name} is not loaded. {status.in_words(now)}", retry_after_s)
+
+    def _submit(
+        self, model: RunningModel, request: GenerationRequest, on_event: Callable[[EngineEvent], None]
+    ) -> EngineRequest:
         """Give the engine the request. A long prompt takes tens of milliseconds, so not on the event loop."""
-        engine_request = self._prepare(request)
-        self._engine.submit(engine_request, on_event)
+        engine_request = self._prepare(model, request)
+        model.engine.submit(engine_request, on_event)
         return engine_request
 
-    def _prepare(self, request: GenerationRequest) -> EngineRequest:
+    def _prepare(self, model: RunningModel, request: GenerationRequest) -> EngineRequest:
         """Resolve the parameters and encode the prompt."""
         is_turn = isinstance(request.prompt, Conversation)
-        of_model = self._turn_defaults if is_turn else self._loaded.defaults
+        of_model = _turn_defaults(model) if is_turn else model.loaded.defaults
         parameters = resolve(request.parameters, self._defaults, request.api_defaults, of_model)
         if is_turn:  # a tokenizer may not mark these as special, and then they would be part of the text
-            ends = self._tokenizer.end_of_turn_ids.intersection(parameters.eos_token_ids)
+            ends = model.tokenizer.end_of_turn_ids.intersection(parameters.eos_token_ids)
             parameters = replace(parameters, stop_token_ids=(*parameters.stop_token_ids, *ends))
         if parameters.bad_words:
-            bad_words_ids = self._tokenizer.bad_words_ids(parameters.bad_words)
+            bad_words_ids = model.tokenizer.bad_words_ids(parameters.bad_words)
             parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)
-        prompt_ids = self._tokenizer.encode(request.prompt)
+        prompt_ids = model.tokenizer.encode(request.prompt)
         return prepare(
             request.request_id,
             prompt_ids,
             parameters,
-            context_length=self._loaded.context_length,
+            context_length=model.loaded.context_length,
             timeout_s=request.options.timeout_s,
             queue_timeout_s=request.options.queue_timeout_s,
-            num_prefix_tokens=self._prefix_length(request),
+            num_prefix_tokens=_prefix_length(model, request),
             truncates_prompt=request.truncate_prompt,
             stream=request.stream,
         )
 
-    def _prefix_length(self, request: GenerationRequest) -> int:
-        if not isinstance(request.prompt, RawPrompt) or not request.prompt.prefix:
-            return 0
-        return len(self._tokenizer.encode(RawPrompt(request.prompt.prefix)))
+
+class ServedReplica(Replica):
+    """A replica in Serve, which awaits the constructor and can end the replica meanwhile: the event loop is free."""
+
+    async def __init__(self, options: ReplicaOptions) -> None:  # type: ignore[misc]
+        super().__init__(options)
+        await self.start()
+
+
+def _turn_defaults(model: RunningModel) -> GenerationParameters:
+    """The checkpoint's defaults for answers to conversations; a generation config can lack what ends a turn."""
+    ends = dict.fromkeys([*model.loaded.defaults.eos_token_ids(), *sorted(model.tokenizer.end_of_turn_ids)])
+    return replace(model.loaded.defaults, eos_token_id=list(ends) or None)
+
+
+def _prefix_length(model: RunningModel, request: GenerationRequest) -> int:
+    if not isinstance(request.prompt, RawPrompt) or not request.prompt.prefix:
+        return 0
+    return len(model.tokenizer.encode(RawPrompt(request.prompt.prefix)))
 
 
 def queue_limits(limits: QueueLimitsConfig) -> QueueLimits:

@@ -3,9 +3,11 @@
 The options hold settings of the replica's own model only, because a change of them restarts the replica (``versions``).
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from phi3_serve import __version__
 from phi3_serve.config import LimitsConfig, ModelConfig, QueueLimitsConfig
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.placement import Placement
@@ -24,6 +26,13 @@ class ReplicaOptions:
     stuck_after_s: float
     limits: QueueLimitsConfig
     defaults: GenerationParameters
+    required: bool = False  # whether the replica must not run without its model
+    reload: str | None = None  # a new value restarts the replica
+
+    @property
+    def version(self) -> str:
+        """The same for all replicas that start in the same way."""
+        return hashlib.sha256(f"{__version__} {self!r}".encode()).hexdigest()
 
     @classmethod
     def from_config(cls, model: ModelConfig, placement: Placement, limits: LimitsConfig) -> Self:
@@ -38,4 +47,6 @@ class ReplicaOptions:
             stuck_after_s=model.health.stuck_after_s,
             limits=limits.of_queue,
             defaults=model.defaults,
+            required=model.required,
+            reload=model.reload,
         )

@@ -4,6 +4,9 @@ import logging
 import os
 from collections.abc import MutableMapping
 
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
 logger = logging.getLogger("phi3_serve")
 
 
@@ -25,6 +28,14 @@ def set_allocator_options(environment: MutableMapping[str, str]) -> None:
     """
     if not environment.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:  # the second is the earlier name
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def replica_name() -> str | None:
+    """The name of this replica's actor; None outside Serve."""
+    try:
+        return serve.get_replica_context().replica_id.to_full_id_str()
+    except RayServeException:
+        return None
 
 
 def log_through_serve() -> None:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Phi3ForCausalLM
 from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig
 from tests.random_checkpoint import Shape, make
-from tests.support import LocalBackend, local_replica
+from tests.support import LocalBackend, engine_of, local_replica
 
 # ChatML with two control tokens that Phi-3 does not use. The generation config does not know them.
 BEGIN, END = "<|placeholder1|>", "<|placeholder2|>"
@@ -50,7 +50,7 @@ def client(checkpoint: Path) -> Iterator[TestClient]:
     config = AppConfig.model_validate({"models": [{"name": "tested", "source": str(checkpoint), "device": "cpu"}]})
     with TestClient(create_app(LocalBackend(replica), config)) as client:
         yield client
-    replica._engine.close()
+    engine_of(replica).close()
 
 
 def ask(client: TestClient, path: str, messages: list[dict[str, str]], **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from phi3_serve.core import RawPrompt
 from phi3_serve.serving.replica import Replica
-from tests.support import ENDLESS
+from tests.support import ENDLESS, tokenizer_of
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
 NO_BYTES = {"suppress_tokens": [*range(3, 259), 703], "eos_token_id": 703}  # each token has a text of its own
@@ -72,7 +72,7 @@ def test_stop_and_stop_strings_together(client: TestClient, tokens: list[str]) -
 
 
 def test_stop_token_ids_are_left_out_of_the_text(client: TestClient, replica: Replica, tokens: list[str]) -> None:
-    (stop,) = replica._tokenizer._tokenizer.encode(tokens[6].strip(), add_special_tokens=False).ids[-1:]
+    (stop,) = tokenizer_of(replica)._tokenizer.encode(tokens[6].strip(), add_special_tokens=False).ids[-1:]
     details = {"return_dict_in_generate": True, "return_full_text": False, "temperature": 1, "do_sample": False}
     body = {"prompt": PROMPT, "max_tokens": 16, **NO_BYTES, **details}
     ids = client.post("/chat", json=body).json()["Details"]["sequences"][0]["token_ids"]
@@ -119,7 +119,7 @@ def test_a_long_prompt_is_truncated(client: TestClient, path: str) -> None:
 
 
 def test_the_end_of_a_prompt_is_kept(client: TestClient, replica: Replica) -> None:
-    ids = replica._tokenizer.encode(RawPrompt(PROMPT))
+    ids = tokenizer_of(replica).encode(RawPrompt(PROMPT))
     expected = complete(client, prompt=ids[-5:])["text"]
     assert complete(client, prompt=ids, truncate_prompt_tokens=5)["text"] == expected
     assert complete(client, prompt=ids[:5])["text"] == complete(
@@ -131,7 +131,7 @@ def test_the_end_of_a_prompt_is_kept(client: TestClient, replica: Replica) -> No
 
 def test_bad_words_are_not_said(client: TestClient, replica: Replica, tokens: list[str]) -> None:
     def is_one_token(word: str) -> bool:
-        return word[0] == " " and all(len(ids) == 1 for ids in replica._tokenizer.bad_words_ids([word]))
+        return word[0] == " " and all(len(ids) == 1 for ids in tokenizer_of(replica).bad_words_ids([word]))
 
     word = next(token for token in tokens if is_one_token(token))
     said = complete(client, bad_words=[word])["logprobs"]["tokens"]

@@ -1,10 +1,33 @@
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.observability import progress
+from tests.hub import Hub, running_hub
 
 
 @pytest.fixture(scope="session")
 def loaded(checkpoint: Path) -> LoadedModel:
     return load("tested", str(checkpoint), None, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub whose repository is ``checkpoint``, with an empty cache."""
+    with running_hub(checkpoint) as (handler, endpoint):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        # the library itself tries again for half a minute
+        monkeypatch.setattr(
+            "huggingface_hub.utils._http.time", SimpleNamespace(**{**vars(time), "sleep": lambda s: None})
+        )
+        monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+        yield handler

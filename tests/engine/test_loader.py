@@ -1,12 +1,8 @@
 """Loading: from a directory and from a Hub, with progress in the log, in the asked-for dtype."""
 
-import hashlib
 import json
 import logging
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,71 +12,7 @@ from transformers import Phi3ForCausalLM
 from phi3_serve.engine import loader
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability import progress
-
-REPOSITORY, REVISION = "microsoft/Phi-3-test-instruct", "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The two answers of a model hub that a snapshot download needs, over one directory."""
-
-    directory: Path
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        if self.path.startswith(f"/api/models/{REPOSITORY}/revision/{REVISION}"):
-            files = [{"rfilename": p.name} for p in self.directory.iterdir()]
-            self._send(json.dumps({"id": REPOSITORY, "sha": REVISION, "siblings": files}).encode())
-        elif self.path.startswith(f"/api/models/{REPOSITORY}/tree/{REVISION}"):
-            entries: list[dict[str, object]] = [
-                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": self._etag(p)}
-                for p in self.directory.iterdir()
-            ]
-            self._send(json.dumps(entries).encode())
-        elif self.path.startswith(f"/{REPOSITORY}/resolve/{REVISION}/"):
-            path = self.directory / self.path.rsplit("/", 1)[-1].split("?")[0]
-            self._send(path.read_bytes(), etag=self._etag(path)) if path.is_file() else self._send(b"", status=404)
-        else:
-            self._send(b'{"error": "Repository not found"}', status=404)
-
-    do_HEAD = do_GET
-
-    @staticmethod
-    def _etag(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def _send(self, body: bytes, status: int = 200, etag: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound" if "resolve" in self.path else "RepoNotFound")
-        if etag is not None:
-            self.send_header("ETag", f'"{etag}"')
-            self.send_header("X-Repo-Commit", REVISION)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    handler = type("HubHere", (Hub,), {"directory": checkpoint, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    yield handler
-    server.shutdown()
-    server.server_close()
+from tests.hub import REPOSITORY, REVISION, Hub
 
 
 def test_a_hub_source_is_fetched_at_its_revision_with_progress(
@@ -166,7 +98,7 @@ def test_a_gpu_without_bfloat16_gets_float16(
     (half / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     with caplog.at_level(logging.INFO, "phi3_serve"):
         for dtype in ("auto", "float32"):
-            with pytest.raises(CheckpointError, match="does not fit into the memory of cuda"):
+            with pytest.raises(CheckpointError, match="does not fit into the memory that is free now"):
                 loader.load("mine", str(half), None, device="cuda", dtype=dtype)
     assert asked == ["float16", "float32"]
     said = "mine: float16 instead of bfloat16, which Tesla T4 (compute capability 7.5) does not have"

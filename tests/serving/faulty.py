@@ -17,8 +17,8 @@ from ray.serve import Application
 from phi3_serve.config import AppConfig
 from phi3_serve.core import EngineRequest, GenerationRequest, RawPrompt
 from phi3_serve.serving.app import build_application
-from phi3_serve.serving.replica import Replica
-from phi3_serve.serving.replica_options import ReplicaOptions
+from phi3_serve.serving.model_loading import RunningModel
+from phi3_serve.serving.replica import ServedReplica
 
 _POISON = re.compile(r"poison (\d+) ms")
 FAULTS = ("out_of_memory", "device_assert", "hang", "full_disk")
@@ -33,13 +33,13 @@ def poison(milliseconds: int) -> str:
     return f"poison {milliseconds} ms"
 
 
-class FaultyReplica(Replica):
+class FaultyReplica(ServedReplica):
     """A replica whose forward pass looks for a fault, and for poison, before it runs."""
 
-    def __init__(self, options: ReplicaOptions) -> None:
-        super().__init__(options)
+    def _have(self, model: RunningModel) -> None:
+        super()._have(model)
         directory = Path(os.environ["FAULTS"])
-        runner = cast(Any, self._engine)._core.runner
+        runner = cast(Any, model.engine)._core.runner
         run = runner.run
         self._poisons: dict[tuple[int, ...], int] = {}  # milliseconds, by token ids
 
@@ -58,8 +58,8 @@ class FaultyReplica(Replica):
 
         runner.run = run_or_fail
 
-    def _prepare(self, request: GenerationRequest) -> EngineRequest:
-        prepared = super()._prepare(request)
+    def _prepare(self, model: RunningModel, request: GenerationRequest) -> EngineRequest:
+        prepared = super()._prepare(model, request)
         if isinstance(request.prompt, RawPrompt) and (found := _POISON.search(request.prompt.text)):
             self._poisons[prepared.prompt_ids] = int(found[1])
         return prepared

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import DeploymentStatusOverview
 
 from phi3_serve.core import VariantState
 from phi3_serve.serving.cluster import variant_state, with_note
+from phi3_serve.serving.load_status import LoadStatus
 
 
 def deployment(
@@ -70,9 +73,73 @@ def test_while_a_new_version_is_built_the_old_one_answers() -> None:
     assert variant_state(deployment("UPDATING"), None, previous=previous).state == "scaled_to_zero"
 
 
-def test_a_starting_replica_tells_how_far_it_is() -> None:
-    found = variant_state(deployment("UPSCALING", STARTING=1), None, lambda: "m: loading weights: 40 %")
+NOW = 1_000_000.0
+PROGRESS = LoadStatus(model="m", text="m: loading weights: 40 %")
+TRIED = LoadStatus(model="m", text="/x: file is missing", num_tries=3, next_try_at=NOW + 12.3)
+
+
+@pytest.fixture
+def at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3_serve.serving.cluster.time.time", lambda: NOW)
+
+
+def test_a_starting_replica_reports_its_progress() -> None:
+    found = variant_state(deployment("UPSCALING", STARTING=1), None, [PROGRESS])
     assert (found.state, found.detail) == ("loading", "m: loading weights: 40 %")
+
+
+@pytest.mark.usefixtures("at_one_time")
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_model_that_cannot_be_loaded_names_cause_tries_and_next_try(is_running: bool) -> None:
+    """Whether its replica still starts, or runs without the model."""
+    status = replace(TRIED, is_running=is_running)
+    overview = deployment("HEALTHY", RUNNING=1) if is_running else deployment("UPDATING", STARTING=1)
+    found = variant_state(overview, None, [status])
+    assert (found.state, found.num_tries) == ("failed", 3)
+    assert found.detail == "/x: file is missing. Tried 3 times; the next try is in 13 s."
+    assert found.retry_after_s == found.next_try_s == pytest.approx(12.3)
+    assert variant_state(overview, "1 GPU", [status]) == found  # the replica is placed
+
+
+@pytest.mark.usefixtures("at_one_time")
+def test_a_cause_that_stays_has_no_retry_after() -> None:
+    status = replace(TRIED, text="gated.", num_tries=1, next_try_at=NOW + 300, heals=False, is_running=True)
+    found = variant_state(deployment("HEALTHY", RUNNING=1), None, [status])
+    assert found.detail == "gated. This does not pass by itself. Tried once; the next try is in 300 s."
+    assert (found.retry_after_s, found.next_try_s) == (None, 300)
+
+
+@pytest.mark.usefixtures("at_one_time")
+def test_a_model_is_ready_when_one_replica_has_it() -> None:
+    without = replace(TRIED, is_running=True)
+    starting = replace(TRIED, text="other", next_try_at=NOW + 5)
+    found = variant_state(deployment("HEALTHY", RUNNING=2), None, [without])
+    assert (found.state, found.num_replicas) == ("ready", 1)
+    assert found.detail == (
+        "A further replica cannot load it: /x: file is missing. Tried 3 times; the next try is in 13 s."
+    )
+    found = variant_state(deployment("HEALTHY", RUNNING=2, STARTING=1), None, [starting])
+    assert (found.state, found.num_replicas) == ("ready", 2)
+    found = variant_state(deployment("HEALTHY", RUNNING=2), None, [without, without])
+    assert found.state == "failed"
+    found = variant_state(deployment("HEALTHY", RUNNING=1, STARTING=1), None, [without, starting])
+    assert (found.state, found.next_try_s) == ("failed", 5)  # the next try of any of them
+    found = variant_state(deployment("HEALTHY", RUNNING=1, STARTING=1), None, [without, PROGRESS])
+    assert (found.state, found.detail) == ("loading", PROGRESS.text)
+    assert variant_state(deployment("UPDATING", RECOVERING=1), None, [without]).state == "failed"
+
+
+def test_a_next_try_that_is_late_is_a_second_away() -> None:
+    assert TRIED.wait_s(NOW + 1000) == 1
+
+
+def test_a_stopped_rollout_is_named_beside_the_earlier_version_that_answers() -> None:
+    message = FAILURE.replace("CheckpointError", "CheckpointIncomplete")
+    found = variant_state(deployment("DEPLOY_FAILED", message, RUNNING=1), None)
+    assert (found.state, found.num_replicas) == ("ready", 1)
+    assert found.detail == (
+        "Its new version cannot be started, and the earlier one answers: /x/config.json: file is missing"
+    )
 
 
 def test_an_elastic_cluster_waits_for_a_node_and_says_for_what() -> None:

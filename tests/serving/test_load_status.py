@@ -1,10 +1,11 @@
-"""The load status of starting replicas, in the store of a real Ray head."""
+"""The load status of replicas without a model, in the store of a real Ray head."""
 
 import subprocess
 import sys
 
 import pytest
 
+from phi3_serve.serving.load_status import LoadStatus
 from tests.serving.cluster import Head
 
 pytestmark = pytest.mark.cluster
@@ -12,38 +13,51 @@ pytestmark = pytest.mark.cluster
 STORY = """
 import sys
 import ray
-from phi3_serve.observability.progress import Progress, told_to
+from phi3_serve.serving.load_status import LoadStatus, LoadStatusEntry, read_load_statuses
 from phi3_serve.core import EngineInfo
-from phi3_serve.serving.load_status import LoadStatus, read_engine_info, read_load_status
-LoadStatus("before Ray").publish("nothing")
+from phi3_serve.serving import loaded_replica
+from phi3_serve.serving.loaded_replica import LoadedReplica, announce, last_loaded
+
+@ray.remote(num_cpus=0)
+class Replica:
+    def ping(self): pass
+
+LoadStatusEntry(None).publish(LoadStatus(model="org/m", text="outside Serve"))
 ray.init(address=sys.argv[1], log_to_driver=False)
-print(read_load_status("org/m"))
-status = LoadStatus("org/m")
-with told_to(status.publish):
-    progress = Progress("org/m: loading weights", 100)
-    progress.advance(40)
-    progress.finish()
-progress.finish()
-print(read_load_status("org/m"), read_load_status("other"))
-info = EngineInfo(
+print(read_load_statuses())
+replicas = [Replica.options(name=f"SERVE_REPLICA::phi3#org--m#{n}", namespace="serve").remote() for n in range(2)]
+ray.get([replica.ping.remote() for replica in replicas])
+first, second, dead = [LoadStatusEntry(f"SERVE_REPLICA::phi3#org--m#{n}") for n in range(3)]
+first.publish(LoadStatus(model="org/m", text="40 %"))
+first.publish(LoadStatus(model="org/m", text="60 %"))
+second.publish(LoadStatus(model="org/m", text="gone", num_tries=2, next_try_at=1e6, heals=False, is_running=True))
+dead.publish(LoadStatus(model="org/m", text="of a replica that has died"))
+print(sorted(read_load_statuses()["org/m"], key=lambda status: status.text))
+first.clear()
+ray.kill(replicas[1])
+while read_load_statuses():
+    pass
+print(read_load_statuses(), last_loaded("org/m"))
+engine = EngineInfo(
     device="GPU", compute_capability="7.5", dtype="float16", kernels="cuda", replaced_kernels={"attend": "x"}, cache_tokens=9
 )
-print(read_engine_info("org/m"))
-status.publish_engine(info)
-status.clear()
-print(read_engine_info("org/m") == info, read_engine_info("other"))
-from phi3_serve.serving import load_status
-load_status._internal_kv_put("org/m", '{"of": "another version"}', namespace=load_status._ENGINES_NAMESPACE)
-print(read_engine_info("org/m"))
-print(read_load_status("org/m"))
+for name in ("first", "second"):
+    announce("org/m", LoadedReplica(name=name, version="v1", engine=engine))
+print(last_loaded("org/m") == LoadedReplica(name="second", version="v1", engine=engine), last_loaded("other"))
+loaded_replica._internal_kv_put("org/m", '{"of": "another version"}', namespace=loaded_replica._NAMESPACE)
+print(last_loaded("org/m"))
 """
 
 
-def test_the_status_is_there_while_the_replica_starts(head: Head) -> None:
+def test_the_status_is_there_as_long_as_its_replica_has_no_model(head: Head) -> None:
     command = [sys.executable, "-c", STORY, f"127.0.0.1:{head.gcs}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    before, during, *engines, after = done.stdout.splitlines()
-    assert engines == ["None", "True None", "None"]
-    assert (before, after) == ("None", "None")
-    assert during.startswith("org/m: loading weights: 40 % (40 B of 100 B, ")
-    assert during.endswith(" s) None")
+    before, during, after, *loaded = done.stdout.splitlines()
+    assert before == "{}"
+    statuses = [
+        LoadStatus(model="org/m", text="60 %"),
+        LoadStatus(model="org/m", text="gone", num_tries=2, next_try_at=1e6, heals=False, is_running=True),
+    ]
+    assert during == repr(statuses)
+    assert after == "{} None"
+    assert loaded == ["True None", "None"]

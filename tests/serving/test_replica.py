@@ -25,7 +25,7 @@ from phi3_serve.core import (
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.serving.replica import LAST_REPORTS_S, Replica
-from tests.support import ENDLESS, local_replica
+from tests.support import ENDLESS, engine_of, local_replica, tokenizer_of
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
 
@@ -59,7 +59,7 @@ def test_a_plain_request_has_one_event(replica: Replica) -> None:
 
 def test_a_stream_has_deltas_and_then_the_whole(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     # a token takes so long that the loop can send the first before the next ones are there
-    monkeypatch.setattr(replica._engine, "_on_step", lambda step: time.sleep(0.003))
+    monkeypatch.setattr(engine_of(replica), "_on_step", lambda step: time.sleep(0.003))
     *deltas, last = run(replica, request(stream=True, max_new_tokens=300, do_sample=False, **ENDLESS))
     assert isinstance(last, Done)
     assert "".join(d.text for d in deltas if isinstance(d, Delta)) == last.completions[0].text
@@ -125,13 +125,13 @@ def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
 def test_a_request_is_submitted_beside_the_event_loop(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt of 120,000 tokens takes milliseconds to submit, and bans over it longer."""
     threads: list[int] = []
-    submit = replica._engine.submit
+    submit = engine_of(replica).submit
 
     def note_the_thread(*given: Any) -> None:
         threads.append(threading.get_ident())
         submit(*given)
 
-    monkeypatch.setattr(replica._engine, "submit", note_the_thread)
+    monkeypatch.setattr(engine_of(replica), "submit", note_the_thread)
     (event,) = run(replica, request(max_new_tokens=3))
     assert isinstance(event, Done)
     assert len(threads) == 1
@@ -140,7 +140,7 @@ def test_a_request_is_submitted_beside_the_event_loop(replica: Replica, monkeypa
 
 def test_a_client_that_leaves_while_its_request_is_submitted(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     is_submitting, may_submit, is_submitted = threading.Event(), threading.Event(), threading.Event()
-    submit = replica._engine.submit
+    submit = engine_of(replica).submit
 
     def submit_late(*given: Any) -> None:
         is_submitting.set()
@@ -154,21 +154,21 @@ def test_a_client_that_leaves_while_its_request_is_submitted(replica: Replica, m
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        assert replica._engine.load.num_running + replica._engine.load.num_waiting == 0
+        assert engine_of(replica).load.num_running + engine_of(replica).load.num_waiting == 0
         may_submit.set()
         assert await asyncio.to_thread(is_submitted.wait, 20)
         await asyncio.sleep(0.05)
 
-    monkeypatch.setattr(replica._engine, "submit", submit_late)
+    monkeypatch.setattr(engine_of(replica), "submit", submit_late)
     asyncio.run(leave_early())
-    assert replica._engine.load.num_running + replica._engine.load.num_waiting == 0
+    assert engine_of(replica).load.num_running + engine_of(replica).load.num_waiting == 0
 
 
 def test_a_request_that_waits_says_so_and_says_when_it_begins(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever runs in the moment of a death has said nothing, or that it has begun."""
-    engine: Any = replica._engine
+    engine: Any = engine_of(replica)
     run_step = engine._core.runner.run
     is_in_step, may_go_on = threading.Event(), threading.Event()
 
@@ -201,7 +201,7 @@ def test_a_request_that_waits_says_so_and_says_when_it_begins(
 
 
 def test_the_start_is_reported_before_the_step_that_may_kill(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine: Any = replica._engine
+    engine: Any = engine_of(replica)
     run_step = engine._core.runner.run
     seen: list[Event] = []
     seen_in_second_step: list[Event] = []
@@ -222,7 +222,7 @@ def test_the_start_is_reported_before_the_step_that_may_kill(replica: Replica, m
             seen.append(event)
         await first
 
-    second_ids = array("q", replica._tokenizer.encode(RawPrompt("other")))
+    second_ids = array("q", tokenizer_of(replica).encode(RawPrompt("other")))
     monkeypatch.setattr(engine._core.runner, "run", run_slowly)
     asyncio.run(story())
     assert seen_in_second_step == [Queued(), Begun()]
@@ -233,7 +233,7 @@ def test_a_broken_engine_leaves_time_to_say_who_waits(checkpoint: Path, monkeypa
     waiting: list[Event] = []
     known_at_the_end: list[list[Event]] = []
     replica = local_replica("dying", str(checkpoint), on_fatal_error=lambda _: known_at_the_end.append(list(waiting)))
-    engine: Any = replica._engine
+    engine: Any = engine_of(replica)
 
     def broken(chunks: Any) -> Any:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
@@ -255,7 +255,7 @@ def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.Mo
     """What cannot be mended: a device that has failed an assert, an engine that is dead, or one that hangs."""
     reasons: list[str] = []
     replica = local_replica("dying", str(checkpoint), on_fatal_error=reasons.append)
-    engine: Any = replica._engine
+    engine: Any = engine_of(replica)
     asyncio.run(replica.check_health())
     assert reasons == []
 
@@ -274,7 +274,7 @@ def test_a_dead_engine_ends_the_replica(checkpoint: Path, monkeypatch: pytest.Mo
 
 
 def test_a_full_memory_costs_the_requests_of_one_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine: Any = replica._engine
+    engine: Any = engine_of(replica)
     real = engine._core.runner.run
     failures = iter([torch.OutOfMemoryError("CUDA out of memory.")])
 
@@ -302,10 +302,10 @@ def test_limits_and_defaults_change_while_it_runs(replica: Replica) -> None:
     usual = new_tokens()
     try:
         replica.reconfigure({"limits": {"max_waiting_tokens": 7}, "defaults": {"max_new_tokens": 3}})
-        assert replica._engine.queue == QueueLimits(8, 7)
+        assert engine_of(replica).queue == QueueLimits(8, 7)
         assert new_tokens() == 3
         replica.reconfigure({})
-        assert replica._engine.queue == QueueLimits(8, 2**18)
+        assert engine_of(replica).queue == QueueLimits(8, 2**18)
         assert new_tokens() == usual > 3
         bad: list[dict[str, Any]] = [{"limit": {}}, {"defaults": {"max_new_token": 3}}, {"defaults": {"top_p": 3}}]
         for wrong in bad:
@@ -324,4 +324,4 @@ def test_what_is_asked_wins_over_the_operator_and_he_over_the_api(checkpoint: Pa
     assert isinstance(other, Done)
     assert (event.usage.completion_tokens, other.usage.completion_tokens) == (4, 6)
     assert other.completions[0].sequence.token_ids[:4] == event.completions[0].sequence.token_ids
-    replica._engine.close()
+    engine_of(replica).close()

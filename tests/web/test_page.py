@@ -24,7 +24,7 @@ from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.web.page import chat_page
-from tests.support import ENDLESS, LocalBackend
+from tests.support import ENDLESS, LocalBackend, engine_of
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -208,7 +208,7 @@ def test_text_is_inert(browser: Browser) -> None:
 
 @pytest.mark.parametrize("how", ["escape", "button"])
 def test_an_answer_can_be_stopped(browser: Browser, backend: LocalBackend, how: str) -> None:
-    engine: Any = backend.replica._engine
+    engine: Any = engine_of(backend.replica)
     browser.open(settings=values(max_new_tokens=2000, **ENDLESS))
     browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
     browser.until(lambda: len(browser.one(".turn.assistant .text").text) > 20)
@@ -246,7 +246,7 @@ def test_regenerate_edit_and_carry_on(browser: Browser) -> None:
 
 @pytest.mark.parametrize("how", ["regenerate", "edit"])
 def test_an_answer_that_runs_can_be_asked_anew(browser: Browser, backend: LocalBackend, how: str) -> None:
-    engine: Any = backend.replica._engine
+    engine: Any = engine_of(backend.replica)
     browser.open(settings=values(max_new_tokens=2000, **ENDLESS))
     browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
     browser.until(lambda: len(browser.one(".turn.assistant .text").text) > 20)

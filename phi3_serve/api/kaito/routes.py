@@ -42,10 +42,10 @@ def kaito_router(service: Service) -> APIRouter:
 
     @router.get("/health", responses=_HEALTH_RESPONSES)
     async def health() -> HealthStatus:
-        """Show whether the server is healthy. A model that is loading counts as healthy."""
+        """Show whether the server is healthy. A model that is loading, or that is tried again, counts as healthy."""
         model = service.config.default_model_name
         state = (await service.backend.states())[model]
-        if state.state == "failed":
+        if state.state == "failed" and state.retry_after_s is None:
             raise EngineFailure(f"Model {model} could not be started. {state.detail}")
         return HealthStatus()
 

@@ -17,7 +17,7 @@ from phi3_serve.api.refused_fields import IGNORED, REFUSED
 from phi3_serve.core import RawPrompt, VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded, ReplicaLost
 from phi3_serve.serving.replica import Replica
-from tests.support import ENDLESS, LocalBackend
+from tests.support import ENDLESS, LocalBackend, tokenizer_of
 
 QUESTION: list[Any] = [{"role": "user", "content": "How to explain Internet for a medieval knight?"}]
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
@@ -77,7 +77,7 @@ def test_warnings_are_in_the_answer(sdk: OpenAI) -> None:
 
 
 def test_text_completions_take_token_ids(sdk: OpenAI, replica: Replica) -> None:
-    ids = replica._tokenizer.encode(RawPrompt(PROMPT))
+    ids = tokenizer_of(replica).encode(RawPrompt(PROMPT))
     expected = sdk.completions.create(prompt=PROMPT, **GREEDY).choices[0].text
     assert sdk.completions.create(prompt=ids, **GREEDY).choices[0].text == expected
     several = sdk.completions.create(prompt=[ids, ids[:3]], **GREEDY)

@@ -1,0 +1,45 @@
+"""The replica of each model that has loaded it last, in the key-value store of Ray's head.
+
+Serve reports neither the versions of replicas nor what their engines run on.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from phi3_serve.core import EngineInfo
+
+logger = logging.getLogger("phi3_serve")
+
+_NAMESPACE = "phi3-serve-loaded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedReplica:
+    """A replica that has its model."""
+
+    name: str  # of its actor
+    version: str  # ``ReplicaOptions.version``
+    engine: EngineInfo
+
+
+def announce(model: str, loaded: LoadedReplica) -> None:
+    """Say that a replica has loaded ``model``. It stays announced when it has ended."""
+    try:
+        _internal_kv_put(model, json.dumps(asdict(loaded)), namespace=_NAMESPACE)
+    except Exception:  # the model answers all the same
+        logger.warning("%s is loaded, but this could not be announced", model, exc_info=True)
+
+
+def last_loaded(model: str) -> LoadedReplica | None:
+    """The replica that has loaded ``model`` last; None if another version of phi3-serve has announced it."""
+    text = _internal_kv_get(model, namespace=_NAMESPACE)
+    if not text:
+        return None
+    try:
+        fields = json.loads(text)
+        return LoadedReplica(**{**fields, "engine": EngineInfo(**fields["engine"])})
+    except (KeyError, TypeError):
+        return None
