@@ -48,7 +48,7 @@ def test_from_a_pipe_each_line_is_a_message(server_url: str, client: TestClient)
 
 def test_commands(server_url: str, client: TestClient) -> None:
     (hi,) = answers(client, "Hi")
-    typed = "Hi\n/retry\n/new\n/show\n/models\n/set tempersture 1\n/set top_k -1\nHi\n/set top_k\n/hlep\n/model nobody\n/system Be kind.\n/show\n/quit\nnever\n"
+    typed = "Hi\n/retry\n/new\n/show\n/models\n/set tempersture 1\n/set top_k -2\nHi\n/set top_k\n/hlep\n/model nobody\n/system Be kind.\n/show\n/quit\nnever\n"
     lines = piped(server_url, GREEDY + typed, "--model", "tested").stdout
     assert lines.startswith(f"{hi}\n{hi}\n")
     rest = lines.removeprefix(f"{hi}\n{hi}\n").splitlines()
