@@ -10,7 +10,7 @@ import torch
 from phi3_serve.core import MAX_ROWS
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.step_budget import MIN_TOKENS
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import MemoryFull
 
 GPU_TOKEN_BUDGET = 2048
 RESERVED_SHARE = 0.03  # of a GPU's memory, for what the allocator loses in gaps and for other processes
@@ -77,7 +77,7 @@ def sizes_on_gpu(measure: Callable[[int], GpuMemory | None], bytes_per_block: in
         wanted: limits.
 
     Raises:
-        CheckpointError: not even small steps fit beside the weights.
+        MemoryFull: not even small steps fit beside the weights.
     """
     budget, memory = GPU_TOKEN_BUDGET, None
     while budget >= MIN_TOKENS:
@@ -90,7 +90,7 @@ def sizes_on_gpu(measure: Callable[[int], GpuMemory | None], bytes_per_block: in
                 prefix_cache=wanted.prefix_cache,
             )
         budget //= 2
-    raise CheckpointError(_too_small(memory, bytes_per_block))
+    raise MemoryFull(_too_small(memory, bytes_per_block))
 
 
 def _too_small(memory: GpuMemory | None, bytes_per_block: int) -> str:

@@ -24,7 +24,8 @@ from phi3_serve.serving.placement import Placement
 logger = logging.getLogger("ray.serve")
 
 # Replica states of Serve. After the controller has died, a new one lists running replicas as RECOVERING; they answer.
-ANSWERING_STATES = ("RUNNING", "RECOVERING")
+# A replica on a node that is drained is PENDING_MIGRATION, and answers until another one has started.
+ANSWERING_STATES = ("RUNNING", "RECOVERING", "PENDING_MIGRATION")
 STARTING_STATES = ("STARTING", "UPDATING")
 # Serve's statuses of a deployment whose replicas fail to start or fail their health check.
 FAILURE_STATUSES = ("DEPLOY_FAILED", "UNHEALTHY")
@@ -101,7 +102,7 @@ class ClusterView:
         totals = [node.total for node in nodes]
         is_starting = any(map(_num_starting, deployments.values()))
         waiting = num_replicas_without_node(self._app_name) if is_starting else Counter[str]()
-        statuses = read_load_statuses()
+        statuses = read_load_statuses(self._app_name)
 
         def shortage(model: str, placement: Placement) -> str | None:
             """What all starting replicas of ``model`` wait for."""
@@ -126,15 +127,21 @@ class ClusterView:
         }
         return {
             model: replace(state, engine=loaded.engine)
-            if state.state == "ready" and (loaded := last_loaded(model)) is not None
+            if state.state == "ready"
+            and (loaded := last_loaded(f"{self._app_name}#{deployment_name(model)}")) is not None
             else state
             for model, state in states.items()
         }
 
 
 def num_answering(deployment: DeploymentStatusOverview, statuses: Sequence[LoadStatus]) -> int:
-    """The number of replicas that run and have their model. ``statuses`` are those of the model's other replicas."""
-    return _count(deployment, ANSWERING_STATES) - sum(status.is_running for status in statuses)
+    """The number of replicas that run and have their model. ``statuses`` are those of the model's other replicas.
+
+    A new controller also lists replicas as RECOVERING that are still in their constructor.
+    """
+    num_running = sum(status.is_running for status in statuses)
+    num_starting = min(_count(deployment, ("RECOVERING",)), len(statuses) - num_running)
+    return _count(deployment, ANSWERING_STATES) - num_running - num_starting
 
 
 def variant_state(

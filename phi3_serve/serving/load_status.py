@@ -17,6 +17,8 @@ from ray.util import list_named_actors
 logger = logging.getLogger("phi3_serve")
 
 _NAMESPACE = "phi3-serve-loading"
+# Seconds, for clients who ask while a try runs: nobody knows how long it takes.
+RETRY_DURING_TRY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +28,15 @@ class LoadStatus:
     model: str
     text: str  # the progress of the try that runs, or the cause of the last failure
     num_tries: int = 0  # that have failed
-    next_try_at: float | None = None  # seconds since 1970; None while a try runs
+    next_try_at: float | None = None  # seconds since 1970; None as soon as a try reports progress
     heals: bool = True  # whether the cause may end without a change of the configuration
     is_running: bool = False  # whether Serve counts the replica as running, and may send it requests
 
     def wait_s(self, now: float) -> float:
-        """Seconds from ``now`` to the next try, at least one."""
-        return max(1.0, (self.next_try_at or now) - now)
+        """Seconds from ``now`` to the next try, at least one; while it runs, when to ask again."""
+        if self.next_try_at is None or now >= self.next_try_at:
+            return RETRY_DURING_TRY_S
+        return max(1.0, self.next_try_at - now)
 
     def in_words(self, now: float) -> str:
         """The cause, the number of tries and the time of the next one."""
@@ -40,8 +44,8 @@ class LoadStatus:
             return self.text
         lasts = "" if self.heals else " This does not pass by itself."
         times = "once" if self.num_tries == 1 else f"{self.num_tries} times"
-        wait_s = math.ceil(self.wait_s(now))
-        return f"{self.text.rstrip('.')}.{lasts} Tried {times}; the next try is in {wait_s} s."
+        when = "runs now" if now >= self.next_try_at else f"is in {math.ceil(self.wait_s(now))} s"
+        return f"{self.text.rstrip('.')}.{lasts} Tried {times}; the next try {when}."
 
 
 class LoadStatusEntry:
@@ -51,19 +55,19 @@ class LoadStatusEntry:
         self._replica = replica
         self.status: LoadStatus | None = None
 
-    def publish(self, status: LoadStatus) -> None:
-        """Replace the entry."""
+    def publish(self, status: LoadStatus) -> bool:
+        """Replace the entry. False if it could not be stored."""
         self.status = status
-        self._store(json.dumps(asdict(status)))
+        return self._store(json.dumps(asdict(status)))
 
     def clear(self) -> None:
         """Remove the entry."""
         self.status = None
         self._store(None)
 
-    def _store(self, text: str | None) -> None:
+    def _store(self, text: str | None) -> bool:
         if self._replica is None:
-            return
+            return True
         try:
             if text is None:
                 _internal_kv_del(self._replica, namespace=_NAMESPACE)
@@ -71,10 +75,12 @@ class LoadStatusEntry:
                 _internal_kv_put(self._replica, text, namespace=_NAMESPACE)
         except Exception:  # loading goes on without the head
             logger.warning("the load status of %s could not be published", self._replica, exc_info=True)
+            return False
+        return True
 
 
-def read_load_statuses() -> Mapping[str, tuple[LoadStatus, ...]]:
-    """The statuses of all living replicas that have no model, by model."""
+def read_load_statuses(app_name: str) -> Mapping[str, tuple[LoadStatus, ...]]:
+    """The statuses of all living replicas of an application that have no model, by model."""
     keys = _internal_kv_list("", namespace=_NAMESPACE)
     if not keys:
         return {}
@@ -83,7 +89,15 @@ def read_load_statuses() -> Mapping[str, tuple[LoadStatus, ...]]:
     for key in keys:
         if key.decode() not in alive:
             _internal_kv_del(key, namespace=_NAMESPACE)
-        elif text := _internal_kv_get(key, namespace=_NAMESPACE):
-            status = LoadStatus(**json.loads(text))
+        elif key.decode().startswith(f"SERVE_REPLICA::{app_name}#") and (status := _read(key)):
             found[status.model] = (*found.get(status.model, ()), status)
     return found
+
+
+def _read(key: bytes) -> LoadStatus | None:
+    """The status of one replica; None if it has gone, or if another version of phi3-serve has published it."""
+    text = _internal_kv_get(key, namespace=_NAMESPACE)
+    try:
+        return LoadStatus(**json.loads(text)) if text else None
+    except (TypeError, ValueError):
+        return None

@@ -25,21 +25,29 @@ class LoadedReplica:
     engine: EngineInfo
 
 
-def announce(model: str, loaded: LoadedReplica) -> None:
-    """Say that a replica has loaded ``model``. It stays announced when it has ended."""
+def deployment_of(replica: str) -> str:
+    """``application#deployment`` of the replica whose actor has this name."""
+    return replica.removeprefix("SERVE_REPLICA::").rpartition("#")[0]
+
+
+def announce(loaded: LoadedReplica) -> None:
+    """Say that a replica has loaded its model. It stays announced when it has ended."""
     try:
-        _internal_kv_put(model, json.dumps(asdict(loaded)), namespace=_NAMESPACE)
+        _internal_kv_put(deployment_of(loaded.name), json.dumps(asdict(loaded)), namespace=_NAMESPACE)
     except Exception:  # the model answers all the same
-        logger.warning("%s is loaded, but this could not be announced", model, exc_info=True)
+        logger.warning("%s has its model, but this could not be announced", loaded.name, exc_info=True)
 
 
-def last_loaded(model: str) -> LoadedReplica | None:
-    """The replica that has loaded ``model`` last; None if another version of phi3-serve has announced it."""
-    text = _internal_kv_get(model, namespace=_NAMESPACE)
+def last_loaded(deployment: str) -> LoadedReplica | None:
+    """The replica that has loaded its model last, of ``deployment``, which has the form ``application#deployment``.
+
+    None if another version of phi3-serve has announced it.
+    """
+    text = _internal_kv_get(deployment, namespace=_NAMESPACE)
     if not text:
         return None
     try:
         fields = json.loads(text)
         return LoadedReplica(**{**fields, "engine": EngineInfo(**fields["engine"])})
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None

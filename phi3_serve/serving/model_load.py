@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from phi3_serve.errors import CheckpointError
 from phi3_serve.serving.load_policy import RetryPolicy, retry_policy
 from phi3_serve.serving.load_status import LoadStatus, LoadStatusEntry
-from phi3_serve.serving.loaded_replica import LoadedReplica, announce, last_loaded
+from phi3_serve.serving.loaded_replica import LoadedReplica, announce, deployment_of, last_loaded
 from phi3_serve.serving.model_loading import RunningModel, load_model, release_memory
 from phi3_serve.serving.other_replicas import Others, find_others
 from phi3_serve.serving.replica_options import ReplicaOptions
@@ -75,16 +75,16 @@ class ModelLoad:
                 or a new process must try.
         """
         begun = time.monotonic()
+        loaded_before = await self._last_loaded()  # Serve may show later that another replica runs than it announces
         while (failure := await self._try_once()) is not None:
-            loaded_before = await self._last_loaded()
             others = await self._others()
             is_rollout = others is Others.EARLIER_VERSION
             if others is None or (is_rollout and not failure.policy.passes):
                 raise failure.error
             is_patient = failure.policy.passes and time.monotonic() - begun < PATIENCE_S
             self._is_running = others is Others.NONE and not is_patient and not self._options.required
-            await asyncio.to_thread(self._publish_failure, failure)
-            if self._is_running:
+            # If the ingress cannot learn that this replica has no model, it must not run.
+            if await asyncio.to_thread(self._publish_failure, failure) and self._is_running:
                 self._background = asyncio.create_task(self._go_on(failure, loaded_before))
                 self._background.add_done_callback(self._end_if_broken)
                 return
@@ -101,8 +101,11 @@ class ModelLoad:
         return found
 
     async def _last_loaded(self) -> LoadedReplica | None:
-        with suppress(Exception):  # the head may be away
-            return await asyncio.to_thread(last_loaded, self._options.name) if self._replica else None
+        """The replica that has loaded the model last; None if there was none. Waits while Ray's head is away."""
+        while self._replica is not None:
+            with suppress(Exception):  # Ray raises many kinds
+                return await asyncio.to_thread(last_loaded, deployment_of(self._replica))
+            await asyncio.sleep(WATCH_INTERVAL_S)
         return None
 
     async def _go_on(self, failure: _Failure | None, loaded_before: LoadedReplica | None) -> None:
@@ -139,9 +142,11 @@ class ModelLoad:
             if self._replica is not None:
                 await asyncio.to_thread(self._entry.clear)
                 loaded = LoadedReplica(name=self._replica, version=self._options.version, engine=model.engine.info)
-                await asyncio.to_thread(announce, self._options.name, loaded)
+                await asyncio.to_thread(announce, loaded)
             return None
-        await asyncio.to_thread(release_memory)
+        if not failure.needs_new_process:
+            with suppress(Exception):  # as after an error of the device; the next try shows it
+                await asyncio.to_thread(release_memory)
         return failure
 
     def _failed(self, error: Exception) -> _Failure:
@@ -159,14 +164,14 @@ class ModelLoad:
         )
         return failure
 
-    def _publish_failure(self, failure: _Failure) -> None:
-        self._publish(failure.error.message, time.time() + failure.delay_s, heals=failure.policy.heals)
+    def _publish_failure(self, failure: _Failure) -> bool:
+        return self._publish(failure.error.message, time.time() + failure.delay_s, heals=failure.policy.heals)
 
     def _publish_progress(self, text: str) -> None:
         self._publish(text)
 
-    def _publish(self, text: str, next_try_at: float | None = None, *, heals: bool = True) -> None:
-        self._entry.publish(
+    def _publish(self, text: str, next_try_at: float | None = None, *, heals: bool = True) -> bool:
+        return self._entry.publish(
             LoadStatus(
                 model=self._options.name,
                 text=text,

@@ -83,18 +83,18 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
     from phi3_serve.engine.threads import in_temporary_thread
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
-    def start() -> "tuple[LoadedModel, Engine]":
+    def start() -> RunningModel:
         loaded = load(options.name, options.source, options.revision, device=options.device, dtype=options.dtype)
+        # Before the engine: its thread and its cache would stay when the chat template cannot be used.
+        tokenizer = Phi3Tokenizer(loaded.tokenizer)
+        logger.info("%s: conversations are written with %s", options.name, tokenizer.template.origin)
         engine = BatchingEngine(
             loaded, stuck_after_s=options.stuck_after_s, on_breakdown=on_fatal_error, releases_weights=True
         )
-        return loaded, engine
+        return RunningModel(loaded, tokenizer, engine)
 
     torch.set_num_threads(options.num_threads)
     # At every request transformers would warn of parameters without effect. Ours are checked, and KAITO's defaults
     # have such parameters.
     transformers.logging.set_verbosity_error()
-    loaded, engine = in_temporary_thread(start)
-    tokenizer = Phi3Tokenizer(loaded.tokenizer)
-    logger.info("%s: conversations are written with %s", options.name, tokenizer.template.origin)
-    return RunningModel(loaded, tokenizer, engine)
+    return in_temporary_thread(start)

@@ -26,11 +26,11 @@ class Others(Enum):
 def find_others(options: ReplicaOptions) -> Others:
     """The others of a replica that starts with ``options``. Serve does not count it as running yet."""
     try:
-        application = serve.status().applications[serve.get_replica_context().app_name]
-        deployment = application.deployments[deployment_name(options.name)]
-        if num_answering(deployment, read_load_statuses().get(options.name, ())) <= 0:
+        app_name, name = serve.get_replica_context().app_name, deployment_name(options.name)
+        deployment = serve.status().applications[app_name].deployments[name]
+        if num_answering(deployment, read_load_statuses(app_name).get(options.name, ())) <= 0:
             return Others.NONE
-        loaded = last_loaded(options.name)
+        loaded = last_loaded(f"{app_name}#{name}")
     except Exception:  # Ray raises many kinds
         logger.warning("%s: the other replicas cannot be read", options.name, exc_info=True)
         return Others.UNKNOWN

@@ -4,6 +4,7 @@ The options hold settings of the replica's own model only, because a change of t
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -26,6 +27,7 @@ class ReplicaOptions:
     stuck_after_s: float
     limits: QueueLimitsConfig
     defaults: GenerationParameters
+    resources: Mapping[str, float]  # that it reserves
     required: bool = False  # whether the replica must not run without its model
     reload: str | None = None  # a new value restarts the replica
 
@@ -42,6 +44,7 @@ class ReplicaOptions:
             source=model.checkpoint,
             revision=model.checkpoint_revision,
             device=placement.device,
+            resources=placement.resources,
             dtype=model.dtype,
             num_threads=max(1, int(placement.num_cpus)),
             stuck_after_s=model.health.stuck_after_s,

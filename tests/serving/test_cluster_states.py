@@ -32,6 +32,7 @@ phi3_serve.errors.CheckpointError: /x/config.json: file is missing
         (deployment("UPSCALING", RUNNING=1, STARTING=1), None, "ready", ""),
         (deployment("HEALTHY", RUNNING=1), "1 GPU", "ready", ""),
         (deployment("UPDATING", RECOVERING=1), None, "ready", ""),
+        (deployment("HEALTHY", PENDING_MIGRATION=1, STARTING=1), None, "ready", ""),
         (deployment("HEALTHY"), None, "scaled_to_zero", "No replica runs; a request starts one."),
         (None, None, "loading", "The application is being built."),
         (
@@ -127,10 +128,15 @@ def test_a_model_is_ready_when_one_replica_has_it() -> None:
     found = variant_state(deployment("HEALTHY", RUNNING=1, STARTING=1), None, [without, PROGRESS])
     assert (found.state, found.detail) == ("loading", PROGRESS.text)
     assert variant_state(deployment("UPDATING", RECOVERING=1), None, [without]).state == "failed"
+    assert variant_state(deployment("UPDATING", RECOVERING=1), None, [PROGRESS]).state == "loading"
+    found = variant_state(deployment("UPDATING", RECOVERING=2), None, [PROGRESS])
+    assert (found.state, found.num_replicas) == ("ready", 1)
 
 
-def test_a_next_try_that_is_late_is_a_second_away() -> None:
-    assert TRIED.wait_s(NOW + 1000) == 1
+def test_a_try_that_runs_has_no_next_one() -> None:
+    assert TRIED.wait_s(NOW + 12) == 1
+    assert TRIED.wait_s(NOW + 1000) == 10
+    assert TRIED.in_words(NOW + 1000) == "/x: file is missing. Tried 3 times; the next try runs now."
 
 
 def test_a_stopped_rollout_is_named_beside_the_earlier_version_that_answers() -> None:

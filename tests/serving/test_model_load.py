@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,8 @@ class Ray:
         self.loaded: LoadedReplica | None = None
         self.announced: list[LoadedReplica] = []
         monkeypatch.setattr(model_load, "find_others", lambda options: self.others)
-        monkeypatch.setattr(model_load, "last_loaded", lambda model: self.loaded)
-        monkeypatch.setattr(model_load, "announce", lambda model, version: self.announced.append(version))
+        monkeypatch.setattr(model_load, "last_loaded", lambda deployment: self.loaded)
+        monkeypatch.setattr(model_load, "announce", self.announced.append)
         monkeypatch.setattr("phi3_serve.serving.load_status._internal_kv_put", lambda *given, **more: True)
         monkeypatch.setattr("phi3_serve.serving.load_status._internal_kv_del", lambda *given, **more: 1)
         monkeypatch.setattr("phi3_serve.serving.replica.replica_name", lambda: NAME)
@@ -87,7 +88,7 @@ def test_a_replica_runs_without_its_model_until_the_source_is_repaired(
         assert event.error.message.startswith(
             f"Model mine is not loaded. {tmp_path}/later: no such checkpoint directory. Tried "
         )
-        assert event.error.retry_after_s == 1
+        assert event.error.retry_after_s in (1, 10)  # before the next try, or while it runs
         status = replica._load.status
         assert status is not None
         assert status.is_running
@@ -125,8 +126,11 @@ def failing_load(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]
         tries.append(1)
         raise error
 
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
     monkeypatch.setattr(model_load, "load_model", fail)
-    monkeypatch.setattr(model_load, "release_memory", lambda: None)  # nothing was loaded, and it takes a second
+    monkeypatch.setattr(model_load, "release_memory", broken)  # as after an error of the device
     return tries
 
 
@@ -217,6 +221,46 @@ def test_a_failure_that_nobody_knows_is_tried_again_in_a_new_process(
 
     asyncio.run(story())
     assert reasons[0] == "its model could not be loaded; a new process tries again"
+
+
+def test_a_chat_template_that_cannot_be_used_leaves_no_engine_behind(
+    ray: Ray, checkpoint: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(checkpoint, tmp_path / "template")
+    (source / "chat_template.jinja").write_text("{% for %}")
+
+    async def story() -> None:
+        replica = Replica(options(source))
+        await replica.start()
+        status = replica._load.status
+        assert status is not None
+        assert "chat template" in status.text
+
+    before = sum(thread.name == "phi3-engine" for thread in threading.enumerate())
+    asyncio.run(story())
+    assert sum(thread.name == "phi3-engine" for thread in threading.enumerate()) == before
+
+
+def test_a_replica_whose_lack_of_a_model_cannot_be_published_stays_in_its_constructor(
+    ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ingress would send it requests."""
+    tries = failing_load(monkeypatch, CheckpointIncomplete("gone"))
+
+    def away(*given: Any, **more: Any) -> None:
+        raise RuntimeError("the head is away")
+
+    async def story() -> None:
+        replica = Replica(options(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setattr("phi3_serve.serving.load_status._internal_kv_put", away)
+            starting = asyncio.create_task(replica.start())
+            await until(lambda: len(tries) > 3)
+            assert not starting.done()
+        async with asyncio.timeout(20):
+            await starting
+
+    asyncio.run(story())
 
 
 def test_outside_serve_a_failure_is_an_exception(tmp_path: Path) -> None:

@@ -41,5 +41,6 @@ def test_what_the_config_says_of_a_model() -> None:
         stuck_after_s=7,
         limits=LIMITS.of_queue,
         defaults=GenerationParameters(top_k=5),
+        resources={"CPU": 0.25},
     )
     assert pickle.loads(pickle.dumps(options)) == options
