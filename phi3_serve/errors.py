@@ -121,12 +121,20 @@ class AccessDenied(CheckpointError):
     """The repository is gated or private, and the token may not read it."""
 
 
-def did_you_mean(name: str, valid: Iterable[str], otherwise: str = ".", *, quote: str = "`") -> str:
+MAX_NAME_TO_COMPARE = 96  # characters; comparing a name of a megabyte takes half a second
+
+
+def did_you_mean(
+    name: str, valid: Iterable[str], otherwise: str = ".", *, quote: str = "`", cutoff: float = 0.6
+) -> str:
     """The end of a sentence about the unknown ``name``: "; did you mean `NEAREST`?".
 
     ``otherwise`` ends the sentence if no valid name is close. ``quote`` stands before and after the nearest name.
+    ``cutoff`` is how close a name must be, from 0 to 1 (``difflib.SequenceMatcher.ratio``).
     """
-    close = get_close_matches(name, [v for v in valid if not _is_opposite(name, v)], n=1, cutoff=0.6)
+    if len(name) > MAX_NAME_TO_COMPARE:
+        return otherwise
+    close = get_close_matches(name, [v for v in valid if not _is_opposite(name, v)], n=1, cutoff=cutoff)
     return f"; did you mean {quote}{close[0]}{quote}?" if close else otherwise
 
 

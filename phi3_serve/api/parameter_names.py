@@ -46,9 +46,11 @@ def sequence_bias(logit_bias: Mapping[str, float]) -> list[tuple[list[int], floa
 
 
 def _sequence_bias(value: Any, _: Json) -> Json:
+    if not value:  # llama.cpp's default is an empty list
+        return {}
     if not isinstance(value, dict):
         return {"sequence_bias": value}
-    return {"sequence_bias": [list(pair) for pair in sequence_bias(value)]} if value else {}  # as JSON has them
+    return {"sequence_bias": [list(pair) for pair in sequence_bias(value)]}  # as JSON has them
 
 
 def _max_tokens(value: Any, _: Json) -> Json:
@@ -64,6 +66,11 @@ def _predict(value: Any, siblings: Json) -> Json:
 def _top_k(value: Any, _: Json) -> Json:
     """-1 turns the cut-off off at vLLM, SGLang and llama.cpp."""
     return {"top_k": 0 if value == -1 and not isinstance(value, bool) else value}
+
+
+def _seed(value: Any, _: Json) -> Json:
+    """-1 is another seed for each request at vLLM and llama.cpp, as no seed is here."""
+    return {} if value == -1 and not isinstance(value, bool) else {"seed": value}
 
 
 def _repeat_penalty(value: Any, siblings: Json) -> Json:
@@ -116,6 +123,7 @@ OTHER_NAMES: Mapping[str, OtherName] = {
         {"type": "boolean"},
         _use_beam_search,
     ),
+    "seed": OtherName("seed", "vLLM, llama.cpp", "-1 is another seed for each request.", _OR_MINUS_ONE, _seed),
     "top_k": OtherName("top_k", "vLLM, SGLang", "-1 is off, as 0 is.", _OR_MINUS_ONE, _top_k),
 }
 
@@ -154,7 +162,8 @@ def given_parameters(body: Json, own_fields: Collection[str] = ()) -> GivenParam
     """
     given = GivenParameters()
     in_kwargs = body.get(KWARGS)
-    siblings = {**body, **in_kwargs} if isinstance(in_kwargs, dict) else body
+    of_kwargs = in_kwargs.items() if isinstance(in_kwargs, dict) else ()
+    siblings = {**body, **{name: value for name, value in of_kwargs if value is not None}}
     values: dict[str, Any] = {}
     for place, name, value in _fields(body):
         other = OTHER_NAMES.get(name)
@@ -176,7 +185,7 @@ def given_parameters(body: Json, own_fields: Collection[str] = ()) -> GivenParam
 def _differ(one: tuple[str, ...], other: tuple[str, ...]) -> InvalidRequest:
     names = [".".join(place) for place in (one, other)]
     return InvalidRequest(
-        f"`{names[0]}` and `{names[1]}` mean the same, and their values differ; send one of them.", names[0]
+        f"`{names[0]}` and `{names[1]}` set the same parameter to different values; send one of them.", names[0]
     )
 
 

@@ -145,11 +145,16 @@ IGNORED = frozenset(
 )
 
 
+MAX_UNKNOWN_FIELDS = 32  # each is compared with all known names
+# A name this close to a known one is a typing error. At 0.6, where a hint begins, `version` is close to `verbosity`.
+TYPING_ERROR = 0.8
+
+
 def unknown_fields(body: Mapping[str, object], own_fields: Collection[str]) -> list[str]:
     """The fields of ``body`` that no server has. ``own_fields`` are those of the schema. A null always passes.
 
     Raises:
-        InvalidRequest: a field is refused, or its name is close to one that is known.
+        InvalidRequest: a field is refused, its name is a typing error, or there are too many.
     """
     unknown = []
     for name, value in body.items():
@@ -158,14 +163,20 @@ def unknown_fields(body: Mapping[str, object], own_fields: Collection[str]) -> l
         if (reason := _reason(name, value)) is not None:
             raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
         if name not in _REASONS:
-            _refuse_close_name(name, own_fields)
+            _refuse_typing_error(name, own_fields)
             unknown.append(name)
+            if len(unknown) > MAX_UNKNOWN_FIELDS:
+                raise InvalidRequest(
+                    f"The body has more than {MAX_UNKNOWN_FIELDS} fields that nothing knows, such as `{name[:64]}`.",
+                    name[:64],
+                )
     return unknown
 
 
-def not_a_field(name: str) -> InvalidRequest:
-    """The error for a field that nothing knows."""
-    return InvalidRequest(f"`{name[:64]}` is not a field.", name[:64])
+def not_a_field(name: str, own_fields: Iterable[str]) -> InvalidRequest:
+    """The error for a field that nothing knows, with the nearest name."""
+    hint = did_you_mean(name, [*own_fields, *NAMES, *OTHER_NAMES, *_REASONS])
+    return InvalidRequest(f"`{name[:64]}` is not a field{hint}", name[:64])
 
 
 _REASONS = {**parameters.REFUSED, **REFUSED, **{name: (reason, ()) for name, reason in NEVER.items()}}
@@ -177,6 +188,6 @@ def _reason(name: str, value: object) -> str | None:
     return reason if reason and not is_one_of(value, without_effect) else None
 
 
-def _refuse_close_name(name: str, own_fields: Iterable[str]) -> None:
-    if hint := did_you_mean(name, [*own_fields, *NAMES, *OTHER_NAMES, *_REASONS], ""):
+def _refuse_typing_error(name: str, own_fields: Iterable[str]) -> None:
+    if hint := did_you_mean(name, [*own_fields, *NAMES, *OTHER_NAMES], "", cutoff=TYPING_ERROR):
         raise InvalidRequest(f"`{name[:64]}` is not a field{hint}", name[:64])

@@ -57,6 +57,8 @@ class ChatTemplate:
                 f"This model's tokenizer has no {SYSTEM_TOKEN}, so it takes no system message.", "prompt"
             )
         rendered = self._template.render(messages)
+        if self.source == PHI3_TEMPLATE:  # it writes every message
+            return rendered
         left_out = self._left_out(messages)
         if left_out is None:
             return rendered
@@ -92,7 +94,13 @@ class ChatTemplate:
             rendered = self._template.render(words)
         except InvalidRequest:  # the template tests contents, and has taken the real ones
             return None
-        return next((n for n in systems if words[n].content not in rendered), None)
+        end = 0
+        for n in systems:  # most templates keep the order, so that one pass finds them all
+            word = words[n].content
+            if (at := rendered.find(word, end)) < 0 and (at := rendered.find(word)) < 0:
+                return n
+            end = at
+        return None
 
     def _agrees_with_phi3(self) -> bool:
         """Whether the template writes the turns of user and assistant as Phi-3's does."""

@@ -18,6 +18,8 @@ from phi3_serve.core import Message
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.text.traced import Traced, joined, written
 
+MAX_REASON_LENGTH = 300  # characters
+
 
 class JinjaTemplate:
     """A compiled template. Threads may share it."""
@@ -32,6 +34,8 @@ class JinjaTemplate:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise CheckpointError(f"{file}: chat template: line {error.lineno}: {error.message}") from None
+        except SyntaxError as error:  # of the generated code, when blocks are nested too deeply
+            raise CheckpointError(f"{file}: chat template: {error.msg}") from None
         self._variables = {name: _as_written(token) for name, token in special_tokens.items()}
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Traced:
@@ -49,7 +53,8 @@ class JinjaTemplate:
                 **self._variables,
             )
         except Exception as error:  # also of Python: a template can add a number to a text
-            raise InvalidRequest(f"This model's chat template refuses the messages: {error}", "prompt") from None
+            reason = str(error)[:MAX_REASON_LENGTH]  # a template can put a whole message into it
+            raise InvalidRequest(f"This model's chat template refuses the messages: {reason}", "prompt") from None
         return cast(Traced, rendered)
 
 

@@ -190,7 +190,8 @@ def _control_tokens(
         return not (token.isalnum() or token.isspace()) and any(token in text for text in texts)
 
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-    return [token.content for token in added if token.special or is_written(token.content)]
+    # One character is ordinary text, also if a fine-tune pads with it.
+    return [t.content for t in added if len(t.content) > 1 and (t.special or is_written(t.content))]
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -206,6 +207,12 @@ def _spelled(token: str) -> bytes:
     return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
+def _parts(merge: str | Sequence[str]) -> set[str]:
+    """The two tokens of a merge, and the token that they make."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    return {*parts, "".join(parts)}
+
+
 def _twin(tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> tokenizers.Tokenizer:
     """A copy of ``tokenizer`` that knows the tokens of ``names`` by these names only."""
     description = json.loads(tokenizer.to_str())
@@ -215,6 +222,8 @@ def _twin(tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> tokenize
     model = description["model"]
     if isinstance(model["vocab"], dict):  # that no text is a control token, whatever the model makes of it
         model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
+        if "merges" in model:
+            model["merges"] = [merge for merge in model["merges"] if not names.keys() & _parts(merge)]
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     twin = tokenizers.Tokenizer.from_str(json.dumps(description))
     for t in added:

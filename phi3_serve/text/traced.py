@@ -93,6 +93,11 @@ def joined(parts: Iterable[object]) -> Traced:
     length = 0
     for part in parts:
         text = str(part)
+        if not length:  # a template that collects its text in a variable copies all spans for each message
+            spans = list(text._written) if isinstance(text, Traced) else []
+            texts.append(text)
+            length = len(text)
+            continue
         for start, stop in text._written if isinstance(text, Traced) else ():
             if spans and spans[-1][1] == length + start:
                 spans[-1] = (spans[-1][0], length + stop)

@@ -1,5 +1,6 @@
 """Generate parameters as fields of the body, by their own names and by those of other servers, in every API."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,6 +113,21 @@ def test_minus_one_is_no_limit_but_the_context(client: TestClient, path: str, un
 
 
 @each_api
+def test_a_seed_of_minus_one_is_no_seed(client: TestClient, path: str) -> None:
+    fields = {"temperature": 2.0, "do_sample": True, "max_tokens": 12, "seed": -1}
+    assert len({tuple(answer(client, path, fields)) for _ in range(4)}) > 1
+
+
+@each_api
+def test_max_tokens_is_kept_beside_max_length(client: TestClient, path: str) -> None:
+    fields = {"do_sample": False, "temperature": 1, **ENDLESS, "max_tokens": 3, "max_length": 100}
+    details = {"return_dict_in_generate": True} if path == "/chat" else {}
+    content = client.post(path, json={**BODIES[path], **fields, **details}).json()
+    usage = content["Details"]["usage"] if path == "/chat" else content["usage"]
+    assert usage["completion_tokens"] == 3
+
+
+@each_api
 @pytest.mark.parametrize(
     ("fields", "one", "other"),
     [
@@ -126,7 +142,7 @@ def test_minus_one_is_no_limit_but_the_context(client: TestClient, path: str, un
 )  # fmt: skip
 def test_two_values_are_refused(client: TestClient, path: str, fields: dict[str, Any], one: str, other: str) -> None:
     message, param = refusal(client, path, fields)
-    assert message == f"`{one}` and `{other}` mean the same, and their values differ; send one of them."
+    assert message == f"`{one}` and `{other}` set the same parameter to different values; send one of them."
     assert param in (None, one)
 
 
@@ -187,8 +203,6 @@ def test_what_the_model_refuses_has_the_name_that_was_sent(
     [
         ("temprature", 1, "`temprature` is not a field; did you mean `temperature`?"),
         ("top-k", 1, "`top-k` is not a field; did you mean `top_k`?"),
-        ("min_completion_tokens", 1, "`min_completion_tokens` is not a field"),
-        ("max_predict_tokens", 1, "`max_predict_tokens` is not a field"),
         ("logits_processors", ["my.module"], "it would run code that the request brings"),
         ("prompt_logprobs", 1, "prompts are not scored"),
         ("guided_json", {"type": "object"}, "answers in a given format are not offered"),
@@ -207,9 +221,10 @@ def test_what_is_not_honoured_is_refused_by_name(
     assert param in (None, name)
 
 
-@pytest.mark.parametrize("name", ["min_completion_tokens", "min_predict", "max_new_token_length"])
+@pytest.mark.parametrize("name", ["min_completion_tokens", "min_predict", "max_predict_tokens", "max_new_token_length"])
 def test_a_minimum_is_never_taken_for_a_maximum(client: TestClient, name: str) -> None:
     message, _ = refusal(client, "/v1/chat/completions", {name: 1})
+    assert f"`{name}` is not a field" in message
     assert f"did you mean `{'max' if name.startswith('min') else 'min'}" not in message
 
 
@@ -278,6 +293,24 @@ def test_chat_drops_no_parameter_in_silence(client: TestClient) -> None:
     )
     unknown = client.post("/chat", json={**body, "frobnicate": 1, "nothing": None}).json()
     assert unknown["warnings"] == ["`frobnicate` is not a field; it had no effect."]
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "user_id", "conversation_id", "version", "history", "system_prompt", "verbose", "model_name"]
+)
+def test_chat_takes_fields_of_kaitos_clients_that_only_resemble_known_ones(client: TestClient, name: str) -> None:
+    content = client.post("/chat", json={**BODIES["/chat"], name: "x", "max_new_tokens": 2}).json()
+    assert content["warnings"] == [f"`{name}` is not a field; it had no effect."]
+
+
+@each_api
+def test_many_fields_and_long_names_cost_little(client: TestClient, path: str) -> None:
+    begun = time.monotonic()
+    message, _ = refusal(client, path, {f"zq{number:06d}wk": 1 for number in range(4_000)})
+    assert "zq0000" in message
+    message, param = refusal(client, path, {"max_new_token" * 5_000: 1, "top_kk": 1})
+    assert param in (None, "top_kk", ("max_new_token" * 5_000)[:64])
+    assert time.monotonic() - begun < 5
 
 
 def test_null_kwargs_with_a_field(client: TestClient) -> None:

@@ -17,8 +17,8 @@ def test_allocator_options_of_the_operator_stay(name: str) -> None:
 
 SCRIPT = """
 import os, sys, warnings
-warnings.simplefilter("error")
 from phi3_serve.serving.replica_process import set_allocator_options
+warnings.simplefilter("error")
 assert "torch" not in sys.modules
 set_allocator_options(os.environ)
 import torch

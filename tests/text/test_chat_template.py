@@ -199,6 +199,10 @@ def test_without_a_template_it_is_that_of_phi3(tmp_path: Path, tokenizers: dict[
     [
         ("{{ 'a'\n", "tokenizer_config.json: chat template: line 1: "),
         ("\n{% for %}", "tokenizer_config.json: chat template: line 2: "),
+        (
+            "{% for a in b %}" * 25 + "{% endfor %}" * 25,
+            "tokenizer_config.json: chat template: too many statically nested",
+        ),
         ("{% nothing %}", "tokenizer_config.json: chat template: line 1: Encountered unknown tag 'nothing'."),
         (
             "{% for m in messages %}{{ '<|{}|>{}'.format(m.role, m.content) }}{% endfor %}",
@@ -237,6 +241,26 @@ def test_what_a_template_refuses_is_a_fault_of_the_request(tmp_path: Path, templ
 
 
 # --- system messages
+
+
+def test_the_words_of_a_template_are_cut(tmp_path: Path) -> None:
+    both = Both(write(tmp_path, "{{ raise_exception('bad: ' + messages[0].content) }}"))
+    with pytest.raises(InvalidRequest, match="bad: xxx") as raised:
+        both.encode([Message("user", "x" * 100_000)])
+    assert len(raised.value.message) < 400
+
+
+def test_a_special_token_that_is_a_word_leaves_the_text_of_users_readable(tmp_path: Path) -> None:
+    """A fine-tune may pad with a mark, or with a token that merges make. A mark gets the same ids as in transformers."""
+    directory = write(tmp_path, template_of("phi-3-mini"))
+    marked, merged = load(directory), load(directory)
+    marked.add_special_tokens({"pad_token": "!"})
+    merged.add_special_tokens({"pad_token": "ing"})
+    ids = Phi3Tokenizer(marked).encode(Conversation((Message("user", "Hi! You!"),)))
+    messages = [{"role": "user", "content": "Hi! You!"}]
+    assert ids == marked.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    ids = Phi3Tokenizer(merged).encode(Conversation((Message("user", "going on"),)))
+    assert "going on" in load(directory).decode(ids)
 
 
 def test_medium_keeps_a_system_message_that_its_own_template_leaves_out(tokenizers: dict[str, Both]) -> None:

@@ -67,7 +67,7 @@ class ChatRequest(BodyWithParameters):
 
     prompt: Characters | None = None
     """The text to continue, exactly as given. Text that spells a control token becomes the control token."""
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Len(0, 1024)] | None = None
     """A conversation instead of a prompt. The checkpoint's chat template is applied, and Result is the reply alone. The
     turns may have any order that the template takes. A system message that it leaves out, as Phi-3-medium's does, is
     written as in Phi-3-mini, or refused."""

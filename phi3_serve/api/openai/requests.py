@@ -104,13 +104,14 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
     if temperature == 0:  # generate() refuses 0 and calls it do_sample false
         given = replace(given, temperature=None)
     is_search = temperature == 0 or given.asks_for_beams
-    has_length = given.max_new_tokens is not None or given.max_length is not None
+    is_default = getattr(body, "max_completion_tokens", None) is None and body.max_tokens is None
+    has_length = given.max_new_tokens is not None or (given.max_length is not None and is_default)
     of_fields = GenerationParameters(
         max_new_tokens=None if has_length else max_new_tokens,
         temperature=body.temperature or None,
         do_sample=False if is_search else None,
         top_p=body.top_p,
-        seed=None if body.seed is None else body.seed % _NUM_SEEDS,
+        seed=None if body.seed in (None, -1) else body.seed % _NUM_SEEDS,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         sequence_bias=sequence_bias(body.logit_bias or {}) or None,

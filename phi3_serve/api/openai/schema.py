@@ -94,7 +94,7 @@ class RequestBody(BodyWithParameters):
     def refuse_fields(cls, body: Mapping[str, Any]) -> Sequence[str]:
         """See the base class."""
         for name in unknown_fields(body, cls.model_fields):
-            raise not_a_field(name)
+            raise not_a_field(name, cls.model_fields)
         return ()
 
     @property

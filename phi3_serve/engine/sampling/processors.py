@@ -42,6 +42,7 @@ class ScoreSettings:
         is_bos_forced = self.num_prompt_tokens == 1 and p.forced_bos_token_id is not None
         self.begin_index = self.num_prompt_tokens + is_bos_forced  # position of the first token that is chosen freely
         self.min_tokens_to_keep = len(self.eos_token_ids) + 1 if p.is_beam_search else 1
+        self.allowed_token_ids = torch.tensor(sorted(set(p.allowed_token_ids)), dtype=torch.long)
         self.processors = tuple(name for name, (is_requested, _) in _PROCESSORS.items() if is_requested(self))
 
 
@@ -178,7 +179,7 @@ def _min_length(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Ten
 def _allowed(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
     """As PrefixConstrainedLogitsProcessor with the same tokens at every step."""
     for index, row in zip(indices, rows, strict=True):
-        allowed = torch.tensor(row.settings.parameters.allowed_token_ids, device=scores.device)
+        allowed = row.settings.allowed_token_ids = row.settings.allowed_token_ids.to(scores.device)
         kept = scores[index, allowed]
         scores[index] = RULED_OUT
         scores[index, allowed] = kept
