@@ -32,6 +32,7 @@ class Panel:
 
     title: str
     bars: tuple[Bar, ...]
+    full_scale: float | None = None  # the value of the longest possible bar; the largest value if None
 
     @property
     def height(self) -> int:
@@ -40,11 +41,15 @@ class Panel:
 
 
 def main() -> None:
-    """Write every plot."""
-    for name, panels_of in {"engine": engine, "http": http, "overload": overload}.items():
-        data = json.loads((HERE / "data" / f"{name}.json").read_text())
-        svg = drawn(panels_of(data["report"]), f"{data['command']} · {data['hardware']} · {data['date']}")
-        (HERE / "images" / f"{name}.svg").write_text(svg)
+    """Write a plot for each data file."""
+    for data in (HERE / "data").glob("*.json"):
+        (HERE / "images" / f"{data.stem}.svg").write_text(plot(data.stem))
+
+
+def plot(name: str) -> str:
+    """The SVG of ``docs/data/NAME.json``."""
+    data = json.loads((HERE / "data" / f"{name}.json").read_text())
+    return drawn(PLOTS[name](data["report"]), f"{data['command']} · {data['hardware']} · {data['date']}")
 
 
 def engine(report: Any) -> list[Panel]:
@@ -78,6 +83,20 @@ def overload(report: Any) -> list[Panel]:
     return [Panel(f"99 % of the refusals arrived within, milliseconds, {clients:,} clients at once", tuple(bars))]
 
 
+def gpu(report: Any) -> list[Panel]:
+    """The tables of ``make gpu``: the share of the card's limit that decode and prefill reach."""
+    panels = []
+    for phase in ("decode", "prefill"):
+        for card in sorted({line["card"] for line in report["lines"]}):
+            lines = [line for line in report["lines"] if (line["phase"], line["card"]) == (phase, card)]
+            bars = (
+                Bar(f"{line['shape']}, {line['requests']} x {line['tokens']:,} tokens", line["percent_of_limit"], True)
+                for line in lines
+            )
+            panels.append(Panel(f"{phase.capitalize()} on an {card}, % of the card's limit", tuple(bars), 100))
+    return panels
+
+
 def drawn(panels: Sequence[Panel], source: str) -> str:
     """The SVG of ``panels``, one below another, with ``source`` below them."""
     width = 2 * MARGIN + LABEL_WIDTH + BAR_WIDTH + VALUE_WIDTH
@@ -94,7 +113,7 @@ def drawn(panels: Sequence[Panel], source: str) -> str:
 
 def _panel(panel: Panel, top: int) -> list[str]:
     parts = [_text(MARGIN, top + TITLE_HEIGHT - 12, panel.title, "font-weight='600'")]
-    largest = max(bar.value for bar in panel.bars)
+    largest = max(panel.full_scale or 0, *(bar.value for bar in panel.bars))
     for number, bar in enumerate(panel.bars):
         y = top + TITLE_HEIGHT + number * ROW_HEIGHT
         left, length = MARGIN + LABEL_WIDTH, BAR_WIDTH * bar.value / largest
@@ -112,6 +131,9 @@ def _text(x: float, y: float, text: str, style: str) -> str:
 def _requests(count: int) -> str:
     return "one request" if count == 1 else f"{count} requests at once"
 
+
+PLOTS = {"engine": engine, "http": http, "overload": overload, "gpu": gpu}
+"""The panels of each plot, by the name of its data file."""
 
 if __name__ == "__main__":
     main()

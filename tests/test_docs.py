@@ -1,9 +1,11 @@
-"""Every file that the documents name exists."""
+"""Every file that the documents name exists, and every plot shows its data."""
 
 import re
 from pathlib import Path
 
 import pytest
+
+from docs.plots import plot
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -29,3 +31,14 @@ def test_the_architecture_names_every_package_and_module() -> None:
         if path.name not in ("__init__.py", "__main__.py") and (path.suffix == ".py" or any(path.rglob("*.py")))
     }
     assert names <= set(re.findall(r"`([\w./-]+)`", PACKAGE_DOCUMENT))
+
+
+@pytest.mark.parametrize("data", sorted((ROOT / "docs" / "data").glob("*.json")), ids=lambda path: path.stem)
+def test_a_plot_shows_its_data(data: Path) -> None:
+    assert (ROOT / "docs" / "images" / f"{data.stem}.svg").read_text() == plot(data.stem)
+
+
+def test_every_plot_is_on_the_page_of_benchmarks() -> None:
+    images = {path.name for path in (ROOT / "docs" / "images").glob("*.svg")}
+    assert images == {f"{path.stem}.svg" for path in (ROOT / "docs" / "data").glob("*.json")}
+    assert images <= set(re.findall(r"\]\(images/([\w.]+)\)", (ROOT / "docs" / "benchmarks.md").read_text()))
