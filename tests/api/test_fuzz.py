@@ -75,7 +75,7 @@ def _draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "stop_strings": one_of("a", ["the", "x"], [], ""),
         "max_time": one_of(0.001, 5),
         "prompt_lookup_num_tokens": one_of(1, 3),
-        "seed": one_of(0, 1, 2**62, 2**70),
+        "seed": one_of(-1, 0, 1, 2**62, 2**70),
         "stop_token_ids": one_of([], [5], [5, 703], [704]),
         "ignore_eos": one_of(True, False),
         "allowed_token_ids": one_of([], [5], [5, 6, 7], [643], list(range(704)), [704]),
@@ -108,6 +108,7 @@ def _other_draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "repeat_penalty": one_of(0, 1.0, 1.3),
         "use_beam_search": one_of(True, False, 1),
         "top_k": one_of(-1, 0, 10),
+        "seed": one_of(-1, 7),
     }
 
 
