@@ -10,6 +10,7 @@ refused and lost; the exit code says whether the promises held:
 - A bad request gets its 4xx. A greedy answer is the same, byte for byte, from the first to the last.
 """
 
+import contextlib
 import http.client
 import json
 import random
@@ -224,17 +225,25 @@ def go_on(
             progress.update(bar, completed=passed, description=f"{tally.sent} sent, {len(tally.lost)} lost")
             if every and passed > every * (len(recoveries) + 1) and (victims := _alive(cluster)):
                 what = rng.choice(sorted(victims))
-                clients.killed.append((time.monotonic(), what))
-                rng.choice(victims[what]).kill()
-                recoveries.append((what, _recovery(cluster)))
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself: another one is chosen
+                    rng.choice(victims[what]).kill()
+                    clients.killed.append((time.monotonic(), what))
+                    recoveries.append((what, _recovery(cluster)))
             time.sleep(0.2)
     return recoveries
 
 
 def _alive(cluster: Head) -> dict[str, list[psutil.Process]]:
     found = {what: cluster.processes(*words) for what, words in VICTIMS.items()}
-    found["proxy"] = [p for p in found["proxy"] if p.name() == "haproxy"]
+    found["proxy"] = [p for p in found["proxy"] if _name(p) == "haproxy"]
     return {what: processes for what, processes in found.items() if processes}
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _recovery(cluster: Head) -> float:
