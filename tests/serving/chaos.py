@@ -205,9 +205,11 @@ def main(
         asking = threading.Thread(target=clients.run)
         before = footprint(cluster)
         asking.start()
-        recoveries = go_on(cluster, clients, tally, seconds, every, random.Random(seed))
-        clients.stopped.set()
-        asking.join()
+        try:
+            recoveries = go_on(cluster, clients, tally, seconds, every, random.Random(seed))
+        finally:
+            clients.stopped.set()
+            asking.join()
         after = footprint(cluster)
     report(tally, recoveries, before, after, as_json=as_json)
     raise typer.Exit(bool(tally.lost))
