@@ -117,6 +117,10 @@ class CheckpointIncomplete(CheckpointError):
     """A directory, a file or a part of one is missing or cannot be read."""
 
 
+class DeviceMissing(CheckpointError):
+    """The model is for a GPU, and torch sees none."""
+
+
 class AccessDenied(CheckpointError):
     """The repository is gated or private, and the token may not read it."""
 

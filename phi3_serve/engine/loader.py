@@ -15,7 +15,7 @@ from phi3_serve.engine.checkpoint import CONFIG, TOKENIZER, Checkpoint, open_che
 from phi3_serve.engine.device import compute_capability, device_name
 from phi3_serve.engine.load_errors import fetch_error, in_one_line, resource_error
 from phi3_serve.engine.precision import dtype_to_load, has_bfloat16
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import CheckpointError, DeviceMissing
 from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
 from phi3_serve.parameters import NAMES, GenerationParameters
 
@@ -46,7 +46,7 @@ def load(name: str, source: str, revision: str | None, *, device: str, dtype: st
         CheckpointError: the checkpoint cannot be served. The message is one line that names the file.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"{name}: device is cuda, but torch sees no GPU on this node")
+        raise DeviceMissing(f"{name}: device is cuda, but torch sees no GPU on this node")
     if dtype == "bfloat16":
         _require_bfloat16(name, torch.device(device))
     checkpoint = open_checkpoint(fetch(name, source, revision))

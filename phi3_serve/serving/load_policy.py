@@ -8,6 +8,7 @@ from phi3_serve.errors import (
     AccessDenied,
     CheckpointError,
     CheckpointIncomplete,
+    DeviceMissing,
     MemoryFull,
     SourceUnreachable,
     StorageFull,
@@ -24,6 +25,7 @@ class RetryPolicy:
     max_delay_s: float
     passes: bool = False  # the cause ends by itself, often within a minute
     heals: bool = True  # the cause ends without a change of the configuration, so clients may try again
+    needs_new_process: bool = False  # another try in this process would fail, too
 
     def delay_s(self, num_tries: int) -> float:
         """Seconds from the end of the try number ``num_tries`` to the next one."""
@@ -36,11 +38,15 @@ _POLICIES: Mapping[type[CheckpointError], RetryPolicy] = {
     StorageFull: RetryPolicy(5, 60, passes=True),
     MemoryFull: RetryPolicy(5, 60, passes=True),
     CheckpointIncomplete: RetryPolicy(5, 60),
+    # torch looks for devices once in a process
+    DeviceMissing: RetryPolicy(15, 15, needs_new_process=True),
     AccessDenied: RetryPolicy(300, 300, heals=False),
     CheckpointError: RetryPolicy(300, 300, heals=False),
 }
+# The cause is not known, so the state of the process is not known either.
+_UNKNOWN = RetryPolicy(300, 300, heals=False, needs_new_process=True)
 
 
 def retry_policy(error: Exception) -> RetryPolicy:
-    """The policy of the cause ``error``. A cause that nobody knows counts as a damaged checkpoint."""
-    return next((_POLICIES[cls] for cls in type(error).__mro__ if cls in _POLICIES), _POLICIES[CheckpointError])
+    """The policy of the cause ``error``."""
+    return next((_POLICIES[cls] for cls in type(error).__mro__ if cls in _POLICIES), _UNKNOWN)

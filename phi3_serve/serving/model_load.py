@@ -34,7 +34,6 @@ class _Failure:
     error: CheckpointError
     policy: RetryPolicy
     delay_s: float  # to the next try
-    needs_new_process: bool  # the cause is not known, so the state of this process is not known either
 
 
 class ModelLoad:
@@ -89,7 +88,7 @@ class ModelLoad:
                 self._background.add_done_callback(self._end_if_broken)
                 return
             await asyncio.sleep(failure.delay_s)
-            if failure.needs_new_process:
+            if failure.policy.needs_new_process:
                 raise failure.error
 
     async def _others(self) -> Others | None:
@@ -112,7 +111,7 @@ class ModelLoad:
         watching = asyncio.create_task(self._end_when_another_loads(loaded_before))
         while failure is not None:
             await asyncio.sleep(failure.delay_s)
-            if failure.needs_new_process:
+            if failure.policy.needs_new_process:
                 self._on_fatal_error("its model could not be loaded; a new process tries again")
             failure = await self._try_once(watching)
             if failure is not None:
@@ -144,7 +143,7 @@ class ModelLoad:
                 loaded = LoadedReplica(name=self._replica, version=self._options.version, engine=model.engine.info)
                 await asyncio.to_thread(announce, loaded)
             return None
-        if not failure.needs_new_process:
+        if not failure.policy.needs_new_process:
             with suppress(Exception):  # as after an error of the device; the next try shows it
                 await asyncio.to_thread(release_memory)
         return failure
@@ -156,7 +155,7 @@ class ModelLoad:
             cause = type(error)(error.message)
         else:
             cause = CheckpointError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
-        failure = _Failure(cause, policy, policy.delay_s(self._num_tries), needs_new_process=not is_known)
+        failure = _Failure(cause, policy, policy.delay_s(self._num_tries))
         logger.error(
             "%s cannot be loaded: %s (try %d; the next one in %.0f s)",
             *(name, cause.message, self._num_tries, failure.delay_s),

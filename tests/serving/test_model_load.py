@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 
 from phi3_serve.config import LimitsConfig, ModelConfig
 from phi3_serve.core import Done, EngineInfo, Event, Failed
@@ -58,8 +59,8 @@ def loaded_by(name: str) -> LoadedReplica:
     return LoadedReplica(name=name, version="any", engine=engine)
 
 
-def options(source: Path, **fields: Any) -> ReplicaOptions:
-    model = ModelConfig(name="mine", source=str(source), device="cpu", **fields)
+def options(source: Path, *, device: Literal["cpu", "cuda"] = "cpu", **fields: Any) -> ReplicaOptions:
+    model = ModelConfig(name="mine", source=str(source), device=device, **fields)
     return ReplicaOptions.from_config(model, place(model, cluster_has_gpu=False), LimitsConfig())
 
 
@@ -217,6 +218,24 @@ def test_a_failure_that_nobody_knows_is_tried_again_in_a_new_process(
         assert status.text == "mine: RuntimeError: CUDA error: an illegal memory access was encountered"
         assert not status.heals
         assert len(tries) == 1
+        await until(lambda: reasons)
+
+    asyncio.run(story())
+    assert reasons[0] == "its model could not be loaded; a new process tries again"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_gpu_that_torch_does_not_see_is_looked_for_in_a_new_process(ray: Ray, checkpoint: Path) -> None:
+    """Torch looks for devices once in a process."""
+    reasons: list[str] = []
+
+    async def story() -> None:
+        replica = Replica(options(checkpoint, device="cuda"), reasons.append)
+        await replica.start()
+        status = replica._load.status
+        assert status is not None
+        assert status.text == "mine: device is cuda, but torch sees no GPU on this node"
+        assert status.heals
         await until(lambda: reasons)
 
     asyncio.run(story())
