@@ -4,8 +4,8 @@ Everything here is plain data, pickled between the ingress and the replicas.
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from phi3_serve.errors import Phi3ServeError
@@ -38,6 +38,7 @@ class RawPrompt:
 
     text: str
     prefix: str = ""
+    add_special_tokens: bool = True  # those that the tokenizer puts before every text, if it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Conversation:
     """A conversation, which the replica renders with the chat template of its checkpoint."""
 
     messages: tuple[Message, ...]
+    add_generation_prompt: bool = True  # end with what begins an answer of the assistant
+    continue_final_message: bool = False  # end within the last message, which the answer continues
+    add_special_tokens: bool = False  # those of RawPrompt, besides what the template writes
 
 
 Prompt = RawPrompt | TokenPrompt | Conversation
@@ -82,6 +86,9 @@ class GenerationRequest:
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
     truncate_prompt: bool = False  # handle_long_generation "hole": drop the start of a prompt that is too long
+    shows_prompt: bool = False  # the answer has the prompt's text and tokens; prompt_logprobs implies it
+    shows_tokens: bool = False  # the answer has its tokens and their places in the text, in a stream with each piece
+    shows_usage: bool = False  # each piece of a stream has the usage up to it
     options: RequestOptions
 
 
@@ -99,6 +106,7 @@ class TokenLogprobs:
 
     chosen: float
     likeliest: tuple[tuple[int, float], ...]  # (token id, log-probability), the most likely first
+    rank: int | None = None  # of the token among all tokens, from 1; only of a token of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +123,42 @@ class GeneratedSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class LikelyToken:
+    """A token that could stand at a place."""
+
+    token_id: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextToken:
+    """A token of a text."""
+
+    token_id: int
+    piece: bytes  # what the text has of it; a control token has its name, an unknown id nothing
+    offset: int  # characters of the text before it
+    in_text: bool = True  # False: it leaves no trace in the text, or lies behind a stop string
+    logprob: float | None = None  # if requested; the first token of a prompt has none
+    likeliest: tuple[LikelyToken, ...] = ()  # the most likely first
+    rank: int | None = None  # see ``TokenLogprobs``
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """The prompt as the model has read it: its text, with control tokens by their names, and its tokens."""
+
+    text: str
+    tokens: tuple[TextToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One generated sequence as text."""
 
     text: str
     sequence: GeneratedSequence
-    pieces: Mapping[int, bytes] = field(default_factory=dict)  # the bytes of every token id in ``sequence.logprobs``
-    control_ids: Set[int] = frozenset()  # those of ``pieces`` that leave no trace in the text
-    drops_first_space: bool = False  # whether the text begins without the space of its first token
+    tokens: tuple[TextToken, ...] = ()  # if requested, all of the sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +173,12 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of a streamed answer."""
+    """The next piece of a streamed answer. All but the text only if requested."""
 
     text: str
+    tokens: tuple[TextToken, ...] = ()  # of this piece
+    prompt: PromptText | None = None  # in the first piece
+    usage: Usage | None = None  # up to this piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +188,7 @@ class Done:
     completions: tuple[Completion, ...]
     usage: Usage
     warnings: tuple[str, ...] = ()  # parameters that could not have their effect
+    prompt: PromptText | None = None  # if requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +222,21 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredPrompt:
+    """The log-probabilities of all tokens of the prompt but the first; only with ``prompt_logprobs``.
+
+    It comes once, before the first token of the answer. A prompt of one token has none.
+    """
+
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NewTokens:
-    """The next token ids of a streamed sequence."""
+    """The next token ids of a streamed sequence, and their log-probabilities if requested."""
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +246,7 @@ class Finished:
     sequences: tuple[GeneratedSequence, ...]
 
 
-EngineEvent = Started | NewTokens | Finished | Failed
+EngineEvent = Started | ScoredPrompt | NewTokens | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

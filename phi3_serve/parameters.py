@@ -23,7 +23,7 @@ def has_no_lone_surrogate(text: str) -> bool:
 
 Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
 StopString = Annotated[str, Length(1, 256), Predicate(has_no_lone_surrogate)]
-BadWord = Annotated[str, Length(1, 64), Predicate(has_no_lone_surrogate)]
+BadWord = Annotated[str, Length(1, 256), Predicate(has_no_lone_surrogate)]
 TokenId = Annotated[int, Range(ge=0)]
 TokenIds = Annotated[list[TokenId], Length(1, 1024)]
 NoneOrMoreTokenIds = Annotated[list[TokenId], Length(0, 1024)]
@@ -33,7 +33,9 @@ EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
 MAX_SEQUENCES = 64
 MAX_TOP_LOGPROBS = 20
-MAX_STOP_STRINGS = 32  # editors send 17; each is searched for after every token
+MAX_PROMPT_LOGPROBS = 2**18  # log-probabilities of one prompt: those of its tokens and of the likeliest ones beside
+# All are searched for after every token, which takes 16 microseconds with 256 strings of 256 characters.
+MAX_STOP_STRINGS = 256
 MAX_TOKENS_LISTED = 131_072  # more than any vocabulary of the Phi-3 family has
 MAX_BAD_WORDS = 256
 
@@ -131,6 +133,10 @@ class GenerationParameters:
     top_logprobs: Annotated[int, Range(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """Add to Details the log-probability of each token and of this many most likely tokens, from the model's unchanged
     scores; not with beam search."""
+    prompt_logprobs: Annotated[int, Range(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """Add to Details the log-probability of each token of the prompt after the first and of this many most likely
+    tokens, as in vLLM. The whole prompt is computed again, also if its start is cached. Tokens of the prompt times 1 +
+    prompt_logprobs: at most 262,144."""
     return_dict_in_generate: bool | None = None
     """Add Details (token ids, finish reason) to the answer, beside Result."""
     pad_token_id: TokenId | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from phi3_serve.core import EngineRequest
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS
+from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS, MAX_PROMPT_LOGPROBS
 from phi3_serve.resolved_parameters import ResolvedParameters, check_token_ids
 
 
@@ -29,7 +29,8 @@ def prepare(
     prompt that leaves no space for the answer (``handle_long_generation`` "hole").
 
     Raises:
-        InvalidRequest: the prompt is empty, or prompt and answer do not fit into the context.
+        InvalidRequest: the prompt is empty, prompt and answer do not fit into the context, or the prompt is too long
+            for the log-probabilities that are asked of it.
     """
     if parameters.truncate_prompt_tokens is not None:
         num_given = len(prompt_ids)
@@ -41,6 +42,7 @@ def prepare(
     if truncates_prompt:
         prompt_ids = prompt_ids[-kept_by_hole(parameters, prompt=len(prompt_ids), context=context_length) :]
     total = lengths(parameters, prompt=len(prompt_ids), prefix=num_prefix_tokens, context=context_length)
+    _check_prompt_logprobs(parameters, len(prompt_ids))
     now = time.monotonic()
     return EngineRequest(
         request_id=request_id,
@@ -53,6 +55,16 @@ def prepare(
         deadline=now + timeout_s,
         begin_by=math.inf if queue_timeout_s is None else now + queue_timeout_s,
     )
+
+
+def _check_prompt_logprobs(parameters: ResolvedParameters, prompt: int) -> None:
+    of_token = 1 + (parameters.prompt_logprobs or 0)
+    if parameters.prompt_logprobs is not None and prompt * of_token > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"`prompt_logprobs` is {parameters.prompt_logprobs}, which makes {prompt * of_token:,} log-probabilities "
+            f"of a prompt of {prompt:,} tokens; the most is {MAX_PROMPT_LOGPROBS:,}.",
+            "prompt_logprobs",
+        )
 
 
 def check_vocabulary(request: EngineRequest, vocab_size: int) -> None:

@@ -80,6 +80,7 @@ class ResolvedParameters:
     truncation_side: Literal["left", "right"] = "left"
     # the rest
     top_logprobs: int | None = None  # 0 asks for the log-probability of the chosen token alone
+    prompt_logprobs: int | None = None  # the same for the tokens of the prompt
     prompt_lookup_num_tokens: int | None = None
     seed: int | None = None
 
@@ -219,7 +220,8 @@ def _sequences_fit_the_search(p: ResolvedParameters) -> None:
 def _lookup_has_one_sequence(p: ResolvedParameters) -> None:
     if p.prompt_lookup_num_tokens is not None and (p.is_beam_search or p.num_return_sequences > 1):
         raise InvalidRequest(
-            "`prompt_lookup_num_tokens` works on a single sequence: `num_beams` and `num_return_sequences` must be 1.",
+            "`prompt_lookup_num_tokens` works on a single sequence: without beam search (`num_beams`), and for one "
+            "answer (`num_return_sequences`).",
             "prompt_lookup_num_tokens",
         )
 
@@ -227,7 +229,7 @@ def _lookup_has_one_sequence(p: ResolvedParameters) -> None:
 def _logprobs_need_no_beams(p: ResolvedParameters) -> None:
     if p.top_logprobs is not None and p.is_beam_search:
         raise InvalidRequest(
-            "`top_logprobs` is not offered with `num_beams` above 1; `output_scores` gives the beams' scores.",
+            "`top_logprobs` is not offered with beam search (`num_beams`); `output_scores` gives the beams' scores.",
             "top_logprobs",
         )
 

@@ -18,7 +18,7 @@ def test_the_list_is_that_of_the_design() -> None:
         num_return_sequences output_scores return_dict_in_generate pad_token_id bos_token_id eos_token_id stop_strings
         max_time prompt_lookup_num_tokens seed"""
     of_openai = "presence_penalty frequency_penalty top_logprobs"
-    of_others = """stop_token_ids ignore_eos allowed_token_ids bad_words repeat_last_n stop
+    of_others = """prompt_logprobs stop_token_ids ignore_eos allowed_token_ids bad_words repeat_last_n stop
         include_stop_str_in_output skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens truncation_side"""
     assert set(NAMES) == set(honoured.split()) | set(of_openai.split()) | set(of_others.split())
 

@@ -54,7 +54,8 @@ from phi3_serve.resolved_parameters import check_token_ids, resolve
         (
             P(prompt_lookup_num_tokens=3, num_beams=2),
             "prompt_lookup_num_tokens",
-            "`prompt_lookup_num_tokens` works on a single sequence: `num_beams` and `num_return_sequences` must be 1.",
+            "`prompt_lookup_num_tokens` works on a single sequence: without beam search (`num_beams`), and for one "
+            "answer (`num_return_sequences`).",
         ),
         (
             P(suppress_tokens=[5, 6], forced_eos_token_id=5),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve import overload
-from phi3_serve.core import EngineEvent, EngineInfo, EngineRequest, Failed, Finished, NewTokens
+from phi3_serve.core import EngineEvent, EngineInfo, EngineRequest, Failed, Finished, NewTokens, ScoredPrompt
 from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.device import compute_capability, device_name
 from phi3_serve.engine.generation import Generation
@@ -21,6 +21,7 @@ from phi3_serve.engine.model.decoder import sliding_window
 from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
 from phi3_serve.engine.sampling.device_sampler import NOT_CHOSEN, ChosenTokens
 from phi3_serve.engine.sampling.drawing import scores_are_invalid
+from phi3_serve.engine.sampling.logprobs import token_logprobs
 from phi3_serve.engine.sampling.prompt_lookup import propose_draft
 from phi3_serve.engine.sampling.sampler import SamplingTask, advance, choose_tokens
 from phi3_serve.engine.sampling.stopping import StoppingCriteria, token_bytes
@@ -63,10 +64,19 @@ class _Task:
 
 
 @dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A request, some tokens of whose prompt are scored in a step."""
+
+    generation: Generation
+    logits: slice  # rows of the step's logits
+
+
+@dataclass(frozen=True, slots=True)
 class _Launched:
     """A step whose tokens are not read yet."""
 
     logits: Tensor
+    prompts: list[_Prompt]
     on_device: list[_Task]  # the device chooses their tokens
     on_host: list[_Task]
     tokens: ChosenTokens | None  # of ``on_device``, for one sequence after another
@@ -165,7 +175,7 @@ class EngineCore:
                 events += self._recover(plan, error)
         if before is not None:
             events += self._finish(before)
-        if launched is not None and launched.on_host:
+        if launched is not None and (launched.on_host or launched.prompts):
             events += self._finish(launched)
         elif launched is not None and launched.on_device:
             self._in_flight = launched
@@ -188,25 +198,37 @@ class EngineCore:
         self.runner.copy_blocks(plan.all_copies)
         logits = self.runner.run(chunks)
         self.scheduler.commit(plan)
-        tasks = self._tasks(plan)
+        tasks, prompts = self._tasks(plan)
         on_device = self._for_device(tasks)
         identities = set(map(id, on_device))
         on_host = [task for task in tasks if id(task) not in identities]
-        return _Launched(logits, on_device, on_host, self._choose_on_device(on_device, logits))
+        return _Launched(logits, prompts, on_device, on_host, self._choose_on_device(on_device, logits))
 
-    def _tasks(self, plan: Plan) -> list[_Task]:
-        tasks, start = [], 0
-        for generation in plan.ready:
-            strategy = generation.strategy
-            num_run_rows = len(strategy.rows)
-            end = start + sum(chunk.num_logits for chunk in plan.chunks[generation])
-            run_row_of = strategy.begin(self.blocks)
-            rows = [start + row for row in run_row_of]
-            negative = [start + num_run_rows + row for row in run_row_of] if strategy.negative_prompt_rows else []
-            sampling = SamplingTask(strategy, LogitIndices(rows, negative))
-            tasks.append(_Task(generation, sampling, list(strategy.rows)))
-            start = end
-        return tasks
+    def _tasks(self, plan: Plan) -> tuple[list[_Task], list[_Prompt]]:
+        """What is done with the logits of ``plan``: tokens are chosen, and prompts are scored."""
+        tasks: list[_Task] = []
+        prompts: list[_Prompt] = []
+        ready = set(plan.ready)
+        start = 0
+        for generation, chunks in plan.chunks.items():
+            firsts = []  # for each chunk its first row of the logits that tokens are chosen with
+            for chunk in chunks:
+                firsts.append(start + chunk.num_prompt_logits)
+                if chunk.num_prompt_logits:
+                    prompts.append(_Prompt(generation, slice(start, firsts[-1])))
+                start += chunk.num_logits
+            if generation in ready:
+                tasks.append(self._task(generation, firsts))
+        return tasks, prompts
+
+    def _task(self, generation: Generation, logits: Sequence[int]) -> _Task:
+        """``logits``: for each sequence that was run its row of the step's logits."""
+        strategy = generation.strategy
+        num_run_rows = len(strategy.rows)
+        run_row_of = strategy.begin(self.blocks)
+        rows = [logits[row] for row in run_row_of]
+        negative = [logits[num_run_rows + row] for row in run_row_of] if strategy.negative_prompt_rows else []
+        return _Task(generation, SamplingTask(strategy, LogitIndices(rows, negative)), list(strategy.rows))
 
     def _for_device(self, tasks: Sequence[_Task]) -> list[_Task]:
         if self._device_sampler is None:
@@ -232,7 +254,7 @@ class EngineCore:
 
     @torch.inference_mode()
     def _finish(self, launched: _Launched) -> Events:
-        """Give each request its next tokens; returns the events of all."""
+        """Give each request its next tokens, and score prompts; returns the events of all."""
         if launched.on_host:
             choose_tokens([task.sampling for task in launched.on_host], launched.logits.float(), self.blocks)
             if any(isinstance(task.sampling.error, EngineFailure) for task in launched.on_host):
@@ -241,12 +263,31 @@ class EngineCore:
             tokens = iter(launched.tokens.read())
             for task in launched.on_device:
                 self._append(task, [next(tokens) for _ in task.sequences], launched.logits)
-        return [
+        scored = self._score_prompts(launched)  # at last: a request that fails here needs no more tokens
+        return scored + [
             event
             for task in (*launched.on_device, *launched.on_host)
             if not task.generation.is_removed
             for event in self._events(task.generation, task.sampling)
         ]
+
+    def _score_prompts(self, launched: _Launched) -> Events:
+        """Add log-probabilities to prompts; returns an event for each prompt that is complete."""
+        events: Events = []
+        for prompt in launched.prompts:
+            generation, logits = prompt.generation, launched.logits[prompt.logits]
+            if generation.is_removed:
+                continue
+            try:
+                count = generation.request.parameters.prompt_logprobs or 0
+                tokens = generation.unscored_ids[: len(logits)]
+                generation.score(token_logprobs(logits, tokens, count, with_ranks=True))
+            except Exception as error:
+                events += self._fail_all([generation], error)
+                continue
+            if not generation.num_unscored:
+                events.append((generation, ScoredPrompt(tuple(generation.prompt_logprobs))))
+        return events
 
     def _append(self, task: _Task, tokens: Sequence[int], logits: Tensor) -> None:
         """Append the tokens that the device chose to the sequences that still need them."""
@@ -265,7 +306,8 @@ class EngineCore:
             return [self._fail(generation, task.error)]
         events: Events = []
         if task.new_tokens and generation.request.stream and strategy.num_rows == 1:
-            events.append((generation, NewTokens(tuple(task.new_tokens))))
+            logprobs = strategy.latest_logprobs(len(task.new_tokens))
+            events.append((generation, NewTokens(tuple(task.new_tokens), logprobs)))
         if strategy.is_done:
             events.append((generation, Finished(strategy.result())))
             self.scheduler.remove(generation)

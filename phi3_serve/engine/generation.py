@@ -1,9 +1,10 @@
 """One request on its way through the engine."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from phi3_serve.core import EngineEvent, EngineRequest
+from phi3_serve.core import EngineEvent, EngineRequest, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.strategies.base import Strategy
 
@@ -19,6 +20,32 @@ class Generation:
     has_started: bool = False  # set by the scheduler; stays true after a preemption
     announces_start: bool = False  # whether somebody waits for the event Started
     is_removed: bool = False  # set by the scheduler; a step that was launched before may still run
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # if requested, of the tokens from the second on
+
+    def __post_init__(self) -> None:
+        self._limit_reuse()
+
+    @property
+    def num_unscored(self) -> int:
+        """Tokens of the prompt whose log-probabilities are requested and missing."""
+        if self.request.parameters.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt_ids) - 1 - len(self.prompt_logprobs)
+
+    @property
+    def unscored_ids(self) -> tuple[int, ...]:
+        """The ids of these tokens. The logits of each are those of the token before it."""
+        return self.request.prompt_ids[len(self.prompt_logprobs) + 1 :] if self.num_unscored else ()
+
+    def score(self, logprobs: Iterable[TokenLogprobs]) -> None:
+        """Add the log-probabilities of the next unscored tokens."""
+        self.prompt_logprobs += logprobs
+        self._limit_reuse()
+
+    def _limit_reuse(self) -> None:
+        """A token whose logits are needed must be run, although the prefix cache may have its keys."""
+        for sequence in self.strategy.rows[:1]:  # none is left if the answer has ended with its first token
+            sequence.num_reusable = len(self.prompt_logprobs) if self.num_unscored else math.inf
 
     @property
     def num_rows(self) -> int:

@@ -224,7 +224,8 @@ class Scheduler:
                     continue
                 if not self._reserve_blocks(generation, sequence, count, plan):
                     return 0
-                plan.chunks.setdefault(generation, []).append(Chunk(sequence, count, int(is_complete)))
+                chunk = _chunk(generation, sequence, count, is_complete=is_complete)
+                plan.chunks.setdefault(generation, []).append(chunk)
                 used += count
         if is_complete:
             plan.ready.append(generation)
@@ -274,6 +275,16 @@ class Scheduler:
             table[-1] = own
         for _ in range(sequence.num_missing_blocks(num_tokens)):
             table.append(blocks.allocate())
+
+
+def _chunk(generation: Generation, sequence: CachedSequence, count: int, *, is_complete: bool) -> Chunk:
+    """The next ``count`` tokens; the logits of the last one are needed if all tokens of the request are run."""
+    num_prompt_logits = 0
+    if generation.num_unscored and sequence is generation.strategy.rows[0]:
+        first = len(generation.prompt_logprobs)  # the position whose logits score the next token
+        end = min(sequence.num_cached + count, sequence.num_prompt_tokens - 1)
+        num_prompt_logits = max(0, end - max(first, sequence.num_cached))
+    return Chunk(sequence, count, num_prompt_logits + int(is_complete), num_prompt_logits)
 
 
 def _closest(sequence: CachedSequence, others: list[CachedSequence]) -> CachedSequence:

@@ -3,7 +3,7 @@
 import queue
 from typing import Any
 
-from phi3_serve.core import EngineEvent, EngineRequest, Finished, GeneratedSequence, NewTokens
+from phi3_serve.core import EngineEvent, EngineRequest, Finished, GeneratedSequence, NewTokens, ScoredPrompt
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.parameters import GenerationParameters
@@ -43,7 +43,7 @@ class Answer:
     def all(self) -> list[EngineEvent]:
         """Wait for the last event."""
         seen = [self.events.get(timeout=120)]
-        while isinstance(seen[-1], NewTokens):
+        while isinstance(seen[-1], NewTokens | ScoredPrompt):
             seen.append(self.events.get(timeout=120))
         return seen
 

@@ -68,7 +68,7 @@ def test_every_parameter_is_drawn() -> None:
     # these are resolved before the engine: totals from max_length and min_length
     of_lengths = {"max_length", "min_length", "max_new_tokens"}
     # these are OpenAI's and not in transformers; test_openai_parameters.py holds them to their definition
-    of_openai = {"presence_penalty", "frequency_penalty", "top_logprobs"}
+    of_openai = {"presence_penalty", "frequency_penalty", "top_logprobs", "prompt_logprobs"}
     # nor are these; test_parameters_of_other_servers.py holds them to their definition, those of text tests/text
     of_others = {"ignore_eos", "bad_words", "repeat_last_n"}
     of_text = {"stop", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"}

@@ -43,6 +43,7 @@ class CachedSequence:
         self.block_table = array("i")
         self.num_freed = 0  # leading blocks that are given back; their entries in the block table are 0
         self.draft: tuple[int, ...] = ()  # speculated next tokens, which the next step verifies
+        self.num_reusable: float = math.inf  # leading tokens whose keys may come from the prefix cache
         self.uses_long_factors = False  # whether the first cached key was computed with the long RoPE factors
         self._long_factors_from = long_factors_from
         self._recomputes_at_crossing = recomputes_at_crossing
@@ -166,7 +167,7 @@ class CachedSequence:
     def acquire_prefix(self, blocks: BlockManager) -> None:
         """Start from the longest prefix that other sequences have published. The last token stays pending."""
         self._start_prefix(uses_long_factors=not self.num_with_short_factors)
-        end = min(len(self.tokens) - 1, self._prefix_end)
+        end = min(len(self.tokens) - 1, self._prefix_end, self.num_reusable)
         while (self._num_published + 1) * BLOCK_SIZE <= end:
             found = blocks.acquire_prefix(self._prefix, self._block_bytes(self._num_published))
             if found is None:
@@ -216,7 +217,8 @@ class CachedSequence:
         """Whether ``other`` is going to publish blocks that this sequence would have to compute itself."""
         if self.uses_long_factors != other.uses_long_factors:
             return False
-        end = min(self.num_common_blocks(other) * BLOCK_SIZE, self._prefix_end, other._prefix_end)
+        ends = (self._prefix_end, other._prefix_end, self.num_reusable)
+        end = min(self.num_common_blocks(other) * BLOCK_SIZE, *ends)
         return max(self.num_cached, other.num_cached) < end
 
     @property

@@ -12,6 +12,7 @@ class Chunk:
     sequence: CachedSequence
     num_tokens: int  # pending tokens, then drafted tokens
     num_logits: int  # how many of the last tokens need logits
+    num_prompt_logits: int = 0  # how many of these logits, the first ones, score tokens of the prompt
 
     @property
     def start(self) -> int:

@@ -73,5 +73,5 @@ def test_each_sequence_has_logprobs_of_its_own(engine: Engine, loaded: LoadedMod
 
 
 def test_beams_have_none(loaded: LoadedModel) -> None:
-    with pytest.raises(InvalidRequest, match="`top_logprobs` is not offered with `num_beams` above 1"):
+    with pytest.raises(InvalidRequest, match=r"`top_logprobs` is not offered with beam search \(`num_beams`\)"):
         request(loaded, top_logprobs=1, num_beams=2)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from phi3_serve.core import EngineRequest, GeneratedSequence
+from phi3_serve.core import EngineRequest, GeneratedSequence, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.sampling.processors import ScoreRow, ScoreSettings
@@ -114,6 +114,10 @@ class Strategy(ABC):
         Raises:
             InvalidRequest: the parameters make the scores infinite or not a number.
         """
+
+    def latest_logprobs(self, count: int) -> tuple[TokenLogprobs, ...] | None:
+        """The log-probabilities of the last ``count`` tokens of the first sequence; None if they are not requested."""
+        return None
 
     @abstractmethod
     def result(self) -> tuple[GeneratedSequence, ...]:

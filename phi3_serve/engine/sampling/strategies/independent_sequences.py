@@ -9,6 +9,7 @@ import torch
 from phi3_serve.core import EngineRequest, FinishReason, GeneratedSequence, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.drawing import probabilities
+from phi3_serve.engine.sampling.logprobs import token_logprobs
 from phi3_serve.engine.sampling.processors import ScoreRow
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores, Strategy
@@ -73,6 +74,11 @@ class IndependentSequences(Strategy):
         self.is_done = not self.rows
         return tokens[:1]
 
+    def latest_logprobs(self, count: int) -> tuple[TokenLogprobs, ...] | None:
+        """See the base class."""
+        logprobs = self._answers[0].logprobs
+        return None if self.request.parameters.top_logprobs is None else tuple(logprobs[len(logprobs) - count :])
+
     def result(self) -> tuple[GeneratedSequence, ...]:
         """The sequences in the order in which they were started."""
         return tuple(answer.finished for answer in self._answers if answer.finished is not None)
@@ -98,7 +104,10 @@ class IndependentSequences(Strategy):
     def _with_details(self, tokens: Sequence[int], scores: RoundScores) -> list[_Chosen]:
         num_logprobs = self.request.parameters.top_logprobs
         of_scores = self._token_scores(tokens, scores) if self.request.parameters.output_scores else None
-        of_logprobs = None if num_logprobs is None else _token_logprobs(tokens, scores, num_logprobs)
+        of_logprobs = None
+        if num_logprobs is not None:
+            of_rows = scores.logits[[row.logit_index for row in scores.rows[: len(tokens)]]]
+            of_logprobs = token_logprobs(of_rows, tokens, num_logprobs)
         return [
             _Chosen(
                 token,
@@ -155,14 +164,3 @@ class IndependentSequences(Strategy):
         for sequences in self.sequences_by_prompt:
             if sequences:
                 sequences.pop(index).release(blocks)
-
-
-def _token_logprobs(tokens: Sequence[int], scores: RoundScores, count: int) -> list[TokenLogprobs]:
-    """The log-probabilities of each token and of the ``count`` most likely ones, from the unprocessed logits."""
-    logprobs = scores.logits[[row.logit_index for row in scores.rows[: len(tokens)]]].float().log_softmax(-1)
-    of_tokens = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None]).flatten().tolist()
-    values, ids = (found.tolist() for found in logprobs.topk(min(count, logprobs.shape[1])))
-    return [
-        TokenLogprobs(of_token, tuple(zip(i, v, strict=True)))
-        for of_token, i, v in zip(of_tokens, ids, values, strict=True)
-    ]
