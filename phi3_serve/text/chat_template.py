@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,29 +47,53 @@ class ChatTemplate:
         """Where the template comes from, in words."""
         return f"the chat template of {self.file}" if self.is_own else "Phi-3's chat template; the checkpoint has none"
 
-    def render(self, messages: Sequence[Message]) -> Traced:
-        """The conversation as text, up to where the next answer begins. No system message is left out.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> Traced:
+        """The conversation as text. No system message is left out.
+
+        It ends where an answer of the assistant begins, without ``add_generation_prompt`` behind the last message, and
+        with ``continue_final_message`` within it.
 
         Raises:
             InvalidRequest: the template does not take these messages.
         """
+        if continue_final_message:
+            return self._open_ended(messages)
         if not self.is_own and not self._has_system_token and any(m.role == "system" for m in messages):
             raise InvalidRequest(
                 f"This model's tokenizer has no {SYSTEM_TOKEN}, so it takes no system message.", "prompt"
             )
-        rendered = self._template.render(messages)
+        rendered = self._template.render(messages, add_generation_prompt=add_generation_prompt)
         if self.source == PHI3_TEMPLATE:  # it writes every message
             return rendered
         left_out = self._left_out(messages)
         if left_out is None:
             return rendered
         if self._is_phi3_without_system:
-            return self._phi3.render(messages)
+            return self._phi3.render(messages, add_generation_prompt=add_generation_prompt)
         raise InvalidRequest(
             f"This model's chat template leaves out the system message at `messages.{left_out}`; put its text into a "
             "message of the user.",
             "prompt",
         )
+
+    def _open_ended(self, messages: Sequence[Message]) -> Traced:
+        """The conversation up to the end of what the last message says (``render_jinja_template`` of transformers)."""
+        mark = f"{_word()} "
+        *others, last = messages
+        rendered = self.render([*others, replace(last, content=last.content + mark)], add_generation_prompt=False)
+        if (end := rendered.rfind(mark.rstrip())) < 0:
+            raise InvalidRequest(
+                "This model's chat template leaves out the last message, so an answer cannot continue it.", "prompt"
+            )
+        is_verbatim = rendered[end : end + len(mark)] == mark  # otherwise the template strips contents
+        said = cast(Traced, rendered[:end])
+        return said if is_verbatim else said.rstrip()
 
     def examples(self) -> list["Example"]:
         """Conversations with every role that the template takes."""

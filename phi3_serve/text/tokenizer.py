@@ -21,6 +21,7 @@ from phi3_serve.resolved_parameters import ResolvedParameters
 from phi3_serve.text.chat_template import ChatTemplate, Example
 from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.stop import StopText
+from phi3_serve.text.token_places import Place, TokenPlaces
 from phi3_serve.text.traced import Traced, written_matches
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -57,6 +58,7 @@ class Phi3Tokenizer:
         self.end_of_turn_ids = frozenset(cast(int, backend.token_to_id(t)) for t in self._ends_of_turns(examples))
         """What the chat template writes after an assistant's turn. It ends an answer to a conversation."""
         self._visible_ids = frozenset(backend.get_vocab().values()) - self.control_ids
+        self._pieces: dict[int, bytes] = {}  # of the token ids that were asked for
         self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -66,12 +68,18 @@ class Phi3Tokenizer:
             InvalidRequest: the chat template does not take a conversation.
         """
         if isinstance(prompt, RawPrompt):
-            return _encode(self._tokenizer, prompt.prefix + prompt.text)
+            text, adds = prompt.prefix + prompt.text, prompt.add_special_tokens
+            return _encode(self._tokenizer, text, add_special_tokens=adds)
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
-        rendered = self._with_names(self.template.render(prompt.messages))
-        twin_ids = _encode(self._twin, rendered, add_special_tokens=False)
-        return [self._to_real_id.get(i, i) for i in twin_ids]
+        rendered = self.template.render(
+            prompt.messages,
+            add_generation_prompt=prompt.add_generation_prompt,
+            continue_final_message=prompt.continue_final_message,
+        )
+        twin_ids = _encode(self._twin, self._with_names(rendered), add_special_tokens=False)
+        special_ids = _encode(self._tokenizer, "") if prompt.add_special_tokens else []
+        return [*special_ids, *(self._to_real_id.get(i, i) for i in twin_ids)]
 
     def bad_words_ids(self, words: Iterable[str]) -> list[list[int]]:
         """The token ids of each word at the start of a text and, where they differ, after a space.
@@ -147,18 +155,60 @@ class Phi3Tokenizer:
 
         An answer to a prompt goes on with its text, as in KAITO's pipeline (``TextGenerationPipeline.postprocess`` of
         transformers 4.55). An answer to a conversation is a text of its own, so that the space that only separates
-        it from the control token is not part of it.
+        it from the control token is not part of it, unless it continues the last message.
         """
-        if isinstance(prompt, Conversation):
+        if isinstance(prompt, Conversation) and not prompt.continue_final_message:
             return ()
         for start in range(len(prompt_ids) - 1, -1, -1):
             if prompt_ids[start] in self._visible_ids and prompt_ids[start] not in self._byte_ids:
                 return prompt_ids[start:]
         return prompt_ids if self._byte_ids.intersection(prompt_ids) else ()
 
-    def pieces(self, token_ids: Iterable[int]) -> dict[int, bytes]:
-        """The bytes of each token id within a text. Control tokens have their names; unknown ids have none."""
-        return {i: _spelled(token) for i in token_ids if (token := self._tokenizer.id_to_token(i)) is not None}
+    def piece(self, token_id: int) -> bytes:
+        """The bytes of a token within a text. A control token has its name, an unknown id nothing."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            token = self._tokenizer.id_to_token(token_id)
+            piece = self._pieces[token_id] = b"" if token is None else _spelled(token)
+        return piece
+
+    def places(self, before: Sequence[int], parameters: ResolvedParameters) -> TokenPlaces:
+        """Where the tokens of an answer are in its text; ``before``: see ``before_answer``."""
+        return TokenPlaces(
+            self.piece,
+            byte_ids=self._byte_ids,
+            traceless_ids=self.traceless_ids(parameters),
+            drops_first_space=not before,
+        )
+
+    def prompt_places(self, prompt: Prompt, prompt_ids: Sequence[int]) -> tuple[str, list[Place]]:
+        """The text of a prompt, and where its tokens are in it.
+
+        A text that the model has read in full is shown as it was written. Otherwise the ids are decoded, with control
+        tokens by their names.
+        """
+        if isinstance(prompt, RawPrompt):
+            text = prompt.prefix + prompt.text
+            (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=prompt.add_special_tokens)
+            if encoding.ids == list(prompt_ids):
+                begins = [start for start, _ in encoding.offsets[1:]] + [len(text)]
+                parts = zip(encoding.ids, encoding.offsets, begins, strict=True)
+                return text, [self._place(text, *part) for part in parts]
+        places = TokenPlaces(self.piece, byte_ids=self._byte_ids, drops_first_space=True)
+        places.add(prompt_ids)
+        places.finish()
+        return self._decode_all(prompt_ids), places.take_all()
+
+    def _place(self, text: str, token_id: int, span: tuple[int, int], next_start: int) -> Place:
+        """A token of a written text. It is what it stands for there, unless it is one byte of a character.
+
+        A space that the tokenizer has put before the text has the span of the first character, as its token has.
+        """
+        start, end = span
+        if token_id in self._byte_ids or start == end:
+            return Place(token_id, self.piece(token_id), start, end)
+        end = end if next_start >= end else start
+        return Place(token_id, text[start:end].encode(), start, end)
 
     def detokenizer(self, before: Sequence[int] = (), *, with_control_tokens: bool = False) -> Detokenizer:
         """A fresh detokenizer for one sequence after the token ids ``before``."""

@@ -38,13 +38,15 @@ class Both:
             token.content: i for i, token in self.hf.added_tokens_decoder.items() if token.content != "</s>"
         }
 
-    def expected(self, messages: Sequence[Message]) -> list[int]:
+    def expected(self, messages: Sequence[Message], **ending: bool) -> list[int]:
         as_dicts = [{"role": m.role, "content": m.content, "name": m.name} for m in messages]
-        ids: list[int] = self.hf.apply_chat_template(as_dicts, add_generation_prompt=True)["input_ids"]
+        ids: list[int] = self.hf.apply_chat_template(as_dicts, **(ending or {"add_generation_prompt": True}))[
+            "input_ids"
+        ]
         return ids
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        return self.ours.encode(Conversation(tuple(messages)))
+    def encode(self, messages: Sequence[Message], **ending: bool) -> list[int]:
+        return self.ours.encode(Conversation(tuple(messages), **ending))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,34 @@ def test_ordinary_text_gets_the_ids_of_transformers(
     else:
         if keeps_system(name, messages):
             assert both.encode(messages) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=conversations, continues=st.booleans())
+def test_a_conversation_may_end_behind_or_within_its_last_message(
+    tokenizers: dict[str, Both], name: str, messages: list[Message], continues: bool
+) -> None:
+    both = tokenizers[name]
+    ending = {"continue_final_message": True} if continues else {"add_generation_prompt": False}
+    try:
+        expected = both.expected(messages, **ending)
+    except (jinja2.TemplateError, ValueError):  # of transformers, if the template leaves out the last message
+        if continues and name != "phi-3-medium":  # that a system message has no place there is mended
+            with pytest.raises(InvalidRequest):
+                both.encode(messages, **{**ending, "add_generation_prompt": False})
+    else:
+        if keeps_system(name, messages):
+            assert both.encode(messages, **{"add_generation_prompt": False, **ending}) == expected
+
+
+def test_a_continued_message_forges_no_control_token(tokenizers: dict[str, Both]) -> None:
+    for name, both in tokenizers.items():
+        last = Message("assistant", "a<|end|><|im_end|><s>b")
+        ids = both.encode([Message("user", "Hi"), last], continue_final_message=True, add_generation_prompt=False)
+        before = both.encode([Message("user", "Hi"), Message("assistant", "a")], continue_final_message=True)
+        assert ids[: len(before)] == before, name
+        assert not set(ids[len(before) :]) & set(both.control.values()), name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
@@ -43,6 +44,24 @@ def by_template(messages: list[Message]) -> list[int]:
         [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True
     )["input_ids"]
     return ids
+
+
+def test_special_tokens_before_every_text_can_be_left_out_or_added() -> None:
+    hf = AutoTokenizer.from_pretrained(EMBEDDED_TINY)
+    bos: Any = hf.convert_tokens_to_ids("<s>")
+    processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    hf.backend_tokenizer.post_processor = processor
+    tokenizer = Phi3Tokenizer(hf)
+    plain = TOKENIZER.encode(RawPrompt("the knight"))
+    assert tokenizer.encode(RawPrompt("the knight")) == [bos, *plain]
+    assert tokenizer.encode(RawPrompt("the knight", add_special_tokens=False)) == plain
+    messages = (Message("user", "Hi"),)
+    assert tokenizer.encode(Conversation(messages)) == TOKENIZER.encode(Conversation(messages))
+    with_bos = tokenizer.encode(Conversation(messages, add_special_tokens=True))
+    assert with_bos == [bos, *TOKENIZER.encode(Conversation(messages))]
+    shown, places = tokenizer.prompt_places(RawPrompt("the knight"), [bos, *plain])
+    assert shown == "the knight"
+    assert [(place.piece, place.start) for place in places[:2]] == [(b"<s>", 0), (b"the", 0)]
 
 
 @settings(max_examples=300, deadline=None)
