@@ -11,6 +11,10 @@ from phi3_serve.api.openai.errors import OPENAI
 # The launcher of HAProxy writes its rules from this table.
 ERROR_FORMATS: tuple[tuple[str, ErrorFormat], ...] = (
     ("/v1/", OPENAI),
+    ("/chat/completions", OPENAI),
+    ("/completions", OPENAI),
+    ("/embeddings", OPENAI),
+    ("/models", OPENAI),
     ("/", KAITO),
 )
 

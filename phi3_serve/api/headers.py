@@ -3,6 +3,8 @@
 REQUEST_ID = "x-request-id"
 CAPACITY = "x-phi3-serve-capacity"
 """How many requests the server holds at once. HAProxy reads the header and removes it."""
+WARNING = "x-phi3-serve-warning"
+"""Fields of the request that had no effect. The body of the answer has the same warnings."""
 # OpenAI's: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
 LIMIT_REQUESTS = "x-ratelimit-limit-requests"
 REMAINING_REQUESTS = "x-ratelimit-remaining-requests"
@@ -10,7 +12,7 @@ LIMIT_TOKENS = "x-ratelimit-limit-tokens"
 REMAINING_TOKENS = "x-ratelimit-remaining-tokens"
 RESET_TOKENS = "x-ratelimit-reset-tokens"
 READABLE_BY_PAGES = (
-    *(REQUEST_ID, "Retry-After"),
+    *(REQUEST_ID, "Retry-After", WARNING),
     *(LIMIT_REQUESTS, REMAINING_REQUESTS, LIMIT_TOKENS, REMAINING_TOKENS, RESET_TOKENS),
 )
 """What the script of a page of another origin may read of a response (CORS)."""

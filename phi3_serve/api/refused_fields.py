@@ -18,10 +18,8 @@ _PLATFORM = "it belongs to OpenAI's platform; this server stores nothing and loo
 _FORMAT = "answers in a given format are not offered"
 _REASONING = "Phi-3 has no separate reasoning"
 _CODE = "it would run code that the request brings"
-_PROMPT_LOGPROBS = "prompts are not scored"
 _OTHER_SAMPLER = "this sampler is not offered; the parameters of generate_kwargs are"
 _ADAPTERS = "adapters are not offered"
-_REQUEST_ID = "send the header X-Request-Id"
 _INTERNALS = "the model's internals are not returned"
 _PLACEMENT = "it sets where the server computes, not what it answers"
 _IDS = "the ids of the tokens are not returned; return_dict_in_generate of /chat returns them"
@@ -54,8 +52,7 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "custom_logit_processor": (_CODE, ()),
     "custom_params": (_CODE, ({},)),
     "vllm_xargs": (_CODE, ({},)),
-    "prompt_logprobs": (_PROMPT_LOGPROBS, ()),
-    "prompt_logprob_token_ids": (_PROMPT_LOGPROBS, ()),
+    "prompt_logprob_token_ids": ("prompt_logprobs returns the likeliest tokens, and no others", ()),
     "logprob_token_ids": ("top_logprobs returns the likeliest tokens, and no others", ()),
     "structured_outputs": (_FORMAT, ({},)),
     "guided_json": (_FORMAT, ()),
@@ -69,15 +66,13 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "ebnf": (_FORMAT, ("",)),
     "chat_template": ("the template of the checkpoint applies", ()),
     "chat_template_kwargs": ("the chat template gets no settings", ({},)),
-    "add_generation_prompt": ("the answer is always that of the assistant", (True,)),
-    "continue_final_message": ("an answer is always a new message", (False,)),
+    "add_generation_prompt": ("/v1/chat/completions alone offers it", (True,)),
+    "continue_final_message": ("/v1/chat/completions alone offers it", (False,)),
     "documents": ("the chat template gets no documents", ([],)),
     "mm_processor_kwargs": (_TEXT_ONLY, ({},)),
     "media_io_kwargs": (_TEXT_ONLY, ({},)),
     "prompt_embeds": (_TEXT_ONLY, ()),
     "priority": ("requests run in the order of their arrival", (0,)),
-    "request_id": (_REQUEST_ID, ()),
-    "rid": (_REQUEST_ID, ()),
     "cache_salt": ("all requests to a model share its prefix cache", ()),
     "kv_transfer_params": (_PLACEMENT, ({},)),
     "ec_transfer_params": (_PLACEMENT, ({},)),
@@ -85,6 +80,11 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "return_tokens_as_token_ids": (_IDS, (False,)),
     "return_hidden_states": (_INTERNALS, (False,)),
     "return_routed_experts": (_INTERNALS, (False,)),
+    "routed_experts_prompt_start": (_INTERNALS, (0,)),
+    "return_token_offsets": ("/v1/completions with echo and logprobs returns the offsets of tokens", (False,)),
+    "return_mm_kwargs": (_TEXT_ONLY, (True,)),
+    "return_prompt_text": ("the text of the prompt is not returned; /v1/completions has echo", (False,)),
+    "watermarking": ("watermarking is not offered", (False,)),
     "repetition_detection": ("no_repeat_ngram_size and repetition_penalty prevent repetition", ({},)),
     "thinking_token_budget": (_REASONING, (-1,)),
     "stream_interval": ("the server decides how many tokens a chunk of a stream has", (1,)),
@@ -128,6 +128,8 @@ IGNORED = frozenset(
         "prompt_cache_options",
         # vLLM and SGLang
         "session_id",
+        "request_id",
+        "rid",
         "include_reasoning",
         "separate_reasoning",
         "stream_reasoning",

@@ -52,6 +52,7 @@ def _draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "presence_penalty": one_of(-3, -2, 0, 0.5, 2),
         "frequency_penalty": one_of(-2, 0, 0.5, 2, 1e30),
         "top_logprobs": one_of(0, 2, 20, 21),
+        "prompt_logprobs": one_of(-1, 0, 2, 20, 21),
         "length_penalty": one_of(-32, -2, 0, 1, 2, 32),
         "no_repeat_ngram_size": one_of(0, 1, 2, 3, 100),
         "encoder_no_repeat_ngram_size": one_of(0, 1, 2, 3, 100),

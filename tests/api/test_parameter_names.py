@@ -186,7 +186,7 @@ def test_a_wrong_value_is_named_where_it_was_sent(
         ({"eos_token_id": 9999}, "`eos_token_id` holds token id 9999"),
         ({"num_beams": 2, "n": 3}, "`n` (3) has to be smaller or equal to `num_beams` (2)"),
         ({"num_beams": 2, "num_return_sequences": 3}, "`num_return_sequences` (3) has to be smaller"),
-        ({"num_beams": 2, "top_logprobs": 1, "logprobs": 1}, "is not offered with `num_beams`"),
+        ({"num_beams": 2, "top_logprobs": 1, "logprobs": 1}, "is not offered with beam search (`num_beams`)"),
     ],
 )
 def test_what_the_model_refuses_has_the_name_that_was_sent(
@@ -204,7 +204,7 @@ def test_what_the_model_refuses_has_the_name_that_was_sent(
         ("temprature", 1, "`temprature` is not a field; did you mean `temperature`?"),
         ("top-k", 1, "`top-k` is not a field; did you mean `top_k`?"),
         ("logits_processors", ["my.module"], "it would run code that the request brings"),
-        ("prompt_logprobs", 1, "prompts are not scored"),
+        ("prompt_logprob_token_ids", [1], "prompt_logprobs returns the likeliest tokens, and no others"),
         ("guided_json", {"type": "object"}, "answers in a given format are not offered"),
         ("mirostat", 2, "this sampler is not offered"),
         ("options", {"num_predict": 5}, "ollama's options are fields of the body here"),
@@ -219,6 +219,115 @@ def test_what_is_not_honoured_is_refused_by_name(
     message, param = refusal(client, path, {name: value})
     assert text in message
     assert param in (None, name)
+
+
+# The fields of ``CompletionRequest`` and ``ChatCompletionRequest`` of vLLM at 002032ee with their default values, as a
+# client sends them that dumps such a request.
+VLLM_DEFAULTS: dict[str, Any] = {
+    "frequency_penalty": None,
+    "logit_bias": None,
+    "n": 1,
+    "presence_penalty": None,
+    "seed": None,
+    "stop": [],
+    "stream": False,
+    "stream_options": None,
+    "temperature": None,
+    "top_p": None,
+    "user": None,
+    "use_beam_search": False,
+    "top_k": None,
+    "min_p": None,
+    "repetition_penalty": None,
+    "watermarking": None,
+    "length_penalty": 1.0,
+    "stop_token_ids": [],
+    "include_stop_str_in_output": False,
+    "ignore_eos": False,
+    "min_tokens": 0,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "truncate_prompt_tokens": None,
+    "truncation_side": None,
+    "allowed_token_ids": None,
+    "prompt_logprobs": None,
+    "logprob_token_ids": None,
+    "bad_words": [],
+    "response_format": None,
+    "structured_outputs": None,
+    "priority": 0,
+    "request_id": "0a1b",
+    "session_id": None,
+    "return_tokens_as_token_ids": None,
+    "return_token_ids": None,
+    "routed_experts_prompt_start": 0,
+    "return_token_offsets": False,
+    "return_mm_kwargs": True,
+    "cache_salt": None,
+    "kv_transfer_params": None,
+    "ec_transfer_params": None,
+    "vllm_xargs": None,
+    "repetition_detection": None,
+    "thinking_token_budget": None,
+    "stream_interval": None,
+    "echo": False,
+}
+VLLM_COMPLETION = {**VLLM_DEFAULTS, "logprobs": None, "max_tokens": 16, "suffix": None, "add_special_tokens": True}
+VLLM_CHAT = {
+    **VLLM_DEFAULTS,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "max_tokens": None,
+    "max_completion_tokens": 16,
+    "tools": None,
+    "tool_choice": "none",
+    "reasoning_effort": None,
+    "include_reasoning": True,
+    "parallel_tool_calls": True,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "add_special_tokens": False,
+    "documents": None,
+    "chat_template": None,
+    "chat_template_kwargs": None,
+    "media_io_kwargs": None,
+    "mm_processor_kwargs": None,
+    "return_prompt_text": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "defaults"), [("/v1/completions", VLLM_COMPLETION), ("/v1/chat/completions", VLLM_CHAT)]
+)
+def test_the_default_values_of_vllm_change_nothing(client: TestClient, path: str, defaults: dict[str, Any]) -> None:
+    greedy = {"temperature": 0}
+    assert answer(client, path, {**defaults, **greedy}) == answer(client, path, {**greedy, "max_tokens": 16})
+    options = {"include_usage": True, "continuous_usage_stats": False}
+    streamed = client.post(path, json={**BODIES[path], **defaults, "stream": True, "stream_options": options})
+    assert streamed.status_code == 200, streamed.text
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_payloads_of_serving_benchmarks(client: TestClient, path: str) -> None:
+    """VLLM's ``vllm bench serve`` (benchmarks/lib/endpoint_request_func.py) and SGLang's ``bench_serving.py``."""
+    is_chat = "chat" in path
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    content = [{"type": "text", "text": PROMPT}]
+    of_vllm = (
+        {"messages": [{"role": "user", "content": content}], "max_completion_tokens": 4, **usage}
+        if is_chat
+        else {"prompt": PROMPT, "repetition_penalty": 1.0, "max_tokens": 4, "logprobs": None, **usage}
+    )
+    of_sglang = (
+        {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 4, "stream": True}
+        if is_chat
+        else {"prompt": PROMPT, "temperature": 0.0, "best_of": 1, "max_tokens": 4, "stream": True, "ignore_eos": True}
+    )
+    for payload in ({**of_vllm, "ignore_eos": True}, of_vllm, of_sglang):
+        response = client.post(path, json={"model": "tested", **payload})
+        assert response.status_code == 200, response.text
+        assert response.text.endswith("data: [DONE]\n\n")
+        assert ('"usage": {' in response.text) == ("stream_options" in payload)
 
 
 @pytest.mark.parametrize("name", ["min_completion_tokens", "min_predict", "max_predict_tokens", "max_new_token_length"])
@@ -240,10 +349,15 @@ def test_values_that_ask_for_nothing_pass(client: TestClient, path: str) -> None
     assert answer(client, path, {**fields, **asking, "max_tokens": 4, "do_sample": False})
 
 
+OF_THE_TEMPLATE = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+
+
 def test_no_name_is_in_two_tables() -> None:
     """A name that is honoured is not refused."""
     own = {*ChatRequest.model_fields, *ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
-    own.remove("best_of")  # refused by /chat alone
+    # refused by /chat alone
+    of_v1 = {"best_of", "return_token_ids", "return_tokens_as_token_ids", *OF_THE_TEMPLATE}
+    own -= of_v1
     honoured = {*NAMES, *OTHER_NAMES, *own}
     assert honoured & {*REFUSED, *REFUSED_PARAMETERS, *NEVER} == set()
     assert honoured & IGNORED == set()

@@ -9,7 +9,7 @@ from phi3_serve.api import sse
 from phi3_serve.api.kaito.errors import KAITO
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
-from phi3_serve.core import Delta, Done, GeneratedSequence, GenerationRequest
+from phi3_serve.core import Delta, Done, GeneratedSequence, GenerationRequest, PromptText
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 from phi3_serve.parameters import GenerationParameters
 
@@ -23,6 +23,7 @@ def chat_response(done: Done, body: ChatRequest, request: GenerationRequest) -> 
     if _wants_details(request.parameters):
         response["Details"] = {
             "sequences": [_details(completion.sequence) for completion in done.completions],
+            **({} if done.prompt is None else {"prompt": _details_of_prompt(done.prompt)}),
             "usage": {
                 "prompt_tokens": done.usage.prompt_tokens,
                 "completion_tokens": done.usage.completion_tokens,
@@ -67,7 +68,18 @@ def _prompt_in_result(body: ChatRequest) -> str:
 
 
 def _wants_details(parameters: GenerationParameters) -> bool:
-    return bool(parameters.return_dict_in_generate or parameters.output_scores or parameters.top_logprobs is not None)
+    logprobs = (parameters.top_logprobs, parameters.prompt_logprobs)
+    return bool(parameters.return_dict_in_generate or parameters.output_scores or logprobs != (None, None))
+
+
+def _details_of_prompt(prompt: PromptText) -> dict[str, Any]:
+    """Lists with one entry for each token; the first token has no log-probability."""
+    return {
+        "token_ids": [token.token_id for token in prompt.tokens],
+        "logprobs": [token.logprob for token in prompt.tokens],
+        "ranks": [token.rank for token in prompt.tokens],
+        "top_logprobs": [[(one.token_id, one.logprob) for one in token.likeliest] for token in prompt.tokens],
+    }
 
 
 def _details(sequence: GeneratedSequence) -> dict[str, Any]:

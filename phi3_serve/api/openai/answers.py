@@ -1,4 +1,7 @@
-"""OpenAI's answers: choices of plain answers and of streams, usage, log-probabilities."""
+"""OpenAI's answers: choices of plain answers and of streams, usage, log-probabilities.
+
+``token_ids``, ``prompt_token_ids`` and ``prompt_logprobs`` are vLLM's (at 002032ee, vllm/entrypoints/openai).
+"""
 
 import time
 from abc import ABC, abstractmethod
@@ -6,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from phi3_serve.core import Completion, Done
+from phi3_serve.api.openai.shown import Shown
+from phi3_serve.core import Completion, Done, FinishReason, PromptText, TextToken, Usage
 
 _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot express
 
@@ -19,116 +23,229 @@ class ResponseBuilder(ABC):
 
     object_name: ClassVar[str]
     chunk_name: ClassVar[str]
+    of_whole: ClassVar[Sequence[str]] = ()  # fields of a choice that belong to the whole answer or chunk
 
     id: str
     model: str
+    shown: Shown = field(default_factory=Shown)
+    warnings: Sequence[str] = ()  # of fields of the request
     created: int = field(default_factory=lambda: int(time.time()))
 
     def response(self, done: Sequence[Done], usage: Mapping[str, int]) -> Json:
         """The plain answer."""
-        completions = [completion for d in done for completion in d.completions]
-        choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
-        head = self._head(self.object_name)
+        pairs = [(completion, d.prompt) for d in done for completion in d.completions]
+        choices = [self._choice(index, *pair) for index, pair in enumerate(pairs)]
         return {
-            **head,
+            **self._head(self.object_name),
             "choices": choices,
             "usage": usage,
-            **_warnings(w for d in done for w in d.warnings),
+            **self._moved(choices),
+            **_warnings([*self.warnings, *(w for d in done for w in d.warnings)]),
         }
 
-    def chunk(self, choice: Json, *, with_usage: bool, warnings: Sequence[str] = ()) -> Json:
-        """One chunk of a stream. ``with_usage``: the stream ends with the usage, so its other chunks have a null."""
-        usage = {"usage": None} if with_usage else {}
-        return {**self._head(self.chunk_name), "choices": [choice], **usage, **_warnings(warnings)}
+    def chunk(self, part: Json, usage: Json, warnings: Sequence[str] = ()) -> Json:
+        """One chunk of a stream. ``usage``: its field, or nothing."""
+        choices = [part]
+        return {
+            **self._head(self.chunk_name),
+            "choices": choices,
+            **usage,
+            **self._moved(choices),
+            **_warnings(warnings),
+        }
 
     def usage_chunk(self, usage: Mapping[str, int]) -> Json:
         """The chunk that ends a stream whose client asked for the usage."""
         return {**self._head(self.chunk_name), "choices": [], "usage": usage}
 
     @abstractmethod
-    def opening_part(self, index: int) -> Json | None:
-        """What a choice begins with in a stream, if anything."""
+    def opening_parts(self, index: int, prompt: PromptText | None) -> list[Json]:
+        """What a choice begins with in a stream."""
 
     @abstractmethod
-    def text_part(self, index: int, text: str) -> Json:
-        """The next text of a choice in a stream."""
+    def part(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[TextToken],
+        prompt: PromptText | None,
+        finish_reason: FinishReason | None = None,
+    ) -> Json:
+        """The next text of a choice in a stream, and its tokens. ``prompt``: that of the choice."""
+
+    def of_prompt(self, prompt: PromptText | None) -> Json:
+        """Fields of the first part of a choice."""
+        shows = prompt is not None and self.shown.token_ids
+        return {"prompt_token_ids": [token.token_id for token in prompt.tokens]} if shows and prompt else {}
+
+    def listed(self, tokens: Iterable[TextToken]) -> list[TextToken]:
+        """The ``tokens`` that have a log-probability in the answer.
+
+        Behind an echoed prompt all are listed: lm-evaluation-harness takes the last one for the only one that is no
+        part of the prompt.
+        """
+        return [token for token in tokens if token.in_text or self.shown.prompt] if self.shown.logprobs else []
 
     @abstractmethod
-    def final_part(self, index: int, completion: Completion) -> Json:
-        """The end of a choice in a stream: the finish reason, and the log-probabilities of all its tokens."""
-
-    @abstractmethod
-    def _choice(self, index: int, completion: Completion) -> Json:
+    def _choice(self, index: int, completion: Completion, prompt: PromptText | None) -> Json:
         """One choice of the plain answer."""
+
+    def _moved(self, choices: Sequence[Json]) -> Json:
+        return {name: choice.pop(name) for choice in choices for name in self.of_whole if name in choice}
 
     def _head(self, name: str) -> Json:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
+    def _ids(self, tokens: Iterable[TextToken]) -> Json:
+        return {"token_ids": [token.token_id for token in tokens]} if self.shown.token_ids else {}
 
+    def _name(self, token_id: int, piece: bytes) -> str:
+        return f"token_id:{token_id}" if self.shown.tokens_as_ids else _as_text(piece)
+
+    def _prompt_logprobs(self, prompt: PromptText | None) -> Json:
+        """For each token of the prompt null, or the token ids that are known, and what is known of each."""
+        shows = prompt is not None and self.shown.prompt_logprobs
+        return {"prompt_logprobs": [_by_id(token) for token in prompt.tokens]} if shows and prompt else {}
+
+
+@dataclass(kw_only=True)
 class ChatResponseBuilder(ResponseBuilder):
-    """Builds the answers of ``/v1/chat/completions``."""
+    """Builds the answers of ``/v1/chat/completions``. ``echoed``: what the answer begins with."""
 
     object_name = "chat.completion"
     chunk_name = "chat.completion.chunk"
+    of_whole = ("prompt_token_ids", "prompt_logprobs")
 
-    def opening_part(self, index: int) -> Json | None:
-        """The role."""
-        return _chat_part(index, {"role": "assistant", "content": ""})
+    role: str = "assistant"
+    echoed: str = ""
 
-    def text_part(self, index: int, text: str) -> Json:
+    def opening_parts(self, index: int, prompt: PromptText | None) -> list[Json]:
+        """The role, and what is echoed."""
+        deltas = [{"role": self.role, "content": ""}, *([{"content": self.echoed}] if self.echoed else [])]
+        return [_chat_part(index, delta) for delta in deltas]
+
+    def part(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[TextToken],
+        prompt: PromptText | None,
+        finish_reason: FinishReason | None = None,
+    ) -> Json:
         """See the base class."""
-        return _chat_part(index, {"content": text})
+        delta = {"content": text} if text else {}
+        logprobs = self._logprobs(tokens) if self.listed(tokens) else None
+        return {**_chat_part(index, delta, finish_reason, logprobs), **self._ids(tokens)}
 
-    def final_part(self, index: int, completion: Completion) -> Json:
-        """See the base class."""
-        logprobs = self._logprobs(completion)
-        return _chat_part(index, {}, completion.sequence.finish_reason, logprobs)
-
-    def _choice(self, index: int, completion: Completion) -> Json:
+    def _choice(self, index: int, completion: Completion, prompt: PromptText | None) -> Json:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
-            "logprobs": self._logprobs(completion),
+            "message": {"role": self.role, "content": self.echoed + completion.text, "refusal": None},
+            "logprobs": self._logprobs(completion.tokens) if self.shown.logprobs else None,
             "finish_reason": completion.sequence.finish_reason,
+            **self._ids(completion.tokens),
+            **self.of_prompt(prompt),
+            **self._prompt_logprobs(prompt),
         }
 
-    def _logprobs(self, completion: Completion) -> Json | None:
-        tokens = _scored_tokens(completion)
-        return None if tokens is None else {"content": tokens, "refusal": None}
+    def _logprobs(self, tokens: Iterable[TextToken]) -> Json:
+        return {"content": [self._scored(token) for token in self.listed(tokens)], "refusal": None}
+
+    def _scored(self, token: TextToken) -> Json:
+        likeliest = [self._scored_piece(one.token_id, one.piece, one.logprob) for one in token.likeliest]
+        return {**self._scored_piece(token.token_id, token.piece, token.logprob), "top_logprobs": likeliest}
+
+    def _scored_piece(self, token_id: int, piece: bytes, logprob: float | None) -> Json:
+        return {"token": self._name(token_id, piece), "logprob": _finite(logprob), "bytes": list(piece)}
 
 
 @dataclass(kw_only=True)
 class CompletionResponseBuilder(ResponseBuilder):
-    """Builds the answers of ``/v1/completions``. ``echoed``: the text before each choice, or none at all."""
+    """Builds the answers of ``/v1/completions``."""
 
     object_name = "text_completion"
     chunk_name = "text_completion"
 
-    echoed: Sequence[str] = ()
-
-    def opening_part(self, index: int) -> Json | None:
+    def opening_parts(self, index: int, prompt: PromptText | None) -> list[Json]:
         """The echoed prompt."""
-        return _text_part(index, self._echo(index)) if self._echo(index) else None
+        if prompt is None or not self.shown.prompt:
+            return []
+        logprobs = self._columns(prompt.tokens) if self.shown.logprobs else None
+        return [{**_text_part(index, prompt.text, None, logprobs), **self._ids(())}]
 
-    def text_part(self, index: int, text: str) -> Json:
+    def part(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[TextToken],
+        prompt: PromptText | None,
+        finish_reason: FinishReason | None = None,
+    ) -> Json:
         """See the base class."""
-        return _text_part(index, text)
+        logprobs = self._columns(self._behind(prompt, tokens)) if self.listed(tokens) else None
+        return {**_text_part(index, text, finish_reason, logprobs), **self._ids(tokens)}
 
-    def final_part(self, index: int, completion: Completion) -> Json:
-        """See the base class."""
-        logprobs = self._logprobs(completion)
-        return _text_part(index, "", completion.sequence.finish_reason, logprobs)
+    def _choice(self, index: int, completion: Completion, prompt: PromptText | None) -> Json:
+        text = completion.text if self.shown.answer else ""
+        tokens = completion.tokens if self.shown.answer else ()
+        listed = self._behind(prompt, tokens)
+        if prompt is not None and self.shown.prompt:
+            text, listed = prompt.text + text, [*prompt.tokens, *listed]
+        logprobs = self._columns(listed) if self.shown.logprobs else None
+        finish_reason = completion.sequence.finish_reason if self.shown.answer else "length"
+        return {
+            **_text_part(index, text, finish_reason, logprobs),
+            **self._ids(tokens),
+            **self.of_prompt(prompt),
+            **self._prompt_logprobs(prompt),
+        }
 
-    def _choice(self, index: int, completion: Completion) -> Json:
-        logprobs = self._logprobs(completion)
-        return _text_part(index, self._echo(index) + completion.text, completion.sequence.finish_reason, logprobs)
+    def _behind(self, prompt: PromptText | None, tokens: Sequence[TextToken]) -> list[TextToken]:
+        """``tokens`` with their places in a text that begins with the prompt, if it is echoed."""
+        if prompt is None or not self.shown.prompt:
+            return list(tokens)
+        return [replace(token, offset=len(prompt.text) + token.offset) for token in tokens]
 
-    def _echo(self, index: int) -> str:
-        return self.echoed[index] if self.echoed else ""
+    def _columns(self, tokens: Iterable[TextToken]) -> Json:
+        listed = self.listed(tokens)
+        return {
+            "tokens": [self._name(token.token_id, token.piece) for token in listed],
+            "token_logprobs": [_finite(token.logprob) for token in listed],
+            "top_logprobs": [self._top_logprobs(token) for token in listed],
+            "text_offset": [token.offset for token in listed],
+        }
 
-    def _logprobs(self, completion: Completion) -> Json | None:
-        tokens = _scored_tokens(completion)
-        return None if tokens is None else _in_columns(tokens)
+    def _top_logprobs(self, token: TextToken) -> dict[str, float | None] | None:
+        """The likeliest tokens and the token itself by their texts. Of tokens with the same text, the likeliest one."""
+        if token.logprob is None:
+            return None
+        found: dict[str, float | None] = {}
+        for one in token.likeliest:
+            found.setdefault(self._name(one.token_id, one.piece), _finite(one.logprob))
+        found.setdefault(self._name(token.token_id, token.piece), _finite(token.logprob))
+        return found
+
+
+def _by_id(token: TextToken) -> Json | None:
+    """VLLM's ``dict[int, Logprob]`` (vllm/logprobs.py): first the token itself, then the likeliest others."""
+    if token.logprob is None:
+        return None
+    found = {str(token.token_id): _known(token.logprob, token.rank, token.piece)}
+    for rank, one in enumerate(token.likeliest, 1):
+        found.setdefault(str(one.token_id), _known(one.logprob, rank, one.piece))
+    return found
+
+
+def _known(logprob: float, rank: int | None, piece: bytes) -> Json:
+    return {"logprob": _finite(logprob), "rank": rank, "decoded_token": _as_text(piece)}
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, _MIN_LOGPROB)
+
+
+def _as_text(piece: bytes) -> str:
+    return piece.decode(errors="replace")
 
 
 def _warnings(warnings: Iterable[str]) -> Json:
@@ -137,8 +254,8 @@ def _warnings(warnings: Iterable[str]) -> Json:
     return {"warnings": each} if each else {}
 
 
-def best_answers(done: Sequence[Done], *, num_candidates: int, n: int, with_logprobs: bool) -> list[Done]:
-    """Of each ``num_candidates`` answers, those to one prompt, the ``n`` best with their log-probabilities, if wanted.
+def best_answers(done: Sequence[Done], *, num_candidates: int, n: int) -> list[Done]:
+    """Of each ``num_candidates`` answers, those to one prompt, the ``n`` best.
 
     The best have the highest log-probability per token, as OpenAI documents ``best_of``.
     """
@@ -146,7 +263,7 @@ def best_answers(done: Sequence[Done], *, num_candidates: int, n: int, with_logp
     for first in range(0, len(done), num_candidates):
         candidates = sorted(done[first : first + num_candidates], key=_logprob_per_token, reverse=True)
         best += candidates[:n]
-    return best if with_logprobs else [_without_logprobs(each) for each in best]
+    return best
 
 
 def _logprob_per_token(done: Done) -> float:
@@ -154,18 +271,21 @@ def _logprob_per_token(done: Done) -> float:
     return sum(logprobs) / max(1, len(logprobs))
 
 
-def _without_logprobs(done: Done) -> Done:
-    (completion,) = done.completions
-    return replace(done, completions=(replace(completion, sequence=replace(completion.sequence, logprobs=None)),))
-
-
-def usage_of(done: Sequence[Done], n: int) -> dict[str, int]:
+def usage_of(done: Sequence[Done], n: int, *, has_answer: bool = True) -> dict[str, int]:
     """The numbers of tokens of all requests together; ``n``: answers to each prompt. Each prompt counts once."""
     is_beam_search = any(len(d.completions) > 1 for d in done)  # then one request gives all answers to its prompt
     requests_per_prompt = 1 if is_beam_search else n
     prompt = sum(d.usage.prompt_tokens for d in done[::requests_per_prompt])
-    completion = sum(d.usage.completion_tokens for d in done)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return usage_json(Usage(prompt, sum(d.usage.completion_tokens for d in done) if has_answer else 0))
+
+
+def usage_json(usage: Usage) -> dict[str, int]:
+    """``usage`` as OpenAI writes it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
 
 
 def _chat_part(index: int, delta: Json, finish_reason: str | None = None, logprobs: Json | None = None) -> Json:
@@ -174,38 +294,3 @@ def _chat_part(index: int, delta: Json, finish_reason: str | None = None, logpro
 
 def _text_part(index: int, text: str, finish_reason: str | None = None, logprobs: Json | None = None) -> Json:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
-def _scored_tokens(completion: Completion) -> list[Json] | None:
-    """The tokens of the text with their log-probabilities, in the shape of chat completions; None if not asked for."""
-    if completion.sequence.logprobs is None:
-        return None
-    tokens: list[Json] = []
-    num_bytes, num_wanted = 0, len(completion.text.encode())
-    for token_id, logprobs in zip(completion.sequence.token_ids, completion.sequence.logprobs, strict=True):
-        piece = completion.pieces.get(token_id, b"")
-        if token_id in completion.control_ids:
-            continue
-        if num_bytes >= num_wanted:
-            break
-        starts_text = completion.drops_first_space and not tokens
-        piece = piece.removeprefix(b" ") if starts_text else piece
-        num_bytes += len(piece)
-        likeliest = [_scored_token(completion.pieces.get(i, b""), logprob) for i, logprob in logprobs.likeliest]
-        tokens.append({**_scored_token(piece, logprobs.chosen), "top_logprobs": likeliest})
-    return tokens
-
-
-def _scored_token(piece: bytes, logprob: float) -> Json:
-    return {"token": piece.decode(errors="replace"), "logprob": max(logprob, _MIN_LOGPROB), "bytes": list(piece)}
-
-
-def _in_columns(tokens: list[Json]) -> Json:
-    """The same in the shape of text completions."""
-    lengths = [len(token["token"]) for token in tokens]
-    return {
-        "tokens": [token["token"] for token in tokens],
-        "token_logprobs": [token["logprob"] for token in tokens],
-        "top_logprobs": [{t["token"]: t["logprob"] for t in token["top_logprobs"]} for token in tokens],
-        "text_offset": [sum(lengths[:at]) for at in range(len(tokens))],
-    }

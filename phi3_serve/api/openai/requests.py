@@ -10,6 +10,7 @@ from phi3_serve.api.openai.schema import (
     CompletionRequest,
     RequestBody,
 )
+from phi3_serve.api.openai.shown import shown_of, streamed_usage
 from phi3_serve.api.parameter_names import WHOLE_CONTEXT, sequence_bias
 from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
@@ -29,14 +30,25 @@ def chat_requests(
     Raises:
         InvalidRequest: fields contradict each other.
     """
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
+    if body.max_tokens == 0:
+        raise InvalidRequest("`max_tokens` is 0; it must be greater than or equal to 1, or -1.", "max_tokens")
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidRequest(
+            "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"
+        )
     parameters = _parameters(
         body,
         max_new_tokens=_max_new_tokens(body.max_completion_tokens or body.max_tokens),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    prompt = Conversation(tuple(map(_message, body.messages)))
+    prompt = Conversation(
+        tuple(map(_message, body.messages)),
+        add_generation_prompt=body.ends_with_generation_prompt,
+        continue_final_message=bool(body.continue_final_message),
+        add_special_tokens=bool(body.add_special_tokens),
+    )
     return _requests(body, [prompt], parameters, model=model, request_id=request_id, options=options)
 
 
@@ -48,8 +60,12 @@ def completion_requests(
     Raises:
         InvalidRequest: fields contradict each other, or a prompt is empty.
     """
-    if body.logprobs is not None and body.echo:
-        raise InvalidRequest("`logprobs` is not offered with `echo`: prompts are not scored.", "logprobs")
+    shown = shown_of(body)
+    if not shown.answer and not (shown.prompt or shown.prompt_logprobs):
+        raise InvalidRequest(
+            "`max_tokens` is 0; without `echo` and `prompt_logprobs` it must be greater than or equal to 1, or -1.",
+            "max_tokens",
+        )
     if (num_answers := len(body.prompts) * body.num_candidates) > MAX_ANSWERS:
         name = "n" if body.best_of is None else "best_of"
         raise InvalidRequest(
@@ -57,32 +73,14 @@ def completion_requests(
             f"{num_answers} answers; one call may ask for at most {MAX_ANSWERS}.",
             name,
         )
-    parameters = _parameters(
-        body, max_new_tokens=_max_new_tokens(body.max_tokens or _COMPLETION_TOKENS), top_logprobs=body.logprobs
-    )
+    max_tokens = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens or 1  # one is left out
+    parameters = _parameters(body, max_new_tokens=_max_new_tokens(max_tokens), top_logprobs=body.logprobs)
     return _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
 
 
-def echoed_prompts(body: CompletionRequest) -> list[str]:
-    """The text before each answer; none without ``echo``.
-
-    Raises:
-        InvalidRequest: a prompt is given as token ids.
-    """
-    if not body.echo:
-        return []
-    prompts = _prompts(body)
-    texts = [prompt.text for prompt in prompts if isinstance(prompt, RawPrompt)]
-    if len(texts) < len(prompts):
-        raise InvalidRequest("`echo` is not offered for a prompt of token ids.", "echo")
-    return [text for text in texts for _ in range(body.num_answers)]
-
-
 def _message(message: ChatCompletionMessage) -> Message:
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
     role = "system" if message.role == "developer" else message.role
-    return Message(role, text, message.name, message.reasoning_content)
+    return Message(role, message.text, message.name, message.reasoning_content)
 
 
 def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
@@ -90,7 +88,10 @@ def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
     for number, prompt in enumerate(body.prompts, 1):
         if not prompt:
             raise InvalidRequest(f"Prompt {number} is empty; there is nothing to continue.", "prompt")
-        prompts.append(RawPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(tuple(prompt)))
+        if isinstance(prompt, str):
+            prompts.append(RawPrompt(prompt, add_special_tokens=body.add_special_tokens is not False))
+        else:
+            prompts.append(TokenPrompt(tuple(prompt)))
     return prompts
 
 
@@ -100,6 +101,11 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
     _check_best_of(body)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
+    if body.stream and shown_of(body).prompt_logprobs:
+        raise InvalidRequest(
+            "`prompt_logprobs` is not offered with `stream`; `echo` with `logprobs` is, for a completion.",
+            "prompt_logprobs",
+        )
     temperature = body.temperature if given.temperature is None else given.temperature
     if temperature == 0:  # generate() refuses 0 and calls it do_sample false
         given = replace(given, temperature=None)
@@ -145,7 +151,7 @@ def _requests(
     request_id: str,
     options: RequestOptions,
 ) -> list[GenerationRequest]:
-    each_answer = _parameters_of_each_answer(parameters, body.num_candidates)
+    each_answer, shown = _parameters_of_each_answer(parameters, body.num_candidates), shown_of(body)
     return [
         GenerationRequest(
             request_id=f"{request_id}-{number}",
@@ -154,6 +160,9 @@ def _requests(
             parameters=of_answer,
             api_defaults=_DEFAULTS,
             stream=bool(body.stream),
+            shows_prompt=shown.needs_prompt,
+            shows_tokens=shown.needs_tokens,
+            shows_usage=streamed_usage(body) == "in_each_chunk",
             options=options,
         )
         for number, (prompt, of_answer) in enumerate((p, a) for p in prompts for a in each_answer)

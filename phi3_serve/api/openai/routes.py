@@ -1,15 +1,19 @@
-"""OpenAI's endpoints: ``/v1/models``, ``/v1/chat/completions``, ``/v1/completions``."""
+"""OpenAI's endpoints: ``/v1/models``, ``/v1/chat/completions``, ``/v1/completions``.
+
+They are also there without ``/v1``, as in llama.cpp: a client whose base URL lacks it gets its answer.
+"""
 
 import asyncio
 import time
 import uuid
 from collections.abc import Sequence
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
+from phi3_serve.api.headers import WARNING
 from phi3_serve.api.openai.answers import (
     ChatResponseBuilder,
     CompletionResponseBuilder,
@@ -19,7 +23,7 @@ from phi3_serve.api.openai.answers import (
 )
 from phi3_serve.api.openai.errors import OPENAI
 from phi3_serve.api.openai.models import describe_model
-from phi3_serve.api.openai.requests import chat_requests, completion_requests, echoed_prompts
+from phi3_serve.api.openai.requests import chat_requests, completion_requests
 from phi3_serve.api.openai.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -28,6 +32,7 @@ from phi3_serve.api.openai.schema import (
     ModelList,
     RequestBody,
 )
+from phi3_serve.api.openai.shown import echoed_message, shown_of, streamed_usage
 from phi3_serve.api.openai.stream import completion_events, error_event, merged
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event
@@ -40,41 +45,60 @@ _COMPLETION_RESPONSES = {200: sse.DOCUMENTED, **documented(STATUS, OPENAI.valida
 
 def openai_router(service: Service) -> APIRouter:
     """OpenAI's routes over ``service``."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter()
     started = int(time.time())
 
     async def model(config: ModelConfig) -> Model:
         states = await service.backend.states()
         return await asyncio.to_thread(describe_model, config, states[config.served_name], started)
 
-    @router.get("/models", responses=documented([Unauthorized, ModelUnavailable]))
+    @router.get("/models", include_in_schema=False)
+    @router.get("/v1/models", responses=documented([Unauthorized, ModelUnavailable]))
     async def models() -> ModelList:
         """List the served models and their states. The call starts no model."""
         return ModelList(data=[await model(config) for config in service.config.models])
 
-    @router.get("/models/{name:path}", responses=documented([Unauthorized, UnknownModel, ModelUnavailable]))
+    @router.get("/v1/models/{name:path}", responses=documented([Unauthorized, UnknownModel, ModelUnavailable]))
     async def one_model(name: str) -> Model:
         """Describe one model."""
         served_name = service.model_named(name)
         return await model(next(m for m in service.config.models if m.served_name == served_name))
 
-    @router.post("/chat/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
+    @router.post("/chat/completions", include_in_schema=False)
+    @router.post("/v1/chat/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
     async def chat_completions(http: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         requests = chat_requests(body, model=name, request_id=request_id, options=options)
-        builder = ChatResponseBuilder(id=f"chatcmpl-{request_id}", model=name)
-        return await _respond(http, service, body, requests, builder)
+        builder = ChatResponseBuilder(
+            id=f"chatcmpl-{request_id}",
+            model=name,
+            shown=shown_of(body),
+            warnings=body.warnings,
+            role=body.answer_role,
+            echoed=echoed_message(body),
+        )
+        response = await _respond(http, service, body, requests, builder)
+        if body.warnings:
+            response.headers[WARNING] = " ".join(body.warnings)
+        return response
 
-    @router.post("/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
+    @router.post("/completions", include_in_schema=False)
+    @router.post("/v1/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
     async def completions(http: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         requests = completion_requests(body, model=name, request_id=request_id, options=options)
-        builder = CompletionResponseBuilder(id=f"cmpl-{request_id}", model=name, echoed=echoed_prompts(body))
+        builder = CompletionResponseBuilder(id=f"cmpl-{request_id}", model=name, shown=shown_of(body))
         return await _respond(http, service, body, requests, builder)
+
+    @router.post("/embeddings", include_in_schema=False)
+    @router.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> Response:
+        """Say that there are none."""
+        raise HTTPException(404, "Embeddings are not offered: Phi-3 models generate text.")
 
     return router
 
@@ -89,16 +113,18 @@ async def _respond(
     sources = [with_names_sent(service.events(http, request), body.names_sent) for request in requests]
     n = body.num_answers
     if body.stream:
-        with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = completion_events(merged(sources), builder, n=n, with_usage=with_usage)
+        chunks = completion_events(merged(sources), builder, n=n, usage=streamed_usage(body))
         return await cancel_on_disconnect(http, sse.respond(chunks, error_event))
 
     async def plain() -> Response:
         done = await _all_answers(sources)
-        usage = usage_of(done, body.num_candidates)
+        usage = usage_of(done, body.num_candidates, has_answer=builder.shown.answer)
         if body.picks_best:
-            done = best_answers(done, num_candidates=body.num_candidates, n=n, with_logprobs=body.wants_logprobs)
-        return JSONResponse(builder.response(done, usage))
+            done = best_answers(done, num_candidates=body.num_candidates, n=n)
+        if not builder.shown.needs_prompt:
+            return JSONResponse(builder.response(done, usage))
+        # the log-probabilities of a long prompt take a second
+        return await asyncio.to_thread(lambda: JSONResponse(builder.response(done, usage)))
 
     return await cancel_on_disconnect(http, plain())
 

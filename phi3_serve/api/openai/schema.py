@@ -4,6 +4,7 @@ Source: the API reference as the ``openai`` SDK 3.57 types it. A null is the sam
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Le, Len
@@ -23,8 +24,8 @@ from phi3_serve.parameters import (
     StopString,
 )
 
-MAX_PROMPTS = 128  # LangChain sends 20 in one call, by default
 MAX_ANSWERS = 1024  # of all prompts of one call together
+MAX_PROMPTS = MAX_ANSWERS
 # At most the longest context of the Phi-3 family. The replica, which knows the vocabulary, checks the ids.
 TokenIds = Annotated[list[Annotated[int, Ge(0), number("prompt")]], Len(1, 131_072)]
 # The type of a part of a message → what it is. The model has no use for any of them.
@@ -46,6 +47,8 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     """Send one more chunk before the end. It has the usage of the whole request and no choices."""
+    continuous_usage_stats: bool | None = None
+    """Each chunk has the usage up to it, as in vLLM. It implies include_usage, unless that is false."""
     include_obfuscation: Literal[False] | None = None
     """Padding against eavesdroppers is not offered."""
 
@@ -59,9 +62,9 @@ class RequestBody(BodyWithParameters):
 
     model: str
     """The model that answers, as `/v1/models` lists it. Other spellings of a catalogue name are accepted too."""
-    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | Literal[-1] | None = None
+    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | Literal[0, -1] | None = None
     """Most tokens of the answer; -1 is no limit but the context. By default 16 for completions, and the rest of the
-    context for chat."""
+    context for chat. 0 is for a completion that echoes its prompt, or that has prompt_logprobs."""
     temperature: Annotated[float, Ge(0), Le(2), number("temperature")] | None = None
     """Above 1 answers vary more, below 1 less; 0 always takes the likeliest token. By default 1."""
     top_p: Annotated[float, Ge(0), Le(1), number("top_p")] | None = None
@@ -87,6 +90,13 @@ class RequestBody(BodyWithParameters):
     """Options of the stream; only with stream."""
     generate_kwargs: GenerateKwargs | None = None
     """Any generate parameter by name (`extra_body` in the SDK)."""
+    add_special_tokens: bool | None = None
+    """Put the special tokens before the prompt that the tokenizer puts before every text, as in vLLM. By default true
+    for completions, and false for chat, where the chat template writes them. The tokenizers of Phi-3 put none."""
+    return_token_ids: bool | None = None
+    """Return the token ids of the prompt and of each answer, in a stream with each chunk, as in vLLM."""
+    return_tokens_as_token_ids: bool | None = None
+    """In log-probabilities, show a token as `token_id:5` in place of its text, as in vLLM."""
     prompt_cache_key: str | None = None
     """Requests with the same key go to the same replica if the config has `routing: prefix`."""
 
@@ -95,6 +105,11 @@ class RequestBody(BodyWithParameters):
         """See the base class."""
         for name in unknown_fields(body, cls.model_fields):
             raise not_a_field(name, cls.model_fields)
+        return ()
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Fields that had no effect."""
         return ()
 
     @property
@@ -182,6 +197,12 @@ class ChatCompletionMessage(BaseModel):
     function_call: Annotated[None, nothing("tools are not offered")] = None
     """Always null."""
 
+    @property
+    def text(self) -> str:
+        """The content in one piece."""
+        content = self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
 
 class ChatCompletionRequest(RequestBody):
     """A conversation, and how to answer it."""
@@ -206,10 +227,33 @@ class ChatCompletionRequest(RequestBody):
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
     """The newer name of max_tokens; it wins over max_tokens."""
     logprobs: bool | None = None
-    """Return the log-probability of each token under the model's own scores. A stream has all of them in the chunk with
-    the finish_reason."""
+    """Return the log-probability of each token under the model's own scores, in a stream with the text of the token."""
     top_logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS), number("top_logprobs")] | None = None
-    """Return this many of the likeliest tokens at each position; needs logprobs."""
+    """Return this many of the likeliest tokens at each position; above 0 it needs logprobs."""
+    echo: bool | None = None
+    """Begin the answer with the last message, if it has the role of the answer, as in vLLM."""
+    add_generation_prompt: bool | None = None
+    """false: the prompt ends behind the last message, not where an answer of the assistant begins. The answer has the
+    role of the last message then."""
+    continue_final_message: bool | None = None
+    """The answer continues the last message. It cannot be true together with add_generation_prompt."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Without effect, with a warning: the chat template gets no settings."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """See the base class."""
+        return ["`chat_template_kwargs` had no effect."] if self.chat_template_kwargs else ()
+
+    @property
+    def ends_with_generation_prompt(self) -> bool:
+        """Whether the answer is a new message of the assistant."""
+        return self.add_generation_prompt is not False and not self.continue_final_message
+
+    @property
+    def answer_role(self) -> str:
+        """Who gives the answer."""
+        return "assistant" if self.ends_with_generation_prompt else self.messages[-1].role
 
 
 class CompletionRequest(RequestBody):
@@ -234,16 +278,30 @@ class CompletionRequest(RequestBody):
     """The text to continue, or its token ids, or a list of either, exactly as given. Text that spells a control token
     becomes the control token."""
     echo: bool | None = None
-    """Put the prompt before the answer."""
+    """Put the prompt before the answer, and with logprobs its log-probabilities, too. Behind them, the
+    log-probabilities have all tokens of the answer, also control tokens that the text lacks."""
     logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS), number("logprobs")] | None = None
-    """Return the log-probability of each token and of this many of the likeliest; not with echo. A stream has all of
-    them in the chunk with the finish_reason."""
+    """Return the log-probability of each token and of this many of the likeliest, in a stream with the text of the
+    token."""
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
         """The prompts as a list, also if ``prompt`` is one text or one list of token ids."""
         is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return cast(Sequence[str | list[int]], [self.prompt] if is_one else self.prompt)
+
+    @property
+    def parameters(self) -> GenerationParameters:
+        """See the base class. An echoed prompt has the log-probabilities that the answer has."""
+        given = super().parameters
+        if not self.echo or self.logprobs is None or given.prompt_logprobs is not None:
+            return given
+        return replace(given, prompt_logprobs=self.logprobs)
+
+    @property
+    def names_sent(self) -> Mapping[str, str]:
+        """See the base class."""
+        return {"prompt_logprobs": "logprobs", **super().names_sent}
 
 
 class Model(BaseModel):

@@ -1,14 +1,16 @@
 """OpenAI's streams: the events of one or more requests become chunks of one stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from phi3_serve.api import sse
-from phi3_serve.api.openai.answers import Json, ResponseBuilder, usage_of
+from phi3_serve.api.openai.answers import Json, ResponseBuilder, usage_json, usage_of
 from phi3_serve.api.openai.errors import OPENAI
+from phi3_serve.api.openai.shown import StreamedUsage
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
-from phi3_serve.core import Completion, Delta, Done
+from phi3_serve.core import Completion, Delta, Done, FinishReason, PromptText, TextToken, Usage
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 
 NumberedEvent = tuple[int, Delta | Done]  # the number of the request, and its event
@@ -50,23 +52,22 @@ async def merged(sources: Sequence[Events]) -> AsyncGenerator[NumberedEvent, Non
 
 
 async def completion_events(
-    events: AsyncGenerator[NumberedEvent, None], builder: ResponseBuilder, *, n: int, with_usage: bool
+    events: AsyncGenerator[NumberedEvent, None], builder: ResponseBuilder, *, n: int, usage: StreamedUsage
 ) -> AsyncGenerator[bytes, None]:
-    """The stream as server-sent events. ``n``: answers to each prompt; ``with_usage``: end with the usage."""
-    choices = _Choices(builder)
+    """The stream as server-sent events. ``n``: answers to each prompt."""
+    choices = _Choices(builder, usage)
     done: dict[int, Done] = {}
     async with aclosing(events):
         async for number, content in events:
             if isinstance(content, Done):
                 done[number] = content
-            for part in choices.parts(number, content):
-                warnings = content.warnings if isinstance(content, Done) and part["finish_reason"] else ()
-                yield sse.event(builder.chunk(part, with_usage=with_usage, warnings=warnings))
+            for chunk in choices.chunks(number, content):
+                yield sse.event(chunk)
     if not done:
         raise EngineFailure(INCOMPLETE_ANSWER)
-    if with_usage:
+    if usage != "none":
         in_order = [done[number] for number in sorted(done)]
-        yield sse.event(builder.usage_chunk(usage_of(in_order, n)))
+        yield sse.event(builder.usage_chunk(usage_of(in_order, n, has_answer=builder.shown.answer)))
     yield sse.END
 
 
@@ -78,19 +79,36 @@ def error_event(error: Phi3ServeError) -> bytes:
 class _Choices:
     """All choices of a stream. A request has one choice, or with beam search several that follow each other."""
 
-    def __init__(self, builder: ResponseBuilder) -> None:
+    def __init__(self, builder: ResponseBuilder, usage: StreamedUsage) -> None:
         self._builder = builder
+        self._usage = usage
         self._choices: dict[int, _Choice] = {}
 
-    def parts(self, number: int, content: Delta | Done) -> list[Json]:
-        """The parts of chunks that an event of request ``number`` adds."""
+    def chunks(self, number: int, content: Delta | Done) -> Iterator[Json]:
+        """The chunks that an event of request ``number`` adds."""
         if isinstance(content, Delta):
-            return self._choice(number).add(content.text)
-        first = number * len(content.completions)
-        return [part for at, c in enumerate(content.completions) for part in self._choice(first + at).finish(c)]
+            for part, num_tokens in self._choice(number).add(content):
+                yield self._builder.chunk(part, self._usage_field(content.usage, num_tokens))
+            return
+        warnings = [*self._builder.warnings, *content.warnings]
+        for index, completion in enumerate(content.completions, number * len(content.completions)):
+            for part, num_tokens in self._choice(index).finish(completion, content.prompt):
+                usage = self._usage_field(content.usage, num_tokens)
+                yield self._builder.chunk(part, usage, warnings if part["finish_reason"] else ())
+
+    def _usage_field(self, usage: Usage | None, num_tokens: int) -> Json:
+        """The field of a chunk up to which a choice has ``num_tokens``."""
+        if self._usage == "none":
+            return {}
+        if self._usage == "at_end" or usage is None:
+            return {"usage": None}
+        return {"usage": usage_json(replace(usage, completion_tokens=num_tokens))}
 
     def _choice(self, index: int) -> "_Choice":
         return self._choices.setdefault(index, _Choice(index, self._builder))
+
+
+Parts = Iterator[tuple[Json, int]]  # each part with the number of tokens up to it
 
 
 class _Choice:
@@ -100,14 +118,42 @@ class _Choice:
         self._index = index
         self._builder = builder
         self._is_open = False
+        self._prompt: PromptText | None = None
+        self._of_first_part: Json = {}
+        self._num_shown = 0  # tokens that parts have brought
 
-    def finish(self, completion: Completion) -> list[Json]:
-        """The last parts. They hold the whole text if there was no delta, as with beam search."""
-        parts = [] if self._is_open else self.add(completion.text)
-        return [*parts, self._builder.final_part(self._index, completion)]
-
-    def add(self, text: str) -> list[Json]:
+    def add(self, delta: Delta) -> Parts:
         """The parts that the next text of the answer adds."""
-        opening = None if self._is_open else self._builder.opening_part(self._index)
-        self._is_open = True
-        return [*([opening] if opening else []), *([self._builder.text_part(self._index, text)] if text else [])]
+        yield from self._open(delta.prompt)
+        self._num_shown += len(delta.tokens)
+        yield from self._text(delta.text, delta.tokens, 0 if delta.usage is None else delta.usage.completion_tokens)
+
+    def finish(self, completion: Completion, prompt: PromptText | None) -> Parts:
+        """The last parts. They hold the whole text if there was no delta, as with beam search."""
+        sequence, shown, rest = completion.sequence, self._builder.shown, completion.tokens[self._num_shown :]
+        num_tokens = len(sequence.token_ids) if shown.answer else 0
+        if not self._is_open:
+            yield from self._open(prompt)
+            yield from self._text(completion.text, rest, num_tokens)
+            rest = ()
+        reason: FinishReason = sequence.finish_reason if shown.answer else "length"
+        part = self._builder.part(self._index, "", rest if shown.answer else (), self._prompt, reason)
+        yield self._first(part), num_tokens
+
+    def _open(self, prompt: PromptText | None) -> Parts:
+        if self._is_open:
+            return
+        self._is_open, self._prompt, self._of_first_part = True, prompt, self._builder.of_prompt(prompt)
+        for part in self._builder.opening_parts(self._index, prompt):
+            yield self._first(part), 0
+
+    def _text(self, text: str, tokens: Sequence[TextToken], num_tokens: int) -> Parts:
+        shown = self._builder.shown
+        has_tokens = bool(self._builder.listed(tokens) or (tokens and shown.token_ids))
+        if shown.answer and (text or has_tokens):
+            yield self._first(self._builder.part(self._index, text, tokens, self._prompt)), num_tokens
+
+    def _first(self, part: Json) -> Json:
+        """``part``, with the fields of the prompt if it is the first one of the choice."""
+        fields, self._of_first_part = self._of_first_part, {}
+        return {**part, **fields}

@@ -94,8 +94,8 @@ def test_text_completions_take_token_ids(sdk: OpenAI, replica: Replica) -> None:
     for prompt, message in wrong:
         with pytest.raises(openai.BadRequestError, match=message):
             sdk.completions.create(prompt=prompt, **GREEDY)
-    with pytest.raises(openai.BadRequestError, match="`echo` is not offered for a prompt of token ids"):
-        sdk.completions.create(prompt=ids, echo=True, **GREEDY)
+    echoed = sdk.completions.create(prompt=ids, echo=True, **GREEDY).choices[0].text
+    assert echoed == tokenizer_of(replica)._decode_all(ids) + expected
 
 
 def test_text_completions_take_a_raw_prompt(sdk: OpenAI, client: TestClient) -> None:
@@ -246,13 +246,20 @@ def test_a_stream_has_the_same_logprobs(sdk: OpenAI, stop: list[str] | None) -> 
     streamed = [choice for chunk in chunks for choice in chunk.choices]
     assert "".join(choice.delta.content or "" for choice in streamed) == plain.message.content
     assert streamed[-1].finish_reason == plain.finish_reason
-    assert streamed[-1].logprobs
     assert plain.logprobs
-    assert streamed[-1].logprobs.model_dump() == plain.logprobs.model_dump()
-    assert all(choice.logprobs is None for choice in streamed[:-1])
+    of_chunks = [choice.logprobs.content or [] for choice in streamed if choice.logprobs]
+    assert len(of_chunks) > 1
+    assert [token for tokens in of_chunks for token in tokens] == plain.logprobs.content
     columns = sdk.completions.create(prompt=PROMPT, logprobs=2, **asked).choices[0].logprobs
-    parts = list(sdk.completions.create(prompt=PROMPT, logprobs=2, stream=True, **asked))
-    assert parts[-1].choices[0].logprobs == columns
+    assert columns
+    parts = [chunk.choices[0] for chunk in sdk.completions.create(prompt=PROMPT, logprobs=2, stream=True, **asked)]
+    for name, column in columns.model_dump().items():
+        joined = [one for part in parts if part.logprobs for one in part.logprobs.model_dump()[name]]
+        assert joined == column, name
+    no_bytes = {"generate_kwargs": {"suppress_tokens": list(range(259))}}
+    for chunk in sdk.completions.create(prompt=PROMPT, logprobs=0, stream=True, extra_body=no_bytes, **GREEDY):
+        of_chunk = chunk.choices[0].logprobs
+        assert "".join(of_chunk.tokens or [] if of_chunk else []) == chunk.choices[0].text
 
 
 def test_logit_bias_and_penalties(sdk: OpenAI, client: TestClient) -> None:
@@ -390,10 +397,18 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
         ({"tempersture": 0.5}, "tempersture", "did you mean `temperature`?"),
         ({"generate_kwargs": {"num_bemas": 2}}, "num_bemas", "did you mean `num_beams`?"),
+        ({"max_tokens": 0}, "max_tokens", "it must be greater than or equal to 1, or -1"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "less than or equal to 20"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "`prompt_logprobs` is not offered with `stream`"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            "cannot both be true",
+        ),
         (
             {"generate_kwargs": {"num_beams": 2}, "logprobs": True},
             "logprobs",
-            "`logprobs` is not offered with `num_beams`",
+            "`logprobs` is not offered with beam search (`num_beams`)",
         ),
         ({"n": 3, "generate_kwargs": {"num_beams": 2}}, "n", "`n` (3) has to be smaller or equal to `num_beams`"),
         ({"logprobs": True, "top_logprobs": 2, "generate_kwargs": {"num_beams": 2}}, "top_logprobs", "`top_logprobs`"),
@@ -517,6 +532,26 @@ def test_the_sdk_does_not_repeat_a_request_that_ended_its_replica(
     with pytest.raises(openai.InternalServerError, match="It ended"):
         sdk.with_options(max_retries=2).chat.completions.create(messages=QUESTION, stream=stream, **GREEDY)
     assert len(asked) == 1
+
+
+def test_a_base_url_without_v1(server_url: str, sdk: OpenAI) -> None:
+    with OpenAI(base_url=server_url, api_key="none", max_retries=0) as client:
+        asked: Any = {"messages": QUESTION, **GREEDY}
+        expected = sdk.chat.completions.create(**asked).choices
+        assert client.chat.completions.create(**asked).choices == expected
+        chunks = client.chat.completions.create(stream=True, **asked)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected[0].message.content
+        assert (
+            client.completions.create(prompt="x", **GREEDY).choices
+            == sdk.completions.create(prompt="x", **GREEDY).choices
+        )
+        assert list(client.models.list()) == list(sdk.models.list())
+        with pytest.raises(openai.BadRequestError, match="`temprature` is not a field") as refused:
+            client.chat.completions.create(**asked, extra_body={"temprature": 1})
+        assert refused.value.param == "temprature"
+        for each in (client, sdk):
+            with pytest.raises(openai.NotFoundError, match="Embeddings are not offered: Phi-3 models generate text"):
+                each.embeddings.create(model="tested", input="x")
 
 
 def test_models_of_every_state(sdk: OpenAI, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
