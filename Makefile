@@ -7,12 +7,13 @@ PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test test-fast coverage wheel gpu fuzz fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
+.PHONY: help setup serve test test-fast test-clients coverage wheel gpu fuzz fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
 	@echo "make test       run all tests, also those on real Ray clusters and in Chromium"
 	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; under three minutes on two cores"
+	@echo "make test-clients  run clients of other projects, unchanged, against phi-3-tiny, and write docs/clients.md"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; five minutes on two cores"
 	@echo "make fuzz-kernels  compare the GPU's kernels with the reference on 400 random shapes, in Triton's interpreter"
@@ -51,6 +52,12 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser and not slow"
+
+test-clients: $(VENV)/.dev
+	test -d $(VENV)-clients || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r tests/clients/requirements.txt
+	$(VENV)-clients/bin/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps -r tests/clients/requirements-without-dependencies.txt
+	$(BIN)/python -m tests.clients $(VENV)-clients/bin/python
 
 coverage: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
