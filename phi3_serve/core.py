@@ -92,12 +92,50 @@ class GenerationRequest:
     options: RequestOptions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizationRequest:
+    """A text that becomes token ids, or token ids that become text. Nothing is generated."""
+
+    model: str
+    prompt: Prompt
+    finds_control_tokens: bool = True  # whether names of control tokens in a raw prompt become control tokens
+    with_tokens: bool = False  # whether the result has ``tokens``
+    wait_s: float = 0.0  # maximum, for a model that is asleep or loading
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a vocabulary."""
+
+    name: str  # by which the tokenizer knows it
+    content: bytes  # what it adds within a text; a control token has its name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenization:
+    """A text and its token ids."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[Token, ...] = ()
+    context_length: int  # tokens of prompt and answer that the model takes
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens read and tokens generated."""
 
     prompt_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How long a request took in its engine, in seconds."""
+
+    queue_s: float  # from its arrival to the step that began it
+    prompt_s: float  # from there until its first token was chosen
+    answer_s: float  # from there until its last token was chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +197,7 @@ class Completion:
     text: str
     sequence: GeneratedSequence
     tokens: tuple[TextToken, ...] = ()  # if requested, all of the sequence
+    stop_string: str | None = None  # the string of ``stop`` that ended the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +228,7 @@ class Done:
     usage: Usage
     warnings: tuple[str, ...] = ()  # parameters that could not have their effect
     prompt: PromptText | None = None  # if requested
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +284,7 @@ class Finished:
     """The sequences of a request, best first; always the last engine event."""
 
     sequences: tuple[GeneratedSequence, ...]
+    timings: Timings | None = None
 
 
 EngineEvent = Started | ScoredPrompt | NewTokens | Finished | Failed
@@ -369,6 +410,9 @@ class Backend(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         """Run ``request``; Phi3ServeError before or between events."""
+
+    async def tokenize(self, request: TokenizationRequest) -> Tokenization:
+        """Use the tokenizer of a model; Phi3ServeError if it cannot be used, or not for this request."""
 
     async def states(self) -> Mapping[str, VariantState]:
         """The state of every declared variant. The call starts no replica."""

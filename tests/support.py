@@ -5,7 +5,16 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from phi3_serve.config import Dtype, LimitsConfig, ModelConfig
-from phi3_serve.core import Delta, Done, Failed, GenerationRequest, HostInfo, VariantState
+from phi3_serve.core import (
+    Delta,
+    Done,
+    Failed,
+    GenerationRequest,
+    HostInfo,
+    Tokenization,
+    TokenizationRequest,
+    VariantState,
+)
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 from phi3_serve.serving.placement import place
@@ -63,6 +72,12 @@ class LocalBackend:
                 raise event.error
             if isinstance(event, Delta | Done):
                 yield event
+
+    async def tokenize(self, request: TokenizationRequest) -> Tokenization:
+        result = await self.replica.tokenize(request)
+        if isinstance(result, Failed):
+            raise result.error
+        return result
 
     async def states(self) -> Mapping[str, VariantState]:
         return self.state_of

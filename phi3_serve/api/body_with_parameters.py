@@ -2,35 +2,45 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, GetJsonSchemaHandler, PrivateAttr, TypeAdapter, model_validator
 from pydantic import ModelWrapValidatorHandler as Handler
 
-from phi3_serve.api.fields import GenerateKwargs
 from phi3_serve.api.parameter_names import KWARGS, OTHER_NAMES, given_parameters, is_name
-from phi3_serve.parameters import NAMES, GenerationParameters
+from phi3_serve.api.refused_fields import not_a_field, unknown_fields
+from phi3_serve.parameters import NAMES, NONE_GIVEN, GenerationParameters
 
 OF_PARAMETER = "x-parameter"
 """In the JSON schema of a body: the generate parameter that a field sets."""
 
 
 class BodyWithParameters(BaseModel):
-    """A body whose generate parameters may be fields of their own, or in its ``generate_kwargs``.
+    """A body whose generate parameters may be fields of their own, or in one object, its ``holder``.
 
-    All of them are put into ``generate_kwargs``, besides those that the schema declares as fields.
+    All of them are put into the holder, besides those that the schema declares as fields.
     """
 
-    generate_kwargs: GenerateKwargs | None = None
-    """Generate parameters by name."""
+    holder: ClassVar[str] = KWARGS
+    """The field with the object, which each API declares."""
     _names: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _unknown: Sequence[str] = PrivateAttr(default=())
     _has_null_kwargs: bool = PrivateAttr(default=False)
 
     @property
+    def parameters(self) -> GenerationParameters:
+        """The generate parameters that are no fields of their own here."""
+        given: GenerationParameters | None = getattr(self, self.holder)
+        return given or NONE_GIVEN
+
+    @property
     def names_sent(self) -> Mapping[str, str]:
-        """Generate parameter → the name by which the client sent it."""
-        return self._names
+        """Generate parameter → the name by which the client sent it.
+
+        An answer that is too long for the context is an error of max_length, whichever length the client sent.
+        """
+        length = {"max_length": self._names["max_new_tokens"]} if "max_new_tokens" in self._names else {}
+        return {**length, **self._names}
 
     @property
     def unknown_fields(self) -> Sequence[str]:
@@ -47,25 +57,38 @@ class BodyWithParameters(BaseModel):
     def _gather(cls, body: Any, handler: Handler[Self]) -> Self:
         if not isinstance(body, dict):
             return handler(body)
-        fields = cls.model_fields
-        given = given_parameters(body, fields)
+        fields, in_holder = cls.model_fields, body.get(cls.holder)
+        if isinstance(in_holder, dict):
+            in_holder = cls.known_parameters(in_holder)
+            body = {**body, cls.holder: in_holder}
+        given = given_parameters(body, fields, cls.holder)
         unknown = cls.refuse_fields(body)
         rest = {name: value for name, value in body.items() if name in fields or not is_name(name)}
-        in_kwargs = body.get(KWARGS)
-        if isinstance(in_kwargs, dict) or (in_kwargs is None and given.values):
-            rest[KWARGS] = given.values
+        if isinstance(in_holder, dict) or (in_holder is None and given.values):
+            rest[cls.holder] = given.values
         validated = handler(rest)
-        validated._unknown, validated._has_null_kwargs = unknown, KWARGS in body and in_kwargs is None
+        validated._unknown, validated._has_null_kwargs = unknown, cls.holder in body and in_holder is None
         validated._names = {parameter: place[-1] for parameter, place in given.places.items()}
         return validated
 
     @classmethod
+    def known_parameters(cls, in_holder: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``in_holder`` without names that are no generate parameters and may be sent nevertheless.
+
+        Raises:
+            InvalidRequest: this API does not take a name.
+        """
+        return in_holder
+
+    @classmethod
     def refuse_fields(cls, body: Mapping[str, Any]) -> Sequence[str]:
-        """The fields of ``body`` that nothing knows and this API takes nevertheless.
+        """The fields of ``body`` that nothing knows and this API takes nevertheless: none, unless it overrides this.
 
         Raises:
             InvalidRequest: this API does not take a field.
         """
+        for name in unknown_fields(body, cls.model_fields):
+            raise not_a_field(name, cls.model_fields)
         return ()
 
     @classmethod

@@ -5,7 +5,7 @@ A further API adds its row here, its folder beside ``kaito`` and ``openai``, and
 
 from phi3_serve.api.error_mapping import ErrorFormat
 from phi3_serve.api.kaito.errors import KAITO
-from phi3_serve.api.openai.errors import OPENAI
+from phi3_serve.api.openai_errors import OPENAI
 
 # The first pattern that matches decides. One that ends in "/" also covers every path below it.
 # The launcher of HAProxy writes its rules from this table.

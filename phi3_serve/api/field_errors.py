@@ -12,16 +12,17 @@ from typing import Any
 
 from phi3_serve.api.error_mapping import FieldError
 from phi3_serve.api.fields import NOT_A_BOOLEAN
-from phi3_serve.api.parameter_names import KWARGS, place_of
+from phi3_serve.api.parameter_names import OBJECTS, place_of
+
+Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """One of pydantic's errors. ``field`` is the place of the outermost field with several forms, ``form`` the form."""
+    """One of pydantic's errors. ``forms`` has the fields with several forms around it, and which form it is of."""
 
     error: FieldError
-    field: tuple[str | int, ...]
-    form: str | None
+    forms: tuple[tuple[Place, str], ...] = ()  # the outermost field first
 
     @property
     def is_wrong_type(self) -> bool:
@@ -29,64 +30,74 @@ class _Problem:
         kind = self.error.type
         return kind.endswith(("_type", "_parsing", "_from_float")) or kind in ("literal_error", "is_instance_of")
 
+    def field(self, depth: int) -> tuple[Place, bool]:
+        """The field with several forms at ``depth``, else the place of the error; and whether it has several forms."""
+        return (self.forms[depth][0], True) if depth < len(self.forms) else (self.error.location, False)
+
 
 def field_errors(details: Sequence[Mapping[str, Any]], body: Any, content_type: str | None) -> list[FieldError]:
     """The errors of the fields of ``body``; ``details`` are pydantic's errors."""
     problems = [_problem(each, body, content_type) for each in details]
-    by_field = groupby(problems, key=lambda problem: (problem.field, problem.form is None))
-    return [error for (_, is_plain), of_field in by_field for error in _meant(list(of_field), is_plain)]
+    return [problem.error for problem in _meant(problems, depth=0)]
 
 
-def _meant(problems: list[_Problem], is_plain: bool) -> Iterable[FieldError]:
-    """The errors of the form that the client meant; of all forms in one, if the value fits none."""
-    if is_plain:
-        return [problem.error for problem in problems]
-    forms = [list(of_form) for _, of_form in groupby(problems, key=lambda problem: problem.form)]
-    best = min(forms, key=_misfit)
-    if _misfit(best)[0]:
-        messages = dict.fromkeys(problem.error.message for of_form in forms for problem in of_form)
-        return [FieldError(problems[0].field, " Or: ".join(messages), problems[0].error.type)]
-    return [problem.error for problem in best]
+def _meant(problems: Iterable[_Problem], *, depth: int) -> list[_Problem]:
+    """The problems of the forms that the client meant, at ``depth`` and below."""
+    kept: list[_Problem] = []
+    for (field, has_forms), group in groupby(problems, key=lambda problem: problem.field(depth)):
+        of_field = list(group)
+        kept += _of_best_form(of_field, field, depth) if has_forms else of_field
+    return kept
 
 
-def _misfit(of_form: Sequence[_Problem]) -> tuple[bool, int, int]:
-    """How badly the value fits a form; less is better."""
+def _of_best_form(problems: list[_Problem], field: Place, depth: int) -> list[_Problem]:
+    """The problems of the form of ``field`` that fits best; of all forms in one, if the value fits none."""
+    by_form = groupby(problems, key=lambda problem: problem.forms[depth][1])
+    forms = [_meant(of_form, depth=depth + 1) for _, of_form in by_form]
+    best = min(forms, key=lambda of_form: _misfit(of_form, field))
+    if not _misfit(best, field)[0]:
+        return best
+    messages = dict.fromkeys(problem.error.message for of_form in forms for problem in of_form)
+    return [_Problem(FieldError(field, " Or: ".join(messages), problems[0].error.type))]
+
+
+def _misfit(of_form: Sequence[_Problem], field: Place) -> tuple[bool, int, int]:
+    """How badly the value of ``field`` fits a form; less is better."""
     wrong_types = [problem for problem in of_form if problem.is_wrong_type]
-    is_other_type = any(problem.error.location == problem.field for problem in wrong_types)
+    is_other_type = any(problem.error.location == field for problem in wrong_types)
     return is_other_type, len(wrong_types), len(of_form)
 
 
 def _problem(details: Mapping[str, Any], body: Any, content_type: str | None) -> _Problem:
-    location: tuple[str | int, ...] = tuple(details["loc"])
+    location: Place = tuple(details["loc"])
     if details["type"] == "json_invalid":
         reason = details.get("ctx", {}).get("error", "")
         message = f"The body is not JSON at character {location[-1]}: {reason}. Check the quoting of your shell."
-        return _Problem(FieldError(location, message, details["type"]), location, None)
+        return _Problem(FieldError(location, message, details["type"]))
     details = {**details, "loc": _sent_at(details, body)}
-    place, field, form = _places(details, body)
+    place, forms = _places(details, body)
     message = _message(details, place, content_type)
-    return _Problem(FieldError(place, message, details["type"]), field, form)
+    return _Problem(FieldError(place, message, details["type"]), forms)
 
 
-def _sent_at(details: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+def _sent_at(details: Mapping[str, Any], body: Any) -> Place:
     """The location of an error. That of a generate parameter begins where the client put the parameter."""
     first, *rest = details["loc"]
-    if details["type"] == NOT_A_BOOLEAN and rest == [KWARGS]:
+    if details["type"] == NOT_A_BOOLEAN and len(rest) == 1 and rest[0] in OBJECTS:
         rest.append(details["ctx"]["name"])
-    if len(rest) < 2 or rest[0] != KWARGS:
+    if len(rest) < 2 or rest[0] not in OBJECTS:
         return first, *rest
-    return first, *place_of(body, rest[1]), *rest[2:]
+    return first, *place_of(body, rest[1], rest[0]), *rest[2:]
 
 
-def _places(details: Mapping[str, Any], body: Any) -> tuple[tuple[str | int, ...], tuple[str | int, ...], str | None]:
-    """The place in the body, the place of the outermost field with several forms, and the form.
+def _places(details: Mapping[str, Any], body: Any) -> tuple[Place, tuple[tuple[Place, str], ...]]:
+    """The place in the body, and the fields with several forms around it with the form of each.
 
     Pydantic names a form where it names a key, for example ``("prompt", "list[int]", 0)``. What is no key is a form.
     """
-    location: tuple[str | int, ...] = tuple(details["loc"])
+    location: Place = tuple(details["loc"])
     place, value = list(location[:1]), body
-    field: tuple[str | int, ...] = ()
-    form: str | None = None
+    forms: list[tuple[Place, str]] = []
     for part in location[1:]:
         if isinstance(part, int) and isinstance(value, Sequence) and not isinstance(value, str):
             place.append(part)
@@ -94,12 +105,12 @@ def _places(details: Mapping[str, Any], body: Any) -> tuple[tuple[str | int, ...
         elif isinstance(value, Mapping) and (part in value or details["type"] == "missing"):
             place.append(part)
             value = value.get(part)
-        elif form is None:
-            field, form = tuple(place), str(part)
-    return tuple(place), field or tuple(place), form
+        elif not forms or forms[-1][0] != tuple(place):  # a form can have several parts, for example of its validators
+            forms.append((tuple(place), str(part)))
+    return tuple(place), tuple(forms)
 
 
-def _message(details: Mapping[str, Any], place: tuple[str | int, ...], content_type: str | None) -> str:
+def _message(details: Mapping[str, Any], place: Place, content_type: str | None) -> str:
     if place == ("body",) and not _is_json(content_type or ""):
         return f"The Content-Type header must be application/json; it is {(content_type or 'missing')[:80]}."
     if place == ("body",) and details["type"] == "missing":

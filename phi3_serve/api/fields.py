@@ -25,6 +25,17 @@ def nothing(reason: str) -> BeforeValidator:
     return BeforeValidator(lambda value: _refuse_something(value, reason))
 
 
+def false(reason: str) -> BeforeValidator:
+    """A validator that takes null and false only; ``reason`` says why."""
+    return BeforeValidator(lambda value: _refuse_true(value, reason))
+
+
+def _refuse_true(value: Any, reason: str) -> Any:
+    if value is not None and value is not False:
+        raise PydanticCustomError("not_offered", "This must be false: {reason}.", {"reason": reason})
+    return value
+
+
 def _check_parameters(given: Any) -> Any:
     """Check names before types: an unknown name gets an error that says the nearest name."""
     if not isinstance(given, dict):

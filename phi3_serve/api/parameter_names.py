@@ -1,6 +1,7 @@
 """Where a client may put a generate parameter, and by which names: the same for every API.
 
-A parameter may be a field of the body or of its ``generate_kwargs``, by its own name or by that of another server.
+A parameter may be a field of the body or of one object in it, by its own name or by that of another server. The object
+is ``generate_kwargs``, and in ollama's API ``options``.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,6 +12,9 @@ from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import NAMES
 
 KWARGS = "generate_kwargs"
+OPTIONS = "options"
+OBJECTS = (KWARGS, OPTIONS)
+"""The fields whose values are objects of generate parameters."""
 WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
 
 Json = Mapping[str, Any]
@@ -53,9 +57,11 @@ def _sequence_bias(value: Any, _: Json) -> Json:
     return {"sequence_bias": [list(pair) for pair in sequence_bias(value)]}  # as JSON has them
 
 
-def _max_tokens(value: Any, _: Json) -> Json:
+def _max_tokens(value: Any, siblings: Json) -> Json:
     """-1 is no limit but the context, as in llama.cpp, which takes it under OpenAI's name, too."""
-    return {"max_length": WHOLE_CONTEXT} if value == -1 else {"max_new_tokens": value}
+    if value != -1:
+        return {"max_new_tokens": value}
+    return {} if siblings.get("num_ctx") is not None else {"max_length": WHOLE_CONTEXT}
 
 
 def _predict(value: Any, siblings: Json) -> Json:
@@ -105,12 +111,17 @@ OTHER_NAMES: Mapping[str, OtherName] = {
         "max_new_tokens", "KAITO, OpenAI", "-1 is no limit but the context, as in llama.cpp.", _LENGTH, _max_tokens
     ),
     "max_completion_tokens": OtherName("max_new_tokens", "OpenAI"),
+    "max_output_tokens": OtherName("max_new_tokens", "OpenAI's responses"),
     "n_predict": OtherName(
         "max_new_tokens", "llama.cpp", "-1 and -2 are no limit but the context.", _PREDICT, _predict
     ),
     "num_predict": OtherName("max_new_tokens", "ollama", "-1 and -2 are no limit but the context.", _PREDICT, _predict),
+    "num_ctx": OtherName(
+        "max_length", "ollama", "A prompt that does not fit is refused and not cut. num_predict overrides it."
+    ),
     "min_tokens": OtherName("min_new_tokens", "vLLM, SGLang"),
     "no_stop_trim": OtherName("include_stop_str_in_output", "SGLang"),
+    "stop_sequences": OtherName("stop", "Anthropic"),
     "n": OtherName("num_return_sequences", "OpenAI"),
     "logit_bias": OtherName("sequence_bias", "OpenAI", "Token ids as text, and their biases.", _BIASES, _sequence_bias),
     "repeat_penalty": OtherName(
@@ -139,12 +150,12 @@ class GivenParameters:
     places: dict[str, tuple[str, ...]] = field(default_factory=dict)  # parameter → keys from the body to the value
 
 
-def place_of(body: Any, parameter: str) -> tuple[str, ...]:
-    """The keys of the value in ``body`` that sets ``parameter``."""
-    for place, name, _ in _fields(body) if isinstance(body, dict) else ():
+def place_of(body: Any, parameter: str, holder: str = KWARGS) -> tuple[str, ...]:
+    """The keys of the value in ``body`` that sets ``parameter``. ``holder``: the field with an object of parameters."""
+    for place, name, _ in _fields(body, holder) if isinstance(body, dict) else ():
         if name == parameter or (name in OTHER_NAMES and OTHER_NAMES[name].parameter == parameter):
             return place
-    return KWARGS, parameter
+    return holder, parameter
 
 
 def is_name(name: str) -> bool:
@@ -152,20 +163,21 @@ def is_name(name: str) -> bool:
     return name in _ALL_NAMES
 
 
-def given_parameters(body: Json, own_fields: Collection[str] = ()) -> GivenParameters:
+def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str = KWARGS) -> GivenParameters:
     """The parameters of ``body``; null is the same as a field that is left out.
 
-    The schema has ``own_fields``. They are compared with the others, and are not among the values.
+    The schema has ``own_fields``. They are compared with the others, and are not among the values. ``holder``: the
+    field with an object of parameters.
 
     Raises:
         InvalidRequest: a parameter is given twice, with different values.
     """
     given = GivenParameters()
-    in_kwargs = body.get(KWARGS)
+    in_kwargs = body.get(holder)
     of_kwargs = in_kwargs.items() if isinstance(in_kwargs, dict) else ()
     siblings = {**body, **{name: value for name, value in of_kwargs if value is not None}}
     values: dict[str, Any] = {}
-    for place, name, value in _fields(body):
+    for place, name, value in _fields(body, holder):
         other = OTHER_NAMES.get(name)
         for parameter, of_parameter in (
             {name: value} if other is None else other.parameters_of(value, siblings)
@@ -189,12 +201,12 @@ def _differ(one: tuple[str, ...], other: tuple[str, ...]) -> InvalidRequest:
     )
 
 
-def _fields(body: Json) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+def _fields(body: Json, holder: str) -> Iterator[tuple[tuple[str, ...], str, Any]]:
     """The keys, the name and the value of each parameter."""
     for name, value in body.items():
         if is_name(name) and value is not None:
             yield (name,), name, value
-    in_kwargs = body.get(KWARGS)
+    in_kwargs = body.get(holder)
     for name, value in in_kwargs.items() if isinstance(in_kwargs, dict) else ():
         if value is not None or not is_name(name):
-            yield (KWARGS, str(name)), str(name), value
+            yield (holder, str(name)), str(name), value

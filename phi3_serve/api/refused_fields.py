@@ -22,6 +22,7 @@ _OTHER_SAMPLER = "this sampler is not offered; the parameters of generate_kwargs
 _ADAPTERS = "adapters are not offered"
 _INTERNALS = "the model's internals are not returned"
 _PLACEMENT = "it sets where the server computes, not what it answers"
+_TOO_LONG = "a prompt that is too long is refused, not shifted"
 _IDS = "the ids of the tokens are not returned; return_dict_in_generate of /chat returns them"
 
 # Field → the reason of the refusal, and the values that pass because they ask for nothing. A null always passes.
@@ -47,6 +48,28 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "moderation": (_PLATFORM, ()),
     "suffix": ("Phi-3 continues a text and cannot fill a gap", ("",)),
     "best_of": ("the best answer is picked by /v1 alone; num_return_sequences returns all", (1,)),
+    # OpenAI's responses
+    "background": ("an answer is computed while its client waits", (False,)),
+    "background_options": ("an answer is computed while its client waits", ()),
+    "conversation": (_PLATFORM, ()),
+    "previous_response_id": (_PLATFORM, ()),
+    "access_programs": (_PLATFORM, ()),
+    "image": (_TEXT_ONLY, ()),
+    "personality": ("the model has no such setting; describe it in the system prompt", ()),
+    "reasoning": (_REASONING, ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None})),
+    "truncation": (_TOO_LONG, ("disabled",)),
+    # Anthropic
+    "thinking": (_REASONING, ({"type": "disabled"}, {"type": "adaptive"})),
+    "output_config": (_FORMAT, ({},)),
+    "output_format": (_FORMAT, ()),
+    "container": (_CODE, ()),
+    "mcp_servers": (_TOOLS, ([],)),
+    "context_management": (_PLATFORM, ()),
+    "diagnostics": (_PLATFORM, ()),
+    "inference_geo": (_PLACEMENT, ()),
+    "speed": ("all requests run at the same speed", ("standard",)),
+    "user_profile_id": (_PLATFORM, ()),
+    "workspace_id": (_PLATFORM, ()),
     # vLLM and SGLang
     "logits_processors": (_CODE, ([],)),
     "custom_logit_processor": (_CODE, ()),
@@ -104,9 +127,13 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "samplers": ("the samplers run in the order of transformers", ()),
     "min_keep": ("a cut-off keeps one token, or more with beams", (0, 1)),
     "n_probs": ("send logprobs", (0,)),
-    "n_keep": ("a prompt that is too long is refused, not shifted", (0,)),
-    "num_keep": ("a prompt that is too long is refused, not shifted", (0,)),
-    "num_ctx": ("the context is that of the model", ()),
+    "n_keep": (_TOO_LONG, (0,)),
+    "num_keep": (_TOO_LONG, (0,)),
+    "truncate": (_TOO_LONG, (False,)),
+    "shift": (_TOO_LONG, (False,)),
+    "penalize_newline": ("repetition_penalty counts every token", (True,)),
+    "vocab_only": (_PLACEMENT, (False,)),
+    "embedding_only": (_PLACEMENT, (False,)),
     "n_indent": ("indentation is not controlled", (0,)),
     "t_max_predict_ms": ("send max_time, in seconds", (0, -1)),
     "id_slot": (_PLACEMENT, (-1,)),
@@ -126,6 +153,7 @@ IGNORED = frozenset(
         "safety_identifier",
         "prompt_cache_retention",
         "prompt_cache_options",
+        "max_tool_calls",
         # vLLM and SGLang
         "session_id",
         "request_id",
@@ -143,6 +171,17 @@ IGNORED = frozenset(
         "dry_allowed_length",
         "dry_penalty_last_n",
         "dry_sequence_breakers",
+        # ollama: how a model is loaded, which the config of the server decides and which changes no answer
+        "numa",
+        "num_batch",
+        "num_gpu",
+        "main_gpu",
+        "low_vram",
+        "f16_kv",
+        "logits_all",
+        "use_mmap",
+        "use_mlock",
+        "num_thread",
     }
 )
 
@@ -173,6 +212,19 @@ def unknown_fields(body: Mapping[str, object], own_fields: Collection[str]) -> l
                     name[:64],
                 )
     return unknown
+
+
+def refuse_all_but(body: Mapping[str, object], own_fields: Collection[str]) -> None:
+    """Raise InvalidRequest if ``body`` has a field beside ``own_fields``, although nothing is generated. Nulls pass."""
+    for name, value in body.items():
+        if value is None or name in own_fields or name in IGNORED:
+            continue
+        if is_name(name):
+            raise InvalidRequest(f"`{name}` is not accepted: nothing is generated here.", name)
+        if (reason := _reason(name, value)) is not None:
+            raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
+        if name not in _REASONS:
+            raise InvalidRequest(f"`{name[:64]}` is not a field{did_you_mean(name, own_fields)}", name[:64])
 
 
 def not_a_field(name: str, own_fields: Iterable[str]) -> InvalidRequest:

@@ -12,7 +12,8 @@ from fastapi import Request, Response
 from phi3_serve import catalogue
 from phi3_serve.api.keys import ApiKey, key_of
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.config import AppConfig
+from phi3_serve.api.sent_names import as_sent
+from phi3_serve.config import AppConfig, ModelConfig
 from phi3_serve.core import (
     Backend,
     Conversation,
@@ -22,9 +23,11 @@ from phi3_serve.core import (
     Prompt,
     RawPrompt,
     RequestOptions,
+    Tokenization,
+    TokenizationRequest,
     TokenPrompt,
 )
-from phi3_serve.errors import EngineFailure, Phi3ServeError, UnknownModel, did_you_mean
+from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.overload import PLAIN_QUEUE_TIMEOUT_S
 
@@ -59,6 +62,10 @@ class Service:
             raise UnknownModel(f"Model {str(name)[:128]} is not served here{hint}", "model")
         return found
 
+    def config_of(self, name: str) -> ModelConfig:
+        """The config of the served model ``name``."""
+        return next(model for model in self.config.models if model.served_name == name)
+
     def options(self, http: Request, *, stream: bool, session: str | None = None) -> RequestOptions:
         """The options of a request: from its headers, else ``session``, and from the current limits."""
         limits, wait = self.limits.current, _PREFER_WAIT.search(http.headers.get("prefer", ""))
@@ -70,6 +77,23 @@ class Service:
             queue_timeout_s=default_queue_timeout_s if limits.queue_timeout_s is None else limits.queue_timeout_s,
             timeout_s=limits.request_timeout_s,
         )
+
+    async def tokenize(
+        self, http: Request, model: str | None, prompt: Prompt, *, prompt_field: str, **how: bool
+    ) -> Tokenization:
+        """What the tokenizer of ``model`` makes of ``prompt``. ``how``: see ``TokenizationRequest``.
+
+        Raises:
+            Phi3ServeError: the model is unknown or cannot answer, or what ``prompt_field`` has is wrong.
+        """
+        name = self.model_named(model)
+        wait_s = self.options(http, stream=False).wait_s
+        request: Any = {"model": name, "prompt": prompt, "wait_s": wait_s, **how}
+        self.metrics.count_tokenization(name)
+        try:
+            return await self.backend.tokenize(TokenizationRequest(**request))
+        except InvalidRequest as error:
+            raise as_sent(error, {"prompt": prompt_field}) from error
 
     def events(self, http: Request, request: GenerationRequest) -> Events:
         """The events of ``request``, counted in the metrics and for the API key of ``http``."""

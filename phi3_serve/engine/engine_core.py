@@ -304,12 +304,13 @@ class EngineCore:
         strategy = generation.strategy
         if task.error is not None:
             return [self._fail(generation, task.error)]
+        generation.stopwatch.note_tokens()
         events: Events = []
         if task.new_tokens and generation.request.stream and strategy.num_rows == 1:
             logprobs = strategy.latest_logprobs(len(task.new_tokens))
             events.append((generation, NewTokens(tuple(task.new_tokens), logprobs)))
         if strategy.is_done:
-            events.append((generation, Finished(strategy.result())))
+            events.append((generation, Finished(strategy.result(), generation.stopwatch.timings())))
             self.scheduler.remove(generation)
         return events
 

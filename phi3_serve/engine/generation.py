@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from phi3_serve.core import EngineEvent, EngineRequest, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.strategies.base import Strategy
+from phi3_serve.engine.stopwatch import Stopwatch
 
 
 @dataclass(eq=False, slots=True)
@@ -20,6 +21,7 @@ class Generation:
     has_started: bool = False  # set by the scheduler; stays true after a preemption
     announces_start: bool = False  # whether somebody waits for the event Started
     is_removed: bool = False  # set by the scheduler; a step that was launched before may still run
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # if requested, of the tokens from the second on
 
     def __post_init__(self) -> None:

@@ -195,6 +195,7 @@ class Scheduler:
             return False
         self.running.append(self.waiting.popleft())
         generation.is_running = generation.has_started = True
+        generation.stopwatch.note_start()
         return True
 
     def _is_prefix_underway(self, generation: Generation) -> bool:

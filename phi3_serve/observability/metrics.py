@@ -42,6 +42,9 @@ class RequestMetrics:
         self._duration = Histogram(
             "phi3_serve_e2e_request_latency_seconds", "Time to the end", labels, registry=registry, buckets=_SECONDS
         )
+        self._tokenizations = Counter(
+            "phi3_serve_tokenizer_requests", "Uses of a tokenizer alone", labels, registry=registry
+        )
         self._prompt_tokens = Counter("phi3_serve_prompt_tokens", "Tokens read", labels, registry=registry)
         self._generated_tokens = Counter("phi3_serve_generation_tokens", "Tokens made", labels, registry=registry)
         self._engine = Gauge(
@@ -102,6 +105,10 @@ class RequestMetrics:
             self._engine.labels(model, info.device, info.compute_capability or "", info.dtype, info.kernels).set(1)
             self._replaced_kernels.labels(model).set(len(info.replaced_kernels))
             self._cache_tokens.labels(model).set(info.cache_tokens)
+
+    def count_tokenization(self, model: str) -> None:
+        """Count a request that only uses the tokenizer of ``model``."""
+        self._tokenizations.labels(model).inc()
 
     def count_refusal(self, api_key: str) -> None:
         """Count a request that a limit of ``api_key`` has refused."""

@@ -79,13 +79,13 @@ class AnswerText:
         )
         completions = tuple(self._completion(sequence) for sequence in finished.sequences)
         prompt = await self._prompt_text() if self._shows_prompt else None
-        return Done(completions, usage, warnings(self._engine_request), prompt)
+        return Done(completions, usage, warnings(self._engine_request), prompt, finished.timings)
 
     def _completion(self, sequence: GeneratedSequence) -> Completion:
         stream = self._new_stream()
         text = stream.add(sequence.token_ids) + stream.finish()
         if not self._request.shows_tokens:
-            return Completion(text, sequence)
+            return Completion(text, sequence, stop_string=stream.stop_string)
         places = self._tokenizer.places(self._before, self._parameters)
         places.add(sequence.token_ids)
         places.finish()
@@ -98,7 +98,7 @@ class AnswerText:
             _text_token(self._tokenizer, place, of_token, in_text=shows)
             for place, of_token, shows in zip((*in_text, *beyond), logprobs, has_trace, strict=True)
         ]
-        return Completion(text, sequence, tuple(tokens))
+        return Completion(text, sequence, tuple(tokens), stream.stop_string)
 
     @property
     def _shows_prompt(self) -> bool:

@@ -13,7 +13,19 @@ from ray.serve.handle import DeploymentHandle
 
 from phi3_serve import overload
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.core import MAX_ROWS, Begun, Delta, Done, Failed, GenerationRequest, HostInfo, Queued, VariantState
+from phi3_serve.core import (
+    MAX_ROWS,
+    Begun,
+    Delta,
+    Done,
+    Failed,
+    GenerationRequest,
+    HostInfo,
+    Queued,
+    Tokenization,
+    TokenizationRequest,
+    VariantState,
+)
 from phi3_serve.errors import ModelNotLoaded, ModelUnavailable, ReplicaLost
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
@@ -47,6 +59,7 @@ class HandleBackend:
         self._handles = handles
         # options() is costly, so it is called once for each model
         self._streams = {n: h.options(method_name="generate", stream=True) for n, h in handles.items()}
+        self._tokenizers = {n: h.options(method_name="tokenize") for n, h in handles.items()}
         self._placements = placements
         self._view = view
         self._limits = limits
@@ -78,10 +91,29 @@ class HandleBackend:
                 except ModelNotLoaded:
                     if time.monotonic() >= give_up_at:
                         raise
-                    await asyncio.sleep(MEETING_INTERVAL_S)
-                    await self._require_ready(request.model, 0.0)
+                    await self._before_next_meeting(request.model)
         finally:
             self._num_in_flight[request.model] -= 1
+
+    async def tokenize(self, request: TokenizationRequest) -> Tokenization:
+        """Use the tokenizer of a replica; see ``core.Backend``."""
+        await self._require_ready(request.model, request.wait_s)
+        give_up_at = time.monotonic() + MEETING_TIMEOUT_S
+        while True:
+            try:
+                result: Tokenization | Failed = await self._tokenizers[request.model].remote(request)
+            except (RayError, RayServeException) as error:
+                raise from_ray(error) from error
+            if isinstance(result, Tokenization):
+                return result
+            if not isinstance(result.error, ModelNotLoaded) or time.monotonic() >= give_up_at:
+                raise result.error
+            await self._before_next_meeting(request.model)
+
+    async def _before_next_meeting(self, model: str) -> None:
+        """Wait until the request may meet a replica that has its model."""
+        await asyncio.sleep(MEETING_INTERVAL_S)
+        await self._require_ready(model, 0.0)
 
     async def _try_once(self, request: GenerationRequest, *, is_retry: bool) -> AsyncGenerator[Delta | Done, None]:
         """The events of one replica.

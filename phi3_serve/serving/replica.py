@@ -18,6 +18,8 @@ from phi3_serve.core import (
     Queued,
     QueueLimits,
     RawPrompt,
+    Tokenization,
+    TokenizationRequest,
 )
 from phi3_serve.errors import EngineFailure, ModelNotLoaded, Phi3ServeError
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
@@ -31,6 +33,7 @@ from phi3_serve.serving.model_loading import RunningModel
 from phi3_serve.serving.replica_options import ReplicaOptions
 from phi3_serve.serving.replica_process import end_process, log_through_serve, replica_name, set_allocator_options
 from phi3_serve.serving.text_events import text_events
+from phi3_serve.serving.tokenization import tokenized
 
 # A request that has not begun within this time is reported as queued. Most requests begin earlier, and cost no further
 # message.
@@ -102,6 +105,15 @@ class Replica:
                 model.engine.abort(request.request_id)
             else:
                 submission.add_done_callback(lambda _: model.engine.abort(request.request_id))
+
+    async def tokenize(self, request: TokenizationRequest) -> Tokenization | Failed:
+        """What the tokenizer makes of ``request``. A long text takes tens of milliseconds, so not on the event loop."""
+        if (model := self._model) is None:
+            return Failed(self._not_loaded())
+        try:
+            return await asyncio.to_thread(tokenized, model, request)
+        except Phi3ServeError as error:
+            return Failed(error)
 
     async def ping(self) -> None:
         """Do nothing: the call alone starts a replica of a variant that is scaled to zero."""

@@ -162,6 +162,11 @@ class TextStream:
         text = text if self._cleaner is None else self._cleaner.add(text) + self._cleaner.finish()
         return self._stop.add(text, may_stop=not self._num_before_stop) + self._stop.finish()
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that has ended the text."""
+        return self._stop.found
+
     def _text_of(self, token_ids: Sequence[int]) -> str:
         text = self._detokenizer.add([i for i in token_ids if i not in self._hidden_ids])
         return text if self._cleaner is None else self._cleaner.add(text)

@@ -17,6 +17,8 @@ class StopText:
         self._held = ""
         self._first_end = 0  # characters of the held text in which no stop string ends
         self._is_over = False
+        self.found: str | None = None
+        """The string that has ended the text."""
 
     def add(self, text: str, *, may_stop: bool = True) -> str:
         """The text that is final after ``text``; it may be empty. Without ``may_stop`` no stop string ends in it."""
@@ -25,9 +27,9 @@ class StopText:
         self._held += text
         if not may_stop:
             self._first_end = len(self._held)
-        if found := [place for stop in self._stops if (place := self._place(stop)) is not None]:
+        if found := [(place, stop) for stop in self._stops if (place := self._place(stop)) is not None]:
             self._is_over = True
-            end, start = min(found)
+            (end, start), self.found = min(found)
             return self._give(end if self._keeps_stop else start)
         return self._give(len(self._held) - self._length_of_start())
 

@@ -15,7 +15,7 @@ from typing import cast
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from phi3_serve.core import Conversation, Prompt, RawPrompt, TokenPrompt
+from phi3_serve.core import Conversation, Prompt, RawPrompt, Token, TokenizationRequest, TokenPrompt
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.resolved_parameters import ResolvedParameters
 from phi3_serve.text.chat_template import ChatTemplate, Example
@@ -72,13 +72,41 @@ class Phi3Tokenizer:
             return _encode(self._tokenizer, text, add_special_tokens=adds)
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
-        rendered = self.template.render(
+        text = self._with_names(self._rendered(prompt))
+        return self._encode_by_twin(text, add_special_tokens=prompt.add_special_tokens)
+
+    def tokenize(self, request: TokenizationRequest) -> tuple[str, list[int]]:
+        """The text of the prompt and its token ids. The text of token ids has control tokens by their names.
+
+        Raises:
+            InvalidRequest: the chat template does not take a conversation.
+        """
+        prompt = request.prompt
+        if isinstance(prompt, TokenPrompt):
+            return self._decode_all(prompt.token_ids), list(prompt.token_ids)
+        if isinstance(prompt, Conversation):
+            return "".join((self._rendered(prompt),)), self.encode(prompt)
+        text = prompt.prefix + prompt.text
+        if request.finds_control_tokens:
+            return text, self.encode(prompt)
+        return text, self._encode_by_twin(text, add_special_tokens=prompt.add_special_tokens)
+
+    def tokens(self, token_ids: Iterable[int]) -> Iterator[Token]:
+        """Each token. One that the tokenizer does not know, although the vocabulary has room for it, is empty."""
+        for i in token_ids:
+            yield Token(self._tokenizer.id_to_token(i) or "", self.piece(i))
+
+    def _rendered(self, prompt: Conversation) -> Traced:
+        return self.template.render(
             prompt.messages,
             add_generation_prompt=prompt.add_generation_prompt,
             continue_final_message=prompt.continue_final_message,
         )
-        twin_ids = _encode(self._twin, self._with_names(rendered), add_special_tokens=False)
-        special_ids = _encode(self._tokenizer, "") if prompt.add_special_tokens else []
+
+    def _encode_by_twin(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The token ids of ``text``, in which only the twin's names are control tokens."""
+        special_ids = _encode(self._tokenizer, "") if add_special_tokens else []
+        twin_ids = _encode(self._twin, text, add_special_tokens=False)
         return [*special_ids, *(self._to_real_id.get(i, i) for i in twin_ids)]
 
     def bad_words_ids(self, words: Iterable[str]) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """Streams while there is nothing to send: a model loads, a queue is long, a prompt is read. Over a real socket."""
 
-import asyncio
 import http.client
 import itertools
 import json
@@ -14,38 +13,16 @@ import pytest
 from fastapi import FastAPI
 from openai import OpenAI
 
-from phi3_serve.api import sse
+from phi3_serve.api import sse, streams
 from phi3_serve.api.app import create_app
 from phi3_serve.client import Client
 from phi3_serve.config import AppConfig
-from phi3_serve.core import GenerationRequest
 from phi3_serve.errors import Overloaded
+from tests.api.late import Late, until
 from tests.support import LocalBackend
 
 CHAT = ("/chat", {"prompt": "a", "max_tokens": 3, "return_full_text": False})
 COMPLETION = ("/v1/completions", {"model": "tested", "prompt": "a", "max_tokens": 3})
-
-
-class Late(LocalBackend):
-    """Gives the first event when the test says so, or the error that the test sets."""
-
-    def __init__(self, backend: LocalBackend) -> None:
-        super().__init__(backend.replica)
-        self.go_on = threading.Event()
-        self.error: Exception | None = None
-        self.num_inside = 0
-
-    async def generate(self, request: GenerationRequest) -> Any:
-        self.num_inside += 1
-        try:
-            while not self.go_on.is_set():  # noqa: ASYNC110 - another thread sets it
-                await asyncio.sleep(0.01)
-            if self.error is not None:
-                raise self.error
-            async for event in super().generate(request):
-                yield event
-        finally:
-            self.num_inside -= 1
 
 
 @pytest.fixture
@@ -55,8 +32,8 @@ def late(backend: LocalBackend) -> Late:
 
 @pytest.fixture
 def url(late: Late, config: AppConfig, serve_app: Callable[[FastAPI], str], monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sse, "STATUS_DEADLINE_S", 0.2)
-    monkeypatch.setattr(sse, "COMMENT_INTERVAL_S", 0.3)
+    monkeypatch.setattr(streams, "STATUS_DEADLINE_S", 0.2)
+    monkeypatch.setattr(streams, "KEEP_ALIVE_INTERVAL_S", 0.3)
     return serve_app(create_app(late, config))
 
 
@@ -68,16 +45,9 @@ def stream(url: str, path: str, body: dict[str, Any]) -> Iterator[http.client.HT
     connection.close()
 
 
-def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_the_figures_are_below_the_limits_of_proxies() -> None:
-    assert sse.STATUS_DEADLINE_S == 1
-    assert sse.COMMENT_INTERVAL_S == 15
+    assert streams.STATUS_DEADLINE_S == 1
+    assert streams.KEEP_ALIVE_INTERVAL_S == 15
 
 
 @pytest.mark.parametrize(("path", "body"), [CHAT, COMPLETION])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits
+from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits, Timings
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
@@ -122,6 +122,35 @@ def test_token_ids_outside_the_vocabulary_never_reach_a_kernel(
         Answer(engine, request(loaded, prompt=prompt, **given))
     assert caught.value.param == param
     assert engine.load.num_waiting == engine.load.num_running == 0
+
+
+def test_the_times_of_a_request_add_up(engine: Engine, loaded: LoadedModel) -> None:
+    def timed(name: str, num_tokens: int, prompt: tuple[int, ...] = PROMPT) -> tuple[Timings, float]:
+        began = time.monotonic()
+        asked = request(loaded, name, prompt=prompt, do_sample=False, max_new_tokens=num_tokens, **ENDLESS)
+        last = Answer(engine, asked).last()
+        assert isinstance(last, Finished)
+        assert last.timings is not None
+        return last.timings, time.monotonic() - began
+
+    timed("warm", 2)
+    one, _ = timed("one", 1)
+    assert one.answer_s == pytest.approx(0, abs=0.01)  # its first token is its last
+    many, took_s = timed("many", 200, (7, *PROMPT))
+    assert min(many.queue_s, many.prompt_s, many.answer_s) >= 0
+    assert many.answer_s > 20 * many.prompt_s
+    assert 0.5 * took_s < many.queue_s + many.prompt_s + many.answer_s < took_s
+
+
+def test_a_request_that_waits_has_not_begun(loaded: LoadedModel) -> None:
+    engine = Engine(loaded, sizes=replace(SIZES, max_rows=1))
+    first = Answer(engine, request(loaded, "first", do_sample=False, max_new_tokens=200, **ENDLESS))
+    second = Answer(engine, request(loaded, "second", do_sample=False, max_new_tokens=2, **ENDLESS))
+    ends = [answer.last() for answer in (first, second)]
+    engine.close()
+    timings = [end.timings for end in ends if isinstance(end, Finished) and end.timings is not None]
+    assert len(timings) == 2
+    assert timings[1].queue_s > 0.5 * timings[0].answer_s > timings[1].prompt_s + timings[1].answer_s
 
 
 def test_streamed_tokens_joined_are_the_sequence(engine: Engine, loaded: LoadedModel) -> None:

@@ -14,14 +14,24 @@ from phi3_serve.core import (
     Begun,
     Delta,
     Done,
+    Failed,
     GenerationRequest,
     Queued,
     RawPrompt,
     RequestOptions,
+    Tokenization,
+    TokenizationRequest,
     Usage,
     VariantState,
 )
-from phi3_serve.errors import ModelUnavailable, Overloaded, Phi3ServeError, ReplicaLost
+from phi3_serve.errors import (
+    InvalidRequest,
+    ModelNotLoaded,
+    ModelUnavailable,
+    Overloaded,
+    Phi3ServeError,
+    ReplicaLost,
+)
 from phi3_serve.parameters import NONE_GIVEN
 from phi3_serve.serving import backend as backend_module
 from phi3_serve.serving.backend import MIN_CAPACITY, HandleBackend
@@ -210,3 +220,65 @@ def test_only_a_request_that_has_not_begun_is_sent_to_another_replica(
         assert type(caught.value) is expected
         assert (getattr(caught.value, "retry_after_s", None) is None) == (expected is ReplicaLost)
     assert handle.scripts == [spare]
+
+
+class TokenizerHandle(Handle):
+    """A deployment handle whose calls of the tokenizer have the next of ``results``; an exception is raised."""
+
+    def __init__(self, *results: Any) -> None:
+        super().__init__()
+        self.results = list(results)
+
+    async def _next(self) -> Any:
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def remote(self, request: Any = None) -> Any:
+        return asyncio.Event().wait() if request is None else self._next()
+
+
+TOKENIZED = Tokenization(text="a", token_ids=(5,), context_length=8)
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ([TOKENIZED], TOKENIZED),
+        ([Failed(ModelNotLoaded("not here")), TOKENIZED], TOKENIZED),
+        ([Failed(InvalidRequest("no", "prompt"))], InvalidRequest),
+        ([DEATH], ModelUnavailable),
+    ],
+)
+def test_a_tokenizer_is_used_where_its_model_is(
+    monkeypatch: pytest.MonkeyPatch, results: list[Any], expected: Any
+) -> None:
+    monkeypatch.setattr(backend_module, "MEETING_INTERVAL_S", 0.01)
+    asked = TokenizationRequest(model="m", prompt=RawPrompt("a"))
+    spare = Tokenization(text="", token_ids=(), context_length=8)
+    handle = TokenizerHandle(*results, spare)
+    backend = backend_of({"m": VariantState("ready", num_replicas=1)}, monkeypatch, handle)
+    if isinstance(expected, Tokenization):
+        assert asyncio.run(backend.tokenize(asked)) == expected
+    else:
+        with pytest.raises(expected):
+            asyncio.run(backend.tokenize(asked))
+    assert handle.results == [spare]
+
+
+def test_a_tokenizer_of_a_sleeping_model_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"m": VariantState("scaled_to_zero", "", 10)}
+
+    async def story() -> None:
+        backend = backend_of(states, monkeypatch, TokenizerHandle(TOKENIZED))
+        with pytest.raises(ModelUnavailable, match="is starting now"):
+            await backend.tokenize(TokenizationRequest(model="m", prompt=RawPrompt("a")))
+        waiting = asyncio.create_task(
+            backend.tokenize(TokenizationRequest(model="m", prompt=RawPrompt("a"), wait_s=60))
+        )
+        await asyncio.sleep(0.1)
+        states["m"] = VariantState("ready", num_replicas=1)
+        assert await waiting == TOKENIZED
+
+    asyncio.run(story())

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import Conversation, Message, RawPrompt
+from phi3_serve.core import Conversation, Message, RawPrompt, TokenizationRequest
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.text.phi3_template import END, ROLE_TOKENS
 from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -157,3 +158,21 @@ def test_a_system_message_without_a_token_for_it_is_refused(tmp_path: Path) -> N
     with pytest.raises(InvalidRequest) as caught:
         encode([Message("system", "be kind"), Message("user", "hi")], tokenizer)
     assert caught.value.message == "This model's tokenizer has no <|system|>, so it takes no system message."
+
+
+def test_special_tokens_stand_around_a_text_if_they_are_asked_for() -> None:
+    """With a tokenizer that begins each text with <s>, as those of the first revisions of Phi-3 do."""
+    reference: Any = AutoTokenizer.from_pretrained(EMBEDDED_TINY)
+    bos = reference.bos_token_id
+    reference.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", bos)])
+    tokenizer = Phi3Tokenizer(reference)
+    question = Conversation((Message("user", "Hi <|end|>"),))
+    for text in ("Hi there", "", "<|user|> Hi<|end|>"):
+        for adds in (True, False):
+            asked = TokenizationRequest(model="m", prompt=RawPrompt(text, add_special_tokens=adds))
+            assert tokenizer.tokenize(asked) == (text, reference.encode(text, add_special_tokens=adds))
+    no_control_token = TokenizationRequest(model="m", prompt=RawPrompt("a<|end|>"), finds_control_tokens=False)
+    _, ids = tokenizer.tokenize(no_control_token)
+    assert ids[0] == bos
+    assert not set(ids[1:]) & CONTROL_IDS
+    assert tokenizer.encode(replace(question, add_special_tokens=True)) == [bos, *tokenizer.encode(question)]

@@ -22,7 +22,7 @@ def generation_request(body: ChatRequest, *, model: str, request_id: str, option
         request_id=request_id,
         model=model,
         prompt=_prompt(body),
-        parameters=body.generate_kwargs or NONE_GIVEN,
+        parameters=body.parameters,
         api_defaults=NONE_GIVEN if body.has_null_kwargs else CHAT_DEFAULTS,
         stream=body.stream,
         clean_up_tokenization_spaces=body.clean_up_tokenization_spaces,

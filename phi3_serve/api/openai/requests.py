@@ -3,21 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from phi3_serve.api.chat_messages import conversation
+from phi3_serve.api.decoding_mode import SAMPLED, with_decoding_mode
 from phi3_serve.api.openai.schema import (
     MAX_ANSWERS,
-    ChatCompletionMessage,
     ChatCompletionRequest,
     CompletionRequest,
     RequestBody,
 )
 from phi3_serve.api.openai.shown import shown_of, streamed_usage
-from phi3_serve.api.parameter_names import WHOLE_CONTEXT, sequence_bias
-from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
+from phi3_serve.api.parameter_names import sequence_bias
+from phi3_serve.core import GenerationRequest, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 
-# OpenAI documents temperature 1 and no cut. transformers' own defaults are greedy search and top_k 50.
-_DEFAULTS = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=WHOLE_CONTEXT)
 _COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
 _NUM_SEEDS = 2**63
 
@@ -43,8 +42,8 @@ def chat_requests(
         max_new_tokens=_max_new_tokens(body.max_completion_tokens or body.max_tokens),
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    prompt = Conversation(
-        tuple(map(_message, body.messages)),
+    prompt = replace(
+        conversation(body.messages),
         add_generation_prompt=body.ends_with_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
@@ -78,11 +77,6 @@ def completion_requests(
     return _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
 
 
-def _message(message: ChatCompletionMessage) -> Message:
-    role = "system" if message.role == "developer" else message.role
-    return Message(role, message.text, message.name, message.reasoning_content)
-
-
 def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
     prompts: list[RawPrompt | TokenPrompt] = []
     for number, prompt in enumerate(body.prompts, 1):
@@ -106,16 +100,11 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
             "`prompt_logprobs` is not offered with `stream`; `echo` with `logprobs` is, for a completion.",
             "prompt_logprobs",
         )
-    temperature = body.temperature if given.temperature is None else given.temperature
-    if temperature == 0:  # generate() refuses 0 and calls it do_sample false
-        given = replace(given, temperature=None)
-    is_search = temperature == 0 or given.asks_for_beams
     is_default = getattr(body, "max_completion_tokens", None) is None and body.max_tokens is None
     has_length = given.max_new_tokens is not None or (given.max_length is not None and is_default)
     of_fields = GenerationParameters(
         max_new_tokens=None if has_length else max_new_tokens,
-        temperature=body.temperature or None,
-        do_sample=False if is_search else None,
+        temperature=body.temperature,
         top_p=body.top_p,
         seed=None if body.seed in (None, -1) else body.seed % _NUM_SEEDS,
         presence_penalty=body.presence_penalty,
@@ -124,7 +113,7 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
         stop=body.stop,
         top_logprobs=0 if top_logprobs is None and body.picks_best else top_logprobs,
     )
-    return given.over(of_fields)
+    return with_decoding_mode(given.over(of_fields))
 
 
 def _check_best_of(body: RequestBody) -> None:
@@ -158,7 +147,7 @@ def _requests(
             model=model,
             prompt=prompt,
             parameters=of_answer,
-            api_defaults=_DEFAULTS,
+            api_defaults=SAMPLED,
             stream=bool(body.stream),
             shows_prompt=shown.needs_prompt,
             shows_tokens=shown.needs_tokens,

@@ -21,7 +21,6 @@ from phi3_serve.api.openai.answers import (
     best_answers,
     usage_of,
 )
-from phi3_serve.api.openai.errors import OPENAI
 from phi3_serve.api.openai.models import describe_model
 from phi3_serve.api.openai.requests import chat_requests, completion_requests
 from phi3_serve.api.openai.schema import (
@@ -34,6 +33,7 @@ from phi3_serve.api.openai.schema import (
 )
 from phi3_serve.api.openai.shown import echoed_message, shown_of, streamed_usage
 from phi3_serve.api.openai.stream import completion_events, error_event, merged
+from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event
 from phi3_serve.config import ModelConfig
@@ -62,7 +62,7 @@ def openai_router(service: Service) -> APIRouter:
     async def one_model(name: str) -> Model:
         """Describe one model."""
         served_name = service.model_named(name)
-        return await model(next(m for m in service.config.models if m.served_name == served_name))
+        return await model(service.config_of(served_name))
 
     @router.post("/chat/completions", include_in_schema=False)
     @router.post("/v1/chat/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)

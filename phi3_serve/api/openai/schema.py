@@ -8,17 +8,15 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Le, Len
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
-from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
-from phi3_serve.api.refused_fields import not_a_field, unknown_fields
+from phi3_serve.api.chat_messages import ChatCompletionMessages
+from phi3_serve.api.fields import GenerateKwargs, number
 from phi3_serve.parameters import (
     MAX_SEQUENCES,
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
-    NONE_GIVEN,
     Characters,
     GenerationParameters,
     StopString,
@@ -28,16 +26,6 @@ MAX_ANSWERS = 1024  # of all prompts of one call together
 MAX_PROMPTS = MAX_ANSWERS
 # At most the longest context of the Phi-3 family. The replica, which knows the vocabulary, checks the ids.
 TokenIds = Annotated[list[Annotated[int, Ge(0), number("prompt")]], Len(1, 131_072)]
-# The type of a part of a message → what it is. The model has no use for any of them.
-MEDIA: Mapping[str, str] = {
-    "image_url": "Pictures",
-    "input_image": "Pictures",
-    "input_audio": "Sound recordings",
-    "audio_url": "Sound recordings",
-    "video_url": "Videos",
-    "file": "Files",
-    "input_file": "Files",
-}
 
 
 class StreamOptions(BaseModel):
@@ -100,22 +88,10 @@ class RequestBody(BodyWithParameters):
     prompt_cache_key: str | None = None
     """Requests with the same key go to the same replica if the config has `routing: prefix`."""
 
-    @classmethod
-    def refuse_fields(cls, body: Mapping[str, Any]) -> Sequence[str]:
-        """See the base class."""
-        for name in unknown_fields(body, cls.model_fields):
-            raise not_a_field(name, cls.model_fields)
-        return ()
-
     @property
     def warnings(self) -> Sequence[str]:
         """Fields that had no effect."""
         return ()
-
-    @property
-    def parameters(self) -> GenerationParameters:
-        """The generate parameters that are no fields of their own here."""
-        return self.generate_kwargs or NONE_GIVEN
 
     @property
     def num_answers(self) -> int:
@@ -141,67 +117,8 @@ class RequestBody(BodyWithParameters):
     @property
     def names_sent(self) -> Mapping[str, str]:
         """Generate parameter → the name by which the client sent it; also those that only mean the same here."""
-        names = super().names_sent
-        length = {"max_length": names["max_new_tokens"]} if "max_new_tokens" in names else {}
         logprobs = {"top_logprobs": "logprobs"} if "logprobs" in self.model_fields_set else {}
-        return {**length, **logprobs, **names, "prompt": self.prompt_field}
-
-
-class TextPart(BaseModel):
-    """A part of a message."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
-
-    type: Literal["text"]
-    """Pictures, sound and files are not offered."""
-    text: Characters
-    """The text. Several parts are joined without a separator."""
-    cache_control: Any = None
-    """Without effect: the server finds common prefixes itself."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_media(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (media := MEDIA.get(str(given.get("type")))):
-            raise PydanticCustomError(
-                "not_offered", "{media} are not offered: the model reads text only.", {"media": media}
-            )
-        return given
-
-
-class ChatCompletionMessage(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    """The author of this turn; developer is OpenAI's newer word for system."""
-    content: Annotated[Characters | list[TextPart] | None, OnlyAssistantMaySayNothing]
-    """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
-    name: Characters | None = None
-    """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
-    reasoning_content: Characters | None = None
-    """What an assistant thought first. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
-    reasoning: Any = None
-    """Without effect: another name of reasoning_content."""
-    annotations: Any = None
-    """Without effect: citations in an earlier answer."""
-    cache_control: Any = None
-    """Without effect: the server finds common prefixes itself."""
-    refusal: Annotated[None, nothing("a refusal is not a text that the model has said")] = None
-    """Always null."""
-    audio: Annotated[None, nothing("the model reads text only")] = None
-    """Always null."""
-    tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
-    """Always empty."""
-    function_call: Annotated[None, nothing("tools are not offered")] = None
-    """Always null."""
-
-    @property
-    def text(self) -> str:
-        """The content in one piece."""
-        content = self.content
-        return content if isinstance(content, str) else "".join(part.text for part in content or ())
+        return {**logprobs, **super().names_sent, "prompt": self.prompt_field}
 
 
 class ChatCompletionRequest(RequestBody):
@@ -221,7 +138,7 @@ class ChatCompletionRequest(RequestBody):
 
     prompt_field = "messages"
 
-    messages: Annotated[list[ChatCompletionMessage], Len(1, 1024)]
+    messages: ChatCompletionMessages
     """The conversation, which the checkpoint's chat template writes. The turns may have any order that the template
     takes. A system message that it leaves out, as Phi-3-medium's does, is written as in Phi-3-mini, or refused."""
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from phi3_serve.api import sse
 from phi3_serve.api.openai.answers import Json, ResponseBuilder, usage_json, usage_of
-from phi3_serve.api.openai.errors import OPENAI
 from phi3_serve.api.openai.shown import StreamedUsage
+from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.core import Completion, Delta, Done, FinishReason, PromptText, TextToken, Usage
 from phi3_serve.errors import EngineFailure, Phi3ServeError
