@@ -22,6 +22,7 @@ from phi3_serve.api.openapi_document import install_openapi_document
 from phi3_serve.api.pages import pages_router
 from phi3_serve.api.readiness import readiness_router
 from phi3_serve.api.service import Service
+from phi3_serve.api.tokenization.routes import tokenization_router
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend
 
@@ -61,6 +62,7 @@ def create_app(
     install_openapi_document(app)
     app.include_router(kaito_router(service))  # /chat, /{model}/chat, /, /health, /metrics
     app.include_router(openai_router(service))  # /v1/models, /v1/chat/completions, /v1/completions
+    app.include_router(tokenization_router(service))  # /tokenize, /detokenize, /apply-template
     app.include_router(readiness_router(service))  # /ready
     app.include_router(pages_router())  # /docs, /ui
     return app

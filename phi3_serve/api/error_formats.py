@@ -15,6 +15,9 @@ ERROR_FORMATS: tuple[tuple[str, ErrorFormat], ...] = (
     ("/completions", OPENAI),
     ("/embeddings", OPENAI),
     ("/models", OPENAI),
+    ("/tokenize", OPENAI),
+    ("/detokenize", OPENAI),
+    ("/apply-template", OPENAI),
     ("/", KAITO),
 )
 

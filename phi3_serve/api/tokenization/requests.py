@@ -1,0 +1,42 @@
+"""What a body of ``/tokenize`` asks for."""
+
+from dataclasses import replace
+
+from phi3_serve.api.chat_messages import conversation
+from phi3_serve.api.tokenization.schema import TokenizeRequest
+from phi3_serve.core import Conversation, RawPrompt
+from phi3_serve.errors import InvalidRequest
+
+_FORMS = ("prompt", "content", "messages")
+
+
+def prompt_of(body: TokenizeRequest) -> tuple[str, RawPrompt | Conversation]:
+    """The field that has the text, and the text.
+
+    Raises:
+        InvalidRequest: there is none, or there are several; or both names of one option have different values.
+    """
+    given = [name for name in _FORMS if getattr(body, name) is not None]
+    if not given:
+        raise InvalidRequest("Send `prompt`, `content` or `messages`: the text that becomes token ids.", "prompt")
+    if len(given) > 1:
+        raise InvalidRequest(f"`{given[0]}` and `{given[1]}` exclude each other; send one of them.", given[1])
+    adds_special_tokens = _adds_special_tokens(body)
+    if body.messages is None:
+        return given[0], RawPrompt(getattr(body, given[0]), add_special_tokens=adds_special_tokens)
+    messages = conversation(body.messages)
+    return "messages", replace(
+        messages, add_generation_prompt=body.add_generation_prompt, add_special_tokens=adds_special_tokens
+    )
+
+
+def _adds_special_tokens(body: TokenizeRequest) -> bool:
+    """Whether the tokenizer's special tokens are added; vLLM adds them to a prompt by default, llama.cpp does not."""
+    vllm, llama_cpp = body.add_special_tokens, body.add_special
+    if vllm is not None and llama_cpp is not None and vllm != llama_cpp:
+        raise InvalidRequest(
+            "`add_special_tokens` and `add_special` set the same parameter to different values; send one of them.",
+            "add_special",
+        )
+    chosen = llama_cpp if vllm is None else vllm
+    return body.prompt is not None if chosen is None else chosen
