@@ -17,7 +17,7 @@ Routing = Literal["load", "prefix"]
 KeyScope = Literal["generate", "metrics"]
 
 INGRESS_NAME = "ingress"
-_API_PREFIX = "v1"  # of the paths of OpenAI's API
+_API_PREFIXES = {"v1": "OpenAI's", "api": "ollama's"}  # of the paths of an API, and whose it is
 _MAX_NAME_LENGTH = 128
 _NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{_MAX_NAME_LENGTH}}}")
 _PART_OF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -45,8 +45,8 @@ def _problem_of_name(name: str) -> str | None:
         return f"must have at most {_MAX_NAME_LENGTH} characters, each slash counted twice"
     if name == INGRESS_NAME:
         return "is the name of the deployment that receives HTTP"
-    if parts[0] == _API_PREFIX:
-        return f"must not be {_API_PREFIX} or begin with {_API_PREFIX}/, as the paths of OpenAI's API do"
+    if (whose := _API_PREFIXES.get(parts[0])) is not None:
+        return f"must not be {parts[0]} or begin with {parts[0]}/, as the paths of {whose} API do"
     return None
 
 

@@ -80,6 +80,7 @@ CHARACTERS = "must be 1 to 128 letters, digits and . _ - /"
 ENDS = "must begin and end with a letter or a digit, and so must each part between slashes"
 DASHES = "must not have --, which is written for a slash in the name of its deployment"
 API = "must not be v1 or begin with v1/, as the paths of OpenAI's API do"
+OLLAMA_API = "must not be api or begin with api/, as the paths of ollama's API do"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,8 @@ API = "must not be v1 or begin with v1/, as the paths of OpenAI's API do"
         ("ingress", "is the name of the deployment that receives HTTP"),
         ("v1", API),
         ("v1/a", API),
+        ("api", OLLAMA_API),
+        ("api/a", OLLAMA_API),
     ],
 )
 def test_a_name_that_no_url_or_deployment_can_have_is_refused(name: str, text: str) -> None:

@@ -17,6 +17,7 @@ from phi3_serve.api.middleware.authentication import AuthenticationMiddleware
 from phi3_serve.api.middleware.body_limit import BodyLimitMiddleware
 from phi3_serve.api.middleware.headers import HeadersMiddleware
 from phi3_serve.api.middleware.rate_limit import RateLimitMiddleware
+from phi3_serve.api.ollama.routes import ollama_router
 from phi3_serve.api.openai.routes import openai_router
 from phi3_serve.api.openapi_document import install_openapi_document
 from phi3_serve.api.pages import pages_router
@@ -60,6 +61,7 @@ def create_app(
     )
     install_error_handlers(app)
     install_openapi_document(app)
+    app.include_router(ollama_router(service))  # /api/chat, /api/generate, /api/tags, ...; before /{model}/chat
     app.include_router(kaito_router(service))  # /chat, /{model}/chat, /, /health, /metrics
     app.include_router(openai_router(service))  # /v1/models, /v1/chat/completions, /v1/completions
     app.include_router(tokenization_router(service))  # /tokenize, /detokenize, /apply-template

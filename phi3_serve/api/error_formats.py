@@ -5,11 +5,13 @@ A further API adds its row here, its folder beside ``kaito`` and ``openai``, and
 
 from phi3_serve.api.error_mapping import ErrorFormat
 from phi3_serve.api.kaito.errors import KAITO
+from phi3_serve.api.ollama.errors import OLLAMA
 from phi3_serve.api.openai_errors import OPENAI
 
 # The first pattern that matches decides. One that ends in "/" also covers every path below it.
 # The launcher of HAProxy writes its rules from this table.
 ERROR_FORMATS: tuple[tuple[str, ErrorFormat], ...] = (
+    ("/api/", OLLAMA),
     ("/v1/", OPENAI),
     ("/chat/completions", OPENAI),
     ("/completions", OPENAI),

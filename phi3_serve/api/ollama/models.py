@@ -1,0 +1,102 @@
+"""What ``/api/tags``, ``/api/ps`` and ``/api/show`` say about a served model."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from phi3_serve.api.model_files import ModelFiles
+from phi3_serve.api.ollama.requests import DEFAULTS
+from phi3_serve.api.ollama.schema import (
+    OllamaModelDetails,
+    OllamaRunningModel,
+    OllamaServedModel,
+    OllamaShowResponse,
+)
+from phi3_serve.config import ModelConfig
+from phi3_serve.core import VariantState
+
+FAMILY = "phi3"
+_NEVER = "9999-12-31T23:59:59Z"
+
+
+def served_model(config: ModelConfig, state: VariantState, started: str) -> OllamaServedModel:
+    """The entry of ``/api/tags``. ``started``: when the server started. Reads files."""
+    return OllamaServedModel(modified_at=started, **_common(config, state))
+
+
+def running_model(config: ModelConfig, state: VariantState) -> OllamaRunningModel:
+    """The entry of ``/api/ps``. Reads files."""
+    common = _common(config, state)
+    is_on_gpu = state.engine is not None and state.engine.compute_capability is not None
+    return OllamaRunningModel(
+        expires_at=_expires_at(config),
+        size_vram=common["size"] if is_on_gpu else 0,
+        context_length=ModelFiles(config).context_length,
+        **common,
+    )
+
+
+def shown_model(config: ModelConfig, state: VariantState, started: str) -> OllamaShowResponse:
+    """The answer of ``/api/show``. Reads files."""
+    defaults = config.defaults.over(DEFAULTS).given()
+    del defaults["max_length"]  # the whole context
+    return OllamaShowResponse(
+        modified_at=started,
+        details=_details(config, state),
+        model_info=_model_info(config),
+        parameters="\n".join(f"{name:<30} {value}" for name, value in defaults.items()),
+        capabilities=["completion"],
+    )
+
+
+def _common(config: ModelConfig, state: VariantState) -> dict[str, Any]:
+    name = f"{config.served_name}:latest"
+    source = f"{config.checkpoint}@{config.checkpoint_revision or ''}"
+    return {
+        "name": name,
+        "model": name,
+        "size": ModelFiles(config).weight_bytes or 0,
+        "digest": hashlib.sha256(source.encode()).hexdigest(),
+        "details": _details(config, state),
+    }
+
+
+def _details(config: ModelConfig, state: VariantState) -> OllamaModelDetails:
+    num_parameters = ModelFiles(config).num_parameters
+    dtype = state.engine.dtype if state.engine is not None else "" if config.dtype == "auto" else config.dtype
+    return OllamaModelDetails(
+        parent_model="",
+        format="safetensors",
+        family=FAMILY,
+        families=[FAMILY],
+        parameter_size="" if num_parameters is None else _in_words(num_parameters),
+        quantization_level={"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype, ""),
+    )
+
+
+def _model_info(config: ModelConfig) -> dict[str, Any]:
+    files = ModelFiles(config)
+    figures = {
+        "general.architecture": FAMILY,
+        "general.basename": config.served_name,
+        "general.parameter_count": files.num_parameters,
+        f"{FAMILY}.context_length": files.context_length,
+        f"{FAMILY}.block_count": files.num_layers,
+        f"{FAMILY}.attention.head_count_kv": files.num_kv_heads,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _expires_at(config: ModelConfig) -> str:
+    """When the model may sleep if nobody asks it again; ollama writes a distant year for a model that stays."""
+    if config.min_replicas > 0:
+        return _NEVER
+    scaling = config.scaling
+    idle_s = scaling.downscale_delay_s if scaling.sleep_after_s is None else scaling.sleep_after_s
+    asleep_at = datetime.now(UTC) + timedelta(seconds=idle_s)
+    return asleep_at.isoformat().replace("+00:00", "Z")
+
+
+def _in_words(num_parameters: int) -> str:
+    """As ollama writes it: 3.8B, 5.7M."""
+    return f"{num_parameters / 1e9:.1f}B" if num_parameters >= 1e9 else f"{num_parameters / 1e6:.1f}M"
