@@ -7,6 +7,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
+from phi3_serve.api.anthropic.routes import anthropic_router
 from phi3_serve.api.error_handlers import install_error_handlers
 from phi3_serve.api.headers import READABLE_BY_PAGES
 from phi3_serve.api.kaito.routes import kaito_router
@@ -64,6 +65,7 @@ def create_app(
     app.include_router(ollama_router(service))  # /api/chat, /api/generate, /api/tags, ...; before /{model}/chat
     app.include_router(kaito_router(service))  # /chat, /{model}/chat, /, /health, /metrics
     app.include_router(openai_router(service))  # /v1/models, /v1/chat/completions, /v1/completions
+    app.include_router(anthropic_router(service))  # /v1/messages, /v1/messages/count_tokens
     app.include_router(tokenization_router(service))  # /tokenize, /detokenize, /apply-template
     app.include_router(readiness_router(service))  # /ready
     app.include_router(pages_router())  # /docs, /ui

@@ -3,6 +3,7 @@
 A further API adds its row here, its folder beside ``kaito`` and ``openai``, and its router in ``app``.
 """
 
+from phi3_serve.api.anthropic.errors import ANTHROPIC
 from phi3_serve.api.error_mapping import ErrorFormat
 from phi3_serve.api.kaito.errors import KAITO
 from phi3_serve.api.ollama.errors import OLLAMA
@@ -12,6 +13,8 @@ from phi3_serve.api.openai_errors import OPENAI
 # The launcher of HAProxy writes its rules from this table.
 ERROR_FORMATS: tuple[tuple[str, ErrorFormat], ...] = (
     ("/api/", OLLAMA),
+    ("/v1/messages", ANTHROPIC),
+    ("/v1/messages/", ANTHROPIC),
     ("/v1/", OPENAI),
     ("/chat/completions", OPENAI),
     ("/completions", OPENAI),

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -105,13 +105,18 @@ class ApiKeys:
             keys.append(key)
         self._keys = keys
 
-    def of_header(self, authorization: str) -> ApiKey | None:
-        """The key in an ``Authorization`` header, if the server knows it."""
-        scheme, _, given = authorization.partition(" ")
-        digest = hashlib.sha256(given.strip().encode("latin-1")).digest()  # latin-1 restores the bytes of the header
+    def of_headers(self, headers: Mapping[str, str]) -> ApiKey | None:
+        """The key in the header ``Authorization`` or, as Anthropic's clients send it, in ``x-api-key``."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and (key := self._known(given.strip())) is not None:
+            return key
+        return self._known(headers.get("x-api-key", ""))
+
+    def _known(self, given: str) -> ApiKey | None:
+        digest = hashlib.sha256(given.encode("latin-1")).digest()  # latin-1 restores the bytes of the header
         # The time must not depend on which digest matches, so all are compared, each in constant time.
         matches = [key for key in self._keys if hmac.compare_digest(digest, key.digest)]
-        return matches[0] if matches and scheme.lower() == "bearer" else None
+        return matches[0] if matches else None
 
 
 def set_key(scope: Scope, key: ApiKey) -> None:

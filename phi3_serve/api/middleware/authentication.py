@@ -30,9 +30,11 @@ class AuthenticationMiddleware:
         await self._app(scope, receive, send)
 
     def _authenticate(self, scope: Scope) -> None:
-        key = self._keys.of_header(Headers(scope=scope).get("authorization", ""))
+        key = self._keys.of_headers(Headers(scope=scope))
         if key is None:
-            raise Unauthorized("This server asks for an API key: send it as `Authorization: Bearer KEY`.")
+            raise Unauthorized(
+                "This server asks for an API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            )
         needed = _needed_scope(scope["method"], local_path(scope))
         if needed is not None and not key.allows(needed):
             raise PermissionDenied(f"The API key {key.name} lacks the scope `{needed}`.")

@@ -1,0 +1,145 @@
+"""Anthropic's wire format: the bodies of requests and responses under ``/v1/messages``.
+
+Source: the API reference as the ``anthropic`` SDK 2.14 types it. A null is the same as a field that is left out.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Len
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from phi3_serve.api.body_with_parameters import BodyWithParameters
+from phi3_serve.api.body_without_parameters import BodyWithoutParameters
+from phi3_serve.api.fields import GenerateKwargs, number
+from phi3_serve.parameters import Characters
+
+# The type of a block → why it is not taken.
+_NOT_TAKEN: Mapping[str, str] = {
+    "image": "Pictures are not offered: the model reads text only.",
+    "document": "Documents are not offered: the model reads text only.",
+    "tool_use": "Tools are not offered.",
+    "tool_result": "Tools are not offered.",
+    "thinking": "Phi-3 has no separate reasoning.",
+    "redacted_thinking": "Phi-3 has no separate reasoning.",
+}
+_EXAMPLE: dict[str, Any] = {
+    "model": "phi-3-tiny",
+    "messages": [{"role": "user", "content": "What is a castle?"}],
+}
+
+
+class TextBlock(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    type: Literal["text"]
+    """Pictures, documents and tools are not offered."""
+    text: Characters
+    """The text. Several blocks are joined without a separator."""
+    cache_control: Any = None
+    """Without effect: the server finds common prefixes itself."""
+    citations: Any = None
+    """Without effect: citations in an earlier answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (reason := _NOT_TAKEN.get(str(given.get("type")))):
+            raise PydanticCustomError("not_offered", "{reason}", {"reason": reason})
+        return given
+
+
+Content = Characters | list[TextBlock]
+
+
+class MessageParam(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    role: Literal["user", "assistant", "system"]
+    """The author of this turn."""
+    content: Content
+    """The text. Text that spells a control token stays text."""
+
+
+Messages = Annotated[list[MessageParam], Len(1, 1024)]
+
+
+class CountTokensRequest(BodyWithoutParameters):
+    """A conversation whose tokens are counted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    model: str
+    """The model, as `/v1/models` lists it."""
+    messages: Messages
+    """The conversation."""
+    system: Content | None = None
+    """The system prompt, which stands before the messages."""
+    cache_control: Any = None
+    """Without effect: the server finds common prefixes itself."""
+
+
+class MessagesRequest(BodyWithParameters):
+    """A conversation, and how to answer it."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        extra="ignore",
+        json_schema_extra={"examples": [{**_EXAMPLE, "max_tokens": 64, "temperature": 0}]},
+    )
+
+    model: str
+    """The model that answers, as `/v1/models` lists it."""
+    max_tokens: Annotated[int, Ge(1), number("max_tokens")]
+    """Most tokens of the answer."""
+    messages: Messages
+    """The conversation, which the checkpoint's chat template writes. The answer continues a last message of the
+    assistant."""
+    system: Content | None = None
+    """The system prompt, which stands before the messages."""
+    stream: bool | None = None
+    """Stream the answer as server-sent events."""
+    service_tier: Literal["auto", "standard_only"] | None = None
+    """Without effect: all requests have the same tier."""
+    cache_control: Any = None
+    """Without effect: the server finds common prefixes itself."""
+    generate_kwargs: GenerateKwargs | None = None
+    """Any generate parameter by name (`extra_body` in the SDK)."""
+
+    @property
+    def names_sent(self) -> Mapping[str, str]:
+        """Generate parameter → the name by which the client sent it."""
+        return {"max_new_tokens": "max_tokens", "max_length": "max_tokens", **super().names_sent, "prompt": "messages"}
+
+
+class MessagesUsage(BaseModel):
+    """Numbers of tokens."""
+
+    input_tokens: int = Field(description="Tokens of the prompt.")
+    output_tokens: int = Field(description="Tokens of the answer.")
+
+
+class MessagesResponse(BaseModel):
+    """An answer, as the `anthropic` SDK types it."""
+
+    id: str = Field(description="The id of the request.")
+    type: Literal["message"] = Field(description="Always this.")
+    role: Literal["assistant"] = Field(description="Always this.")
+    model: str = Field(description="The model that answered.")
+    content: list[dict[str, Any]] = Field(description="One block of text: `type` and `text`.")
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] = Field(description="Why the answer ended.")
+    stop_sequence: str | None = Field(description="The string of stop_sequences that ended the answer.")
+    usage: MessagesUsage = Field(description="Tokens that were read and generated.")
+    warnings: list[str] | None = Field(None, description="Parameters that could not have their effect, if there are.")
+
+
+class CountTokensResponse(BaseModel):
+    """The length of a conversation."""
+
+    input_tokens: int = Field(description="Tokens of the conversation, up to where the answer begins.")
