@@ -23,6 +23,7 @@ from phi3_serve.api.openai.routes import openai_router
 from phi3_serve.api.openapi_document import install_openapi_document
 from phi3_serve.api.pages import pages_router
 from phi3_serve.api.readiness import readiness_router
+from phi3_serve.api.responses.routes import responses_router
 from phi3_serve.api.service import Service
 from phi3_serve.api.tokenization.routes import tokenization_router
 from phi3_serve.config import AppConfig
@@ -65,6 +66,7 @@ def create_app(
     app.include_router(ollama_router(service))  # /api/chat, /api/generate, /api/tags, ...; before /{model}/chat
     app.include_router(kaito_router(service))  # /chat, /{model}/chat, /, /health, /metrics
     app.include_router(openai_router(service))  # /v1/models, /v1/chat/completions, /v1/completions
+    app.include_router(responses_router(service))  # /v1/responses, /v1/responses/input_tokens
     app.include_router(anthropic_router(service))  # /v1/messages, /v1/messages/count_tokens
     app.include_router(tokenization_router(service))  # /tokenize, /detokenize, /apply-template
     app.include_router(readiness_router(service))  # /ready

@@ -1,0 +1,33 @@
+"""The fields of an answer that repeat the settings of its request."""
+
+from typing import Any
+
+from phi3_serve.api.decoding_mode import SAMPLED
+from phi3_serve.api.responses.schema import ResponsesRequest
+from phi3_serve.core import GenerationRequest
+
+
+def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str, Any]:
+    """What the client has asked for, and what applies where it asked for nothing."""
+    parameters = request.parameters.over(SAMPLED)
+    temperature = 0.0 if parameters.do_sample is False else parameters.temperature
+    return {
+        "background": False,
+        "instructions": body.instructions,
+        "max_output_tokens": parameters.max_new_tokens,
+        "max_tool_calls": None,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": False,
+        "previous_response_id": None,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": None, "summary": None},
+        "service_tier": "default",
+        "store": False,
+        "temperature": temperature,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "none",
+        "tools": [],
+        "top_logprobs": 0,
+        "top_p": parameters.top_p,
+        "truncation": "disabled",
+    }
