@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from phi3_serve.api.anthropic.errors import ANTHROPIC
 from phi3_serve.api.error_formats import error_format_of
 from phi3_serve.api.error_mapping import MEANING, STATUS, ErrorFormat, documented
 from phi3_serve.api.kaito.errors import KAITO
-from phi3_serve.api.openai.errors import OPENAI
+from phi3_serve.api.ollama.errors import OLLAMA
+from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.errors import InvalidRequest, ModelUnavailable, UnknownModel
 
 
@@ -29,6 +31,19 @@ from phi3_serve.errors import InvalidRequest, ModelUnavailable, UnknownModel
         ("/v1/chat/completions", OPENAI),
         ("/v1/owner/model/chat", OPENAI),
         ("/models/v1/x", KAITO),
+        ("/v1/messages", ANTHROPIC),
+        ("/v1/messages/count_tokens", ANTHROPIC),
+        ("/v1/messages/batches/x", ANTHROPIC),
+        ("/v1/messages2", OPENAI),
+        ("/v1/responses", OPENAI),
+        ("/api/chat", OLLAMA),  # no model is named api
+        ("/api/pull", OLLAMA),
+        ("/api", OLLAMA),
+        ("/apis/chat", KAITO),
+        ("/tokenize", OPENAI),
+        ("/detokenize", OPENAI),
+        ("/apply-template", OPENAI),
+        ("/tokenizer", KAITO),
     ],
 )
 def test_a_path_has_the_format_of_its_api(path: str, expected: ErrorFormat) -> None:

@@ -177,7 +177,13 @@ def until_it_listens(client: httpx2.Client) -> None:
             return
 
 
-@pytest.mark.parametrize("path", ["/chat", "/v1/chat", "/phi/chat", "/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/chat", "/v1/chat", "/phi/chat", "/v1/completions", "/v1/chat/completions", "/v1/responses"),
+        *("/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/tokenize", "/detokenize", "/apply-template"),
+    ],
+)
 def test_a_request_beyond_the_capacity_is_refused_as_the_ingress_would(proxied: Proxied, path: str) -> None:
     inside = CAPACITY + EXCESS
     held = proxied.waiting(inside)

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import grpc
+import ollama
 import openai
 import psutil
 import pytest
@@ -429,6 +431,39 @@ def test_openai_errors_through_ray(cluster: Cluster) -> None:
             sdk.chat.completions.create(model="phi-3-mini-4k-instruct", messages=messages)
         with pytest.raises(openai.BadRequestError, match="ids go from 0 to 1791"):
             sdk.chat.completions.create(model="phi-3-tiny", messages=messages, logit_bias={"5000": 1}, stream=True)
+
+
+def test_every_api_gives_the_same_answer_through_ray(cluster: Cluster) -> None:
+    question: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": "phi-3-tiny", "messages": question, "generate_kwargs": {"do_sample": False, "max_new_tokens": 64}}
+    expected = cluster.call("/chat", body).body["Result"]
+    greedy: dict[str, Any] = {"model": "phi-3-tiny", "temperature": 0}
+    tokens = cluster.call("/tokenize", {"model": "phi-3-tiny", "messages": question}).body["tokens"]
+    with anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0) as sdk:
+        with sdk.messages.stream(**greedy, messages=question, max_tokens=64) as stream:
+            assert stream.get_final_text() == expected
+        message = sdk.messages.create(**greedy, messages=question, max_tokens=64)
+        assert message.usage.input_tokens == len(tokens)
+        assert sdk.messages.count_tokens(model="phi-3-tiny", messages=question).input_tokens == len(tokens)
+        with pytest.raises(anthropic.APIStatusError, match="needs 1 GPU"):
+            sdk.messages.create(model="phi-3-mini-4k-instruct", messages=question, max_tokens=5)
+    with OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as openai_sdk:
+        assert openai_sdk.responses.create(**greedy, input=question, max_output_tokens=64).output_text == expected
+    with ollama.Client(host=cluster.url) as client:
+        parts = client.chat(
+            model="phi-3-tiny:latest",
+            messages=question,
+            options={"temperature": 0, "num_predict": 64, "repeat_penalty": 1},
+            stream=True,
+        )
+        assert "".join(part.message.content or "" for part in parts) == expected
+        assert {"phi-3-tiny:latest", "mine:latest"} <= {model.model for model in client.list().models}
+        assert "phi-3-mini-4k-instruct:latest" not in {model.name for model in client.ps().models}
+        with pytest.raises(ollama.ResponseError, match="ids go from 0 to 1791"):
+            client.chat(model="phi-3-tiny", messages=question, options={"suppress_tokens": [5000]})
+    text = cluster.call("/detokenize", {"model": "phi-3-tiny", "tokens": tokens}).body["content"]
+    assert "What is the capital of France?" in text
+    assert cluster.call("/detokenize", {"model": "phi-3-tiny", "tokens": [5000]}).status == 400
 
 
 def test_the_readme_has_an_example_of_each_kind() -> None:

@@ -108,7 +108,9 @@ def test_prefer_says_how_long_a_request_waits_for_its_model(
         (20, True, "", 20),
     ],
 )
-@pytest.mark.parametrize("path", ["/chat", "/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path", ["/chat", "/v1/completions", "/v1/chat/completions", "/api/chat", "/v1/messages", "/v1/responses"]
+)
 def test_a_plain_request_waits_in_the_queue_for_less_than_the_limit_of_proxies(
     backend: LocalBackend,
     config: AppConfig,
@@ -128,7 +130,9 @@ def test_a_plain_request_waits_in_the_queue_for_less_than_the_limit_of_proxies(
 
     limits = CurrentLimits(config.limits.model_copy(update={"queue_timeout_s": limit_s}))
     body = {"model": "tested", "max_tokens": 2, "stream": stream}
-    body |= {"messages": [{"role": "user", "content": "a"}]} if path.endswith("chat/completions") else {"prompt": "a"}
+    has_messages = path.endswith(("chat/completions", "/api/chat", "/messages"))
+    prompt_field = "input" if path == "/v1/responses" else "prompt"
+    body |= {"messages": [{"role": "user", "content": "a"}]} if has_messages else {prompt_field: "a"}
     with TestClient(create_app(Listening(backend.replica), config, limits=limits)) as client:
         assert client.post(path, json=body, headers={"Prefer": header}).status_code == 200
     assert [r.options.queue_timeout_s for r in asked] == [seconds]
