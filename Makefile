@@ -16,6 +16,7 @@ help:
 	@echo "make test-clients  run clients of other projects, unchanged, against phi-3-tiny, and write docs/clients.md"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; five minutes on two cores"
+	@echo "make fuzz CASES=2000 QUANTIZATION=int4   the same with weights in int4 or int8"
 	@echo "make fuzz-kernels  compare the GPU's kernels with the reference on 400 random shapes, in Triton's interpreter"
 	@echo "make planted-faults  plant faults in the GPU's kernels and runner, one by one, and show which test notices each; an hour on two cores"
 	@echo "make fuzz-http  throw 10,000 good and bad requests at the API; none may get a 5xx"
@@ -63,7 +64,7 @@ coverage: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100)
+	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100) $(or $(QUANTIZATION),none)
 
 fuzz-kernels: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.kernels.fuzz $(or $(CASES),400) $(or $(SEED),0)

@@ -14,6 +14,18 @@ RopeKind = Literal["default", "longrope"]
 EMBEDDED_TINY = Path(__file__).parent / "models" / "phi-3-tiny"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of a weight in memory, scales and the embedding included; without quantization it is the dtype that counts.
+QUANTIZED_BYTES = {"int8": 1.01, "int4": 0.6}
+NO_QUANTIZATION = "none"
+QUANTIZATIONS = (NO_QUANTIZATION, *QUANTIZED_BYTES)  # from the most exact one to the smallest
+
+
+def memory_needed(
+    num_parameters: int, *, kv_bytes_per_token: int, context_length: int, dtype: str, quantization: str
+) -> int:
+    """Bytes to serve one sequence: weights, 4,096 tokens of KV (or the context), a tenth for activations."""
+    of_weight = QUANTIZED_BYTES.get(quantization, DTYPE_BYTES[dtype])
+    return int(1.1 * num_parameters * of_weight) + min(context_length, 4096) * kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +52,15 @@ class Variant:
         """Bytes of the weights in ``dtype``."""
         return self.num_parameters * DTYPE_BYTES[dtype]
 
-    def memory_needed(self, dtype: str = "bfloat16") -> int:
-        """Bytes to serve one sequence: weights, 4,096 tokens of KV (or the context), a tenth for activations."""
-        kv_bytes = min(self.context_length, 4096) * self.kv_bytes_per_token(dtype)
-        return int(1.1 * self.weight_bytes(dtype)) + kv_bytes
+    def memory_needed(self, dtype: str = "bfloat16", quantization: str = NO_QUANTIZATION) -> int:
+        """See the function ``memory_needed``."""
+        return memory_needed(
+            self.num_parameters,
+            kv_bytes_per_token=self.kv_bytes_per_token(dtype),
+            context_length=self.context_length,
+            dtype=dtype,
+            quantization=quantization,
+        )
 
 
 MINI = {"num_parameters": 3_821_079_552, "num_layers": 32, "num_kv_heads": 32, "head_dim": 96}

@@ -105,18 +105,21 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _row(variant: Variant, device: str, dtype: str, memory: int) -> dict[str, object]:
-    needed = variant.memory_needed(dtype)
+    needed = {quantization: variant.memory_needed(dtype, quantization) for quantization in catalogue.QUANTIZATIONS}
+    allowed = catalogue.QUANTIZATIONS if device == "CPU" else (catalogue.NO_QUANTIZATION,)
     return {
         "name": variant.name,
         "context_length": variant.context_length,
         "parameters": variant.num_parameters,
         "kv_bytes_per_token": variant.kv_bytes_per_token(dtype),
-        "memory_needed_bytes": needed,
+        "memory_needed_bytes": needed[catalogue.NO_QUANTIZATION],
+        "memory_needed_bytes_quantized": {name: needed[name] for name in catalogue.QUANTIZED_BYTES},
         "sliding_window": variant.sliding_window,
         "rope": variant.rope,
         "source": "embedded" if variant.revision is None else variant.source,
         "revision": variant.revision,
-        "fits": needed <= memory,
+        "fits": needed[catalogue.NO_QUANTIZATION] <= memory,
+        "fits_as": next((quantization for quantization in allowed if needed[quantization] <= memory), None),
     }
 
 
@@ -144,7 +147,7 @@ def _print_table(rows: list[dict[str, object]], title: str) -> None:
             "all" if row["sliding_window"] is None else f"{row['sliding_window']:,}",
             str(row["rope"]),
             str(row["revision"])[:7] if row["revision"] else "embedded",
-            "yes" if row["fits"] else "no",
+            "yes" if row["fits"] else f"as {row['fits_as']}" if row["fits_as"] else "no",
         )
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 

@@ -13,6 +13,7 @@ from phi3_serve.parameters import NONE_GIVEN, GenerationParameters, refuse_by_na
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "int4", "auto"]
 Routing = Literal["load", "prefix"]
 KeyScope = Literal["generate", "metrics"]
 
@@ -124,6 +125,10 @@ class ModelConfig(StrictModel):
     dtype: Dtype = "auto"
     """`auto`: the dtype of the checkpoint on a GPU (bfloat16 for Phi-3; float16 if the GPU has no bfloat16, such as a
     T4), float32 on the CPU."""
+    quantization: Quantization = "none"
+    """Bits of the weights in memory; they are rounded while a checkpoint is loaded. `int8`: 8 bits. `int4`: 4 bits, and
+    8 for the embedding and the head. `auto`: as many bits as the free memory allows; `/ready` says which. Only on a
+    CPU; `auto` on a GPU is `none`."""
     min_replicas: int = Field(default=1, ge=0)
     """Replicas that always run. With 0 the first one starts at the first request."""
     max_replicas: int = Field(default=1, ge=1)
@@ -185,6 +190,11 @@ class ModelConfig(StrictModel):
             raise ValueError(
                 f"`{self.name}` is not in the catalogue{f'{hint} Otherwise' if hint else ';'} "
                 "give its `source`: a Hub repository id or a checkpoint directory"
+            )
+        if self.device == "cuda" and self.quantization in ("int8", "int4"):
+            raise ValueError(
+                f"quantization is {self.quantization}, and device is cuda; the kernels for fewer bits are for a CPU, "
+                "so `quantization` must be none or auto"
             )
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas, which is {self.min_replicas}")

@@ -315,6 +315,7 @@ class EngineInfo:
     device: str  # the name of the GPU or of the processor
     compute_capability: str | None  # of a GPU of NVIDIA, for example 9.0
     dtype: str  # that it computes in
+    quantization: str  # of the weights: none, int8 or int4
     kernels: str  # the implementation, for example cuda
     replaced_kernels: Mapping[str, str]  # those that slower ones replace, and the reasons
     cache_tokens: int  # that the key-value cache holds

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from phi3_serve.catalogue import EMBEDDED_TINY
+from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
 from phi3_serve.core import Conversation, EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
@@ -57,8 +57,10 @@ class Mark:
 class Examinee:
     """A checkpoint on the CPU that answers greedily."""
 
-    def __init__(self, directory: Path) -> None:
-        self._loaded = load("phi-3-tiny", str(directory), None, device="cpu", dtype="float32")
+    def __init__(self, directory: Path, quantization: str = NO_QUANTIZATION) -> None:
+        self._loaded = load(
+            "phi-3-tiny", str(directory), None, device="cpu", dtype="float32", quantization=quantization
+        )
         self._tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
         self._engine = Engine(self._loaded, queue=QueueLimits(requests=1 << 20, tokens=1 << 40))
 

@@ -26,6 +26,9 @@ def bench_engine(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="The type of the weights.")] = "bfloat16",
+    quantization: Annotated[
+        str, typer.Option(help="none, int8, int4: how the weights are rounded; several with commas.")
+    ] = "none",
     peer_dtype: Annotated[str, typer.Option(help="The type in which peers compute; auto: the same.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: torch decides.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -37,10 +40,13 @@ def bench_engine(
 
     if engine.VLLM in peers.split(",") and find_spec("vllm") is None:
         raise typer.BadParameter("vllm is not installed beside phi3-serve.", param_hint="--peers")
+    if device == "cuda" and quantization != catalogue.NO_QUANTIZATION:
+        raise typer.BadParameter("only none on a GPU.", param_hint="--quantization")
     settings = engine.Settings(
         shape=_one_of("--shape", shape, tuple(SHAPES))[0],
         device=_one_of("--device", device, ("cpu", "cuda"))[0],
         dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))[0],
+        quantization=_one_of("--quantization", quantization, catalogue.QUANTIZATIONS),
         peer_dtype=_one_of("--peer-dtype", peer_dtype, ("auto", "float32", "bfloat16", "float16"))[0],
         concurrency=_counts("--concurrency", concurrency),
         workloads=_one_of("--workload", workload, KINDS),

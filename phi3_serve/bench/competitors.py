@@ -59,7 +59,7 @@ class Ours:
         built = build(model)
         self._steps: list[StepStats] = []
         self._engine = Engine(
-            as_loaded(built),
+            as_loaded(built, model.quantization),
             queue=QueueLimits(requests=max_waiting, tokens=1 << 40),
             sizes=FittingSizes(max_blocks=max_blocks, prefix_cache=False),
             releases_weights=True,

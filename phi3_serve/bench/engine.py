@@ -25,6 +25,7 @@ from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.bench.workload import Workload
+from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core import MAX_ROWS, EngineRequest
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import compute_dtype
@@ -42,6 +43,7 @@ class Settings:
     shape: str
     device: str
     dtype: str
+    quantization: tuple[str, ...]
     peer_dtype: str
     concurrency: tuple[int, ...]
     workloads: tuple[str, ...]
@@ -97,17 +99,20 @@ class EngineBench:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        ours = Model(settings.shape, settings.device, getattr(torch, settings.dtype))
-        self.dtype = compute_dtype(ours.dtype, torch.device(ours.device))
+        dtype = getattr(torch, settings.dtype)
+        self.dtype = compute_dtype(dtype, torch.device(settings.device))
         peer_dtype = self.dtype if settings.peer_dtype == "auto" else getattr(torch, settings.peer_dtype)
         self._config = config(settings.shape)
-        self._limits = self._in_process(partial(Limits, ours))
-        self.machine: Machine = self._limits.call("machine")
-        self._competitors = {
-            OURS: self._in_process(
+        self._quantization_of = {_name_of_ours(quantization): quantization for quantization in settings.quantization}
+        self._limits: dict[str, WorkerProcess] = {}
+        self._competitors: dict[str, WorkerProcess] = {}
+        for name, quantization in self._quantization_of.items():
+            ours = Model(settings.shape, settings.device, dtype, quantization)
+            self._limits[name] = self._in_process(partial(Limits, ours))
+            self._competitors[name] = self._in_process(
                 partial(Ours, ours, max_waiting=max(settings.concurrency), max_blocks=self._max_blocks())
             )
-        }
+        self.machine: Machine = next(iter(self._limits.values())).call("machine")
         theirs = Model(settings.shape, settings.device, peer_dtype)
         makers: dict[str, Callable[[], Any]] = {
             GENERATE: partial(Pipeline, theirs),
@@ -119,7 +124,8 @@ class EngineBench:
                 makers[name]
             )
         self._runs: dict[tuple[str, str, int], list[Run]] = {}
-        self._linear: list[dict[int, float]] = []  # in each round the seconds of the linear layers alone, by tokens
+        # of each of ours, in each round the seconds of the linear layers alone, by tokens
+        self._linear: dict[str, list[dict[int, float]]] = {name: [] for name in self._limits}
 
     def warm_up(self) -> Iterator[str]:
         """Let every competitor answer a few short requests that do not count; yields the name of the next one."""
@@ -161,11 +167,12 @@ class EngineBench:
                     self._runs.setdefault((name, kind, concurrency), []).append(result)
         yield "the linear layers alone"
         sizes = sorted({size for runs in self._runs.values() for size in by_size(runs[-1].steps)})
-        self._linear.append(self._limits.call("linear_seconds", sizes))
+        for name, limits in self._limits.items():
+            self._linear[name].append(limits.call("linear_seconds", sizes))
 
     def lines(self) -> list[Line]:
         """The medians, and for our own lines the limits of the machine. Ends the competitors."""
-        for competitor in (*self._competitors.values(), self._limits):
+        for competitor in (*self._competitors.values(), *self._limits.values()):
             competitor.close()
         return [self._line(key, runs) for key, runs in self._runs.items()]
 
@@ -188,16 +195,23 @@ class EngineBench:
             step_ms=statistics.median(step.seconds for step in steps) * 1e3,
             of_linear_layers=statistics.median(
                 sum(count * linear[size] for size, count in by_size(result.steps).items()) / result.seconds
-                for result, linear in zip(runs, self._linear, strict=True)
+                for result, linear in zip(runs, self._linear[line.name], strict=True)
             ),
-            of_roofline=roofline_seconds(steps, self._config, self.machine, self.dtype) / seconds,
+            of_roofline=roofline_seconds(
+                steps, self._config, self.machine, self.dtype, self._quantization_of[line.name]
+            )
+            / seconds,
             grown_mib=max(result.grown_bytes for result in runs) / 2**20,
         )
 
 
+def _name_of_ours(quantization: str) -> str:
+    return OURS if quantization == NO_QUANTIZATION else f"{OURS}, {quantization}"
+
+
 def _can_answer(name: str, kind: str) -> bool:
     """Whether a competitor has the workload: ``generate`` has beams, and only phi3-serve has the others in a batch."""
-    return name == OURS or kind == "plain" or (kind == "beams" and name.startswith(LABELS[GENERATE]))
+    return name.startswith(OURS) or kind == "plain" or (kind == "beams" and name.startswith(LABELS[GENERATE]))
 
 
 def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
@@ -213,10 +227,14 @@ def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
     table.add_column("of linear", justify="right")
     table.add_column("of roofline", justify="right")
     table.add_column("memory", justify="right")
-    ours = {(line.workload, line.concurrency): line.tokens_per_s for line in lines if line.name == OURS}
+    ours = {
+        (line.name, line.workload, line.concurrency): line.tokens_per_s for line in lines if line.name.startswith(OURS)
+    }
+    first_of_ours = _name_of_ours(settings.quantization[0])
     for line in lines:
-        is_ours = line.name == OURS
-        against = ours.get(("plain", line.concurrency)) if is_ours else ours.get((line.workload, line.concurrency))
+        is_ours = line.name.startswith(OURS)
+        compared = (line.name, "plain") if is_ours else (first_of_ours, line.workload)
+        against = ours.get((*compared, line.concurrency))
         ratio = (line.tokens_per_s / against if is_ours else against / line.tokens_per_s) if against else None
         table.add_row(
             line.name,

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phi3_serve.bench.shapes import Model, config
+from phi3_serve.bench.shapes import Model, config, cpu_kernels
+from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.engine.engine_core import StepStats
+from phi3_serve.engine.kernels.contract import Bits, quantized_bytes
+from phi3_serve.engine.kernels.quantize import quantize
 from phi3_serve.engine.model.linear import FORMS, Linear, compute_dtype, plain
+from phi3_serve.engine.quantization import BITS, BITS_OF_EMBEDDING
 
 COPIED = 1 << 28  # bytes
 ROUNDS = 3
@@ -22,20 +26,21 @@ ROUNDS = 3
 class Machine:
     """Measured rates."""
 
-    bytes_per_s: float  # read and written by a copy
+    bytes_per_s: float  # read and written by a copy, or only read, whichever is more
     flops_per_s: float  # of a large matrix multiplication
     threads: int  # of torch
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Copy a quarter of a gigabyte; multiply 2048 rows (8192 on a GPU)."""
+    """Copy and read a quarter of a gigabyte; multiply 2048 rows (8192 on a GPU)."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     copy_s = best_seconds(lambda: target.copy_(source), device)
+    read_s = best_seconds(source.sum, device)
     multiply_s = best_seconds(lambda: a @ b, device)
-    return Machine(2 * COPIED / copy_s, 2 * size**3 / multiply_s, torch.get_num_threads())
+    return Machine(max(2 * COPIED / copy_s, COPIED / read_s), 2 * size**3 / multiply_s, torch.get_num_threads())
 
 
 def best_seconds(act: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
@@ -62,6 +67,7 @@ class Limits:
         self._device = torch.device(model.device)
         self._dtype = compute_dtype(model.dtype, self._device)
         self._config = config(model.shape)
+        self._quantization = model.quantization
 
     def machine(self) -> Machine:
         """The machine's rates."""
@@ -73,6 +79,8 @@ class Limits:
 
         No engine can undercut this.
         """
+        if self._quantization != NO_QUANTIZATION:
+            return self._of_form(self._packed, token_counts)
         times = []
         for form in FORMS if self._device.type == "cpu" else (plain,):
             with suppress(RuntimeError):  # this machine does not have the form
@@ -90,6 +98,9 @@ class Limits:
             )
         return seconds
 
+    def _packed(self, weight: Tensor) -> Linear:
+        return cpu_kernels().pack(quantize(weight, bits_of(self._quantization, len(weight), self._config))).multiply
+
     def _weight(self, outputs: int, inputs: int) -> Tensor:
         return torch.randn(outputs, inputs, device=self._device).to(self._dtype)
 
@@ -106,23 +117,43 @@ def linear_sizes(config: Any) -> list[tuple[int, int]]:
     return [*of_layer * config.num_hidden_layers, (config.vocab_size, config.hidden_size)]
 
 
+def bits_of(quantization: str, outputs: int, config: Any) -> Bits:
+    """Bits of a weight of the linear layer with ``outputs`` outputs; the head has as many as the vocabulary."""
+    return BITS_OF_EMBEDDING if outputs == config.vocab_size else BITS[quantization]
+
+
+def weight_bytes(config: Any, dtype: torch.dtype, quantization: str) -> int:
+    """Bytes of the weights that a step reads."""
+    sizes = linear_sizes(config)
+    if quantization == NO_QUANTIZATION:
+        return sum(outputs * inputs for outputs, inputs in sizes) * dtype.itemsize
+    return sum(quantized_bytes(outputs, inputs, bits_of(quantization, outputs, config)) for outputs, inputs in sizes)
+
+
 def by_size(steps: Iterable[StepStats]) -> Counter[int]:
     """The number of steps of each size. Sizes above 32 tokens are rounded to multiples of 16."""
     return Counter(n if (n := step.num_tokens) <= 32 else -(-n // 16) * 16 for step in steps if step.num_tokens)
 
 
-def roofline_seconds(steps: Iterable[StepStats], config: Any, machine: Machine, dtype: torch.dtype) -> float:
+def roofline_seconds(
+    steps: Iterable[StepStats],
+    config: Any,
+    machine: Machine,
+    dtype: torch.dtype,
+    quantization: str = NO_QUANTIZATION,
+) -> float:
     """The lower bound of the time of ``steps``: bytes / bandwidth or operations / matmul rate, whichever is larger.
 
     ``t = max((W + keys * kv) / BW, (2 * N * tokens + 4 * L * H * d * keys) / F)``, summed over the steps.
     """
     head_dim = config.hidden_size // config.num_attention_heads
     weights = sum(outputs * inputs for outputs, inputs in linear_sizes(config))
+    bytes_of_weights = weight_bytes(config, dtype, quantization)
     kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
     seconds: float = sum(
         max(
-            (weights * dtype.itemsize + step.num_keys * kv_bytes) / machine.bytes_per_s,
+            (bytes_of_weights + step.num_keys * kv_bytes) / machine.bytes_per_s,
             (2 * weights * step.num_tokens + attention * step.num_keys) / machine.flops_per_s,
         )
         for step in steps

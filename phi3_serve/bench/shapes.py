@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM
 
-from phi3_serve.catalogue import EMBEDDED_TINY
+from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
+from phi3_serve.engine.kernels.contract import Kernels
+from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.parameters import GenerationParameters
 
 NO_END = -1  # no end-of-sequence token: all answers have the same length
@@ -54,15 +57,16 @@ def config(shape: str) -> Phi3Config:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The shape, device and dtype of a model."""
+    """The shape, device and dtype of a model, and how its weights are rounded."""
 
     shape: str
     device: str
     dtype: torch.dtype
+    quantization: str = NO_QUANTIZATION
 
 
 def build(wanted: Model, seed: int = 0) -> Any:
-    """A Phi3ForCausalLM with weights drawn from ``seed``."""
+    """A Phi3ForCausalLM with weights drawn from ``seed``, then rounded."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(wanted.dtype)
     try:
@@ -72,10 +76,17 @@ def build(wanted: Model, seed: int = 0) -> Any:
     finally:
         torch.set_default_dtype(before)
     model.generation_config = GenerationConfig(pad_token_id=0)
+    if wanted.quantization != NO_QUANTIZATION:
+        quantize_model(model, wanted.quantization, cpu_kernels())
     return model.eval()
 
 
-def as_loaded(model: Any) -> LoadedModel:
+def cpu_kernels() -> Kernels:
+    """The kernels of this processor."""
+    return select_kernels(torch.device("cpu"), torch.float32, head_dim=1)
+
+
+def as_loaded(model: Any, quantization: str = NO_QUANTIZATION) -> LoadedModel:
     """``model`` in the form of the loader's result."""
     return LoadedModel(
         model=model,
@@ -83,4 +94,5 @@ def as_loaded(model: Any) -> LoadedModel:
         defaults=GenerationParameters(),
         context_length=model.config.max_position_embeddings,
         vocab_size=model.config.vocab_size,
+        quantization=quantization,
     )

@@ -4,9 +4,10 @@ Each fault is a CheckpointError with one line that names the file. Only headers 
 """
 
 import json
+import math
 import reprlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from phi3_serve.engine.checkpoint_config import check_generation_config, read_config, read_json
+from phi3_serve.engine.stored_quantization import KEYS, StoredQuantization, read_quantization
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete
 
 CONFIG = "config.json"
@@ -26,8 +28,18 @@ GENERATION_CONFIG = "generation_config.json"
 OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names
+PACKED_DTYPES = ("I32", "I64")  # of the parts of quantised layers
 # The control tokens that every Phi-3 conversation needs.
 REQUIRED_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor is, and its size."""
+
+    file: Path
+    num_bytes: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +48,23 @@ class Checkpoint:
 
     directory: Path
     config: Mapping[str, Any]
-    tensor_bytes: Mapping[str, int]  # size on disk of each tensor
+    tensors: Mapping[str, StoredTensor]
+    quantization: StoredQuantization | None  # of linear layers; None: they are stored as floats
+
+    @property
+    def tensor_bytes(self) -> dict[str, int]:
+        """Size on disk of each tensor."""
+        return {name: tensor.num_bytes for name, tensor in self.tensors.items()}
 
     @property
     def total_bytes(self) -> int:
         """Size of all tensors together."""
         return sum(self.tensor_bytes.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all tensors together."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -59,15 +82,18 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     for name in OPTIONAL_FILES:
         if (directory / name).exists():
             read_json(directory / name)
-    tensor_bytes = _all_tensor_bytes(directory)
+    quantization = read_quantization(config)
+    for key in KEYS:
+        config.pop(key, None)  # else transformers would look for its own reader
+    tensors = _all_tensors(directory, STORED_DTYPES if quantization is None else (*STORED_DTYPES, *PACKED_DTYPES))
     _check_tokenizer(directory / TOKENIZER, vocab_size=config["vocab_size"])
-    return Checkpoint(directory, config, tensor_bytes)
+    return Checkpoint(directory, config, tensors, quantization)
 
 
-def _all_tensor_bytes(directory: Path) -> dict[str, int]:
-    """The size of each tensor of the file or of the shards that transformers would read."""
+def _all_tensors(directory: Path, dtypes: Sequence[str]) -> dict[str, StoredTensor]:
+    """The tensors of the file or of the shards that transformers would read."""
     if (directory / SINGLE_FILE).exists():
-        return _tensor_bytes(directory / SINGLE_FILE)
+        return _tensors(directory / SINGLE_FILE, dtypes)
     if not (directory / SHARD_INDEX).exists():
         if pickled := sorted(directory.glob("*.bin")):
             raise CheckpointError(
@@ -75,7 +101,7 @@ def _all_tensor_bytes(directory: Path) -> dict[str, int]:
             )
         raise CheckpointIncomplete(f"{directory / SINGLE_FILE}: file is missing, and there is no {SHARD_INDEX} either")
     weight_map = _weight_map(directory / SHARD_INDEX)
-    of_shards = {shard: _tensor_bytes(directory / shard) for shard in sorted(set(weight_map.values()))}
+    of_shards = {shard: _tensors(directory / shard, dtypes) for shard in sorted(set(weight_map.values()))}
     for tensor, shard in weight_map.items():
         if tensor not in of_shards[shard]:
             raise CheckpointError(f"{directory / shard}: tensor {tensor} is missing, although {SHARD_INDEX} lists it")
@@ -102,8 +128,8 @@ class _Header(NamedTuple):
     entries: Mapping[str, Any]
 
 
-def _tensor_bytes(shard: Path) -> dict[str, int]:
-    """The size of each tensor in ``shard``."""
+def _tensors(shard: Path, allowed: Sequence[str]) -> dict[str, StoredTensor]:
+    """The tensors in ``shard``, which must have one of the ``allowed`` dtypes."""
     try:
         size = shard.stat().st_size
         header = _read_header(shard, size)
@@ -113,20 +139,21 @@ def _tensor_bytes(shard: Path) -> dict[str, int]:
             raise CheckpointIncomplete(f"{shard}: truncated at {size:,} of {needed:,} bytes")
         with safe_open(shard, framework="np") as file:  # checks that shapes, dtypes and offsets agree
             names = set(file.keys())
-        stored = {name: header.entries[name]["dtype"] for name in names}
+        dtypes = {name: header.entries[name]["dtype"] for name in names}
+        shapes = {name: tuple(header.entries[name]["shape"]) for name in names}
     except FileNotFoundError:
         raise CheckpointIncomplete(f"{shard}: file is missing") from None
     except OSError as error:
         raise CheckpointIncomplete(f"{shard}: cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{shard}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
-    for name, dtype in stored.items():
-        if dtype not in STORED_DTYPES:
+    for name, dtype in dtypes.items():
+        if dtype not in allowed:
             raise CheckpointError(
                 f"{shard}: tensor {name} is stored as {reprlib.repr(dtype)}, as in quantised weights; "
-                f"only {', '.join(STORED_DTYPES)} are read"
+                f"only {', '.join(allowed)} are read"
             )
-    return {name: end - begin for name, (begin, end) in spans.items()}
+    return {name: StoredTensor(shard, end - begin, shapes[name]) for name, (begin, end) in spans.items()}
 
 
 def _read_header(shard: Path, size: int) -> _Header:

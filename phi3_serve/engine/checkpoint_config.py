@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from phi3_serve.constraints import allows, in_words
+from phi3_serve.engine.stored_quantization import read_quantization
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete
 from phi3_serve.parameters import GenerationParameters
 
@@ -115,7 +116,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     try:
         _check_architecture(config)
-        _check_quantisation(config)
+        read_quantization(config)
         for name, field in _FIELDS.items():
             if field.default is not None:
                 config.setdefault(name, field.default)
@@ -164,17 +165,6 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
     architectures = config.get("architectures") or ["Phi3ForCausalLM"]
     if architectures != ["Phi3ForCausalLM"]:
         raise CheckpointError(f"architectures is {_SHORTENED.repr(architectures)}; only ['Phi3ForCausalLM'] is served")
-
-
-def _check_quantisation(config: Mapping[str, Any]) -> None:
-    # compression_config: compressed-tensors before 2025; quantization: MLX
-    for name in ("quantization_config", "compression_config", "quantization"):
-        if (given := config.get(name)) is not None:
-            method = given.get("quant_method") if isinstance(given, dict) else None
-            raise CheckpointError(
-                f"{name} says that the weights are quantised ({method or 'no quant_method is given'}); "
-                f"quantised weights are not read, only {', '.join(DTYPES)}"
-            )
 
 
 def _check_heads(config: dict[str, Any]) -> None:

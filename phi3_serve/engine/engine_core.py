@@ -111,6 +111,7 @@ class EngineCore:
         self._device_sampler = self.runner.sampler
         self._in_flight: _Launched | None = None
         self._vocab_size = loaded.vocab_size
+        self._quantization = loaded.quantization
         self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
 
     @property
@@ -122,6 +123,7 @@ class EngineCore:
             device=device_name(decoder.device),
             compute_capability=None if capability is None else "{}.{}".format(*capability),
             dtype=str(decoder.dtype).removeprefix("torch."),
+            quantization=self._quantization,
             kernels=kernels.name,
             replaced_kernels=dict(kernels.replaced),
             cache_tokens=self.sizes.num_blocks * BLOCK_SIZE,

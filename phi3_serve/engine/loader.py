@@ -6,17 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase
 
-from phi3_serve.catalogue import is_local
-from phi3_serve.engine.checkpoint import CONFIG, TOKENIZER, Checkpoint, open_checkpoint
+from phi3_serve.catalogue import NO_QUANTIZATION, QUANTIZATIONS, is_local, memory_needed
+from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint, open_checkpoint
+from phi3_serve.engine.compressed_tensors import PACKED, PARTS, SCALE, unpack
 from phi3_serve.engine.device import compute_capability, device_name
+from phi3_serve.engine.kernels.contract import QuantizedWeight
+from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.load_errors import fetch_error, in_one_line, resource_error
-from phi3_serve.engine.precision import dtype_to_load, has_bfloat16
+from phi3_serve.engine.precision import dtype_to_load, has_bfloat16, quantization_to_load
+from phi3_serve.engine.quantization import Quantizer
 from phi3_serve.errors import CheckpointError, DeviceMissing
-from phi3_serve.observability.progress import download_bar, human_bytes, weights_progress
+from phi3_serve.observability.progress import Progress, download_bar, human_bytes, weights_progress
 from phi3_serve.parameters import NAMES, GenerationParameters
 
 logger = logging.getLogger("phi3_serve")
@@ -24,6 +31,7 @@ logger = logging.getLogger("phi3_serve")
 # No pickles and no code are downloaded, so none can run.
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 SELF_TEST_TOKENS = 4
+STORED_BY_TRANSFORMERS_4 = "rotary_emb.inv_freq"  # computed now
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,27 @@ class LoadedModel:
     defaults: GenerationParameters  # the checkpoint's generation config
     context_length: int  # tokens
     vocab_size: int
+    quantization: str = NO_QUANTIZATION
 
 
-def load(name: str, source: str, revision: str | None, *, device: str, dtype: str) -> LoadedModel:
+def load(
+    name: str,
+    source: str,
+    revision: str | None,
+    *,
+    device: str,
+    dtype: str,
+    quantization: str = NO_QUANTIZATION,
+) -> LoadedModel:
     """Load the checkpoint at ``source`` onto ``device`` (``cpu`` or ``cuda``).
 
-    ``dtype`` is the name of a torch dtype, or ``auto``; see ``dtype_to_load``.
+    Args:
+        name: of the model, for messages.
+        source: Hub repository id or directory.
+        revision: of the repository.
+        device: ``cpu`` or ``cuda``.
+        dtype: the name of a torch dtype, or ``auto``; see ``dtype_to_load``.
+        quantization: ``none``, ``int8``, ``int4``, or ``auto``; see ``quantization_to_load``.
 
     Raises:
         CheckpointError: the checkpoint cannot be served. The message is one line that names the file.
@@ -49,19 +72,40 @@ def load(name: str, source: str, revision: str | None, *, device: str, dtype: st
         raise DeviceMissing(f"{name}: device is cuda, but torch sees no GPU on this node")
     if dtype == "bfloat16":
         _require_bfloat16(name, torch.device(device))
+    if device == "cuda" and quantization not in (NO_QUANTIZATION, "auto"):
+        raise CheckpointError(
+            f"{name}: quantization is {quantization}, but the kernels for fewer bits are for a CPU; "
+            f"on a GPU, none and auto are allowed"
+        )
     checkpoint = open_checkpoint(fetch(name, source, revision))
+    if checkpoint.quantization is not None:
+        quantization = _stored_quantization(name, checkpoint.quantization.bits, quantization, device=device)
     config = _load_config(checkpoint)
     tokenizer = _load_tokenizer(checkpoint.directory, config)
-    model = _load_weights(name, checkpoint, config, device=device, dtype=dtype)
+    dtype = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
+    quantization = _quantization_to_load(name, checkpoint, config, quantization, device=device, dtype=dtype)
+    logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
+    try:
+        if quantization == NO_QUANTIZATION:
+            model = _load_weights(name, checkpoint, config, device=device, dtype=dtype)
+        else:
+            model = _load_quantized(name, checkpoint, config, dtype=getattr(torch, dtype), quantization=quantization)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the libraries raise any error of their parsers
+        unreadable = CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {in_one_line(error)}")
+        raise (resource_error(str(checkpoint.directory), error) or unreadable) from error
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         defaults=_generation_defaults(name, model.generation_config, int(model.config.vocab_size)),
         context_length=int(model.config.max_position_embeddings),
         vocab_size=int(model.config.vocab_size),
+        quantization=quantization,
     )
     self_test(loaded, checkpoint)
-    logger.info("%s: ready on %s in %s", name, device, str(model.dtype).removeprefix("torch."))
+    rounded = "" if quantization == NO_QUANTIZATION else f", weights in {quantization}"
+    logger.info("%s: ready on %s in %s%s", name, device, str(model.dtype).removeprefix("torch."), rounded)
     return loaded
 
 
@@ -120,28 +164,93 @@ def _load_tokenizer(directory: Path, config: Phi3Config) -> PreTrainedTokenizerB
 
 
 def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str) -> Any:
-    wanted = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
-    logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
-    try:
-        with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
-            loaded: Any = Phi3ForCausalLM.from_pretrained(
-                checkpoint.directory,
-                config=config,
-                dtype=wanted,
-                device_map={"": "cuda:0" if device == "cuda" else "cpu"},
-                use_safetensors=True,
-                local_files_only=True,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # _check_tensors refuses them, with a better message
-            )
-    except Exception as error:  # the library raises any error of its parsers
-        unreadable = CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {in_one_line(error)}")
-        raise (resource_error(str(checkpoint.directory), error) or unreadable) from error
+    with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
+        loaded: Any = Phi3ForCausalLM.from_pretrained(
+            checkpoint.directory,
+            config=config,
+            dtype=dtype,
+            device_map={"": "cuda:0" if device == "cuda" else "cpu"},
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _check_tensors refuses them, with a better message
+        )
     model, info = loaded
     _check_tensors(name, checkpoint.directory, info)
-    model.eval()
-    return model
+    return model.eval()
+
+
+def _load_quantized(
+    name: str, checkpoint: Checkpoint, config: Phi3Config, *, dtype: torch.dtype, quantization: str
+) -> Any:
+    """The model on the CPU, with weights that are rounded while they are read.
+
+    At no time it is held as it was stored. ``from_pretrained`` would hold it so.
+    """
+    with torch.device("meta"):
+        model: Any = Phi3ForCausalLM._from_config(config, attn_implementation="sdpa")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # computed, not stored
+    _check_tensors(name, checkpoint.directory, _loading_info(model, checkpoint))
+    kernels = select_kernels(torch.device("cpu"), torch.float32, head_dim=1)  # those of a weight fit any head
+    # What a quantised checkpoint leaves in floats is sensitive.
+    quantizer = Quantizer(model, quantization if checkpoint.quantization is None else "int8", kernels, dtype)
+    wanted = {parameter: tensor.shape for parameter, tensor in model.named_parameters()}
+    progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
+    for parameter, shape in wanted.items():
+        path = parameter.removesuffix(".weight")
+        if f"{path}.{PACKED}" in checkpoint.tensors:
+            quantizer.take_quantized(path, _read_quantized(checkpoint, path, inputs=shape[1]))
+            progress.advance(sum(checkpoint.tensor_bytes[f"{path}.{part}"] for part in (PACKED, SCALE)))
+            continue
+        weight = _read_tensor(checkpoint, parameter)
+        if not bool(torch.isfinite(weight).all()):  # small integers would hide it from the self-test
+            file = checkpoint.tensors[parameter].file
+            raise CheckpointError(f"{file}: tensor {parameter} has nan or inf; the weights are damaged")
+        quantizer.take(parameter, weight)
+        progress.advance(checkpoint.tensors[parameter].num_bytes)
+    progress.finish()
+    if (checkpoint.directory / GENERATION_CONFIG).exists():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.directory)
+    return model.eval()
+
+
+def _read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _read_quantized(checkpoint: Checkpoint, path: str, *, inputs: int) -> QuantizedWeight:
+    """The weight of the linear layer ``path``, which the checkpoint stores in fewer bits."""
+    assert checkpoint.quantization is not None  # noqa: S101 - no other checkpoint may have such tensors
+    packed, scale = (_read_tensor(checkpoint, f"{path}.{part}") for part in (PACKED, SCALE))
+    try:
+        return unpack(packed, scale, inputs, checkpoint.quantization)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.tensors[f'{path}.{PACKED}'].file}: {path}.{error.message}") from None
+
+
+def _loading_info(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What ``from_pretrained`` reports of the tensors of ``checkpoint``."""
+    required = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
+    stored = {name: list(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    for path in [name.removesuffix(f".{PACKED}") for name in stored if name.endswith(f".{PACKED}")]:
+        parameter = f"{path}.weight"
+        if f"{path}.{SCALE}" in stored and parameter in required:
+            stored[parameter] = [stored[f"{path}.{PACKED}"][0], required[parameter][1]]  # ``unpack`` checks the inputs
+            for part in PARTS:
+                stored.pop(f"{path}.{part}", None)
+    known = {parameter for parameter, _ in model.named_parameters(remove_duplicate=False)}  # tied ones included
+    return {
+        "missing_keys": required.keys() - stored.keys(),
+        "mismatched_keys": [
+            (parameter, stored[parameter], shape)
+            for parameter, shape in required.items()
+            if stored.get(parameter, shape) != shape
+        ],
+        "unexpected_keys": {p for p in stored.keys() - known if not p.endswith(STORED_BY_TRANSFORMERS_4)},
+    }
 
 
 def _dtype_to_load(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> str:
@@ -151,6 +260,53 @@ def _dtype_to_load(name: str, checkpoint: Checkpoint, *, device: str, dtype: str
     if device == "cuda" and dtype == "auto" and taken != "auto":
         logger.info("%s: %s instead of bfloat16, which %s does not have", name, taken, _chip(torch.device(device)))
     return taken
+
+
+def _quantization_to_load(
+    name: str, checkpoint: Checkpoint, config: Phi3Config, wanted: str, *, device: str, dtype: str
+) -> str:
+    """See ``quantization_to_load``. The log says it if ``auto`` rounds the weights."""
+    if device == "cuda":  # there are no kernels for fewer bits
+        return NO_QUANTIZATION
+    available = psutil.virtual_memory().available
+    kv_heads = config.num_key_value_heads or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    needed = {
+        quantization: memory_needed(
+            checkpoint.num_parameters,
+            kv_bytes_per_token=2 * config.num_hidden_layers * kv_heads * head_dim * getattr(torch, dtype).itemsize,
+            context_length=config.max_position_embeddings,
+            dtype=dtype,
+            quantization=quantization,
+        )
+        for quantization in QUANTIZATIONS
+    }
+    taken = quantization_to_load(wanted, needed=needed, available=available)
+    if wanted == "auto" and taken != NO_QUANTIZATION:
+        logger.info(
+            "%s: weights in %s, because %s of memory are available and the model in %s needs %s",
+            name,
+            taken,
+            human_bytes(available),
+            dtype,
+            human_bytes(needed[NO_QUANTIZATION]),
+        )
+    return taken
+
+
+def _stored_quantization(name: str, bits: int, wanted: str, *, device: str) -> str:
+    """That of a checkpoint whose weights are quantised already."""
+    stored = f"int{bits}"
+    if device == "cuda":
+        raise CheckpointError(
+            f"{name}: the checkpoint has weights in {bits} bits, and the kernels for them are for a CPU"
+        )
+    if wanted not in (NO_QUANTIZATION, "auto", stored):
+        raise CheckpointError(
+            f"{name}: quantization is {wanted}, but the checkpoint has weights in {bits} bits; "
+            f"allowed are {stored} and auto"
+        )
+    return stored
 
 
 def _check_tensors(name: str, directory: Path, info: Mapping[str, Any]) -> None:

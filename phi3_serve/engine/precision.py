@@ -1,4 +1,6 @@
-"""The dtype that weights are loaded in. Plain Python, no tensors."""
+"""The dtype that weights are loaded in, and how they are rounded. Plain Python, no tensors."""
+
+from collections.abc import Mapping
 
 BFLOAT16_SINCE = (8, 0)  # compute capability, Ampere; older GPUs of NVIDIA such as T4 and V100 have float16 only
 
@@ -24,3 +26,16 @@ def dtype_to_load(wanted: str, *, stored: str | None, capability: tuple[int, int
     if has_bfloat16(capability) or stored in ("float32", "float16"):
         return "auto"
     return "float16"
+
+
+def quantization_to_load(wanted: str, *, needed: Mapping[str, int], available: int) -> str:
+    """How weights are rounded; ``auto``: as little as the memory allows.
+
+    Args:
+        wanted: by the operator.
+        needed: bytes of the model in memory by each quantization, from the most exact one to the smallest.
+        available: bytes of memory.
+    """
+    if wanted != "auto":
+        return wanted
+    return next((name for name, num_bytes in needed.items() if num_bytes <= available), list(needed)[-1])

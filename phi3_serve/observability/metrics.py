@@ -50,7 +50,7 @@ class RequestMetrics:
         self._engine = Gauge(
             "phi3_serve_engine_info",
             "1; what the engine of a model runs on",
-            (*labels, "device", "compute_capability", "dtype", "kernels"),
+            (*labels, "device", "compute_capability", "dtype", "quantization", "kernels"),
             registry=registry,
         )
         self._replaced_kernels = Gauge(
@@ -102,7 +102,8 @@ class RequestMetrics:
         for gauge in (self._engine, self._replaced_kernels, self._cache_tokens):
             gauge.clear()
         for model, info in engines.items():
-            self._engine.labels(model, info.device, info.compute_capability or "", info.dtype, info.kernels).set(1)
+            capability = info.compute_capability or ""
+            self._engine.labels(model, info.device, capability, info.dtype, info.quantization, info.kernels).set(1)
             self._replaced_kernels.labels(model).set(len(info.replaced_kernels))
             self._cache_tokens.labels(model).set(info.cache_tokens)
 

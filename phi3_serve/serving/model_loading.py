@@ -68,7 +68,7 @@ def _described(info: EngineInfo) -> str:
     chip = f" (compute capability {info.compute_capability})" if info.compute_capability else ""
     replaced = f", replaced by slower ones: {', '.join(info.replaced_kernels)}" if info.replaced_kernels else ""
     return (
-        f"{info.device}{chip}, {info.dtype}, kernels {info.kernels}{replaced}, "
+        f"{info.device}{chip}, {info.dtype}, quantization {info.quantization}, kernels {info.kernels}{replaced}, "
         f"key-value cache of {info.cache_tokens} tokens"
     )
 
@@ -84,7 +84,14 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
     def start() -> RunningModel:
-        loaded = load(options.name, options.source, options.revision, device=options.device, dtype=options.dtype)
+        loaded = load(
+            options.name,
+            options.source,
+            options.revision,
+            device=options.device,
+            dtype=options.dtype,
+            quantization=options.quantization,
+        )
         # Before the engine: its thread and its cache would stay when the chat template cannot be used.
         tokenizer = Phi3Tokenizer(loaded.tokenizer)
         logger.info("%s: conversations are written with %s", options.name, tokenizer.template.origin)

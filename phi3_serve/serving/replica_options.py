@@ -23,6 +23,7 @@ class ReplicaOptions:
     revision: str | None
     device: Literal["cpu", "cuda"]
     dtype: str
+    quantization: str
     num_threads: int  # of torch
     stuck_after_s: float
     limits: QueueLimitsConfig
@@ -46,6 +47,7 @@ class ReplicaOptions:
             device=placement.device,
             resources=placement.resources,
             dtype=model.dtype,
+            quantization=model.quantization,
             num_threads=max(1, int(placement.num_cpus)),
             stuck_after_s=model.health.stuck_after_s,
             limits=limits.of_queue,

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from phi3_serve.bench.roofline import Machine, linear_sizes, roofline_seconds
+from phi3_serve.bench.roofline import Machine, linear_sizes, roofline_seconds, weight_bytes
 from phi3_serve.bench.shapes import SHAPES, config
 from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.cli import app
@@ -38,6 +39,16 @@ def test_ours_and_the_peers_are_measured_in_one_run() -> None:
 
 
 @pytest.mark.slow
+def test_rounded_weights_are_measured_beside_others() -> None:
+    given = ["--concurrency", "2", "--quantization", "none,int8,int4", "--json"]
+    result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
+    assert result.exit_code == 0, result.output
+    lines = json.loads(result.stdout)["lines"]
+    assert [line["name"] for line in lines] == ["phi3-serve", "phi3-serve, int8", "phi3-serve, int4"]
+    assert all(line["of_linear_layers"] > 0 and line["of_roofline"] > 0 for line in lines)
+
+
+@pytest.mark.slow
 def test_the_table_says_what_was_measured() -> None:
     result = RUN.invoke(app, ["bench", "engine", *QUICK, "--concurrency", "2"])
     assert result.exit_code == 0, result.output
@@ -52,6 +63,8 @@ def test_the_table_says_what_was_measured() -> None:
         (["--shape", "huge"], "'huge' is not one of small, mini, medium"),
         (["--peers", "vllm"], "vllm is not installed beside phi3-serve."),
         (["--peers", "llama"], "'llama' is not one of generate, batching, vllm."),
+        (["--quantization", "int8,int3"], "'int3' is not one of none, int8, int4."),
+        (["--quantization", "int8", "--device", "cuda"], "only none on a GPU."),
         (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic."),
         (["--concurrency", "1,x"], "expected comma-separated positive integers, got '1,x'."),
         (["--concurrency", "0"], "expected comma-separated positive integers, got '0'."),
@@ -77,8 +90,6 @@ def test_the_roofline_by_hand() -> None:
             "vocab_size": 10,
         },
     )
-    import torch
-
     weights = 12 * 4 + 4 * 4 + 16 * 4 + 4 * 8 + 10 * 4
     assert sum(a * b for a, b in linear_sizes(tiny)) == weights
     step = StepStats(num_tokens=3, num_keys=50, num_ready=1, seconds=1.0)
@@ -86,6 +97,12 @@ def test_the_roofline_by_hand() -> None:
     assert roofline_seconds([step], tiny, slow_memory, torch.float32) == (weights * 4 + 50 * 2 * 4 * 4) / 10
     slow_core = Machine(bytes_per_s=1e12, flops_per_s=10.0, threads=1)
     assert roofline_seconds([step], tiny, slow_core, torch.float32) == (2 * weights * 3 + 4 * 4 * 50) / 10
+
+
+def test_the_weights_of_mini_in_bytes() -> None:
+    """3.72 billion are read in a step: 16, 8 or 4.5 bits each, and the head always 8 or more."""
+    in_gb = {q: weight_bytes(config("mini"), torch.bfloat16, q) / 1e9 for q in ("none", "int8", "int4")}
+    assert in_gb == pytest.approx({"none": 7.445, "int8": 3.726, "int4": 2.137}, rel=1e-3)
 
 
 def test_the_shapes_are_those_of_the_models() -> None:

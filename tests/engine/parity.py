@@ -1,11 +1,12 @@
 """The engine against transformers: random prompts, parameters and company, token for token.
 
-``python -m tests.engine.parity NUM_CASES [SEED]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
+``python -m tests.engine.parity NUM_CASES [SEED [QUANTIZATION]]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
 ``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
 runs at once in the engine, in blocks too few for all of them, and some are preempted and computed again; the oracle
 answers them one after another. Sampling is compared, too: with a seed both draw the same tokens. The companies take
 turns on three checkpoints: a plain one, one whose sliding window is shorter than most sequences, and one whose RoPE
-factors change amid most sequences, with guidance in half of its requests.
+factors change amid most sequences, with guidance in half of its requests. With a third argument, int8 or int4, the
+engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``).
 """
 
 import copy
@@ -26,12 +27,14 @@ from typing import Any
 import torch
 import transformers
 
+from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core import EngineEvent, EngineRequest, Failed, Finished, GeneratedSequence, NewTokens
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
+from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
@@ -237,6 +240,13 @@ def verdict(case: Case, ours: tuple[list[int], EngineEvent], theirs: EngineEvent
     return "equal"
 
 
+def set_dequantized(model: Any, quantized: Any) -> None:
+    """Give ``model`` the weights of ``quantized`` as they are multiplied by, in float32."""
+    for path, module in quantized.named_modules():
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            model.get_submodule(path).weight.data = module.dequantized()
+
+
 def shaken(loaded: LoadedModel, seed: int) -> LoadedModel:
     """``loaded`` with another head, each weight of it moved by two parts in a million."""
     model = copy.deepcopy(loaded.model)
@@ -256,16 +266,24 @@ class Parity:
     """An engine with few blocks, its oracle on the CPU, and the checkpoint of both."""
 
     def __init__(
-        self, directory: Path, shape: Shape, make_runner: RunnerFactory = new_runner, device: str = "cpu"
+        self,
+        directory: Path,
+        shape: Shape,
+        make_runner: RunnerFactory = new_runner,
+        device: str = "cpu",
+        quantization: str = NO_QUANTIZATION,
     ) -> None:
         make(directory, shape, seed=7)
         self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
+        ours = load("tested", str(directory), None, device=device, dtype="float32", quantization=quantization)
+        if quantization != NO_QUANTIZATION:
+            set_dequantized(self.loaded.model, ours.model)
         self.oracle = Oracle(self.loaded)
         self._all_are_there = threading.Event()
         self._draw = random.Random(0)
         self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
         self.engine = Engine(
-            load("tested", str(directory), None, device=device, dtype="float32"),
+            ours,
             sizes=EngineSizes(num_blocks=NUM_BLOCKS, token_budget=96, max_rows=64),
             on_step=self._between_steps,
             make_runner=make_runner,
@@ -326,13 +344,13 @@ def expect_equal(parity: Parity, drawn: Iterator[Case], num_companies: int) -> N
     assert counts["equal"] > 0.95 * counts.total()
 
 
-def fuzz(num_cases: int, seed: int, report: "queue.Queue[Counter[str]]") -> None:
+def fuzz(num_cases: int, seed: int, quantization: str, report: "queue.Queue[Counter[str]]") -> None:
     """Run ``num_cases`` in this process, print what differs, report the verdicts of each company."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     done = 0
     with tempfile.TemporaryDirectory() as directory:
-        parities = [Parity(Path(directory) / name, kind.shape) for name, kind in KINDS.items()]
+        parities = [Parity(Path(directory) / n, k.shape, quantization=quantization) for n, k in KINDS.items()]
         drawn = [cases(p.loaded, seed, guided=kind.guided) for p, kind in zip(parities, KINDS.values(), strict=True)]
         turns = cycle(zip(parities, drawn, strict=True))
         while done < num_cases:
@@ -348,13 +366,15 @@ def fuzz(num_cases: int, seed: int, report: "queue.Queue[Counter[str]]") -> None
     report.put(Counter())
 
 
-def main(num_cases: int, seed: int) -> int:
+def main(num_cases: int, seed: int, quantization: str) -> int:
     """Share ``num_cases`` among the cores; 1 if any differs or is missing, or many are too close to call."""
     context = multiprocessing.get_context("spawn")
     num_processes = os.cpu_count() or 1
     report: queue.Queue[Counter[str]] = context.Queue()  # type: ignore[assignment]
     shares = [num_cases // num_processes + (n < num_cases % num_processes) for n in range(num_processes)]
-    workers = [context.Process(target=fuzz, args=(share, seed + n, report)) for n, share in enumerate(shares)]
+    workers = [
+        context.Process(target=fuzz, args=(share, seed + n, quantization, report)) for n, share in enumerate(shares)
+    ]
     for worker in workers:
         worker.start()
     counts: Counter[str] = Counter()
@@ -372,4 +392,5 @@ def main(num_cases: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    given = dict(enumerate(sys.argv))
+    sys.exit(main(int(given[1]), int(given.get(2, 0)), given.get(3, NO_QUANTIZATION)))

@@ -275,60 +275,69 @@ def test_damaged_json(copy: Path, name: str, content: bytes) -> None:
     assert fault(copy).startswith(f"{copy}/{name}: ")
 
 
-def loading_fault(directory: Path) -> str:
+def loading_fault(directory: Path, quantization: str = "none") -> str:
     with pytest.raises(CheckpointError) as caught:
-        load("mine", str(directory), None, device="cpu", dtype="auto")
+        load("mine", str(directory), None, device="cpu", dtype="auto", quantization=quantization)
     assert "\n" not in caught.value.message
     return caught.value.message
 
 
-def test_weights_without_a_tensor(copy: Path) -> None:
+@pytest.fixture(params=["none", "int8"])
+def quantization(request: pytest.FixtureRequest) -> str:
+    """``from_pretrained`` reads the weights, or ``loader`` does."""
+    return str(request.param)
+
+
+def test_weights_without_a_tensor(copy: Path, quantization: str) -> None:
     """Such a checkpoint would otherwise be served with that tensor drawn at random."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading_fault(copy) == f"{copy}: 1 tensor(s) that config.json requires are missing: model.norm.weight"
+    assert (
+        loading_fault(copy, quantization)
+        == f"{copy}: 1 tensor(s) that config.json requires are missing: model.norm.weight"
+    )
 
 
-def test_weights_of_another_shape(copy: Path) -> None:
+def test_weights_of_another_shape(copy: Path, quantization: str) -> None:
     edit(copy / "config.json", lambda c: c.update(intermediate_size=128))
-    assert loading_fault(copy) == (
+    assert loading_fault(copy, quantization) == (
         f"{copy}: 6 tensor(s) have another shape than config.json requires: "
         "model.layers.0.mlp.down_proj.weight has [32, 64] instead of [32, 128]"
     )
 
 
-def test_weights_of_more_layers_than_the_config_has(copy: Path) -> None:
+def test_weights_of_more_layers_than_the_config_has(copy: Path, quantization: str) -> None:
     """Such a checkpoint would otherwise be served without its last layers."""
     edit(copy / "config.json", lambda c: c.update(num_hidden_layers=2))
-    assert loading_fault(copy) == (
+    assert loading_fault(copy, quantization) == (
         f"{copy}: 6 tensor(s) have no place in the model that config.json describes: "
         "model.layers.2.input_layernorm.weight"
     )
 
 
-def test_weights_with_a_bias(copy: Path) -> None:
+def test_weights_with_a_bias(copy: Path, quantization: str) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
     tensors["model.layers.0.self_attn.qkv_proj.bias"] = torch.zeros(96)
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading_fault(copy) == (
+    assert loading_fault(copy, quantization) == (
         f"{copy}: 1 tensor(s) have no place in the model that config.json describes: "
         "model.layers.0.self_attn.qkv_proj.bias"
     )
 
 
-def test_a_value_head_is_not_used(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_head_is_not_used(copy: Path, quantization: str, caplog: pytest.LogCaptureFixture) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
     tensors["v_head.summary.weight"] = torch.zeros(1, 32)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)  # transformers 4 stored it
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    load("mine", str(copy), None, device="cpu", dtype="auto")
+    load("mine", str(copy), None, device="cpu", dtype="auto", quantization=quantization)
     warnings = [r.getMessage() for r in caplog.records if r.name == "phi3_serve" and r.levelname == "WARNING"]
     assert warnings == ["mine: 1 tensor(s) are not used: v_head.summary.weight"]
 
@@ -340,6 +349,12 @@ def test_weights_that_are_no_numbers(copy: Path) -> None:
     tensors["model.norm.weight"].fill_(float("nan"))
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     assert loading_fault(copy) == f"{copy}: the self-test gave nan or inf scores; the weights are damaged"
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("inf")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert loading_fault(copy, "int4") == (
+        f"{copy}/model.safetensors: tensor model.layers.1.mlp.down_proj.weight has nan or inf; the weights are damaged"
+    )
 
 
 def test_ends_that_cannot_be_generated_are_dropped(copy: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -41,6 +41,16 @@ def test_random_requests_in_company(parity: Parity, seed: int) -> None:
     expect_equal(parity, cases(parity.loaded, seed), NUM_CASES // 6 // COMPANY)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_rounded_weights_answer_as_transformers_does_with_them(quantization: str, tmp_path: Path) -> None:
+    """Activations are not rounded, so the same weights in float32 are the oracle; widths are no multiples of a group."""
+    shape = Shape(num_layers=2, hidden_size=48, intermediate_size=88)
+    parity = Parity(tmp_path, shape, quantization=quantization)
+    expect_equal(parity, cases(parity.loaded, 40), 4)
+    parity.close()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["window", "crossing"])

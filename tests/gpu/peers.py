@@ -23,6 +23,7 @@ def main(shape: str, name: str) -> None:
         shape=shape,
         device="cuda",
         dtype="bfloat16",
+        quantization=("none",),
         peer_dtype="auto",
         concurrency=(at_once,),
         workloads=workloads,

@@ -54,7 +54,13 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
 
 def loaded_by(name: str) -> LoadedReplica:
     engine = EngineInfo(
-        device="x", compute_capability=None, dtype="float32", kernels="cpu", replaced_kernels={}, cache_tokens=16
+        device="x",
+        compute_capability=None,
+        dtype="float32",
+        quantization="none",
+        kernels="cpu",
+        replaced_kernels={},
+        cache_tokens=16,
     )
     return LoadedReplica(name=name, version="any", engine=engine)
 

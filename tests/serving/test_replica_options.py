@@ -26,6 +26,7 @@ def test_what_the_config_says_of_a_model() -> None:
             "name": "mine",
             "source": "/models/mine",
             "dtype": "bfloat16",
+            "quantization": "int4",
             "health": {"stuck_after_s": 7},
             "defaults": {"top_k": 5},
         }
@@ -37,6 +38,7 @@ def test_what_the_config_says_of_a_model() -> None:
         revision=None,
         device="cpu",
         dtype="bfloat16",
+        quantization="int4",
         num_threads=1,  # a part of a core is still one thread
         stuck_after_s=7,
         limits=LIMITS.of_queue,

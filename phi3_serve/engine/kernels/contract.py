@@ -7,7 +7,7 @@ a model. All of them round where modeling_phi3.py of transformers 5.23 rounds.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -15,6 +15,51 @@ from phi3_serve.engine.kvcache.chunk import Chunk
 
 KERNELS = ("add_rms_norm", "rotate_and_store", "silu_product", "attend")
 MAX_SHORT_QUERIES = 8  # tokens; a chunk of up to this many is a decoded token with its draft, or the rest of a prompt
+
+
+Bits = Literal[8, 4]
+GROUP = 32  # inputs that share a scale in 4 bits
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight [out, in] in ``bits`` bits: weight[o, i] = values[o, i] * scales[o, i // inputs of a scale].
+
+    In 8 bits all inputs of an output share a scale, in 4 bits each ``GROUP`` of them, the last group may be shorter.
+    """
+
+    bits: Bits
+    values: Tensor  # int8 [out, in], from -127 to 127 or from -8 to 7
+    scales: Tensor  # float32 [out, 1], or bfloat16 or float32 [out, groups]
+
+    def dequantized(self) -> Tensor:
+        """The weight in float32, [out, in]."""
+        inputs = self.values.shape[1]
+        scales = self.scales.float().repeat_interleave(inputs if self.bits == 8 else GROUP, dim=1)[:, :inputs]
+        return scales.mul_(self.values)
+
+
+def quantized_bytes(outputs: int, inputs: int, bits: Bits) -> int:
+    """Bytes of a weight [outputs, inputs] in ``bits`` bits and of its scales."""
+    scales = outputs * 4 if bits == 8 else outputs * -(-inputs // GROUP) * 2
+    return outputs * inputs * bits // 8 + scales
+
+
+class PackedWeight(Protocol):
+    """A ``QuantizedWeight`` in the form that kernels read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """``x`` [rows, in] times the transposed weight, [rows, out], in the dtype of ``x``; sums are float32.
+
+        A row's result does not depend on the other rows.
+        """
+
+    def unpacked(self) -> QuantizedWeight:
+        """The weight that was packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +133,9 @@ class LayerKernels(Protocol):
 
 class Kernels(LayerKernels, Protocol):
     """The kernels of a device whose steps are planned on the host."""
+
+    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+        """``weight`` in the form that these kernels multiply by. It may be needed in any dtype."""
 
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
         """Plan the attention of one step.

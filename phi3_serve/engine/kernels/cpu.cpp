@@ -1,9 +1,9 @@
-// The kernels of a forward pass on a CPU: RMSNorm, rotation, attention over the paged cache, SiLU, and linear layers in
-// bfloat16. contract.py defines all but the last.
+// The kernels of a forward pass on a CPU: RMSNorm, rotation, attention over the paged cache, SiLU, and linear layers
+// with weights in bfloat16, 8 or 4 bits. contract.py defines all but those in bfloat16.
 //
-// cpu.py and model/linear.py pass addresses of contiguous numbers. The functions allocate nothing, never fail and keep
-// no state. Each splits its work among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float
-// or bfloat16 in memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
+// Python passes addresses of contiguous numbers. The functions allocate nothing, never fail and keep no state. Each
+// splits its work among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float or bfloat16 in
+// memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -21,9 +21,12 @@ struct bfloat16 {
     uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
+// Functions with other options call these, and a compiler would not inline them by itself.
+#define INLINE inline __attribute__((always_inline))
 
-inline float to_float(bfloat16 x) {
+INLINE float to_float(float x) { return x; }
+
+INLINE float to_float(bfloat16 x) {
     const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
     float value;
     std::memcpy(&value, &bits, sizeof value);
@@ -31,15 +34,15 @@ inline float to_float(bfloat16 x) {
 }
 
 template <typename T>
-inline T rounded(float x);
+T rounded(float x);
 
 template <>
-inline float rounded<float>(float x) {
+INLINE float rounded<float>(float x) {
     return x;
 }
 
 template <>
-inline bfloat16 rounded<bfloat16>(float x) {
+INLINE bfloat16 rounded<bfloat16>(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     const uint32_t nearest_even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
@@ -354,6 +357,333 @@ void multiply(const bfloat16 *weight, const bfloat16 *x, uint32_t *pairs_of_x, b
 
 #endif  // __AVX512BF16__
 
+// ---- Linear layers with weights in 8 or 4 bits. quantized_panels.py has the layout of the panels.
+//
+// Weights become floats in registers; activations are not rounded, and sums are float. Each output of each row is one
+// chain of operations in the order of the inputs, so a row's result does not depend on the number of rows. A compiler
+// must not reorder the chains.
+#pragma GCC push_options
+#pragma GCC optimize("no-associative-math")
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, MAX_TILE_ROWS = 12;
+#elif defined(__AVX__)
+constexpr int LANES = 8, MAX_TILE_ROWS = 6;
+#else
+constexpr int LANES = 4, MAX_TILE_ROWS = 6;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+constexpr int64_t QUANTIZED_OUTPUTS = 16;  // of a panel; quantized_panels.py has the same constant
+constexpr int VECTORS = QUANTIZED_OUTPUTS / LANES;  // of a panel's outputs
+constexpr int WIDEST_TILE = 8;  // vectors of outputs; eight chains of one row hide the latency of the additions
+constexpr int64_t UNIT = WIDEST_TILE / VECTORS;  // panels that one tile of one row spans
+constexpr int64_t GROUP = 32;  // inputs are packed in groups; quantized_panels.py has the same constant
+constexpr int64_t QUANTIZED_PREFETCH = 2048;  // bytes
+constexpr float SMALLEST_WEIGHT = 1e-30f;  // a group without larger ones is 0; quantize.py has the same constant
+
+template <typename Vector>
+inline Vector loaded(const void *from) {
+    Vector v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+// Vectors of outputs in a tile of R rows, so that the sums fill the registers.
+constexpr int tile_width(int R) { return R == 1 ? WIDEST_TILE : R <= 3 ? 4 : 2; }
+
+// What a tile of N vectors of outputs reads of the panels: vector n is of panel n / VECTORS.
+struct TileOfPanels {
+    const char *first;  // panel
+    int64_t panel_bytes;
+    int64_t first_output;  // of the first panel
+
+    const char *part(int n, int64_t offset, int64_t bytes_of_output) const {
+        return first + n / VECTORS * panel_bytes + offset + (first_output + n % VECTORS * LANES) * bytes_of_output;
+    }
+
+    // Few rows read the weights as fast as the memory allows. With more, the processor prefetches enough by itself.
+    template <int R, int N>
+    void prefetch(int64_t offset) const {
+        if constexpr (R <= 2) {
+            const int64_t ahead = offset + QUANTIZED_PREFETCH;
+            const int64_t skipped = ahead < panel_bytes ? 0 : (N / VECTORS - 1) * panel_bytes;  // to the next tile
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n += VECTORS) __builtin_prefetch(part(n, ahead + skipped, 0));
+        }
+    }
+};
+
+// sum[r][n] += weights[n] * x[r]
+template <int R, int N>
+inline void add_products(Floats (&sum)[R][N], const Floats (&weights)[N], const float *x) {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+        const Floats of_row = Floats{} + x[r];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) sum[r][n] += weights[n] * of_row;
+    }
+}
+
+// A panel is 16 scales in float, then [inputs][16] weights. All inputs of an output share its scale.
+struct Int8 {
+    static int64_t panel_bytes(int64_t inputs) { return QUANTIZED_OUTPUTS * (sizeof(float) + inputs); }
+
+    // Floats of a packed row.
+    static int64_t packed_size(int64_t inputs) { return inputs; }
+
+    // Packs the group of inputs from number `first` on of `rows` rows of x, as [GROUP][rows]. Beyond `inputs` is 0.
+    template <typename T>
+    static void pack(const T *x, int64_t rows, int64_t inputs, int64_t first, float *block) {
+        float *packed = block + first * rows;
+        for (int64_t k = first; k < first + GROUP; ++k)
+            for (int64_t r = 0; r < rows; ++r) *packed++ = k < inputs ? to_float(x[r * inputs + k]) : 0.0f;
+    }
+
+    template <int R, int N>
+    __attribute__((noinline)) static void multiply(const TileOfPanels &tile, const float *x, int64_t inputs, Floats (&total)[R][N]) {
+        constexpr int64_t SCALES = QUANTIZED_OUTPUTS * sizeof(float), OF_CACHE_LINE = CACHE_LINE / QUANTIZED_OUTPUTS;
+        Floats sum[R][N] = {};
+        for (int64_t k = 0; k < inputs; k += OF_CACHE_LINE) {
+            const int64_t offset = SCALES + k * QUANTIZED_OUTPUTS;
+            tile.prefetch<R, N>(offset);
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < OF_CACHE_LINE; ++i, x += R) {
+                Floats weights[N];
+#pragma GCC unroll 8
+                for (int n = 0; n < N; ++n) {
+                    const Bytes values = loaded<Bytes>(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
+                    weights[n] = __builtin_convertvector(__builtin_convertvector(values, Words), Floats);
+                }
+                add_products(sum, weights, x);
+            }
+        }
+        for (int n = 0; n < N; ++n) {
+            const Floats scales = loaded<Floats>(tile.part(n, 0, sizeof(float)));
+            for (int r = 0; r < R; ++r) total[r][n] = sum[r][n] * scales;
+        }
+    }
+};
+
+inline Floats loaded_scales(const float *from) { return loaded<Floats>(from); }
+
+inline Floats loaded_scales(const bfloat16 *from) {
+    return (Floats)(__builtin_convertvector(loaded<Halves>(from), Words) << 16);
+}
+
+// A panel is, for each group of 32 inputs, 16 scales, then [inputs / 8][16] words of 8 weights.
+//
+// A weight is used in its place in the word, without a shift: the one at bit 4 j is 16^j times too large, and its input
+// is packed 16^-j times as large. All but the highest are stored with 8 added, which the group's sum begins without.
+template <typename Scale>
+struct Int4 {
+    static constexpr int64_t PER_WORD = 8, HIGHEST = PER_WORD - 1;
+    static constexpr int64_t SCALES = QUANTIZED_OUTPUTS * sizeof(Scale), WORDS = QUANTIZED_OUTPUTS * sizeof(int32_t);
+    static constexpr int64_t GROUP_BYTES = SCALES + GROUP / PER_WORD * WORDS;
+    static constexpr float OF_PLACE[PER_WORD] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
+                                                 0x1p-16f, 0x1p-20f, 0x1p-24f, 0x1p-28f};
+
+    static int64_t panel_bytes(int64_t inputs) { return inputs / GROUP * GROUP_BYTES; }
+    static int64_t packed_size(int64_t inputs) { return inputs / GROUP * (1 + GROUP); }
+
+    // Packs a group as Int8 does, behind what its sums begin with, [rows].
+    template <typename T>
+    static void pack(const T *x, int64_t rows, int64_t inputs, int64_t first, float *block) {
+        float *packed = block + packed_size(first) * rows;
+        for (int64_t r = 0; r < rows; ++r) {
+            float of_raised = 0.0f;
+            for (int64_t i = 0; i < GROUP; ++i) {
+                const int64_t place = i % PER_WORD, k = first + i;
+                const float value = k < inputs ? to_float(x[r * inputs + k]) : 0.0f;
+                if (place != HIGHEST) of_raised += value;
+                packed[(1 + i) * rows + r] = value * OF_PLACE[place];
+            }
+            packed[r] = -8.0f * of_raised;
+        }
+    }
+
+    template <int J, int R, int N>
+    static void add_word(Floats (&sum)[R][N], const Words (&words)[N], const float *x) {
+        if constexpr (J < PER_WORD) {
+            Floats weights[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n)
+                weights[n] = __builtin_convertvector(words[n] & static_cast<int32_t>(0xFu << 4 * J), Floats);
+            add_products(sum, weights, x + J * R);
+            add_word<J + 1>(sum, words, x);
+        }
+    }
+
+    template <int R, int N>
+    __attribute__((noinline)) static void multiply(const TileOfPanels &tile, const float *x, int64_t inputs, Floats (&total)[R][N]) {
+        for (int r = 0; r < R; ++r)
+            for (int n = 0; n < N; ++n) total[r][n] = Floats{};
+        for (int64_t offset = 0; offset < inputs / GROUP * GROUP_BYTES; offset += GROUP_BYTES) {
+            Floats sum[R][N];
+            for (int r = 0; r < R; ++r)
+                for (int n = 0; n < N; ++n) sum[r][n] = Floats{} + x[r];
+            x += R;
+            for (int64_t word = 0; word < GROUP / PER_WORD; ++word, x += PER_WORD * R) {
+                const int64_t at = offset + SCALES + word * WORDS;
+                tile.prefetch<R, N>(at);
+                Words words[N];
+#pragma GCC unroll 8
+                for (int n = 0; n < N; ++n) words[n] = loaded<Words>(tile.part(n, at, sizeof(int32_t)));
+                add_word<0>(sum, words, x);
+            }
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) {
+                const char *const at = tile.part(n, offset, sizeof(Scale));
+                const Floats scales = loaded_scales(reinterpret_cast<const Scale *>(at));
+#pragma GCC unroll 12
+                for (int r = 0; r < R; ++r) total[r][n] += sum[r][n] * scales;
+            }
+        }
+    }
+};
+
+// Rows that are multiplied in one pass over a panel, and where their outputs are.
+template <typename T>
+struct RowBlock {
+    const float *packed;
+    T *out;
+    int64_t out_stride;
+    int64_t rows;
+};
+
+template <typename Format, int R, int N, typename T>
+inline void multiply_tile(const TileOfPanels &tile, const RowBlock<T> &block, int64_t inputs, T *out) {
+    Floats total[R][N];
+    Format::multiply(tile, block.packed, inputs, total);
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) {
+            float lanes[LANES];
+            std::memcpy(lanes, &total[r][n], sizeof lanes);
+            for (int lane = 0; lane < LANES; ++lane)
+                out[r * block.out_stride + n * LANES + lane] = rounded<T>(lanes[lane]);
+        }
+}
+
+// Multiplies the R rows of `block` by the `panels` panels from number `first` on.
+template <typename Format, int R, typename T>
+void multiply_panels(const char *weight, int64_t first, int64_t panels, const RowBlock<T> &block, int64_t inputs) {
+    if constexpr (R > 0) {
+        if (block.rows != R) return multiply_panels<Format, R - 1>(weight, first, panels, block, inputs);
+        constexpr int WIDTH = tile_width(R), REST = VECTORS < 2 ? 1 : 2;
+        const int64_t panel_bytes = Format::panel_bytes(inputs);
+        const auto tile = [&](int64_t vector) {
+            const char *const panel = weight + (first + vector / VECTORS) * panel_bytes;
+            return TileOfPanels{panel, panel_bytes, vector % VECTORS * LANES};
+        };
+        T *const out = block.out + first * QUANTIZED_OUTPUTS;
+        int64_t at = 0;
+        for (; at + WIDTH <= panels * VECTORS; at += WIDTH)
+            multiply_tile<Format, R, WIDTH>(tile(at), block, inputs, out + at * LANES);
+        for (; at < panels * VECTORS; at += REST)
+            multiply_tile<Format, R, REST>(tile(at), block, inputs, out + at * LANES);
+    }
+}
+
+// out [rows, panels * 16] = x [rows, inputs] * weight^T. `packed` is scratch for Format::packed_size floats a row.
+template <typename Format, typename T>
+void multiply_quantized(const char *weight, const T *x, float *packed, T *out, int64_t rows, int64_t inputs,
+                        int64_t panels, int threads) {
+    const int64_t groups = (inputs + GROUP - 1) / GROUP, packed_size = Format::packed_size(groups * GROUP);
+    if (rows == 0) return;  // a step that chooses no tokens
+    const int64_t blocks = (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS, of_block = (rows + blocks - 1) / blocks;
+    const auto rows_of = [&](int64_t block) { return std::min(of_block, rows - block * of_block); };
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t block = 0; block < blocks; ++block)
+            for (int64_t group = 0; group < groups; ++group)
+                Format::pack(x + block * of_block * inputs, rows_of(block), inputs, group * GROUP,
+                             packed + block * of_block * packed_size);
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < panels; first += UNIT)
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int64_t row = block * of_block, stride = panels * QUANTIZED_OUTPUTS;
+                const RowBlock<T> of_rows{packed + row * packed_size, out + row * stride, stride, rows_of(block)};
+                multiply_panels<Format, MAX_TILE_ROWS>(weight, first, std::min(UNIT, panels - first), of_rows,
+                                                       groups * GROUP);
+            }
+    }
+}
+
+#pragma GCC pop_options
+
+inline int32_t nearest(float x, float least, float most) {  // between the bounds
+    x = x < least ? least : x;
+    x = x > most ? most : x;
+    return static_cast<int32_t>(x - least + 0.5f) + static_cast<int32_t>(least);
+}
+
+// Rounds the weights of one output to 8 bits, with the scale that gives the largest 127.
+template <typename T>
+void quantize_8_bits(const T *weight, int8_t *values, float *scale, int64_t inputs) {
+    float largest = 0.0f;
+    for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::fabs(to_float(weight[i])));
+    const bool is_zero = largest < SMALLEST_WEIGHT;
+    *scale = is_zero ? 0.0f : largest / 127.0f;
+    const float inverse = is_zero ? 0.0f : 127.0f / largest;
+    for (int64_t i = 0; i < inputs; ++i)
+        values[i] = static_cast<int8_t>(nearest(to_float(weight[i]) * inverse, -127.0f, 127.0f));
+}
+
+// Rounds a group of weights to 4 bits, and returns the scale. Of the scales that give the largest weight one of
+// EXTREMES, it takes the one with the least sum of squared errors, each moved to the optimum of its rounded weights.
+inline bfloat16 quantize_4_bits(const float (&weights)[GROUP], int8_t (&values)[GROUP]) {
+    constexpr float EXTREMES[] = {-8.4f, -8.0f, -7.6f, -7.2f, -6.7f, 7.25f, 6.75f, 6.25f};
+    float least = 0.0f, most = 0.0f;
+    for (const float w : weights) least = std::min(least, w), most = std::max(most, w);
+    const float extreme = most > -least ? most : least;
+    bfloat16 scale{0};
+    float inverse = 0.0f;
+    if (std::fabs(extreme) >= SMALLEST_WEIGHT) {
+        float best_gain = -INFINITY;
+        for (const float candidate : EXTREMES) {
+            float products = 0.0f, squares = 0.0f;
+            for (int64_t i = 0; i < GROUP; ++i) {
+                const float n = static_cast<float>(nearest(weights[i] * (candidate / extreme), -8.0f, 7.0f));
+                products += weights[i] * n;
+                squares += n * n;
+            }
+            const bfloat16 optimum = rounded<bfloat16>(products / squares);
+            const float s = to_float(optimum), gain = s * (2.0f * products - s * squares);  // of squared error
+            if (gain > best_gain) best_gain = gain, scale = optimum, inverse = 1.0f / s;
+        }
+    }
+    for (int64_t i = 0; i < GROUP; ++i)
+        values[i] = static_cast<int8_t>(nearest(weights[i] * inverse, -8.0f, 7.0f));
+    return scale;
+}
+
+template <typename T>
+void quantize_int8(const T *weight, int8_t *values, float *scales, int64_t outputs, int64_t inputs, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t output = 0; output < outputs; ++output)
+        quantize_8_bits(weight + output * inputs, values + output * inputs, scales + output, inputs);
+}
+
+template <typename T>
+void quantize_int4(const T *weight, int8_t *values, bfloat16 *scales, int64_t outputs, int64_t inputs, int threads) {
+    const int64_t groups = (inputs + GROUP - 1) / GROUP;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t output = 0; output < outputs; ++output)
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t first = output * inputs + group * GROUP, count = std::min(GROUP, inputs - group * GROUP);
+            float of_group[GROUP] = {};
+            int8_t quantized[GROUP];
+            for (int64_t i = 0; i < count; ++i) of_group[i] = to_float(weight[first + i]);
+            scales[output * groups + group] = quantize_4_bits(of_group, quantized);
+            std::memcpy(values + first, quantized, count);
+        }
+}
+
 }  // namespace
 
 #define EXPORT(T, SUFFIX)                                                                                             \
@@ -380,6 +710,30 @@ void multiply(const bfloat16 *weight, const bfloat16 *x, uint32_t *pairs_of_x, b
                Cache<T>{static_cast<const T *>(cache), head_stride, kv_heads, dim}, static_cast<T *>(output), heads,  \
                scale, scratch, longest, threads);                                                                     \
     }
+
+#define EXPORT_QUANTIZED(T, SUFFIX, FORMAT, NAME)                                                                     \
+    extern "C" void multiply_##NAME##_##SUFFIX(const void *weight, const void *x, float *packed, void *out,           \
+                                               int64_t rows, int64_t inputs, int64_t panels, int threads) {           \
+        multiply_quantized<FORMAT>(static_cast<const char *>(weight), static_cast<const T *>(x), packed,              \
+                                   static_cast<T *>(out), rows, inputs, panels, threads);                             \
+    }
+
+#define EXPORT_QUANTIZE(T, SUFFIX, NAME, SCALE)                                                                       \
+    extern "C" void quantize_##NAME##_##SUFFIX(const void *weight, void *values, void *scales, int64_t outputs,       \
+                                               int64_t inputs, int threads) {                                         \
+        quantize_##NAME(static_cast<const T *>(weight), static_cast<int8_t *>(values), static_cast<SCALE *>(scales),  \
+                        outputs, inputs, threads);                                                                    \
+    }
+
+#define EXPORT_FORMATS(T, SUFFIX)                                                                                     \
+    EXPORT_QUANTIZED(T, SUFFIX, Int8, int8)                                                                           \
+    EXPORT_QUANTIZED(T, SUFFIX, Int4<bfloat16>, int4)                                                                 \
+    EXPORT_QUANTIZED(T, SUFFIX, Int4<float>, int4_float_scales)                                                       \
+    EXPORT_QUANTIZE(T, SUFFIX, int8, float)                                                                           \
+    EXPORT_QUANTIZE(T, SUFFIX, int4, bfloat16)
+
+EXPORT_FORMATS(float, float32)
+EXPORT_FORMATS(bfloat16, bfloat16)
 
 EXPORT(float, float32)
 EXPORT(bfloat16, bfloat16)

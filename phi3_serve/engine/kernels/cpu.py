@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
-from phi3_serve.engine.kernels.contract import AttentionPlan, AttentionRow, RowAttention
+from phi3_serve.engine.kernels.contract import (
+    AttentionPlan,
+    AttentionRow,
+    PackedWeight,
+    QuantizedWeight,
+    RowAttention,
+)
 from phi3_serve.engine.kernels.cpu_library import SUFFIXES, level_of
+from phi3_serve.engine.kernels.quantized_panels import QuantizedPanels
 from phi3_serve.engine.kvcache.chunk import Chunk
 
 
@@ -22,6 +29,7 @@ class CpuKernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.name = f"cpu ({level_of(library)})"
         self.replaced: Mapping[str, str] = {}
+        self._library = library
         self._dtype = dtype
         suffix = SUFFIXES[dtype]
         self._add_rms_norm = getattr(library, f"add_rms_norm_{suffix}")
@@ -70,6 +78,10 @@ class CpuKernels:
         product = gate_up.new_empty(rows, width)
         self._silu_product(gate_up.data_ptr(), product.data_ptr(), rows, width, torch.get_num_threads())
         return product
+
+    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+        """See ``contract.Kernels``."""
+        return QuantizedPanels(weight, self._library)
 
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
         """See ``contract.Kernels``."""

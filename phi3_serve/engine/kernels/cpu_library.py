@@ -18,6 +18,11 @@ logger = logging.getLogger("phi3_serve")
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the function names
 MULTIPLY = "multiply_bfloat16"  # only in the library for processors with bfloat16 instructions
+QUANTIZE = {(bits, suffix): f"quantize_int{bits}_{suffix}" for bits in (8, 4) for suffix in SUFFIXES.values()}
+_FORMATS = {(8, torch.float32): "int8", (4, torch.bfloat16): "int4", (4, torch.float32): "int4_float_scales"}
+MULTIPLY_QUANTIZED = {  # by bits, dtype of the scales, and suffix
+    (*format, suffix): f"multiply_{name}_{suffix}" for format, name in _FORMATS.items() for suffix in SUFFIXES.values()
+}
 MAX_HEAD_DIM = 256  # cpu.cpp has the same constant
 
 _STEM = "_cpu_"  # of the file names, before the level
@@ -28,6 +33,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "rotate_and_store": [c_void_p] * 5 + [c_int64] * 6 + [c_int],
     "attend": [c_void_p, c_int64] * 3 + [c_void_p] + [c_int64] * 3 + [c_float, c_void_p, c_int64, c_int],
 }
+_ARGUMENTS_OF_MULTIPLY: list[Any] = [c_void_p] * 4 + [c_int64] * 3 + [c_int]
 
 
 @cache
@@ -43,12 +49,27 @@ def cpu_library() -> ctypes.CDLL | None:
         )
         return None
     library = ctypes.CDLL(str(path))  # shares the OpenMP runtime that torch has loaded, and its threads
-    for name, types in _ARGUMENTS.items():
-        for suffix in SUFFIXES.values():
-            _declare(getattr(library, f"{name}_{suffix}"), types)
+    functions = _functions()
+    if missing := [name for name in functions if not hasattr(library, name)]:
+        logger.warning(
+            "%s was compiled for another version, without %s: falling back to slower torch operations. "
+            "Install phi3-serve again.",
+            path.name,
+            missing[0],
+        )
+        return None
+    for name, types in functions.items():
+        _declare(getattr(library, name), types)
     if hasattr(library, MULTIPLY):
-        _declare(getattr(library, MULTIPLY), [c_void_p] * 4 + [c_int64] * 3 + [c_int])
+        _declare(getattr(library, MULTIPLY), _ARGUMENTS_OF_MULTIPLY)
     return library
+
+
+def _functions() -> dict[str, list[Any]]:
+    """The functions that every library has, and the types of their arguments."""
+    functions = {f"{name}_{suffix}": types for name, types in _ARGUMENTS.items() for suffix in SUFFIXES.values()}
+    functions |= dict.fromkeys(QUANTIZE.values(), [c_void_p] * 3 + [c_int64] * 2 + [c_int])
+    return functions | dict.fromkeys(MULTIPLY_QUANTIZED.values(), _ARGUMENTS_OF_MULTIPLY)
 
 
 def levels() -> tuple[str, ...]:

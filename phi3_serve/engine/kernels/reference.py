@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 
 from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
 from phi3_serve.engine.kernels.contract import (
@@ -15,7 +15,9 @@ from phi3_serve.engine.kernels.contract import (
     MAX_SHORT_QUERIES,
     AttentionPlan,
     AttentionRow,
+    PackedWeight,
     PagedQueries,
+    QuantizedWeight,
     RowAttention,
 )
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
@@ -55,6 +57,10 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate).mul_(up)
 
+    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+        """See ``contract.Kernels``."""
+        return _Dequantizing(weight)
+
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
         """See ``contract.Kernels``."""
         return ChunkedAttention(chunks, lambda rows: self.of_rows(rows, like), window=window, like=like)
@@ -85,6 +91,36 @@ class ReferenceKernels:
             )
             output[row : row + count] = attended[0].transpose(0, 1)
         return output.flatten(1)
+
+
+class _Dequantizing:
+    """``contract.PackedWeight`` that makes the whole weight in float32 in each call."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        self._bits = weight.bits
+        self._inputs = weight.values.shape[1]
+        self._scales = weight.scales
+        self._values = weight.values
+        if self._bits == 4:  # two in a byte
+            even, odd = pad(weight.values, (0, self._inputs % 2)).view(len(weight.values), -1, 2).unbind(2)
+            self._values = odd << 4 | even & 15
+
+    @property
+    def num_bytes(self) -> int:
+        """See ``contract.PackedWeight``."""
+        return self._values.nbytes + self._scales.nbytes
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """See ``contract.PackedWeight``."""
+        return linear(x.float(), self.unpacked().dequantized()).to(x.dtype)
+
+    def unpacked(self) -> QuantizedWeight:
+        """See ``contract.PackedWeight``."""
+        values = self._values
+        if self._bits == 4:
+            even, odd = values << 4 >> 4, values >> 4  # int8 keeps the sign
+            values = torch.stack([even, odd], dim=2).flatten(1)[:, : self._inputs]
+        return QuantizedWeight(self._bits, values, self._scales)
 
 
 def _is_seen(count: int, first: int, end: int, window: int | None, device: torch.device) -> Tensor:

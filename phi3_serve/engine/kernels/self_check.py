@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, DeviceKernels, PagedQueries
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, Bits, DeviceKernels, Kernels, PagedQueries
+from phi3_serve.engine.kernels.quantize import quantize_in_torch
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
@@ -19,6 +20,7 @@ logger = logging.getLogger("phi3_serve")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # absolute and relative, for each number
 NUM_TOKENS = 21
 CHUNKS = ((1, 1), (1, 16), (1, 33), (0, 0), (5, 40), (21, 21), (30, 75))  # (queries, end); see PagedQueries.sequences
+PACKED_OUTPUTS, PACKED_INPUTS = 209, 353  # no multiples of anything that a kernel packs together
 EPSILON = 1.0  # of the norm; so large that its absence shows
 
 _REFERENCE = ReferenceKernels()
@@ -141,6 +143,17 @@ def check_kernels(
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # an error that Triton has reported as its own is raised here again
     return findings
+
+
+def problem_of_pack(kernels: Kernels, bits: Bits, dtype: torch.dtype) -> str | None:
+    """How the products with a packed weight differ from the reference; None if they agree."""
+    generator = torch.Generator().manual_seed(0)
+    weight = quantize_in_torch(torch.randn(PACKED_OUTPUTS, PACKED_INPUTS, generator=generator), bits)
+    x = torch.randn(NUM_TOKENS, PACKED_INPUTS, generator=generator).to(dtype)
+    expected = _REFERENCE.pack(weight).multiply(x)
+    packed = kernels.pack(weight)
+    worst = max(_excess(packed.multiply(x[:rows].contiguous()), expected[:rows]) for rows in (1, NUM_TOKENS))
+    return None if worst <= 1 else f"it differs from the reference by {worst:.3g} times the tolerance"
 
 
 def _problem(check: _Check, kernels: DeviceKernels, inputs: _Inputs, same_inputs: _Inputs) -> str | None:

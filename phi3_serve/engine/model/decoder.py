@@ -5,17 +5,18 @@ transformers 5.23, with its own implementation of each operation: linear layers 
 kernels between them, a paged key-value cache, and no attention mask over the whole batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from phi3_serve.engine.kernels.contract import AttentionPlan, LayerKernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form
+from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, plain
 from phi3_serve.engine.model.rope import Rope
+from phi3_serve.engine.quantization import QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,18 @@ class Decoder:
         self._kernels = kernels
         self._head_dim = head_dim(model.config)
         self._epsilon: float = model.config.rms_norm_eps
-        self._embedding: Tensor = model.model.embed_tokens.weight.detach()
+        self._embed: Callable[[Tensor], Tensor] = model.model.embed_tokens
         self._norm = model.model.norm.weight.detach().to(self.dtype)
         self._layers = self._take_layers(model, releases_weights)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
-        form = fastest_form([layer.mlp.gate_up_proj.weight.detach() for layer in model.model.layers], self.dtype)
+        form = _form(model, self.dtype)
 
-        def take(module: nn.Linear) -> Linear:
+        def take(module: nn.Linear | QuantizedLinear) -> Linear:
+            if isinstance(module, QuantizedLinear):
+                return module.packed.multiply
             layer = form(module.weight.detach().to(self.dtype))
-            if releases_weights and module.weight.data_ptr() != self._embedding.data_ptr():
+            if releases_weights and module.weight is not model.model.embed_tokens.weight:
                 module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             return layer
 
@@ -90,7 +93,7 @@ class Decoder:
         ``cache`` is [layers, 2 * kv_heads, slots, dim]; the keys and values of the tokens are written to it.
         """
         rotation = self.rope.rotation(inputs.positions, inputs.uses_long_factors, self.dtype)
-        hidden = embedding(inputs.token_ids, self._embedding).to(self.dtype)
+        hidden = self._embed(inputs.token_ids).to(self.dtype)
         delta = torch.zeros_like(hidden)  # the output of the previous layer, not yet added to hidden
         for layer, of_layer in zip(self._layers, cache, strict=True):
             delta = self._run_layer(layer, hidden, delta, of_layer, rotation, inputs)
@@ -115,6 +118,14 @@ class Decoder:
         attended = inputs.attention.attend(qkv, cache, self._head_dim**-0.5)
         normed = kernels.add_rms_norm(hidden, layer.out(attended), layer.mlp_norm, self._epsilon)
         return layer.down(kernels.silu_product(layer.gate_up(normed)))
+
+
+def _form(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Linear]:
+    """The form of the linear layers that are not quantised."""
+    layers = [layer.mlp.gate_up_proj for layer in model.model.layers]
+    if any(isinstance(layer, QuantizedLinear) for layer in layers):
+        return plain
+    return fastest_form([layer.weight.detach() for layer in layers], dtype)
 
 
 def head_dim(config: Any) -> int:

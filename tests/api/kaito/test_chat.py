@@ -444,6 +444,7 @@ ENGINE = EngineInfo(
     device="NVIDIA H100",
     compute_capability="9.0",
     dtype="bfloat16",
+    quantization="none",
     kernels="cuda",
     replaced_kernels={"attend": "RuntimeError: out of resource"},
     cache_tokens=330_000,
@@ -461,6 +462,7 @@ def test_what_a_ready_model_runs_on_is_shown(backend: LocalBackend, config: AppC
                 "device": "NVIDIA H100",
                 "compute_capability": "9.0",
                 "dtype": "bfloat16",
+                "quantization": "none",
                 "kernels": "cuda",
                 "replaced_kernels": {"attend": "RuntimeError: out of resource"},
                 "cache_tokens": 330_000,
@@ -472,7 +474,7 @@ def test_what_a_ready_model_runs_on_is_shown(backend: LocalBackend, config: AppC
     for line in (
         'phi3_serve_engine_info{compute_capability="9.0",device="NVIDIA H100",dtype="bfloat16",kernels="cuda",'
         + of_model
-        + "} 1.0",
+        + ',quantization="none"} 1.0',
         f"phi3_serve_num_kernels_replaced{{{of_model}}} 1.0",
         f"phi3_serve_kv_cache_tokens{{{of_model}}} 330000.0",
     ):

@@ -4,7 +4,6 @@ import logging
 import random
 import shutil
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}  # bfloat16: two units
 NUM_BLOCKS = 40
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to have made kernels with")
-
-
-@pytest.fixture(params=levels())
-def each_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every kernel of this test is that of one level."""
-    monkeypatch.setattr(library_module, "levels", lambda: (request.param,))
-    cpu_library.cache_clear()
-    yield str(request.param)
-    cpu_library.cache_clear()
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -199,6 +189,16 @@ def test_a_missing_library_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog:
             select_kernels(CPU, torch.float32, 64)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "a C++ compiler (g++)" in caplog.text
+    finally:
+        cpu_library.cache_clear()
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(library_module, "_ARGUMENTS", {**library_module._ARGUMENTS, "of_the_future": []})
+    cpu_library.cache_clear()
+    try:
+        assert cpu_library() is None
+        assert "without of_the_future_float32: falling back" in caplog.text
     finally:
         cpu_library.cache_clear()
 

@@ -1,0 +1,42 @@
+"""Linear layers as the library compressed-tensors stores them in its format pack-quantized."""
+
+import torch
+from torch import Tensor
+
+from phi3_serve.engine.kernels.contract import GROUP, QuantizedWeight
+from phi3_serve.engine.stored_quantization import StoredQuantization
+from phi3_serve.errors import CheckpointError
+
+PACKED, SCALE = "weight_packed", "weight_scale"
+PARTS = (PACKED, SCALE, "weight_shape")  # of a layer, in place of its weight
+
+
+def unpack(packed: Tensor, scale: Tensor, inputs: int, stored: StoredQuantization) -> QuantizedWeight:
+    """The weight of a layer, with each of its values and scales as it is stored.
+
+    Args:
+        packed: int32 [out, words]; a word has 4 or 8 weights, the first one in the lowest bits, each raised by half its
+            range.
+        scale: [out, groups].
+        inputs: weights of an output.
+        stored: how they are stored.
+
+    Raises:
+        CheckpointError: the sizes contradict one another, or a scale is not a number. It does not name the layer.
+    """
+    groups = 1 if stored.group_size is None else -(-inputs // stored.group_size)
+    words = -(-inputs * stored.bits // 32)
+    if packed.dtype != torch.int32 or packed.ndim != 2 or packed.shape[1] != words:
+        raise CheckpointError(f"{PACKED} is {packed.dtype} {list(packed.shape)} instead of int32 [out, {words}]")
+    if list(scale.shape) != [len(packed), groups]:
+        raise CheckpointError(f"{SCALE} has {list(scale.shape)} instead of {[len(packed), groups]}")
+    if not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(f"{SCALE} has nan or inf; the weights are damaged")
+    of_bytes = packed.contiguous().view(torch.uint8)  # little-endian
+    if stored.bits == 8:
+        return QuantizedWeight(8, (of_bytes[:, :inputs] ^ 128).view(torch.int8).contiguous(), scale.float())
+    values = torch.stack([of_bytes & 15, of_bytes >> 4], dim=2).flatten(1)[:, :inputs].to(torch.int8) - 8
+    count = -(-inputs // GROUP)
+    scales = scale.repeat_interleave(count if stored.group_size is None else stored.group_size // GROUP, dim=1)
+    exact = torch.bfloat16 if scale.dtype == torch.bfloat16 else torch.float32
+    return QuantizedWeight(4, values, scales[:, :count].to(exact).contiguous())

@@ -1,0 +1,101 @@
+"""A Phi3ForCausalLM whose weights have 8 or 4 bits.
+
+Linear layers multiply with the weights as they are stored. The embedding and the head always have 8 bits: they are a
+twentieth of the model, and half of the error of 4 bits would be theirs.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phi3_serve.engine.kernels.contract import Bits, Kernels, PackedWeight, QuantizedWeight
+from phi3_serve.engine.kernels.quantize import quantize
+from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.self_check import problem_of_pack
+
+logger = logging.getLogger("phi3_serve")
+
+BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
+BITS_OF_EMBEDDING: Bits = 8  # and of the head
+HEAD = "lm_head"
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer without bias."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The products of ``x`` [..., in], [..., out]."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        return self.packed.multiply(rows).view(*x.shape[:-1], -1)
+
+    def dequantized(self) -> Tensor:
+        """The weight that it multiplies by, float32 [out, in]."""
+        return self.packed.unpacked().dequantized()
+
+
+class QuantizedEmbedding(nn.Module):
+    """An embedding whose tokens have a scale each."""
+
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = weight
+        self._dtype = dtype
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """The embeddings of ``token_ids``, in the dtype of the model."""
+        return (self.weight.values[token_ids] * self.weight.scales[token_ids]).to(self._dtype)
+
+    def dequantized(self) -> Tensor:
+        """The weight, float32 [vocabulary, width]."""
+        return self.weight.dequantized()
+
+
+class Quantizer:
+    """Gives a model its weights, one after another, so that only one of them is held as it was stored."""
+
+    def __init__(self, model: Any, quantization: str, kernels: Kernels, dtype: torch.dtype) -> None:
+        """``quantization``: int8 or int4; ``dtype``: of the norms, the embeddings and the activations."""
+        self._model = model
+        self._bits = BITS[quantization]
+        self._dtype = dtype
+        self._kernels = _checked(kernels, dtype)
+
+    def take(self, name: str, weight: Tensor) -> None:
+        """Set the parameter ``name`` of the model to ``weight``, with fewer bits if it is a matrix."""
+        path, _, parameter = name.rpartition(".")
+        module = self._model.get_submodule(path)
+        if isinstance(module, nn.Linear):
+            self.take_quantized(path, quantize(weight, BITS_OF_EMBEDDING if path == HEAD else self._bits))
+        elif isinstance(module, nn.Embedding):
+            embedding = QuantizedEmbedding(quantize(weight, BITS_OF_EMBEDDING), self._dtype)
+            self._model.set_submodule(path, embedding)
+            if self._model.config.tie_word_embeddings:
+                self.take(f"{HEAD}.{parameter}", weight)
+        else:
+            setattr(module, parameter, nn.Parameter(weight.to(self._dtype), requires_grad=False))
+
+    def take_quantized(self, path: str, weight: QuantizedWeight) -> None:
+        """Give the linear layer ``path`` of the model a weight that is quantised already."""
+        self._model.set_submodule(path, QuantizedLinear(self._kernels.pack(weight)))
+
+
+def quantize_model(model: Any, quantization: str, kernels: Kernels) -> None:
+    """Round the weights of ``model``, a Phi3ForCausalLM, in place, one after another."""
+    quantizer = Quantizer(model, quantization, kernels, model.dtype)
+    for name in [name for name, _ in model.named_parameters()]:
+        quantizer.take(name, model.get_parameter(name).detach())
+
+
+def _checked(kernels: Kernels, dtype: torch.dtype) -> Kernels:
+    """``kernels``, or the reference if their products with weights of fewer bits are wrong."""
+    for bits in BITS.values():
+        if problem := problem_of_pack(kernels, bits, dtype):
+            logger.warning("The kernel for weights in %d bits is replaced by a slower one: %s", bits, problem)
+            return ReferenceKernels(problem)
+    return kernels

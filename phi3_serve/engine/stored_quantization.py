@@ -1,0 +1,79 @@
+"""How config.json says that weights are stored in fewer bits. Plain Python.
+
+Of the formats in use, one is read: pack-quantized of the library compressed-tensors, which llm-compressor writes, with
+weights in 4 or 8 bits and activations as they are.
+"""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from phi3_serve.errors import CheckpointError
+
+# compression_config: compressed-tensors before 2025; quantization: MLX
+KEYS = ("quantization_config", "compression_config", "quantization")
+METHOD, FORMAT = "compressed-tensors", "pack-quantized"
+SMALLEST_GROUP = 32  # inputs; that of the kernels
+
+
+@dataclass(frozen=True, slots=True)
+class StoredQuantization:
+    """How linear layers are stored. Those that the checkpoint leaves out have an ordinary weight."""
+
+    bits: Literal[8, 4]
+    group_size: int | None  # inputs that share a scale; None: all
+
+
+def read_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
+    """What ``config``, the content of config.json, says; None if weights are stored as floats.
+
+    Raises:
+        CheckpointError: the format is not read. The message begins with the field.
+    """
+    found = [(key, config[key]) for key in KEYS if config.get(key) is not None]
+    if not found:
+        return None
+    key, given = found[0]
+    method = given.get("quant_method") if isinstance(given, dict) else None
+    if method != METHOD:
+        raise CheckpointError(
+            f"{key} says that the weights are quantised ({method or 'no quant_method is given'}); "
+            f"of quantised weights, only {FORMAT} of {METHOD} is read"
+        )
+    _require(f"{key}.format", given.get("format"), FORMAT)
+    _require(f"{key}.kv_cache_scheme", given.get("kv_cache_scheme"), None)
+    groups = given.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1 or not isinstance(next(iter(groups.values())), dict):
+        raise CheckpointError(f"{key}.config_groups is {reprlib.repr(groups)}; it must have one group of layers")
+    ((name, group),) = groups.items()
+    where = f"{key}.config_groups.{name}"
+    _require(f"{where}.targets", group.get("targets"), ["Linear"])
+    for activations in ("input_activations", "output_activations"):
+        _require(f"{where}.{activations}", group.get(activations), None)
+    weights = group.get("weights")
+    return _of_weights(f"{where}.weights", weights if isinstance(weights, dict) else {})
+
+
+def _of_weights(where: str, weights: Mapping[str, Any]) -> StoredQuantization:
+    _require(f"{where}.type", weights.get("type"), "int")
+    _require(f"{where}.symmetric", weights.get("symmetric"), True)
+    _require(f"{where}.num_bits", weights.get("num_bits"), 4, 8)
+    _require(f"{where}.actorder", weights.get("actorder"), None, "weight", "static")  # else inputs change places
+    bits: Literal[8, 4] = 8 if weights["num_bits"] == 8 else 4
+    if bits == 8:
+        _require(f"{where}.strategy", weights.get("strategy"), "channel")
+        return StoredQuantization(8, None)
+    _require(f"{where}.strategy", weights.get("strategy"), "group", "channel")
+    if weights["strategy"] == "channel":
+        return StoredQuantization(4, None)
+    size = weights.get("group_size")
+    if not isinstance(size, int) or size < SMALLEST_GROUP or size % SMALLEST_GROUP:
+        raise CheckpointError(f"{where}.group_size is {reprlib.repr(size)}; it must be a multiple of {SMALLEST_GROUP}")
+    return StoredQuantization(4, size)
+
+
+def _require(field: str, value: object, *allowed: object) -> None:
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        words = " or ".join("null" if one is None else repr(one) for one in allowed)
+        raise CheckpointError(f"{field} is {reprlib.repr(value)}; it must be {words}")

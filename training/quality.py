@@ -1,0 +1,145 @@
+"""What rounded weights cost: phi-3-tiny in fewer bits against itself.
+
+``python -m training.quality`` prints the perplexity of held-out answers, the divergence of the probabilities from those
+of the weights as stored, how often the likeliest token is the same, and the share of right answers in the exam.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from phi3_serve.catalogue import EMBEDDED_TINY, QUANTIZATIONS
+from phi3_serve.engine.loader import LoadedModel, load
+from training.curriculum import LESSONS
+from training.dialogue import Draw
+from training.encoding import DialogueEncoder, Encoded
+from training.exam import Examinee, examine
+
+SEED = 2026
+DIALOGUES_PER_KIND = 40
+QUESTIONS_PER_KIND = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a quantization makes of a model."""
+
+    quantization: str
+    weights_error: float  # root of the mean square of the error, over that of the weights
+    perplexity: float  # of held-out answers
+    divergence: float  # Kullback-Leibler, from the weights as stored, nats a token; mean over the same tokens
+    largest_divergence: float  # of one token
+    same_likeliest: float  # share of tokens whose likeliest one is the same
+    right: float  # share of right answers in the exam
+
+
+def held_out(dialogues_per_kind: int) -> list[Encoded]:
+    """Dialogues of the exam with their answers."""
+    draw = Draw(Random(SEED), exam=True)  # noqa: S311 (not a secret)
+    encoder = DialogueEncoder(Tokenizer.from_file(str(EMBEDDED_TINY / "tokenizer.json")))
+    return [encoder.encode(lesson.dialogue(draw)) for lesson in LESSONS for _ in range(dialogues_per_kind)]
+
+
+@torch.inference_mode()
+def log_probabilities(loaded: LoadedModel, dialogues: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For the learned tokens of each dialogue, [tokens, vocabulary], and the tokens themselves, [tokens]."""
+    for dialogue in dialogues:
+        ids, learned = torch.tensor(dialogue.ids), torch.tensor(dialogue.learned)
+        logits: Tensor = loaded.model(ids[None]).logits[0]
+        yield logits[:-1][learned[1:]].float().log_softmax(-1), ids[1:][learned[1:]]
+
+
+def measure(
+    quantization: str, stored: Sequence[tuple[Tensor, Tensor]], dialogues: Sequence[Encoded], *, right: float
+) -> Quality:
+    """The quality of ``quantization``; ``stored`` has the log-probabilities of the weights as they are stored."""
+    loaded = _load(quantization)
+    loss, divergence, largest, same, count = 0.0, 0.0, 0.0, 0, 0
+    for (expected, ids), (found, _) in zip(stored, log_probabilities(loaded, dialogues), strict=True):
+        loss -= float(found.gather(1, ids[:, None]).sum())
+        of_tokens = kl_div(found, expected, reduction="none", log_target=True).sum(-1)
+        divergence += float(of_tokens.sum())
+        largest = max(largest, float(of_tokens.max()))
+        same += int((found.argmax(-1) == expected.argmax(-1)).sum())
+        count += len(ids)
+    return Quality(
+        quantization,
+        weights_error=_weights_error(loaded.model),
+        perplexity=math.exp(loss / count),
+        divergence=divergence / count,
+        largest_divergence=largest,
+        same_likeliest=same / count,
+        right=right,
+    )
+
+
+def _weights_error(model: Any) -> float:
+    whole = _load("none").model
+    error = square = 0.0
+    for name, weight in whole.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if hasattr(module, "dequantized"):
+            error += float((module.dequantized() - weight).square().sum())
+            square += float(weight.square().sum())
+    return math.sqrt(error / square) if square else 0.0
+
+
+def _load(quantization: str) -> LoadedModel:
+    return load("phi-3-tiny", str(EMBEDDED_TINY), None, device="cpu", dtype="float32", quantization=quantization)
+
+
+def _exam(quantization: str, questions_per_kind: int) -> float:
+    examinee = Examinee(EMBEDDED_TINY, quantization)
+    marks = list(examine(examinee, questions_per_kind))
+    examinee.close()
+    return sum(mark.right for mark in marks) / sum(mark.questions for mark in marks)
+
+
+def as_table(qualities: Sequence[Quality]) -> Table:
+    """One line for each quantization."""
+    table = Table("weights", "error", "perplexity", "KL", "largest KL", "same likeliest", "exam")
+    for q in qualities:
+        table.add_row(
+            q.quantization,
+            f"{q.weights_error:.2%}",
+            f"{q.perplexity:.4f}",
+            f"{q.divergence:.2e}",
+            f"{q.largest_divergence:.2e}",
+            f"{q.same_likeliest:.2%}",
+            f"{q.right:.1%}",
+        )
+    return table
+
+
+def main(
+    dialogues: Annotated[int, typer.Option(help="Dialogues of each kind.", min=1)] = DIALOGUES_PER_KIND,
+    questions: Annotated[int, typer.Option(help="Questions of each kind in the exam.", min=1)] = QUESTIONS_PER_KIND,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare phi-3-tiny in each quantization with its weights as they are stored."""
+    drawn = held_out(dialogues)
+    stored = list(log_probabilities(_load("none"), drawn))
+    qualities = [
+        measure(quantization, stored, drawn, right=_exam(quantization, questions))
+        for quantization in track(QUANTIZATIONS, "Measuring", console=Console(stderr=True))
+    ]
+    if as_json:
+        print(json.dumps([asdict(quality) for quality in qualities], indent=1))
+    else:
+        Console().print(as_table(qualities))
+
+
+if __name__ == "__main__":
+    typer.run(main)
