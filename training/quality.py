@@ -85,6 +85,7 @@ def measure(
     )
 
 
+@torch.inference_mode()
 def _weights_error(model: Any) -> float:
     whole = _load("none").model
     error = square = 0.0
