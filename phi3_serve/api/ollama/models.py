@@ -12,11 +12,13 @@ from phi3_serve.api.ollama.schema import (
     OllamaServedModel,
     OllamaShowResponse,
 )
+from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.config import ModelConfig
 from phi3_serve.core import VariantState
 
 FAMILY = "phi3"
 _NEVER = "9999-12-31T23:59:59Z"
+_LEVELS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "INT8", "int4": "INT4"}
 
 
 def served_model(config: ModelConfig, state: VariantState, started: str) -> OllamaServedModel:
@@ -63,15 +65,20 @@ def _common(config: ModelConfig, state: VariantState) -> dict[str, Any]:
 
 def _details(config: ModelConfig, state: VariantState) -> OllamaModelDetails:
     num_parameters = ModelFiles(config).num_parameters
-    dtype = state.engine.dtype if state.engine is not None else "" if config.dtype == "auto" else config.dtype
     return OllamaModelDetails(
         parent_model="",
         format="safetensors",
         family=FAMILY,
         families=[FAMILY],
         parameter_size="" if num_parameters is None else _in_words(num_parameters),
-        quantization_level={"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype, ""),
+        quantization_level=_LEVELS.get(_weights(config, state), ""),
     )
+
+
+def _weights(config: ModelConfig, state: VariantState) -> str:
+    """The quantization of the weights, or else their dtype; those of the engine if it runs."""
+    known = config if state.engine is None else state.engine
+    return known.dtype if known.quantization == NO_QUANTIZATION else known.quantization
 
 
 def _model_info(config: ModelConfig) -> dict[str, Any]:

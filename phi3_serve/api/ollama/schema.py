@@ -165,7 +165,9 @@ class OllamaModelDetails(BaseModel):
     family: str = Field(description="The architecture.")
     families: list[str] = Field(description="The architecture.")
     parameter_size: str = Field(description="Number of parameters, if it is known.")
-    quantization_level: str = Field(description="The dtype that the model computes in, if it is known.")
+    quantization_level: str = Field(
+        description="INT8 or INT4, or else the dtype that the model computes in, if it is known."
+    )
 
 
 class OllamaModel(BaseModel):

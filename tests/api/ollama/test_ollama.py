@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ollama
@@ -280,13 +281,23 @@ def test_lists_of_models(sdk: ollama.Client, backend: LocalBackend, config: AppC
         assert client.get("/api/ps").json() == {"models": []}
         assert len(client.get("/api/tags").json()["models"]) == 1
     on_gpu = EngineInfo(
-        device="H200", compute_capability="9.0", dtype="bfloat16", kernels="cuda", replaced_kernels={}, cache_tokens=1
+        device="H200",
+        compute_capability="9.0",
+        dtype="bfloat16",
+        quantization="none",
+        kernels="cuda",
+        replaced_kernels={},
+        cache_tokens=1,
     )
     asleep.state_of = {"tested": VariantState("ready", engine=on_gpu)}
     with TestClient(create_app(asleep, config)) as client:
         (model,) = client.get("/api/ps").json()["models"]
         assert model["size_vram"] == model["size"] > 0
         assert model["details"]["quantization_level"] == "BF16"
+    asleep.state_of = {"tested": VariantState("ready", engine=replace(on_gpu, quantization="int4"))}
+    with TestClient(create_app(asleep, config)) as client:
+        (model,) = client.get("/api/ps").json()["models"]
+        assert model["details"]["quantization_level"] == "INT4"
 
 
 def test_the_catalogue_has_its_sizes(make_tiny_app: Callable[[], FastAPI]) -> None:
