@@ -440,9 +440,10 @@ def test_every_api_gives_the_same_answer_through_ray(cluster: Cluster) -> None:
     greedy: dict[str, Any] = {"model": "phi-3-tiny", "temperature": 0}
     tokens = cluster.call("/tokenize", {"model": "phi-3-tiny", "messages": question}).body["tokens"]
     with anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0) as sdk:
-        with sdk.messages.stream(**greedy, messages=question, max_tokens=64) as stream:
+        asked: dict[str, Any] = {"model": "phi-3-tiny", "max_tokens": 64, "extra_body": {"temperature": 0}}
+        with sdk.messages.stream(**asked, messages=question) as stream:
             assert stream.get_final_text() == expected
-        message = sdk.messages.create(**greedy, messages=question, max_tokens=64)
+        message = sdk.messages.create(**asked, messages=question)
         assert message.usage.input_tokens == len(tokens)
         assert sdk.messages.count_tokens(model="phi-3-tiny", messages=question).input_tokens == len(tokens)
         with pytest.raises(anthropic.APIStatusError, match="needs 1 GPU"):
