@@ -111,6 +111,8 @@ def allows(annotation: Any, value: object) -> bool:
         return isinstance(value, list) and all(allows(arguments[0], item) for item in value)
     if origin is tuple:
         return isinstance(value, list) and len(value) == len(arguments) and all(map(allows, arguments, value))
+    if origin is dict:
+        return isinstance(value, dict)
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if annotation is int:
@@ -132,4 +134,4 @@ def in_words(annotation: Any) -> str:
         return f"a list of [{in_words(arguments[0])}]"
     if origin is tuple:
         return f"[{', '.join(map(in_words, arguments))}]"
-    return _WORDS[annotation]
+    return "an object" if origin is dict else _WORDS[annotation]

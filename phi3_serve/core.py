@@ -4,7 +4,7 @@ Everything here is plain data, pickled between the ingress and the replicas.
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -241,6 +241,36 @@ class Failed:
 Event = Queued | Begun | Delta | Done | Failed
 
 
+class Constraint(Protocol):
+    """What the rest of one sequence may be, for example JSON of a schema.
+
+    Threads may share a constraint, but only one at a time may use it. An end-of-sequence token is allowed where the
+    sequence is complete. After an end, or after a token that is not allowed, nothing is allowed.
+    """
+
+    def mask(self) -> bytes:
+        """Which tokens may come next: one bit for each token id, the lowest bit of the first byte for id 0.
+
+        The call releases Python's lock.
+
+        Raises:
+            InvalidRequest: what may come next is too complex to be computed.
+        """
+
+    def advance(self, token: int) -> bool:
+        """Go on after ``token``. Returns whether it was allowed."""
+
+    def num_allowed(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens`` may come next, one after another; may be less than possible."""
+
+    def fork(self) -> "Constraint":
+        """A constraint in the same state that goes on separately."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the sequence is complete, and only an end may come next."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """A request as engines take it: token ids and resolved parameters. ``prepare.prepare`` makes it."""
@@ -254,6 +284,7 @@ class EngineRequest:
     stream: bool
     deadline: float  # time.monotonic() seconds; a request that is not finished by then fails
     begin_by: float = math.inf  # time.monotonic() seconds; a request that is not started by then is refused
+    constraint: Constraint | None = None  # of ``parameters.structured_output``; an engine advances forks of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ def has_no_lone_surrogate(text: str) -> bool:
 Characters = Annotated[str, Predicate(has_no_lone_surrogate)]
 StopString = Annotated[str, Length(1, 256), Predicate(has_no_lone_surrogate)]
 BadWord = Annotated[str, Length(1, 256), Predicate(has_no_lone_surrogate)]
+MAX_SCHEMA = 262_144  # characters of JSON
+Grammar = Annotated[str, Length(1, 65_536), Predicate(has_no_lone_surrogate)]
+Choice = Annotated[str, Length(1, 4096), Predicate(has_no_lone_surrogate)]
+JsonSchema = dict[str, Any] | bool | Annotated[str, Length(1, MAX_SCHEMA), Predicate(has_no_lone_surrogate)]
 TokenId = Annotated[int, Range(ge=0)]
 TokenIds = Annotated[list[TokenId], Length(1, 1024)]
 NoneOrMoreTokenIds = Annotated[list[TokenId], Length(0, 1024)]
@@ -181,6 +185,19 @@ class GenerationParameters:
     repeat_last_n: Annotated[int, Range(ge=-1)] | None = None
     """How many tokens at the end of prompt and answer repetition_penalty looks at, as in llama.cpp; by default and with
     -1 all."""
+
+    json_schema: JsonSchema | None = None
+    """The answer is JSON that this JSON schema allows. The schema is an object or its text; true and {} allow any JSON.
+    Properties come in the order of the schema. A keyword that cannot be kept exactly is refused. Of json_schema, regex,
+    choice and grammar only one can be given. Stop strings and ignore_eos have no effect with them: the answer ends
+    where it is complete."""
+    regex: Grammar | None = None
+    """The whole answer matches this regular expression, in the syntax of Rust's regex crate, without look-around."""
+    choice: Annotated[list[Choice], Length(1, 1024)] | None = None
+    """The answer is one of these texts."""
+    grammar: Grammar | None = None
+    """The answer is a text of this context-free grammar, in the syntax of Lark as llguidance has it, or in GBNF as
+    llama.cpp has it."""
 
     def given(self) -> dict[str, Any]:
         """The parameters that are set."""

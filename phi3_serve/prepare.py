@@ -87,6 +87,12 @@ def warnings(request: EngineRequest) -> tuple[str, ...]:
             f"`{name}` asks for at least {request.min_length} tokens of prompt and answer, but the most possible is "
             f"{request.max_length}; the answer ends there."
         )
+    if parameters.structured_output is not None:
+        kind = parameters.structured_output.kind
+        found += [
+            f"`{name}` has no effect with `{kind}`: the answer ends where it is complete."
+            for name in parameters.without_effect
+        ]
     if not parameters.eos_token_ids and not parameters.ignored_eos_token_ids:
         found.append("`eos_token_id` is empty: no token ends the answer.")
     return tuple(found)

@@ -2,13 +2,23 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import LIBRARY_DEFAULTS, EarlyStopping, GenerationParameters, as_token_ids
 
+StructuredKind = Literal["json_schema", "regex", "choice", "grammar"]
+STRUCTURED_KINDS: tuple[StructuredKind, ...] = get_args(StructuredKind)
 MAX_SEQUENCE_IDS = 2**24  # in bad_words_ids or sequence_bias, times the sequences that each step compares them with
 MAX_ENDS_OF_BEAMS = 2**12  # end-of-sequence tokens times beams: each step ranks so many candidates
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What the text of an answer must be; the value is that of the parameter ``kind``."""
+
+    kind: StructuredKind
+    value: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +84,8 @@ class ResolvedParameters:
     stop: tuple[str, ...] = ()  # are cut off, unless include_stop_str_in_output
     max_time: float | None = None  # seconds
     # text
+    structured_output: StructuredOutput | None = None
+    without_effect: tuple[str, ...] = ()  # parameters that a structured output turns off
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None  # -1 is what the context holds
@@ -115,6 +127,10 @@ def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> Res
     for below in (*defaults, LIBRARY_DEFAULTS):
         merged = merged.over(below)
     values = merged.given()
+    if structured := next(filter(None, map(_structured_output, (given, *defaults))), None):
+        values |= {"structured_output": structured, "without_effect": _turned_off(values)}
+    for kind in STRUCTURED_KINDS:
+        values.pop(kind, None)
     ends = as_token_ids(values.pop("eos_token_id", None))
     ignored = values.pop("ignore_eos", False)
     values["eos_token_ids"] = tuple(dict.fromkeys((*(() if ignored else ends), *values.get("stop_token_ids", ()))))
@@ -128,6 +144,27 @@ def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> Res
     for check in _CHECKS:
         check(resolved)
     return resolved
+
+
+def _structured_output(given: GenerationParameters) -> StructuredOutput | None:
+    """What ``given`` says of the text of the answer.
+
+    Raises:
+        InvalidRequest: it says two things.
+    """
+    found = [StructuredOutput(k, value) for k in STRUCTURED_KINDS if (value := getattr(given, k)) is not None]
+    if len(found) > 1:
+        one, other = found[0].kind, found[1].kind
+        raise InvalidRequest(f"`{one}` and `{other}` exclude each other; send one of them.", other)
+    return found[0] if found else None
+
+
+def _turned_off(values: dict[str, Any]) -> tuple[str, ...]:
+    """Remove from ``values`` what would end a structured answer before it is complete, or add to it; their names."""
+    return tuple(name for name in _OTHER_ENDS if values.pop(name, None))
+
+
+_OTHER_ENDS = ("stop", "stop_strings", "ignore_eos", "include_stop_str_in_output")
 
 
 def check_token_ids(parameters: ResolvedParameters, vocab_size: int) -> None:
@@ -256,6 +293,12 @@ def _steps_are_bounded(p: ResolvedParameters) -> None:
         )
 
 
+def _structured_answer_can_end(p: ResolvedParameters) -> None:
+    if p.structured_output is not None and not p.eos_token_ids:
+        kind = p.structured_output.kind
+        raise InvalidRequest(f"`eos_token_id` is empty, but a token has to end the answer of `{kind}`.", "eos_token_id")
+
+
 def _suppressed_is_not_forced(p: ResolvedParameters) -> None:
     if p.forced_eos_token_ids and set(p.forced_eos_token_ids) <= set(p.suppress_tokens):
         raise InvalidRequest("`suppress_tokens` holds what `forced_eos_token_id` forces.", "suppress_tokens")
@@ -268,5 +311,6 @@ _CHECKS: tuple[Callable[[ResolvedParameters], None], ...] = (
     _lookup_has_one_sequence,
     _logprobs_need_no_beams,
     _suppressed_is_not_forced,
+    _structured_answer_can_end,
     _steps_are_bounded,
 )

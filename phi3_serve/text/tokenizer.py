@@ -59,6 +59,8 @@ class Phi3Tokenizer:
         """What the chat template writes after an assistant's turn. It ends an answer to a conversation."""
         self._visible_ids = frozenset(backend.get_vocab().values()) - self.control_ids
         self._pieces: dict[int, bytes] = {}  # of the token ids that were asked for
+        self.drops_first_space = not any(map(self._begins_with_space, _with_first_space(backend)))
+        """Whether the text of token ids loses the space that its first token begins with."""
         self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -109,6 +111,10 @@ class Phi3Tokenizer:
         twin_ids = _encode(self._twin, text, add_special_tokens=False)
         return [*special_ids, *(self._to_real_id.get(i, i) for i in twin_ids)]
 
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of ``text`` alone, without special tokens around it."""
+        return _encode(self._tokenizer, text, add_special_tokens=False)
+
     def bad_words_ids(self, words: Iterable[str]) -> list[list[int]]:
         """The token ids of each word at the start of a text and, where they differ, after a space.
 
@@ -119,9 +125,7 @@ class Phi3Tokenizer:
         """
         found: list[list[int]] = []
         for word in dict.fromkeys(words):
-            plain, spaced = (
-                _encode(self._tokenizer, before + word.lstrip(), add_special_tokens=False) for before in ("", " ")
-            )
+            plain, spaced = (self.encode_text(before + word.lstrip()) for before in ("", " "))
             if not plain:
                 raise InvalidRequest(f"`bad_words` holds {word!r}, which has no token.", "bad_words")
             found.append(plain)
@@ -158,6 +162,9 @@ class Phi3Tokenizer:
                         f"{self.template.file}: chat template: it makes {match[0]!r} in a way that cannot be told "
                         "apart from text of users; write it in one piece"
                     )
+
+    def _begins_with_space(self, token_id: int) -> bool:
+        return self.decode([token_id]).startswith(" ")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids`` alone, without control tokens."""
@@ -277,6 +284,12 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: b
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     ids: list[int] = encoding.ids
     return ids
+
+
+def _with_first_space(tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """The id of one token that is a word after a space, if there is one."""
+    is_word = re.compile("\N{LOWER ONE EIGHTH BLOCK}[a-z]").match
+    return [i for token, i in tokenizer.get_vocab().items() if is_word(token)][:1]
 
 
 def _spelled(token: str) -> bytes:

@@ -1,0 +1,191 @@
+"""What an answer must be, as a grammar in the syntax of llguidance, and errors that name the place.
+
+The syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. JSON schemas:
+https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import llguidance
+from llguidance.gbnf_to_lark import any_to_lark
+
+from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import MAX_SCHEMA
+from phi3_serve.resolved_parameters import StructuredOutput
+
+# Between two tokens of JSON: a space, or a new line and its indentation. Without a limit a weak model writes whitespace
+# until its tokens are used up.
+WHITESPACE = r"\n[ \t]{0,64}|[ ]"
+MAX_DEPTH = 100  # schemas within schemas; llguidance takes 128 levels of JSON
+MAX_PLACES_TRIED = 256  # to find the place of an error; each takes about a millisecond
+
+# llguidance would choose tokens itself where the grammar leaves one text. The model does, as everywhere.
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+_JSON_OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
+_PLACE = re.compile(r"\A(?:at )?(\d+)\((\d+)\): ")
+_EXCERPT = re.compile(r"\n +\d+ \| .*", re.DOTALL)
+_SCHEMAS_BY_NAME = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
+_LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMAS = (
+    "items",
+    "additionalProperties",
+    "additionalItems",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "propertyNames",
+)
+
+Compile = Callable[[str], str | None]
+"""Compiles a grammar and returns the message of llguidance's error; None if there is none."""
+
+
+# llguidance allows a little more than these formats do (its json_schema_test_suite): 29 February in every year, leap
+# seconds at any time, long host names and those with "--". Each pattern allows a little less.
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DATE = f"(?:{_YEAR}-(?:(?:0[13-9]|1[0-2])-[0-9]{{2}}|02-(?:[01][0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?[zZ+-].*"
+_LABEL = "[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*"
+_EXACT: Mapping[str, Mapping[str, Any]] = {
+    "date": {"pattern": f"^{_DATE}$"},
+    "time": {"pattern": f"^{_TIME}$"},
+    "date-time": {"pattern": f"^{_DATE}[tT]{_TIME}$"},
+    "hostname": {"pattern": rf"^{_LABEL}(?:\.{_LABEL})*$", "maxLength": 253},
+}
+
+
+def grammar_of(wanted: StructuredOutput) -> str:
+    """The grammar of ``wanted``. Whether it compiles is not checked.
+
+    Raises:
+        InvalidRequest: the value is not JSON, is too long, or cannot be read as a grammar.
+    """
+    match wanted.kind:
+        case "json_schema":
+            return _of_schema(_schema(wanted))
+        case "regex":
+            return f"start: /{llguidance.regex_to_lark(wanted.value, '')}/{_OPTIONS}"
+        case "choice":
+            return f"start: {' | '.join(json.dumps(text, ensure_ascii=False) for text in wanted.value)}{_OPTIONS}"
+        case "grammar":
+            return _lark(wanted) + _OPTIONS
+
+
+def compile_error(wanted: StructuredOutput, message: str, compile_: Compile) -> InvalidRequest:
+    """The error for ``wanted``, whose grammar llguidance refuses with ``message``."""
+    line = _PLACE.match(message)
+    message = message.removesuffix("<non-verbose/>").strip()
+    reason = _EXCERPT.sub("", _PLACE.sub("", message)).strip().removeprefix("failed to compile JSON schema: ")
+    if reason == "NoExtensionBias":  # llguidance's word
+        reason = "it allows no text"
+    is_lark = wanted.kind == "grammar" and _lark(wanted) == wanted.value
+    at = f" at line {line[1]}, column {line[2]}" if line and is_lark else ""
+    if wanted.kind == "json_schema":
+        at = f" at {_place_in_schema(_schema(wanted), reason, compile_)}"
+    return InvalidRequest(f"`{wanted.kind}` cannot be compiled{at}: {reason[:1000].rstrip('.')}.", wanted.kind)
+
+
+def _schema(wanted: StructuredOutput) -> Any:
+    schema = wanted.value
+    try:
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        num_characters = len(json.dumps(schema))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"`json_schema` is a text that is not JSON: {error}.", "json_schema") from error
+    if num_characters > MAX_SCHEMA:
+        raise InvalidRequest(
+            f"`json_schema` has {num_characters:,} characters of JSON; the most is {MAX_SCHEMA:,}.", "json_schema"
+        )
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequest("`json_schema` must be a JSON schema: an object, true or false.", "json_schema")
+    return schema
+
+
+def _of_schema(schema: Any) -> str:
+    """Options of llguidance in the schema itself are replaced: they could turn the guarantee off."""
+    exact = _exact({} if schema is True else schema)
+    with_options = {**exact, "x-guidance": _JSON_OPTIONS} if isinstance(exact, dict) else exact
+    return f"start: %json {json.dumps(with_options)}{_OPTIONS}"
+
+
+def _exact(schema: Any, depth: int = 0) -> Any:
+    """``schema`` with the additions that make llguidance allow no more than it says.
+
+    Raises:
+        InvalidRequest: no addition can do that, or the schema is nested too deeply.
+    """
+    if depth > MAX_DEPTH:
+        raise InvalidRequest(f"`json_schema` is nested more than {MAX_DEPTH} schemas deep.", "json_schema")
+    if not isinstance(schema, dict):
+        return schema
+    _refuse_counted_keys(schema)
+    exact = dict(schema)
+    for keyword, value in schema.items():
+        if keyword in _SCHEMAS_BY_NAME and isinstance(value, dict):
+            exact[keyword] = {name: _exact(inner, depth + 1) for name, inner in value.items()}
+        elif keyword in _LISTS_OF_SCHEMAS and isinstance(value, list):
+            exact[keyword] = [_exact(inner, depth + 1) for inner in value]
+        elif keyword in _SCHEMAS:
+            exact[keyword] = _exact(value, depth + 1)
+    if isinstance(format_ := schema.get("format"), str) and format_ in _EXACT:
+        all_of = exact.get("allOf", [])
+        exact["allOf"] = [*all_of, _EXACT[format_]] if isinstance(all_of, list) else all_of
+    return exact
+
+
+def _refuse_counted_keys(schema: Mapping[str, Any]) -> None:
+    """With llguidance a key that is not in ``properties`` can come twice, and a reader then finds fewer properties."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    num_required = len(required) if isinstance(required, list) else 0
+    if isinstance(least, int) and least > num_required + 1:
+        raise InvalidRequest(
+            f"`json_schema` has `minProperties` {least} and {num_required} required properties; at most one more than "
+            "those that are required can be asked for.",
+            "json_schema",
+        )
+
+
+def _lark(wanted: StructuredOutput) -> str:
+    try:
+        return any_to_lark(wanted.value)
+    except Exception as error:  # the library raises several kinds, RecursionError included
+        raise InvalidRequest(f"`grammar` cannot be read as GBNF: {error}."[:1000], "grammar") from error
+
+
+def _place_in_schema(schema: Any, reason: str, compile_: Compile) -> str:
+    """The JSON pointer of the smallest part of ``schema`` that llguidance refuses for the same ``reason``."""
+    definitions = {k: schema[k] for k in ("$defs", "definitions") if isinstance(schema, dict) and k in schema}
+    place, num_tried = "#", 0
+    parts = _parts(schema)
+    while (part := next(parts, None)) is not None and (num_tried := num_tried + 1) <= MAX_PLACES_TRIED:
+        name, inner = part
+        if not isinstance(inner, dict):
+            continue
+        message = compile_(_of_schema({**definitions, **inner}))
+        if message is not None and reason in message:
+            place, parts = f"{place}/{name}", _parts(inner)
+    return place
+
+
+def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas within ``schema``, and their places below it as JSON pointers."""
+    if not isinstance(schema, dict):
+        return
+    for keyword in _SCHEMAS_BY_NAME:
+        named = schema.get(keyword)
+        for name, inner in named.items() if isinstance(named, Mapping) else ():
+            yield f"{keyword}/{str(name).replace('~', '~0').replace('/', '~1')}", inner
+    for keyword in _LISTS_OF_SCHEMAS:
+        listed = schema.get(keyword)
+        for number, inner in enumerate(listed) if isinstance(listed, list) else ():
+            yield f"{keyword}/{number}", inner
+    for keyword in _SCHEMAS:
+        if keyword in schema:
+            yield keyword, schema[keyword]
