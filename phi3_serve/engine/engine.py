@@ -134,6 +134,7 @@ class Engine:
             self._is_closing = True
             self._changed.notify()
         self._thread.join()
+        self._core.close()
 
     def _run_steps(self) -> None:
         try:

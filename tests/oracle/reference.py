@@ -4,10 +4,10 @@ Slow and right: it defines what every parameter means. Group beam search, which 
 oracle.group_beams, held to recorded answers of 4.55.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from phi3_serve import core
 from phi3_serve.core import EngineRequest, Failed, Finished
@@ -15,6 +15,9 @@ from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.errors import EngineFailure, InvalidRequest
 from phi3_serve.resolved_parameters import ResolvedParameters
 from tests.oracle.group_beams import GroupBeamSearch
+
+if TYPE_CHECKING:
+    from tests.oracle.brute_force import BruteForceProcessor
 
 # The parameters that generate() takes as they are; the others are translated below.
 FORWARDED = (
@@ -49,6 +52,7 @@ class Oracle:
     def __init__(self, loaded: LoadedModel) -> None:
         self._model = loaded.model
         self._tokenizer = loaded.tokenizer
+        self._vocab_size = loaded.vocab_size
 
     def answer(self, request: EngineRequest) -> Finished | Failed:
         """The sequences, or why transformers refuses the request."""
@@ -67,6 +71,7 @@ class Oracle:
         criteria = StoppingCriteriaList()
         if parameters.stop_strings:
             criteria.append(StopStringCriteria(self._tokenizer, list(parameters.stop_strings)))
+        structured = self._structured(request)
         with torch.random.fork_rng():
             if parameters.seed is not None:
                 torch.manual_seed(parameters.seed)
@@ -74,6 +79,7 @@ class Oracle:
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 stopping_criteria=criteria,
+                logits_processor=LogitsProcessorList() if structured is None else LogitsProcessorList([structured]),
                 custom_generate=_group_beam_search(parameters),
                 return_dict_in_generate=True,
                 output_scores=parameters.output_scores,
@@ -82,7 +88,17 @@ class Oracle:
                 max_new_tokens=request.max_length - len(request.prompt_ids),
                 **self._arguments(parameters),
             )
-        return self._sequences(output, request)
+        sequences = self._sequences(output, request)
+        if structured is not None and not all(structured.has_answered(s.token_ids) for s in sequences):
+            raise ValueError("nothing that is allowed is left")  # generate() goes on with any token, or breaks off
+        return sequences
+
+    def _structured(self, request: EngineRequest) -> "BruteForceProcessor | None":
+        if request.parameters.structured_output is None:
+            return None
+        from tests.oracle.brute_force import BruteForceProcessor  # needs llguidance
+
+        return BruteForceProcessor(request, self._tokenizer, self._vocab_size)
 
     def _arguments(self, parameters: ResolvedParameters) -> dict[str, Any]:
         arguments = {name: value for name in FORWARDED if (value := getattr(parameters, name)) not in (None, ())}

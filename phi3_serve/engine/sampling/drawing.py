@@ -66,7 +66,8 @@ def _candidates(scores: Tensor, rows: Sequence[ScoreSettings]) -> tuple[Tensor, 
     limits = [max(row.parameters.top_k, row.min_tokens_to_keep) for row in rows]
     values, ids = scores.topk(max(limits) + 1)
     limit = torch.tensor(limits, device=scores.device)[:, None]
-    has_ties = (values.gather(1, limit) == values.gather(1, limit - 1)).flatten().tolist()
+    last = values.gather(1, limit - 1)
+    has_ties = ((values.gather(1, limit) == last) & (last > RULED_OUT)).flatten().tolist()
     values = values.masked_fill(torch.arange(values.shape[1], device=scores.device) >= limit, RULED_OUT)
     ids, order = ids.sort(dim=-1)
     return values.gather(1, order), ids, has_ties

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from phi3_serve.core import EngineRequest
 from phi3_serve.engine.sampling.biases import SequenceBiases
+from phi3_serve.engine.sampling.masks import PendingMask
 from phi3_serve.engine.sampling.ngrams import followers
 from phi3_serve.resolved_parameters import ResolvedParameters
 
@@ -43,6 +44,8 @@ class ScoreSettings:
         self.begin_index = self.num_prompt_tokens + is_bos_forced  # position of the first token that is chosen freely
         self.min_tokens_to_keep = len(self.eos_token_ids) + 1 if p.is_beam_search else 1
         self.allowed_token_ids = torch.tensor(sorted(set(p.allowed_token_ids)), dtype=torch.long)
+        self.structured_kind = "" if p.structured_output is None else p.structured_output.kind
+        self.is_constrained = request.constraint is not None
         self.processors = tuple(name for name, (is_requested, _) in _PROCESSORS.items() if is_requested(self))
 
 
@@ -55,6 +58,7 @@ class ScoreRow:
     logit_index: int  # its row of the step's logits
     negative_prompt_logit_index: int = -1  # with guidance, the row of the negative prompt's logits
     chosen_by_earlier_groups: list[int] = field(default_factory=list)  # tokens of earlier beam groups in this step
+    mask: PendingMask | None = None  # with a constraint, the tokens that it allows
 
 
 def process(scores: Tensor, rows: Sequence[ScoreRow], logits: Tensor) -> None:
@@ -226,6 +230,18 @@ def _begin_suppress(scores: Tensor, indices: list[int], rows: list[ScoreRow], _:
     _rule_out(scores, indices, tokens)
 
 
+def _constrain(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
+    """As a processor that is given to ``generate`` in ``logits_processor``."""
+    masks = [(index, row.mask.get()) for index, row in zip(indices, rows, strict=True) if row.mask is not None]
+    if ruled_out := [(index, mask.token_ids) for index, mask in masks if not mask.are_allowed]:
+        scores[_places(ruled_out)] = RULED_OUT
+    if allowed := [(index, mask.token_ids) for index, mask in masks if mask.are_allowed]:
+        places = _places(allowed)
+        kept = scores[places]
+        scores[[index for index, _ in allowed]] = RULED_OUT
+        scores[places] = kept
+
+
 def _renormalize(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
     scores[indices] = scores[indices].log_softmax(-1)
 
@@ -266,6 +282,8 @@ _PROCESSORS: dict[str, Processor] = {
     ),
     "suppress": Processor(lambda s: s.parameters.suppress_tokens, _suppress),
     "begin_suppress": Processor(lambda s: s.parameters.begin_suppress_tokens, _begin_suppress),
+    # Where generate() puts processors of the caller. No later one allows again what this one rules out.
+    "constrain": Processor(lambda s: s.is_constrained, _constrain),
     # Sampling needs no renormalisation before its softmax, and beam search renormalises after the warpers. In a greedy
     # choice it matters only for infinite scores, which become nan.
     "renormalize": Processor(lambda s: s.parameters.renormalize_logits and s.parameters.is_greedy, _renormalize),
@@ -278,11 +296,15 @@ def _column(rows: list[ScoreRow], read: Callable[[ResolvedParameters], float], l
 
 
 def _rule_out(scores: Tensor, indices: list[int], tokens: Sequence[Sequence[int]]) -> None:
-    counts = [len(of_row) for of_row in tokens]
-    if any(counts):
-        row_indices = torch.from_numpy(np.repeat(indices, counts))
-        ids = torch.from_numpy(np.concatenate([np.array(of_row, dtype=np.int64) for of_row in tokens]))
-        scores[row_indices, ids] = RULED_OUT
+    of_rows = [(index, np.array(of_row, dtype=np.int64)) for index, of_row in zip(indices, tokens, strict=True)]
+    if any(len(of_row) for _, of_row in of_rows):
+        scores[_places(of_rows)] = RULED_OUT
+
+
+def _places(of_rows: Sequence[tuple[int, Any]]) -> tuple[Tensor, Tensor]:
+    """Row and token of each score that is meant by pairs of a row and its token ids, int64."""
+    row_indices = np.repeat([index for index, _ in of_rows], [len(ids) for _, ids in of_rows])
+    return torch.from_numpy(row_indices), torch.from_numpy(np.concatenate([ids for _, ids in of_rows]))
 
 
 def _force(scores: Tensor, index: int, tokens: list[int]) -> None:

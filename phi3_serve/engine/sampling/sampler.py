@@ -96,6 +96,9 @@ def _score(tasks: Sequence[SamplingTask], logits: Tensor) -> None:
         task.scores = scores[mine]
         if task.strategy.choice == "most_likely":
             task.tokens = most_likely[mine]
+        if task.strategy.constrained is not None:
+            chosen = torch.tensor(most_likely[mine], device=scores.device)
+            task.strategy.check_scores(task.scores.gather(1, chosen[:, None]).flatten().tolist())
 
 
 def _processed(rows: Sequence[ScoreRow], logits: Tensor) -> Tensor:

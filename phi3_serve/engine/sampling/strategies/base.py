@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from phi3_serve.core import EngineRequest, GeneratedSequence, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.sampling.masks import ConstrainedRows
 from phi3_serve.engine.sampling.processors import ScoreRow, ScoreSettings
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
+from phi3_serve.errors import InvalidRequest
 
 # How the token of each row is chosen: by the sampler, as the most likely one or drawn together with the rows of other
 # requests, or by the strategy itself in ``advance``.
@@ -65,6 +68,7 @@ class Strategy(ABC):
             self.negative_prompt_rows = [
                 CachedSequence(negative_prompt, long_factors_from=long_factors_from, recomputes_at_crossing=False)
             ]
+        self.constrained = None if request.constraint is None else ConstrainedRows(request.constraint)
         seed = request.parameters.seed
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._stopping = stopping
@@ -90,6 +94,19 @@ class Strategy(ABC):
         """All sequences."""
         return [*self.rows, *self.negative_prompt_rows]
 
+    def permitted(self, draft: tuple[int, ...]) -> tuple[int, ...]:
+        """As many tokens of ``draft``, one after another, as the constraint allows."""
+        return draft if self.constrained is None else draft[: self.constrained.num_allowed(draft)]
+
+    def start_masks(self, pool: Executor, vocab_size: int) -> None:
+        """Let ``pool`` compute which tokens the constraint allows in the step that is about to run."""
+        if self.constrained is None:
+            return
+        if self._has_begun or self.num_rows == 1:
+            self.constrained.start([row.draft for row in self.rows], pool, vocab_size)
+        else:
+            self.constrained.start_equal(self.num_rows, pool, vocab_size)
+
     def begin(self, blocks: BlockManager) -> list[int]:
         """Begin a step; the first one forks the prompt. Returns for each row the row that was run for it."""
         self._stopping.start()
@@ -103,6 +120,14 @@ class Strategy(ABC):
     @abstractmethod
     def score_rows(self, round_number: int, logits: LogitIndices) -> list[ScoreRow]:
         """The rows to score in this round; none if the round has nothing to choose."""
+
+    def check_scores(self, best: Sequence[float]) -> None:
+        """Check the ``best`` processed score of each row that ``score_rows`` gave.
+
+        Raises:
+            InvalidRequest: the constraint and the other parameters together allow no token.
+        """
+        return
 
     @abstractmethod
     def advance(self, scores: RoundScores, blocks: BlockManager) -> Sequence[int]:
@@ -130,4 +155,13 @@ class Strategy(ABC):
 
     def _score_row(self, index: int, logits: LogitIndices) -> ScoreRow:
         of_negative_prompt = logits.negative_prompt_rows[index] if logits.negative_prompt_rows else -1
-        return ScoreRow(self.settings, self.rows[index].tokens, logits.rows[index], of_negative_prompt)
+        mask = None if self.constrained is None else self.constrained.mask(index)
+        return ScoreRow(self.settings, self.rows[index].tokens, logits.rows[index], of_negative_prompt, mask=mask)
+
+    def _nothing_is_left(self) -> InvalidRequest:
+        kind = self.settings.structured_kind
+        return InvalidRequest(
+            f"`{kind}` allows none of the tokens that the other parameters leave, such as a minimum length, banned "
+            "words or allowed_token_ids.",
+            kind,
+        )

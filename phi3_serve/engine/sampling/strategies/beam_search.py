@@ -33,11 +33,11 @@ class BeamSearch(BeamStrategy):
     def advance(self, scores: RoundScores, blocks: BlockManager) -> Sequence[int]:
         """Continue the best beams, and keep those that end among the hypotheses."""
         parameters = self.request.parameters
-        logprobs = scores.scores
-        if parameters.do_sample:
-            logprobs = warp(logprobs, [self.settings] * len(logprobs))
-        if parameters.renormalize_logits:
-            logprobs = logprobs.log_softmax(-1)
+        if self._is_exhausted(scores.scores):
+            self._check_answers(len(self._search.finished))
+            self.is_done = True
+            return ()
+        logprobs = self._warped(scores.scores)
         choose = self._drawn_candidates if parameters.do_sample else self._best_candidates
         candidates = choose(logprobs, self._sums)
         is_end = [self._stopping.finish_reason(self.rows[c.beam].tokens, c.token) is not None for c in candidates]
@@ -49,11 +49,21 @@ class BeamSearch(BeamStrategy):
 
         running = self._search.advance(candidates, is_end, hypothesis, self._num_new_tokens)
         self.is_done = self._search.is_done
-        if not self.is_done:
+        if self.is_done:
+            self._check_answers(len(self._search.finished))
+        else:
             self._sums = [candidate.score for candidate in running]
             self._scores = [paths[candidate.beam, candidate.token] for candidate in running]
             self._continue(running, blocks)
         return ()
+
+    def _warped(self, scores: Tensor) -> Tensor:
+        warped = scores
+        if self.request.parameters.do_sample:
+            warped = warp(scores.clone() if self.constrained is not None else scores, [self.settings] * len(scores))
+        if self.request.parameters.renormalize_logits:
+            warped = warped.log_softmax(-1)
+        return self._without_lost_beams(scores, warped)
 
     def _paths(self, logprobs: Tensor, candidates: list[Candidate]) -> dict[tuple[int, int], tuple[float, ...]]:
         """For each candidate, by beam and token, the scores of its beam's tokens and of its own, if requested."""

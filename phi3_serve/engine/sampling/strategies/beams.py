@@ -8,8 +8,10 @@ from torch import Tensor
 from phi3_serve.core import EngineRequest
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.hypotheses import NO_SCORE, Candidate
+from phi3_serve.engine.sampling.processors import RULED_OUT
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import Strategy
+from phi3_serve.errors import InvalidRequest
 
 
 class BeamStrategy(Strategy):
@@ -53,8 +55,32 @@ class BeamStrategy(Strategy):
         """So many that ``num_beams`` of them do not end even if all end-of-sequence tokens are among them."""
         return min(max(2, 1 + len(self.settings.eos_token_ids)) * num_beams, len(total))
 
+    def _is_exhausted(self, scores: Tensor) -> bool:
+        """Whether no beam with ``scores`` [beams, vocabulary] can go on as the constraint allows."""
+        return self.constrained is not None and bool((scores.amax(-1) == RULED_OUT).all())
+
+    def _without_lost_beams(self, before: Tensor, after: Tensor) -> Tensor:
+        """``after``, in which beams to which the constraint left nothing stay ruled out. Softmax makes them nan."""
+        if self.constrained is None:
+            return after
+        return after.masked_fill((before.amax(-1) == RULED_OUT)[:, None], RULED_OUT)
+
+    def _check_answers(self, num_found: int) -> None:
+        """Refuse a request whose constraint leaves too few answers; without one, others fill the answer up."""
+        if self.constrained is None or num_found >= (wanted := self.request.parameters.num_return_sequences):
+            return
+        if not num_found:
+            raise self._nothing_is_left()
+        raise InvalidRequest(
+            f"`{self.settings.structured_kind}` leaves beam search only {num_found} answers; "
+            f"`num_return_sequences` is {wanted}.",
+            "num_return_sequences",
+        )
+
     def _continue(self, chosen: Sequence[Candidate], blocks: BlockManager) -> None:
         """Make the beams of the next step: forks of those that are chosen. A candidate's beam is its row."""
+        if self.constrained is not None:
+            self.constrained.reorder([c.beam for c in chosen], [c.token for c in chosen])
         forked: set[int] = set()
         rows = []
         for candidate in chosen:

@@ -8,7 +8,7 @@ from torch import Tensor
 from phi3_serve.core import EngineRequest, GeneratedSequence
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.hypotheses import BeamGroup, BestHypotheses, Candidate, Hypothesis, best_of
-from phi3_serve.engine.sampling.processors import ScoreRow
+from phi3_serve.engine.sampling.processors import RULED_OUT, ScoreRow
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores
 from phi3_serve.engine.sampling.strategies.beams import BeamStrategy
@@ -60,16 +60,20 @@ class GroupBeamSearch(BeamStrategy):
 
     def _choose(self, number: int, logprobs: Tensor) -> list[Candidate]:
         if self.request.parameters.renormalize_logits:
-            logprobs = logprobs.log_softmax(-1)
+            logprobs = self._without_lost_beams(logprobs, logprobs.log_softmax(-1))
         mine = self._rows_of(number)
         in_group = slice(mine.start, mine.stop)
         ranked = self._best_candidates(logprobs, self._sums[in_group])
+        if self.constrained is not None:  # a beam must not end where the constraint allows no end
+            ranked = [c for c in ranked if c.score > RULED_OUT or c.token not in self.settings.eos_token_ids]
         token_scores = logprobs.log_softmax(-1) if self._outputs_scores else torch.zeros_like(logprobs)
         # transformers ends a finished beam with its first end-of-sequence token
         end_scores = token_scores[:, (self.settings.eos_token_ids or [0])[0]].tolist()
         paths = [(*self._scores[row], end_scores[row - mine.start]) for row in mine]
         beams = [self.rows[row].new_token_ids for row in mine]
         running = self._groups[number].advance(ranked, beams, paths, self._num_new_tokens)
+        if self._is_exhausted(logprobs):
+            self._groups[number].is_done = True
         self._scores[in_group] = [
             (*self._scores[mine.start + c.beam], float(token_scores[c.beam, c.token])) for c in running
         ]
@@ -82,6 +86,7 @@ class GroupBeamSearch(BeamStrategy):
         self._continue(chosen, blocks)
         if all_stop or all(group.is_done for group in self._groups):
             self._finish_running_beams()
+            self._check_answers(sum(len(group.best.found) for group in self._groups))
             self.is_done = True
 
     def _stops(self, candidate: Candidate) -> bool:
@@ -94,6 +99,8 @@ class GroupBeamSearch(BeamStrategy):
             if group.is_done:
                 continue
             for row in self._rows_of(number):
+                if self.constrained is not None and self._sums[row] == RULED_OUT:
+                    continue
                 ids = self.rows[row].new_token_ids
                 group.best.add(ids, self._scores[row], self._sums[row], len(ids))
 
@@ -102,6 +109,8 @@ class GroupBeamSearch(BeamStrategy):
         best = best_of(self._groups, self.request.parameters.num_return_sequences)
         max_new_tokens = self.request.max_length - len(self.request.prompt_ids)
         longest = min(max(len(hypothesis.token_ids) for hypothesis in best) + 1, max_new_tokens)
+        if self.constrained is not None:  # beams that the time has ended get no end-of-sequence token
+            longest = min(longest, len(self.rows[0].new_token_ids))
         return tuple(self._sequence(hypothesis, longest) for hypothesis in best)
 
     def _sequence(self, hypothesis: Hypothesis, longest: int) -> GeneratedSequence:

@@ -10,7 +10,7 @@ from phi3_serve.core import EngineRequest, FinishReason, GeneratedSequence, Toke
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.drawing import probabilities
 from phi3_serve.engine.sampling.logprobs import token_logprobs
-from phi3_serve.engine.sampling.processors import ScoreRow
+from phi3_serve.engine.sampling.processors import RULED_OUT, ScoreRow
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores, Strategy
 from phi3_serve.engine.sampling.warpers import warp
@@ -56,11 +56,17 @@ class IndependentSequences(Strategy):
         if not draft:
             return [self._score_row(index, logits) for index in range(len(self.rows))]
         rows = [self._score_row(0, logits)]
-        for token in draft:
+        for number, token in enumerate(draft, 1):
             history = rows[-1].history[:]
             history.append(token)
-            rows.append(ScoreRow(self.settings, history, rows[-1].logit_index + 1))
+            mask = None if self.constrained is None else self.constrained.mask(0, number)
+            rows.append(ScoreRow(self.settings, history, rows[-1].logit_index + 1, mask=mask))
         return rows
+
+    def check_scores(self, best: Sequence[float]) -> None:
+        """See the base class. The rows behind the first one of a draft may not be needed."""
+        if RULED_OUT in best[:1] or (not self.rows[0].draft and RULED_OUT in best):
+            raise self._nothing_is_left()
 
     def advance(self, scores: RoundScores, blocks: BlockManager) -> Sequence[int]:
         """Append one token to each sequence, or to the only one all drafted tokens that were chosen and one more."""
@@ -143,6 +149,11 @@ class IndependentSequences(Strategy):
         row, answer = self.rows[index], self._answers[self._answer_of_row[index]]
         reason = self._stopping.finish_reason(row.tokens, chosen.token)
         row.append(chosen.token)
+        if self.constrained is not None:
+            if not self.constrained.advance(index, chosen.token):
+                raise self._nothing_is_left()
+            if reason == "length" and self.constrained.is_finished(index):
+                reason = "stop"
         if self.negative_prompt_rows:
             self.negative_prompt_rows[index].append(chosen.token)
         if chosen.score is not None:
@@ -161,6 +172,8 @@ class IndependentSequences(Strategy):
 
     def _remove(self, index: int, blocks: BlockManager) -> None:
         del self._answer_of_row[index]
+        if self.constrained is not None:
+            self.constrained.remove(index)
         for sequences in self.sequences_by_prompt:
             if sequences:
                 sequences.pop(index).release(blocks)
