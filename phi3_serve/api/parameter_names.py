@@ -4,7 +4,7 @@ A parameter may be a field of the body or of one object in it, by its own name o
 is ``generate_kwargs``, and in ollama's API ``options``.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ KWARGS = "generate_kwargs"
 OPTIONS = "options"
 OBJECTS = (KWARGS, OPTIONS)
 """The fields whose values are objects of generate parameters."""
+MAX_LEVELS = 128  # of JSON in a schema
 WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
 
 Json = Mapping[str, Any]
@@ -101,6 +102,60 @@ def _use_beam_search(value: Any, siblings: Json) -> Json:
     }
 
 
+_ANY_OBJECT: Json = {"type": "object"}
+# The forms of ``structured_outputs``, and what each is here.
+_STRUCTURED_OUTPUTS = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+# Its other fields, and the values with which they have no effect.
+_STRUCTURED_OPTIONS = {"disable_fallback": (True, False), "disable_any_whitespace": (False,), "whitespace_pattern": ()}
+
+
+def _response_format(value: Any, _: Json) -> Json:
+    """OpenAI's; beside ``json_object`` llama.cpp takes a schema."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_schema": _ANY_OBJECT if value.get("schema") is None else value["schema"]}
+    if kind != "json_schema":
+        raise InvalidRequest(
+            "`response_format` must be an object whose `type` is text, json_object or json_schema.", "response_format"
+        )
+    named = value.get("json_schema")
+    if not isinstance(named, dict) or named.get("schema") is None:
+        raise InvalidRequest("`response_format` of type json_schema needs `json_schema.schema`.", "response_format")
+    return {"json_schema": named["schema"]}
+
+
+def _structured_outputs(value: Any, _: Json) -> Json:
+    """As vLLM (config/structured_outputs.py, StructuredOutputsParams at 002032ee)."""
+    name = "structured_outputs"
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"`{name}` must be an object with one of {', '.join(_STRUCTURED_OUTPUTS)}.", name)
+    found: dict[str, Any] = {}
+    for key, of_key in value.items():
+        if key in _STRUCTURED_OUTPUTS and of_key is not None:
+            found[_STRUCTURED_OUTPUTS[key]] = of_key
+        elif key == "json_object" and of_key is True:
+            found["json_schema"] = _ANY_OBJECT
+        elif key not in _STRUCTURED_OUTPUTS and of_key not in (None, False, *_STRUCTURED_OPTIONS.get(key, ())):
+            raise InvalidRequest(f"`{name}.{key[:64]}` is not offered.", name)
+    if len(found) + (value.get("json_object") is True and value.get("json") is not None) > 1:
+        raise InvalidRequest(f"`{name}` takes one of {', '.join((*_STRUCTURED_OUTPUTS, 'json_object'))}.", name)
+    return found
+
+
+def _json_or_schema(value: Any, _: Json) -> Json:
+    """The ``format`` of ollama: "json" or a schema; an empty text is its default."""
+    if value == "":
+        return {}
+    return {"json_schema": _ANY_OBJECT if value == "json" else value}
+
+
+def _unless_empty(parameter: str) -> Callable[[Any, Json], Json]:
+    """llama.cpp and SGLang send an empty text for no grammar."""
+    return lambda value, _: {} if value == "" else {parameter: value}
+
+
 _OR_MINUS_ONE = {"type": "integer", "minimum": -1}
 _LENGTH = {**_OR_MINUS_ONE, "not": {"const": 0}}
 _PREDICT = {**_LENGTH, "minimum": -2}
@@ -135,6 +190,36 @@ OTHER_NAMES: Mapping[str, OtherName] = {
         _use_beam_search,
     ),
     "seed": OtherName("seed", "vLLM, llama.cpp", "-1 is another seed for each request.", _OR_MINUS_ONE, _seed),
+    "response_format": OtherName(
+        "json_schema",
+        "OpenAI",
+        "An object whose type is text, json_object, or json_schema with json_schema.schema. strict is always true.",
+        {"type": "object"},
+        _response_format,
+    ),
+    "structured_outputs": OtherName(
+        "json_schema",
+        "vLLM",
+        "An object with one of json, regex, choice, grammar and json_object: json_schema, regex, choice or grammar.",
+        {"type": "object"},
+        _structured_outputs,
+    ),
+    "guided_json": OtherName("json_schema", "vLLM"),
+    "guided_regex": OtherName("regex", "vLLM"),
+    "guided_choice": OtherName("choice", "vLLM"),
+    "guided_grammar": OtherName("grammar", "vLLM"),
+    "ebnf": OtherName("grammar", "SGLang", "An empty text is none.", {"type": "string"}, _unless_empty("grammar")),
+    "format": OtherName(
+        "json_schema",
+        "ollama",
+        '"json" is any JSON object; an empty text is none.',
+        {"anyOf": [{"type": "object"}, {"type": "string"}]},
+        _json_or_schema,
+    ),
+    "regex": OtherName("regex", "SGLang", "An empty text is none.", {"type": "string"}, _unless_empty("regex")),
+    "grammar": OtherName(
+        "grammar", "llama.cpp", "An empty text is none.", {"type": "string"}, _unless_empty("grammar")
+    ),
     "top_k": OtherName("top_k", "vLLM, SGLang", "-1 is off, as 0 is.", _OR_MINUS_ONE, _top_k),
 }
 
@@ -182,6 +267,8 @@ def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str =
         for parameter, of_parameter in (
             {name: value} if other is None else other.parameters_of(value, siblings)
         ).items():
+            if parameter == "json_schema":
+                _refuse_deep(of_parameter, place[-1])
             is_own = len(place) == 1 and name in own_fields
             if parameter in values and values[parameter] != of_parameter:
                 earlier = given.places[parameter]
@@ -192,6 +279,19 @@ def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str =
             if not is_own:
                 given.values[parameter] = of_parameter
     return given
+
+
+def _refuse_deep(value: Any, name: str) -> None:
+    """What is nested more deeply cannot be pickled, and llguidance does not take it either."""
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _members(outer)]:
+        depth += 1
+        if depth > MAX_LEVELS:
+            raise InvalidRequest(f"`{name}` is nested more than {MAX_LEVELS} levels deep.", name)
+
+
+def _members(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _differ(one: tuple[str, ...], other: tuple[str, ...]) -> InvalidRequest:

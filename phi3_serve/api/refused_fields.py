@@ -15,7 +15,6 @@ from phi3_serve.parameters import NAMES, NEVER, is_one_of
 _TOOLS = "tools are not offered: Phi-3 was not trained to call any"
 _TEXT_ONLY = "the model reads and writes text only"
 _PLATFORM = "it belongs to OpenAI's platform; this server stores nothing and looks nothing up"
-_FORMAT = "answers in a given format are not offered"
 _REASONING = "Phi-3 has no separate reasoning"
 _CODE = "it would run code that the request brings"
 _OTHER_SAMPLER = "this sampler is not offered; the parameters of generate_kwargs are"
@@ -33,7 +32,6 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "parallel_tool_calls": (_TOOLS, (True, False)),
     "functions": (_TOOLS, ([],)),
     "function_call": (_TOOLS, ("none", "auto")),
-    "response_format": (_FORMAT, ({"type": "text"},)),
     "modalities": (_TEXT_ONLY, (["text"],)),
     "audio": (_TEXT_ONLY, ()),
     "prediction": (
@@ -77,16 +75,7 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "vllm_xargs": (_CODE, ({},)),
     "prompt_logprob_token_ids": ("prompt_logprobs returns the likeliest tokens, and no others", ()),
     "logprob_token_ids": ("top_logprobs returns the likeliest tokens, and no others", ()),
-    "structured_outputs": (_FORMAT, ({},)),
-    "guided_json": (_FORMAT, ()),
-    "guided_regex": (_FORMAT, ()),
-    "guided_choice": (_FORMAT, ()),
-    "guided_grammar": (_FORMAT, ()),
-    "guided_decoding_backend": (_FORMAT, ()),
-    "guided_whitespace_pattern": (_FORMAT, ()),
-    "json_schema": (_FORMAT, ({},)),
-    "regex": (_FORMAT, ("",)),
-    "ebnf": (_FORMAT, ("",)),
+    "guided_whitespace_pattern": ("JSON has a space, or a new line and its indentation, between its tokens", ()),
     "chat_template": ("the template of the checkpoint applies", ()),
     "chat_template_kwargs": ("the chat template gets no settings", ({},)),
     "add_generation_prompt": ("/v1/chat/completions alone offers it", (True,)),
@@ -115,8 +104,6 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "lora_path": (_ADAPTERS, ()),
     "session_params": (_PLATFORM, ({},)),
     # llama.cpp and ollama
-    "grammar": (_FORMAT, ("",)),
-    "format": (_FORMAT, ("",)),
     "lora": (_ADAPTERS, ([],)),
     "mirostat": (_OTHER_SAMPLER, (0,)),
     "tfs_z": (_OTHER_SAMPLER, (1, 1.0)),
@@ -158,6 +145,7 @@ IGNORED = frozenset(
         "session_id",
         "request_id",
         "rid",
+        "guided_decoding_backend",  # which library compiles
         "include_reasoning",
         "separate_reasoning",
         "stream_reasoning",

@@ -13,6 +13,7 @@ from phi3_serve.serving.replica_options import ReplicaOptions
 
 if TYPE_CHECKING:
     from phi3_serve.engine.loader import LoadedModel
+    from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
 
@@ -26,6 +27,7 @@ class RunningModel:
     loaded: "LoadedModel"
     tokenizer: "Phi3Tokenizer"
     engine: Engine
+    grammars: "Grammars"
 
 
 def load_model(
@@ -81,6 +83,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
     from phi3_serve.engine.threads import in_temporary_thread
+    from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
     def start() -> RunningModel:
@@ -98,7 +101,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
         engine = BatchingEngine(
             loaded, stuck_after_s=options.stuck_after_s, on_breakdown=on_fatal_error, releases_weights=True
         )
-        return RunningModel(loaded, tokenizer, engine)
+        return RunningModel(loaded, tokenizer, engine, Grammars(tokenizer, loaded.vocab_size))
 
     torch.set_num_threads(options.num_threads)
     # At every request transformers would warn of parameters without effect. Ours are checked, and KAITO's defaults

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from phi3_serve.config import LiveModelConfig, QueueLimitsConfig
 from phi3_serve.core import (
+    Constraint,
     Conversation,
     EngineEvent,
     EngineRequest,
@@ -21,7 +22,7 @@ from phi3_serve.core import (
     Tokenization,
     TokenizationRequest,
 )
-from phi3_serve.errors import EngineFailure, ModelNotLoaded, Phi3ServeError
+from phi3_serve.errors import EngineFailure, InvalidRequest, ModelNotLoaded, Phi3ServeError
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
@@ -179,7 +180,7 @@ class Replica:
             bad_words_ids = model.tokenizer.bad_words_ids(parameters.bad_words)
             parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)
         prompt_ids = model.tokenizer.encode(request.prompt)
-        return prepare(
+        prepared = prepare(
             request.request_id,
             prompt_ids,
             parameters,
@@ -190,6 +191,7 @@ class Replica:
             truncates_prompt=request.truncate_prompt,
             stream=request.stream,
         )
+        return replace(prepared, constraint=_constraint(model, request, prepared))
 
 
 class ServedReplica(Replica):
@@ -198,6 +200,21 @@ class ServedReplica(Replica):
     async def __init__(self, options: ReplicaOptions) -> None:  # type: ignore[misc]
         super().__init__(options)
         await self.start()
+
+
+def _constraint(model: RunningModel, request: GenerationRequest, prepared: EngineRequest) -> Constraint | None:
+    """What the text of the answer must be, if ``request`` says it."""
+    wanted = prepared.parameters.structured_output
+    if wanted is None:
+        return None
+    if request.clean_up_tokenization_spaces:
+        raise InvalidRequest(
+            f"`clean_up_tokenization_spaces` changes the text of the answer, so that `{wanted.kind}` may not allow it; "
+            "send false.",
+            "clean_up_tokenization_spaces",
+        )
+    is_start = not model.tokenizer.before_answer(request.prompt, prepared.prompt_ids)
+    return model.grammars.constraint(wanted, ends=prepared.parameters.eos_token_ids, is_start_of_text=is_start)
 
 
 def _turn_defaults(model: RunningModel) -> GenerationParameters:

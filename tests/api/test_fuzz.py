@@ -88,6 +88,10 @@ def _draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "truncate_prompt_tokens": one_of(-2, -1, 0, 1, 5, 10**9),
         "truncation_side": one_of("left", "right", "both"),
         "repeat_last_n": one_of(-2, -1, 0, 1, 64, 10**9),
+        "json_schema": one_of(True, {}, {"type": "boolean"}, '{"type": "null"}', {"not": {}}, "{", 5, {"enum": []}),
+        "regex": one_of("[a-c]{1,9}", "(", "", "a*", 5),
+        "choice": one_of(["yes", "no"], [], [""], [" a"]),
+        "grammar": one_of('start: "a" | "b" start', 'root ::= "a"', "root ::= b", "", "x"),
     }
 
 
@@ -113,6 +117,18 @@ def _other_draws(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "use_beam_search": one_of(True, False, 1),
         "top_k": one_of(-1, 0, 10),
         "seed": one_of(-1, 7),
+        "response_format": one_of(
+            {"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}, {"type": 1}, "json"
+        ),
+        "structured_outputs": one_of({}, {"regex": "a+"}, {"json": {}, "regex": "a"}, {"choice": []}, [], {"x": 1}),
+        "guided_json": one_of(True, {"type": "boolean"}, "x"),
+        "guided_regex": one_of("[a-c]{1,9}", ""),
+        "guided_grammar": one_of('start: "a"', "x"),
+        "ebnf": one_of("", 'root ::= "a"'),
+        "regex": one_of("", "a"),
+        "grammar": one_of("", 'start: "a"'),
+        "guided_choice": one_of(["yes", "no"], "yes"),
+        "format": one_of("", "json", {"type": "integer"}, "xml"),
     }
 
 

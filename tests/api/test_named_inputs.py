@@ -7,6 +7,7 @@ them; ``/v1`` says 400 for all. What the design honours and the list refuses sta
 """
 
 import json
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -398,7 +399,10 @@ def test_88_nulls_of_the_sdk(client: TestClient) -> None:
     assert client.post(OPENAI, json=body).status_code == 200
 
 
-def test_89_a_large_schema_is_refused_at_once(client: TestClient) -> None:
+def test_89_a_large_schema_takes_no_long_time(client: TestClient) -> None:
     schema = {"enum": [str(i) for i in range(8000)]}
     format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    refused(client, OPENAI, body_for(OPENAI, None, response_format=format_), 400, "response_format")
+    began = time.monotonic()
+    answer = client.post(OPENAI, json=body_for(OPENAI, None, response_format=format_))
+    assert int(json.loads(answer.json()["choices"][0]["message"]["content"])) < 8000
+    assert time.monotonic() - began < 5

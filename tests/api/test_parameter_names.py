@@ -208,7 +208,7 @@ def test_what_the_model_refuses_has_the_name_that_was_sent(
         ("top-k", 1, "`top-k` is not a field; did you mean `top_k`?"),
         ("logits_processors", ["my.module"], "it would run code that the request brings"),
         ("prompt_logprob_token_ids", [1], "prompt_logprobs returns the likeliest tokens, and no others"),
-        ("guided_json", {"type": "object"}, "answers in a given format are not offered"),
+        ("guided_whitespace_pattern", " ", "JSON has a space, or a new line and its indentation, between its tokens"),
         ("mirostat", 2, "this sampler is not offered"),
         ("options", {"num_predict": 5}, "ollama's options are fields of the body here"),
         ("penalty_alpha", 0.6, "contrastive search is not offered"),
