@@ -7,7 +7,7 @@ PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test test-fast test-clients coverage wheel gpu fuzz fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
+.PHONY: help setup serve test test-fast test-clients coverage wheel gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
@@ -17,6 +17,7 @@ help:
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; five minutes on two cores"
 	@echo "make fuzz CASES=2000 QUANTIZATION=int4   the same with weights in int4 or int8"
+	@echo "make fuzz-schemas  ask for JSON of 2,000 random schemas; every finished answer must validate; ten minutes on two cores"
 	@echo "make fuzz-kernels  compare the GPU's kernels with the reference on 400 random shapes, in Triton's interpreter"
 	@echo "make planted-faults  plant faults in the GPU's kernels and runner, one by one, and show which test notices each; an hour on two cores"
 	@echo "make fuzz-http  throw 10,000 good and bad requests at the API; none may get a 5xx"
@@ -65,6 +66,9 @@ coverage: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100) $(or $(QUANTIZATION),none)
+
+fuzz-schemas: $(VENV)/.dev
+	$(BIN)/python -m tests.structured.fuzz $(or $(CASES),2000) $(or $(SEED),0)
 
 fuzz-kernels: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.kernels.fuzz $(or $(CASES),400) $(or $(SEED),0)
