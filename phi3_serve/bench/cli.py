@@ -16,7 +16,9 @@ app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 def bench_engine(
     shape: Annotated[str, typer.Option(help="small, mini or medium; probe is for tests.")] = "small",
     concurrency: Annotated[str, typer.Option(help="Requests in flight; several with commas.")] = "1,16",
-    workload: Annotated[str, typer.Option(help="plain, sampled, beams, exotic; several with commas.")] = "plain",
+    workload: Annotated[
+        str, typer.Option(help="plain, sampled, beams, exotic, structured; several with commas.")
+    ] = "plain",
     peers: Annotated[
         str, typer.Option(help="generate, batching, vllm (if installed); several with commas, or none.")
     ] = "",

@@ -8,7 +8,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import psutil
@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
+from phi3_serve.bench.drawn_tokens import DrawnTokens
 from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
@@ -58,6 +59,7 @@ class Ours:
     def __init__(self, model: Model, *, max_waiting: int, max_blocks: int) -> None:
         built = build(model)
         self._steps: list[StepStats] = []
+        self._vocab_size: int = built.config.vocab_size
         self._engine = Engine(
             as_loaded(built, model.quantization),
             queue=QueueLimits(requests=max_waiting, tokens=1 << 40),
@@ -68,10 +70,24 @@ class Ours:
 
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
         """Answer ``requests``."""
+        requests = self._constrained(requests)
         self._steps.clear()
         result = _closed_loop(self._engine.submit, requests, concurrency)
         result.steps = list(self._steps)
         return result
+
+    def _constrained(self, requests: list[EngineRequest]) -> list[EngineRequest]:
+        """``requests`` with their constraints, which cannot be sent to another process."""
+        if all(request.parameters.structured_output is None for request in requests):
+            return requests
+        from phi3_serve.text.constraint import Grammars  # needs llguidance, which the other workloads do without
+
+        grammars = Grammars(DrawnTokens(self._vocab_size), self._vocab_size)
+        return [
+            replace(request, constraint=grammars.constraint(wanted, ends=p.eos_token_ids, is_start_of_text=True))
+            for request in requests
+            if (wanted := (p := request.parameters).structured_output) is not None
+        ]
 
     def close(self) -> None:
         """Stop the engine."""

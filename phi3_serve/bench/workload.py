@@ -31,6 +31,23 @@ EXOTIC: tuple[Mapping[str, Any], ...] = (
     {"begin_suppress_tokens": [5, 6], "forced_eos_token_id": 2},
 )
 
+# An answer of the workload "structured" has more tokens than the benchmark asks for.
+PEOPLE: Mapping[str, Any] = {
+    "type": "array",
+    "minItems": 1000,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "role": {"enum": ["admin", "editor", "reader"]},
+            "tags": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+$"}, "maxItems": 4},
+        },
+        "required": ["name", "age", "role", "tags"],
+        "additionalProperties": False,
+    },
+}
+
 TIMEOUT_S = 3600.0
 
 
@@ -38,7 +55,7 @@ TIMEOUT_S = 3600.0
 class Workload:
     """Requests of one kind."""
 
-    kind: str = "plain"  # plain (greedy), sampled (KAITO's defaults), beams (4), exotic
+    kind: str = "plain"  # plain (greedy), sampled (KAITO's defaults), beams (4), exotic, structured (JSON of a schema)
     prompt_tokens: int = 32
     new_tokens: int = 64
 
@@ -64,7 +81,9 @@ class Workload:
             given |= {"num_beams": 4}
         if self.kind == "exotic":
             given |= EXOTIC[number % len(EXOTIC)]
+        if self.kind == "structured":
+            given |= {"json_schema": dict(PEOPLE), "min_new_tokens": 0, "eos_token_id": 2}
         return GenerationParameters(**given)
 
 
-KINDS = ("plain", "sampled", "beams", "exotic")
+KINDS = ("plain", "sampled", "beams", "exotic", "structured")

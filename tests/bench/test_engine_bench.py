@@ -21,12 +21,20 @@ QUICK = ["--shape", "probe", "--prompt-tokens", "8", "--new-tokens", "3", "--rou
 
 @pytest.mark.slow
 def test_ours_and_the_peers_are_measured_in_one_run() -> None:
-    given = ["--concurrency", "1,3", "--workload", "plain,beams,exotic", "--peers", "generate,batching", "--json"]
+    given = [
+        "--concurrency",
+        "1,3",
+        "--workload",
+        "plain,beams,exotic,structured",
+        "--peers",
+        "generate,batching",
+        "--json",
+    ]
     result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     found = {(line["name"].split(",")[0], line["workload"], line["concurrency"]) for line in report["lines"]}
-    everywhere = [("phi3-serve", kind) for kind in ("plain", "beams", "exotic")]
+    everywhere = [("phi3-serve", kind) for kind in ("plain", "beams", "exotic", "structured")]
     peers = [("generate", "plain"), ("generate", "beams"), ("transformers batching", "plain")]
     assert found == {(*who, at_once) for who in (*everywhere, *peers) for at_once in (1, 3)}
     for line in report["lines"]:
@@ -65,7 +73,7 @@ def test_the_table_says_what_was_measured() -> None:
         (["--peers", "llama"], "'llama' is not one of generate, batching, vllm."),
         (["--quantization", "int8,int3"], "'int3' is not one of none, int8, int4."),
         (["--quantization", "int8", "--device", "cuda"], "only none on a GPU."),
-        (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic."),
+        (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic, structured."),
         (["--concurrency", "1,x"], "expected comma-separated positive integers, got '1,x'."),
         (["--concurrency", "0"], "expected comma-separated positive integers, got '0'."),
     ],

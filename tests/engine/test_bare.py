@@ -16,7 +16,7 @@ import sys
 from importlib.machinery import PathFinder
 
 MISSING = {"ray", "fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "annotated_types",
-    "prometheus_client", "aiohttp", "hypothesis", "pytest", "matplotlib"}
+    "prometheus_client", "aiohttp", "llguidance", "hypothesis", "pytest", "matplotlib"}
 
 class Bare:
     find_distributions = PathFinder.find_distributions
