@@ -2,7 +2,6 @@
 
 import random
 import string
-from collections.abc import Iterable
 
 BYTES_FROM = 3  # the first ids are control tokens
 
@@ -23,9 +22,9 @@ class DrawnTokens:
             found[(" " * draw.randrange(2) + word).encode()] = None
         self._tokens = list(found)
 
-    def pieces(self, token_ids: Iterable[int]) -> dict[int, bytes]:
+    def piece(self, token_id: int) -> bytes:
         """See ``Tokens``."""
-        return {i: self._tokens[i] for i in token_ids}
+        return self._tokens[token_id]
 
     def encode_text(self, text: str) -> list[int]:
         """See ``Tokens``."""

@@ -6,7 +6,7 @@ fewer: the decoders of Llama and Phi-3 drop the first space of a text.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from functools import cached_property
 from typing import Protocol
 
@@ -33,8 +33,8 @@ class Tokens(Protocol):
     def drops_first_space(self) -> bool:
         """Whether the first space of a text is dropped."""
 
-    def pieces(self, token_ids: Iterable[int], /) -> Mapping[int, bytes]:
-        """The bytes of each token within a text."""
+    def piece(self, token_id: int, /) -> bytes:
+        """The bytes of a token within a text; none if the tokenizer does not know it."""
 
     def encode_text(self, text: str, /) -> list[int]:
         """The token ids of ``text``."""
@@ -63,9 +63,8 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokens, vocab_size: int) -> None:
         """``vocab_size``: that of the model, which may be larger than the tokenizer's."""
-        pieces = tokenizer.pieces(range(vocab_size))
         self._tokenizer = tokenizer
-        self._tokens = [pieces.get(i, b"") for i in range(vocab_size)]
+        self._tokens = [tokenizer.piece(i) for i in range(vocab_size)]
         self._limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()  # the latest used is last
         self._lock = threading.Lock()

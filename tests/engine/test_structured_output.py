@@ -205,7 +205,7 @@ def test_drafts_are_checked_before_they_run(engine: Engine, asker: Asker, monkey
     assert drafted == plain
     assert drafts
     for draft in drafts:
-        assert b"} {" not in b"".join(tokenizer.pieces([token])[token] for token in draft)
+        assert b"} {" not in b"".join(map(tokenizer.piece, draft))
 
 
 def test_a_constraint_that_fails_fails_alone(engine: Engine, asker: Asker) -> None:

@@ -28,8 +28,7 @@ class BruteForce:
         wanted = request.parameters.structured_output
         assert wanted is not None
         self._ends = frozenset(request.parameters.eos_token_ids)
-        pieces = tokenizer.pieces(range(vocab_size))
-        self._tokens = [b"" if i in tokenizer.control_ids else pieces.get(i, b"") for i in range(vocab_size)]
+        self._tokens = [b"" if i in tokenizer.control_ids else tokenizer.piece(i) for i in range(vocab_size)]
         self._drops_first_space = is_start_of_text
         self._start = LLMatcher(_BYTES, grammar_of(wanted), log_level=0, limits=LLParserLimits(verbose_errors=False))
         assert not self._start.is_error(), self._start.get_error()
