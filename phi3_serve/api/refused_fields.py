@@ -58,8 +58,8 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "truncation": (_TOO_LONG, ("disabled",)),
     # Anthropic
     "thinking": (_REASONING, ({"type": "disabled"}, {"type": "adaptive"})),
-    "output_config": (_FORMAT, ({},)),
-    "output_format": (_FORMAT, ()),
+    "output_config": ("send json_schema", ({},)),
+    "output_format": ("send json_schema", ()),
     "container": (_CODE, ()),
     "mcp_servers": (_TOOLS, ([],)),
     "context_management": (_PLATFORM, ()),
