@@ -196,7 +196,7 @@ OUT_OF_RANGE: list[tuple[str, dict[str, Any], str]] = [
     ("55 sequence_bias object", {"sequence_bias": {"5": 1.0}}, "sequence_bias"),
     ("56 exponential decay [1]", {"exponential_decay_length_penalty": [1]}, "exponential_decay_length_penalty"),
     ("59 stop_strings ['']", {"stop_strings": [""]}, "stop_strings"),
-    ("59 100 stop strings", {"stop_strings": ["a"] * 100}, "stop_strings"),
+    ("59 300 stop strings", {"stop_strings": ["a"] * 300}, "stop_strings"),
     ("59 long stop string", {"stop_strings": ["a" * 5000]}, "stop_strings"),
     ("60 max_time -1", {"max_time": -1}, "max_time"),
     ("61 prompt_lookup 0", {"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens"),

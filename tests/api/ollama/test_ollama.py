@@ -195,12 +195,21 @@ def test_nothing_to_answer_starts_the_model(sdk: ollama.Client, backend: LocalBa
         assert "keep_alive" in refused(client, "/api/generate", {"model": "tested", "keep_alive": 0})
 
 
+def test_an_answer_has_the_format(client: TestClient) -> None:
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    schema["additionalProperties"] = False
+    body = {**PATHS["/api/chat"], "options": {**GREEDY, "num_predict": 60}, "format": schema, "stream": False}
+    answer = client.post("/api/chat", json=body).json()
+    assert answer["done_reason"] == "stop"
+    assert json.loads(answer["message"]["content"])["colour"] in ("red", "blue")
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
         ("/api/chat", {"model": None}, "model"),
-        ("/api/chat", {"format": "json"}, "`format` is not accepted"),
-        ("/api/chat", {"format": {"type": "object"}}, "`format` is not accepted"),
+        ("/api/chat", {"format": "xml"}, "format"),
+        ("/api/chat", {"format": {"type": "thing"}}, "format"),
         ("/api/chat", {"tools": [{"type": "function"}]}, "`tools` is not accepted"),
         ("/api/chat", {"think": True}, "`think` is not accepted"),
         ("/api/chat", {"logprobs": True}, "logprobs"),

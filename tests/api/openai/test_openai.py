@@ -13,6 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 from starlette.testclient import TestClient
 
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
+from phi3_serve.api.parameter_names import OTHER_NAMES
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
 from phi3_serve.core import RawPrompt, VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded, ReplicaLost
@@ -372,7 +373,8 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         (sdk.chat.completions.create, ChatCompletionRequest, "/v1/chat/completions", {"messages": QUESTION}),
         (sdk.completions.create, CompletionRequest, "/v1/completions", {"prompt": PROMPT}),
     ):
-        for name in sorted(sdk_fields(method) - set(model.model_fields) - IGNORED):
+        honoured = {*model.model_fields, *OTHER_NAMES}
+        for name in sorted(sdk_fields(method) - honoured - IGNORED):
             answer = client.post(path, json={"model": "tested", **body, "max_tokens": 1, name: {"odd": 1}})
             assert answer.status_code == 400, (name, answer.text)
             error = answer.json()["error"]
