@@ -5,7 +5,7 @@
 // splits its work among `threads` threads of the OpenMP runtime that torch has loaded. Numbers are float or bfloat16 in
 // memory and float in registers; they are rounded where modeling_phi3.py of transformers rounds them.
 
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #include <omp.h>
@@ -376,7 +376,6 @@ constexpr int LANES = 4, MAX_TILE_ROWS = 6;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
 constexpr int64_t QUANTIZED_OUTPUTS = 16;  // of a panel; quantized_panels.py has the same constant
 constexpr int VECTORS = QUANTIZED_OUTPUTS / LANES;  // of a panel's outputs
@@ -387,10 +386,23 @@ constexpr int64_t QUANTIZED_PREFETCH = 2048;  // bytes
 constexpr float SMALLEST_WEIGHT = 1e-30f;  // a group without larger ones is 0; quantize.py has the same constant
 
 template <typename Vector>
-inline Vector loaded(const void *from) {
+INLINE Vector loaded(const void *from) {
     Vector v;
     std::memcpy(&v, from, sizeof v);
     return v;
+}
+
+// The LANES bytes at `from` as floats. GCC 12 would convert them one by one.
+INLINE Floats floats_of_bytes(const char *from) {
+#if defined(__AVX512F__)
+    const Words words = (Words)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+#elif defined(__AVX2__)
+    const Words words = (Words)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
+#else
+    Words words;
+    for (int lane = 0; lane < LANES; ++lane) words[lane] = static_cast<int8_t>(from[lane]);
+#endif
+    return __builtin_convertvector(words, Floats);
 }
 
 // Vectors of outputs in a tile of R rows, so that the sums fill the registers.
@@ -420,7 +432,7 @@ struct TileOfPanels {
 
 // sum[r][n] += weights[n] * x[r]
 template <int R, int N>
-inline void add_products(Floats (&sum)[R][N], const Floats (&weights)[N], const float *x) {
+INLINE void add_products(Floats (&sum)[R][N], const Floats (&weights)[N], const float *x) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
         const Floats of_row = Floats{} + x[r];
@@ -455,10 +467,8 @@ struct Int8 {
             for (int64_t i = 0; i < OF_CACHE_LINE; ++i, x += R) {
                 Floats weights[N];
 #pragma GCC unroll 8
-                for (int n = 0; n < N; ++n) {
-                    const Bytes values = loaded<Bytes>(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
-                    weights[n] = __builtin_convertvector(__builtin_convertvector(values, Words), Floats);
-                }
+                for (int n = 0; n < N; ++n)
+                    weights[n] = floats_of_bytes(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
                 add_products(sum, weights, x);
             }
         }
@@ -469,9 +479,9 @@ struct Int8 {
     }
 };
 
-inline Floats loaded_scales(const float *from) { return loaded<Floats>(from); }
+INLINE Floats loaded_scales(const float *from) { return loaded<Floats>(from); }
 
-inline Floats loaded_scales(const bfloat16 *from) {
+INLINE Floats loaded_scales(const bfloat16 *from) {
     return (Floats)(__builtin_convertvector(loaded<Halves>(from), Words) << 16);
 }
 
@@ -507,7 +517,7 @@ struct Int4 {
     }
 
     template <int J, int R, int N>
-    static void add_word(Floats (&sum)[R][N], const Words (&words)[N], const float *x) {
+    INLINE static void add_word(Floats (&sum)[R][N], const Words (&words)[N], const float *x) {
         if constexpr (J < PER_WORD) {
             Floats weights[N];
 #pragma GCC unroll 8
