@@ -22,6 +22,11 @@ ROWS = [*range(1, 15), 16, 18, 23, 24, 25, 40]
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to have made kernels with")
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_every_run() -> None:
+    torch.manual_seed(20261130)
+
+
 @pytest.fixture(params=[8, 4])
 def bits(request: pytest.FixtureRequest) -> Bits:
     return request.param  # type: ignore[no-any-return]
@@ -86,7 +91,8 @@ def test_products(ours: Kernels, format: Format, dtype: torch.dtype, outputs: in
     x = torch.randn(max(ROWS), inputs).to(dtype)
     expected = x.double() @ exact.T
     # of the sum of magnitudes, to which the roundings of float32 sums are in proportion; then one rounding to dtype
-    bound = 2e-6 * (x.double().abs() @ exact.abs().T) + torch.finfo(dtype).eps * expected.abs()
+    of_dtype = torch.finfo(dtype)
+    bound = 2e-6 * (x.double().abs() @ exact.abs().T) + of_dtype.eps * (expected.abs() + of_dtype.tiny)
     for packed in (ours.pack(weight), ReferenceKernels().pack(weight)):
         for rows in (0, 1, 2, 7, max(ROWS)):  # a step that chooses no tokens has none for the head
             found = packed.multiply(x[:rows].contiguous())
@@ -155,7 +161,7 @@ def test_the_library_rounds_as_torch_does(
     else:  # a scale and its negative are as good as one another if no weight becomes -8
         assert (found.values.abs() == expected.values.abs()).float().mean() > 0.9
     errors = [(q.dequantized() - weight.float()).square().sum() for q in (found, expected)]
-    torch.testing.assert_close(*errors, rtol=1e-3, atol=1e-12)
+    torch.testing.assert_close(*errors, rtol=5e-3, atol=1e-12)
     assert not found.dequantized()[1].any()
 
 
