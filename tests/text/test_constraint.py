@@ -243,12 +243,12 @@ def test_a_deep_schema_is_refused() -> None:
     ids=lambda wanted: str(wanted)[:60],
 )
 def test_what_is_large_takes_no_long_time(wanted: dict[str, Any]) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with suppress(InvalidRequest):
         constraint = request("tiny", TURN, **wanted).constraint
         assert constraint is not None
         assert any(constraint.mask())
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5  # of the processor: the machine may have other work
 
 
 def test_few_grammars_are_kept() -> None:
