@@ -39,7 +39,7 @@ _POLICIES: Mapping[type[CheckpointError], RetryPolicy] = {
     MemoryFull: RetryPolicy(5, 60, passes=True),
     CheckpointIncomplete: RetryPolicy(5, 60),
     # torch looks for devices once in a process
-    DeviceMissing: RetryPolicy(15, 15, needs_new_process=True),
+    DeviceMissing: RetryPolicy(60, 60, heals=False, needs_new_process=True),
     AccessDenied: RetryPolicy(300, 300, heals=False),
     CheckpointError: RetryPolicy(300, 300, heals=False),
 }
