@@ -196,8 +196,8 @@ def test_nothing_to_answer_starts_the_model(sdk: ollama.Client, backend: LocalBa
 
 
 def test_an_answer_has_the_format(client: TestClient) -> None:
-    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
-    schema["additionalProperties"] = False
+    colour = {"colour": {"enum": ["red", "blue"]}}
+    schema = {"type": "object", "properties": colour, "required": ["colour"], "additionalProperties": False}
     body = {**PATHS["/api/chat"], "options": {**GREEDY, "num_predict": 60}, "format": schema, "stream": False}
     answer = client.post("/api/chat", json=body).json()
     assert answer["done_reason"] == "stop"
