@@ -19,7 +19,8 @@ def test_the_list_is_that_of_the_design() -> None:
         max_time prompt_lookup_num_tokens seed"""
     of_openai = "presence_penalty frequency_penalty top_logprobs"
     of_others = """prompt_logprobs stop_token_ids ignore_eos allowed_token_ids bad_words repeat_last_n stop
-        include_stop_str_in_output skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens truncation_side"""
+        include_stop_str_in_output skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens truncation_side
+        json_schema regex choice grammar"""
     assert set(NAMES) == set(honoured.split()) | set(of_openai.split()) | set(of_others.split())
 
 
