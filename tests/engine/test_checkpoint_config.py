@@ -202,7 +202,7 @@ def test_quantised_weights_are_refused(tmp_path: Path, changes: dict[str, Any], 
         ),
         (
             {"stop_strings": [""]},
-            "stop_strings is ['']; it must be text (1 to 256) or a list of [text (1 to 256)] (0 to 32)",
+            "stop_strings is ['']; it must be text (1 to 256) or a list of [text (1 to 256)] (0 to 256)",
         ),
         (
             {"exponential_decay_length_penalty": [5]},
