@@ -213,10 +213,12 @@ def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Ca
             given["max_new_tokens"] = max(2, given["max_new_tokens"])  # a forced first and last token makes all equal
         if "num_beams" in given and "exponential_decay_length_penalty" in given:
             given.pop("remove_invalid_values", None)  # ends that are ruled out come back with one huge score for all
-        if "num_beams" in given and given["do_sample"] and "guidance_scale" in given:
-            # Where cutoffs, a grammar or a forced token leave fewer tokens than beams draw, the rest is drawn of probability 0, which ties decide;
-            # by way of the negative prompt's rows, which stay where they are, these change the living beams.
-            given = {name: value for name, value in given.items() if name not in FEW_TOKENS} | {"top_k": 0}
+        if "num_beams" in given and "guidance_scale" in given:
+            # Where cutoffs, a grammar or a forced token leave fewer tokens than beams take, the rest has probability 0, and ties
+            # decide which of them are taken; by way of the negative prompt's rows, which stay where they are, these change
+            # the living beams. Without sampling, only a grammar leaves so few.
+            few, no_cutoff = (FEW_TOKENS, {"top_k": 0}) if given["do_sample"] else (STRUCTURED_KINDS, {})
+            given = {name: value for name, value in given.items() if name not in few} | no_cutoff
         kinds = [name for name in STRUCTURED_KINDS if name in given]
         for name in kinds[:-1]:
             del given[name]
