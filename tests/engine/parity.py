@@ -278,6 +278,14 @@ def is_same(ours: GeneratedSequence, theirs: GeneratedSequence) -> bool:
     return theirs.token_ids[: len(ours.token_ids)] == ours.token_ids and (not beyond or ends_by_string)
 
 
+def are_repeats(number: int, ours: tuple[GeneratedSequence, ...], theirs: tuple[GeneratedSequence, ...]) -> bool:
+    """Whether answer ``number`` of both is an earlier one again.
+
+    If fewer answers are possible than beam search returns, dead beams repeat some; ties decide which.
+    """
+    return all(any(is_same(one, some[number]) for one in some[:number]) for some in (ours, theirs))
+
+
 def verdict(case: Case, ours: tuple[list[int], EngineEvent], theirs: EngineEvent) -> str:
     """How the two answers compare; "differs" is the one that must not be."""
     streamed, event = ours
@@ -285,18 +293,23 @@ def verdict(case: Case, ours: tuple[list[int], EngineEvent], theirs: EngineEvent
         return "refused by both" if isinstance(event, Failed) else "refused by transformers"
     if not isinstance(event, Finished) or not isinstance(theirs, Finished):
         return "differs"
-    if len(event.sequences) != len(theirs.sequences) or not all(map(is_same, event.sequences, theirs.sequences)):
+    if len(event.sequences) != len(theirs.sequences):
+        return "differs"
+    pairs = list(zip(event.sequences, theirs.sequences, strict=True))
+    if "num_beams" in case.given:
+        pairs = [p for n, p in enumerate(pairs) if not are_repeats(n, event.sequences, theirs.sequences)]
+    if not all(is_same(mine, other) for mine, other in pairs):
         return "differs"
     if streamed and tuple(streamed) != event.sequences[0].token_ids:
         return "differs"
-    for mine, other in zip(event.sequences, theirs.sequences, strict=True):
+    for mine, other in pairs:
         if (mine.scores is None) != (other.scores is None):
             return "differs"
         if mine.scores is not None and other.scores is not None:
-            pairs = zip(mine.scores, other.scores, strict=False)
+            tokens = zip(mine.scores, other.scores, strict=False)
             # a token on the edge of what may be drawn shifts the others' probabilities a little
             near = 2e-2 if case.given["do_sample"] else 1e-3
-            if not all(a == b or abs(a - b) <= near * max(1.0, abs(b)) or b != b for a, b in pairs):
+            if not all(a == b or abs(a - b) <= near * max(1.0, abs(b)) or b != b for a, b in tokens):
                 return "differs"
     return "equal"
 

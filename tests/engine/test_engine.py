@@ -267,8 +267,10 @@ def test_a_device_that_fails_while_tokens_are_chosen_ends_the_engine(
     broken: Exception = torch.AcceleratorError("CUDA error: device-side assert triggered")
     breakdowns: list[Exception] = []
     engine = Engine(loaded, sizes=SIZES, on_breakdown=breakdowns.append)
+    all_are_submitted = threading.Event()  # an engine that has ended takes no request
 
     def fail(*given: Any) -> Any:
+        assert all_are_submitted.wait(20)
         # libraries report such an error as any RuntimeError; then the device itself is asked
         raise RuntimeError("cuBLAS error") if place == "as another error" else broken
 
@@ -283,6 +285,7 @@ def test_a_device_that_fails_while_tokens_are_chosen_ends_the_engine(
         is_requested, _ = processors._PROCESSORS["suppress"]
         monkeypatch.setitem(processors._PROCESSORS, "suppress", Processor(is_requested, fail))
     answers = [Answer(engine, request(loaded, name, max_new_tokens=60, suppress_tokens=[1])) for name in "ab"]
+    all_are_submitted.set()
     for answer in answers:
         event = answer.last()
         assert isinstance(event, Failed)
