@@ -68,7 +68,7 @@ class BodyWithParameters(BaseModel):
             rest[cls.holder] = given.values
         validated = handler(rest)
         validated._unknown, validated._has_null_kwargs = unknown, cls.holder in body and in_holder is None
-        validated._names = {parameter: place[-1] for parameter, place in given.places.items()}
+        validated._names = given.names
         return validated
 
     @classmethod

@@ -126,6 +126,26 @@ def _response_format(value: Any, _: Json) -> Json:
     return {"json_schema": named["schema"]}
 
 
+def _format_in(place: str) -> Callable[[Any, Json], Json]:
+    """The format of an answer in OpenAI's responses and in Anthropic's API, where the schema stands beside the type."""
+
+    def format_of(value: Any, _: Json) -> Json:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind == "text":
+            return {}
+        if kind == "json_object":
+            return {"json_schema": _ANY_OBJECT}
+        if kind != "json_schema":
+            raise InvalidRequest(
+                f"`{place}` must be an object whose `type` is text, json_object or json_schema.", place
+            )
+        if not isinstance(value.get("schema"), dict):
+            raise InvalidRequest(f"`{place}` of type json_schema needs `schema`, a JSON schema.", place)
+        return {"json_schema": value["schema"]}
+
+    return format_of
+
+
 def _structured_outputs(value: Any, _: Json) -> Json:
     """As vLLM (config/structured_outputs.py, StructuredOutputsParams at 002032ee)."""
     name = "structured_outputs"
@@ -223,6 +243,11 @@ OTHER_NAMES: Mapping[str, OtherName] = {
     "top_k": OtherName("top_k", "vLLM, SGLang", "-1 is off, as 0 is.", _OR_MINUS_ONE, _top_k),
 }
 
+# A field of an object that sets a parameter, if the schema of the API has the object.
+NESTED_NAMES: Mapping[tuple[str, ...], OtherName] = {
+    ("text", "format"): OtherName("json_schema", "OpenAI's responses", parameters=_format_in("text.format")),
+    ("output_config", "format"): OtherName("json_schema", "Anthropic", parameters=_format_in("output_config.format")),
+}
 
 _ALL_NAMES = frozenset({*NAMES, *OTHER_NAMES})
 
@@ -234,11 +259,20 @@ class GivenParameters:
     values: dict[str, Any] = field(default_factory=dict)  # parameter → value; without the own fields of the body
     places: dict[str, tuple[str, ...]] = field(default_factory=dict)  # parameter → keys from the body to the value
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Parameter → the name by which the client sent it."""
+        return {
+            parameter: ".".join(place) if place in NESTED_NAMES else place[-1]
+            for parameter, place in self.places.items()
+        }
+
 
 def place_of(body: Any, parameter: str, holder: str = KWARGS) -> tuple[str, ...]:
     """The keys of the value in ``body`` that sets ``parameter``. ``holder``: the field with an object of parameters."""
-    for place, name, _ in _fields(body, holder) if isinstance(body, dict) else ():
-        if name == parameter or (name in OTHER_NAMES and OTHER_NAMES[name].parameter == parameter):
+    for place, name, _ in _fields(body, body, holder) if isinstance(body, dict) else ():
+        other = _other_name(place)
+        if name == parameter or (other is not None and other.parameter == parameter):
             return place
     return holder, parameter
 
@@ -262,13 +296,13 @@ def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str =
     of_kwargs = in_kwargs.items() if isinstance(in_kwargs, dict) else ()
     siblings = {**body, **{name: value for name, value in of_kwargs if value is not None}}
     values: dict[str, Any] = {}
-    for place, name, value in _fields(body, holder):
-        other = OTHER_NAMES.get(name)
+    for place, name, value in _fields(body, own_fields, holder):
+        other = _other_name(place)
         for parameter, of_parameter in (
             {name: value} if other is None else other.parameters_of(value, siblings)
         ).items():
             if parameter == "json_schema":
-                _refuse_deep(of_parameter, place[-1])
+                _refuse_deep(of_parameter, name)
             is_own = len(place) == 1 and name in own_fields
             if parameter in values and values[parameter] != of_parameter:
                 earlier = given.places[parameter]
@@ -301,11 +335,20 @@ def _differ(one: tuple[str, ...], other: tuple[str, ...]) -> InvalidRequest:
     )
 
 
-def _fields(body: Json, holder: str) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+def _other_name(place: tuple[str, ...]) -> OtherName | None:
+    """What another server's name at ``place`` means; None if it is a parameter's own name."""
+    return NESTED_NAMES.get(place) or OTHER_NAMES.get(place[-1])
+
+
+def _fields(body: Json, own_fields: Collection[str], holder: str) -> Iterator[tuple[tuple[str, ...], str, Any]]:
     """The keys, the name and the value of each parameter."""
     for name, value in body.items():
         if is_name(name) and value is not None:
             yield (name,), name, value
+    for outer, inner in NESTED_NAMES:
+        within = body.get(outer) if outer in own_fields else None
+        if isinstance(within, dict) and within.get(inner) is not None:
+            yield (outer, inner), f"{outer}.{inner}", within[inner]
     in_kwargs = body.get(holder)
     for name, value in in_kwargs.items() if isinstance(in_kwargs, dict) else ():
         if value is not None or not is_name(name):

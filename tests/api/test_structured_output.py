@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from anthropic import Anthropic
 from fastapi import FastAPI
 from openai import OpenAI
 from pydantic import BaseModel, Field
@@ -226,6 +227,13 @@ class Pet(BaseModel):
     legs: int = Field(ge=0, le=8)
 
 
+class Vote(BaseModel):
+    """No text of any length: Anthropic's SDK leaves the limits of a text to the model."""
+
+    mood: Mood
+    is_sure: bool
+
+
 class Person(BaseModel):
     """Somebody."""
 
@@ -313,3 +321,41 @@ def test_several_answers(sdk: OpenAI) -> None:
     )
     assert all(is_person(choice.message.content or "") for choice in completion.choices)
     assert len(completion.choices) == 4
+
+
+def test_parse_of_responses(sdk: OpenAI) -> None:
+    asked: Any = {"model": "tested", "input": ASKED, "text_format": Person, "temperature": 1.5}
+    for seed in range(3):
+        answer = sdk.responses.parse(**asked, extra_body={"seed": seed})
+        assert isinstance(answer.output_parsed, Person)
+        assert answer.text is not None
+        assert answer.text.format is not None
+        assert answer.text.format.type == "json_schema"
+    with sdk.responses.stream(**asked, extra_body={"seed": 0}) as stream:
+        final: Any = stream.get_final_response()
+    assert final.output_parsed == sdk.responses.parse(**asked, extra_body={"seed": 0}).output_parsed
+
+
+def test_any_object_by_responses(sdk: OpenAI) -> None:
+    asked: Any = {"model": "tested", "input": ASKED, "temperature": 0, "max_output_tokens": 60}
+    by_format = sdk.responses.create(**asked, text={"format": {"type": "json_object"}})
+    assert by_format.output_text.startswith("{")
+    by_name = sdk.responses.create(**asked, extra_body={"json_schema": {"type": "object"}})
+    assert by_format.output_text == by_name.output_text
+    text = sdk.responses.create(**asked, text={"format": {"type": "text"}})
+    assert text.output_text == sdk.responses.create(**asked).output_text
+
+
+def test_parse_of_anthropics_sdk(server_url: str) -> None:
+    asked: Any = {"model": "tested", "messages": ASKED, "output_format": Vote, "max_tokens": 100}
+    with Anthropic(base_url=server_url, api_key="unused") as client:
+        for seed in range(3):
+            message = client.messages.parse(**asked, extra_body={"seed": seed})
+            assert isinstance(message.parsed_output, Vote)
+        with client.messages.stream(**asked, extra_body={"seed": 0}) as stream:
+            final: Any = stream.get_final_message()
+        assert final.parsed_output == client.messages.parse(**asked, extra_body={"seed": 0}).parsed_output
+        counted = client.messages.count_tokens(
+            model="tested", messages=ASKED, output_config={"format": {"type": "json_schema", "schema": PERSON}}
+        )
+        assert counted.input_tokens == client.messages.count_tokens(model="tested", messages=ASKED).input_tokens

@@ -80,8 +80,21 @@ class CountTokensRequest(BodyWithoutParameters):
     """The conversation."""
     system: Content | None = None
     """The system prompt, which stands before the messages."""
+    output_config: Any = None
+    """Without effect: the format of the answer adds no token to the conversation."""
     cache_control: Any = None
     """Without effect: the server finds common prefixes itself."""
+
+
+class OutputConfig(BaseModel):
+    """How the answer is written."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    format: dict[str, Any] | None = None
+    """The format of the answer: an object whose type is json_schema, with schema."""
+    effort: Literal["high"] | None = None
+    """The model has no such setting."""
 
 
 class MessagesRequest(BodyWithParameters):
@@ -103,6 +116,8 @@ class MessagesRequest(BodyWithParameters):
     assistant."""
     system: Content | None = None
     """The system prompt, which stands before the messages."""
+    output_config: OutputConfig | None = None
+    """The format of the answer."""
     stream: bool | None = None
     """Stream the answer as server-sent events."""
     service_tier: Literal["auto", "standard_only"] | None = None

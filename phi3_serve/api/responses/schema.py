@@ -80,22 +80,14 @@ class InputMessage(BaseModel):
         return given
 
 
-class TextFormat(BaseModel):
-    """The format of an answer."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="ignore")
-
-    type: Literal["text"]
-    """Answers in a given format are not offered."""
-
-
 class TextConfig(BaseModel):
     """How the text is written."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-    format: TextFormat | None = None
-    """The format of the answer."""
+    format: dict[str, Any] | None = None
+    """The format of the answer: an object whose type is text, json_object, or json_schema with schema. strict is always
+    true."""
     verbosity: Literal["medium"] | None = None
     """The model has no such setting; ask for a short answer in the instructions."""
 

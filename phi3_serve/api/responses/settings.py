@@ -10,6 +10,7 @@ from phi3_serve.core import GenerationRequest
 def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str, Any]:
     """What the client has asked for, and what applies where it asked for nothing."""
     parameters = request.parameters.over(SAMPLED)
+    text_format = (body.text and body.text.format) or {"type": "text"}
     temperature = 0.0 if parameters.do_sample is False else parameters.temperature
     return {
         "background": False,
@@ -24,7 +25,7 @@ def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str,
         "service_tier": "default",
         "store": False,
         "temperature": temperature,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "text": {"format": text_format, "verbosity": "medium"},
         "tool_choice": "none",
         "tools": [],
         "top_logprobs": 0,
