@@ -197,7 +197,7 @@ def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Ca
         prompt = tuple(draw.choice(MEANT) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
         if draw.random() < 0.3:  # n-grams that repeat
             prompt = (prompt * 6)[: max(len(prompt), 12)]
-        given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 4, 8, 16, 40, 80])}
+        given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 2, 4, 4, 8, 8, 16, 16, 24, 40, 80])}
         given |= {name: table[name]() for name in draw.sample(list(table), draw.choice([0, 1, 1, 2, 3, 5, 8]))}
         if draw.random() < guided:
             given |= {"guidance_scale": table["guidance_scale"](), "negative_prompt_ids": long_ids(60)}
