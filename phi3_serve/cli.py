@@ -75,6 +75,40 @@ def chat(
 
 
 @app.command()
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Requests, one a line, in OpenAI's batch format.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Answers, one a line; what it has is not asked again.")],
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    most_at_once: Annotated[
+        int,
+        typer.Option("--at-once", min=1, max=4096, help="Requests in flight at most; fewer if the server has no room."),
+    ] = 256,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PHI3_SERVE_API_KEY", help="Where the server asks for one.")
+    ] = None,
+) -> None:
+    """Answer the requests of a file with a running server. The same command again goes on after an end.
+
+    It exits with 0 if every request was answered, with 1 if some got an error as their answer, with 2 if it could not
+    finish, and with 130 after Ctrl-C.
+    """
+    from phi3_serve.batch_file import BatchFile
+
+    file = BatchFile(url, source, target, most_at_once=most_at_once, api_key=api_key)
+    try:
+        file.run()
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    if file.num_errors:
+        typer.echo(f"{file.num_errors} requests got an error as their answer; {target} has them.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def key(
     name: Annotated[
         str | None, typer.Option(help="Its name in metrics and errors; scopes and limits need a name.")
