@@ -9,6 +9,8 @@ import typer
 from phi3_serve import catalogue
 from phi3_serve.errors import Phi3ServeError
 
+NO_PEERS = "none"
+
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 
 
@@ -20,8 +22,8 @@ def bench_engine(
         str, typer.Option(help="plain, sampled, beams, exotic, structured; several with commas.")
     ] = "plain",
     peers: Annotated[
-        str, typer.Option(help="generate, batching, vllm (if installed); several with commas, or none.")
-    ] = "",
+        str, typer.Option(help="none, or generate, batching, vllm (if installed); several with commas.")
+    ] = NO_PEERS,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a prompt.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
     requests: Annotated[int, typer.Option(min=0, help="Requests a run; 0: twice the concurrency.")] = 0,
@@ -52,7 +54,7 @@ def bench_engine(
         peer_dtype=_one_of("--peer-dtype", peer_dtype, ("auto", "float32", "bfloat16", "float16"))[0],
         concurrency=_counts("--concurrency", concurrency),
         workloads=_one_of("--workload", workload, KINDS),
-        peers=_one_of("--peers", peers, engine.PEERS) if peers else (),
+        peers=() if peers in ("", NO_PEERS) else _one_of("--peers", peers, engine.PEERS),
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         requests=requests,

@@ -48,7 +48,7 @@ def test_ours_and_the_peers_are_measured_in_one_run() -> None:
 
 @pytest.mark.slow
 def test_rounded_weights_are_measured_beside_others() -> None:
-    given = ["--concurrency", "2", "--quantization", "none,int8,int4", "--json"]
+    given = ["--peers", "none", "--concurrency", "2", "--quantization", "none,int8,int4", "--json"]
     result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
     assert result.exit_code == 0, result.output
     lines = json.loads(result.stdout)["lines"]
