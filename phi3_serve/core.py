@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 from phi3_serve.resolved_parameters import ResolvedParameters
+from phi3_serve.tool_calls import ToolCalls
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -83,6 +84,7 @@ class GenerationRequest:
     prompt: Prompt
     parameters: GenerationParameters
     api_defaults: GenerationParameters = NONE_GIVEN
+    tool_calls: ToolCalls | None = None  # those that the answer is, or may be
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
     truncate_prompt: bool = False  # handle_long_generation "hole": drop the start of a prompt that is too long

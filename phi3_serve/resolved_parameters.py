@@ -1,21 +1,23 @@
 """The generate parameters of one request after every default is filled in and every contradiction is refused."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import LIBRARY_DEFAULTS, EarlyStopping, GenerationParameters, as_token_ids
+from phi3_serve.tool_calls import ToolCalls
 
-StructuredKind = Literal["json_schema", "regex", "choice", "grammar"]
-STRUCTURED_KINDS: tuple[StructuredKind, ...] = get_args(StructuredKind)
+StructuredParameter = Literal["json_schema", "regex", "choice", "grammar"]
+StructuredKind = StructuredParameter | Literal["tools"]
+STRUCTURED_PARAMETERS: tuple[StructuredParameter, ...] = get_args(StructuredParameter)
 MAX_SEQUENCE_IDS = 2**24  # in bad_words_ids or sequence_bias, times the sequences that each step compares them with
 MAX_ENDS_OF_BEAMS = 2**12  # end-of-sequence tokens times beams: each step ranks so many candidates
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """What the text of an answer must be; the value is that of the parameter ``kind``."""
+    """What the text of an answer must be; the value is that of the parameter ``kind``, or ``ToolCalls`` of tools."""
 
     kind: StructuredKind
     value: Any
@@ -117,8 +119,12 @@ class ResolvedParameters:
         return self.guidance_scale != 1.0
 
 
-def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> ResolvedParameters:
+def resolve(
+    given: GenerationParameters, *defaults: GenerationParameters, tool_calls: ToolCalls | None = None
+) -> ResolvedParameters:
     """``given``, completed by ``defaults`` in their order, then by the library's defaults.
+
+    ``tool_calls``: those that the answer is, or may be.
 
     Raises:
         InvalidRequest: two parameters contradict each other.
@@ -127,9 +133,12 @@ def resolve(given: GenerationParameters, *defaults: GenerationParameters) -> Res
     for below in (*defaults, LIBRARY_DEFAULTS):
         merged = merged.over(below)
     values = merged.given()
-    if structured := next(filter(None, map(_structured_output, (given, *defaults))), None):
+    structured = next(filter(None, map(_structured_output, (given, *defaults))), None)
+    if tool_calls is not None:
+        structured = _with_calls(tool_calls, structured)
+    if structured is not None:
         values |= {"structured_output": structured, "without_effect": _turned_off(values)}
-    for kind in STRUCTURED_KINDS:
+    for kind in STRUCTURED_PARAMETERS:
         values.pop(kind, None)
     ends = as_token_ids(values.pop("eos_token_id", None))
     ignored = values.pop("ignore_eos", False)
@@ -152,11 +161,26 @@ def _structured_output(given: GenerationParameters) -> StructuredOutput | None:
     Raises:
         InvalidRequest: it says two things.
     """
-    found = [StructuredOutput(k, value) for k in STRUCTURED_KINDS if (value := getattr(given, k)) is not None]
+    found = [StructuredOutput(k, value) for k in STRUCTURED_PARAMETERS if (value := getattr(given, k)) is not None]
     if len(found) > 1:
         one, other = found[0].kind, found[1].kind
         raise InvalidRequest(f"`{one}` and `{other}` exclude each other; send one of them.", other)
     return found[0] if found else None
+
+
+def _with_calls(calls: ToolCalls, text: StructuredOutput | None) -> StructuredOutput | None:
+    """What an answer must be that is calls of tools or, if they are not forced, ``text``.
+
+    Raises:
+        InvalidRequest: the two cannot be one grammar.
+    """
+    if text is not None and not calls.is_forced:
+        if text.kind != "json_schema":
+            raise InvalidRequest(
+                f"`tools` and `{text.kind}` exclude each other, unless a call is forced or forbidden.", text.kind
+            )
+        calls = replace(calls, text_schema=text.value)
+    return StructuredOutput("tools", calls) if calls.needs_grammar else None
 
 
 def _turned_off(values: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from phi3_serve.api.fields import OnlyAssistantMaySayNothing, nothing
-from phi3_serve.core import Conversation, Message
+from phi3_serve.api.tools.offer import Offer
+from phi3_serve.api.tools.prompt import with_offer
+from phi3_serve.api.tools.turns import Turns
+from phi3_serve.core import Conversation
+from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import Characters
 
 # The type of a part of a message → what it is. The model has no use for any of them.
@@ -45,17 +49,53 @@ class TextPart(BaseModel):
         return given
 
 
+class CalledFunction(BaseModel):
+    """What an assistant has called."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    name: Characters
+    """The name of the function."""
+    arguments: Characters | dict[str, Any] = ""
+    """Its arguments as JSON."""
+    parsed_arguments: Any = None
+    """Without effect: the SDK's own reading of the arguments."""
+
+
+class MessageToolCall(BaseModel):
+    """A call in an assistant's turn."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    id: Characters | None = None
+    """By which the message with the result names this call."""
+    type: Literal["function"] = "function"
+    """Other calls are not offered."""
+    function: CalledFunction
+    """What was called."""
+    index: Any = None
+    """Without effect: the place of the call in a stream."""
+
+
 class ChatCompletionMessage(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-    role: Literal["system", "developer", "user", "assistant"]
-    """The author of this turn; developer is OpenAI's newer word for system."""
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    """The author of this turn; developer is OpenAI's newer word for system. A tool's turn is the result of a call, and
+    a function's its older form. The model reads results as a turn of the user."""
     content: Annotated[Characters | list[TextPart] | None, OnlyAssistantMaySayNothing]
     """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
     name: Characters | None = None
-    """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
+    """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not. In a turn
+    of a function, and in one of a tool without tool_call_id, it is the function that was called."""
+    tool_calls: list[MessageToolCall] | None = None
+    """What an assistant has called. The model reads it behind the content, in the form that it is asked for."""
+    function_call: CalledFunction | None = None
+    """The older form of tool_calls."""
+    tool_call_id: Characters | None = None
+    """The call of an earlier turn whose result a tool's turn has."""
     reasoning_content: Characters | None = None
     """What an assistant thought first. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
     reasoning: Any = None
@@ -64,13 +104,11 @@ class ChatCompletionMessage(BaseModel):
     """Without effect: citations in an earlier answer."""
     cache_control: Any = None
     """Without effect: the server finds common prefixes itself."""
+    parsed: Any = None
+    """Without effect: the SDK's own reading of the content."""
     refusal: Annotated[None, nothing("a refusal is not a text that the model has said")] = None
     """Always null."""
     audio: Annotated[None, nothing("the model reads text only")] = None
-    """Always null."""
-    tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
-    """Always empty."""
-    function_call: Annotated[None, nothing("tools are not offered")] = None
     """Always null."""
 
     @property
@@ -83,11 +121,31 @@ class ChatCompletionMessage(BaseModel):
 ChatCompletionMessages = Annotated[list[ChatCompletionMessage], Len(1, 1024)]
 
 
-def conversation(messages: list[ChatCompletionMessage]) -> Conversation:
-    """``messages`` as the replica takes them."""
-    return Conversation(tuple(map(_message, messages)))
+def conversation(messages: list[ChatCompletionMessage], offer: Offer | None = None) -> Conversation:
+    """``messages`` as the replica takes them, with the tools of ``offer``.
+
+    Raises:
+        InvalidRequest: a result belongs to no call.
+    """
+    turns = Turns()
+    for number, message in enumerate(messages):
+        _add(message, turns, f"messages.{number}")
+    return Conversation(with_offer(turns.messages, offer))
 
 
-def _message(message: ChatCompletionMessage) -> Message:
-    role = "system" if message.role == "developer" else message.role
-    return Message(role, message.text, message.name, message.reasoning_content)
+def _add(message: ChatCompletionMessage, turns: Turns, at: str) -> None:
+    if message.role == "tool":
+        turns.result(message.tool_call_id, message.text, at=f"{at}.tool_call_id", name=message.name)
+    elif message.role == "function":
+        turns.result(None, message.text, at=f"{at}.name", name=message.name)
+    else:
+        role = "system" if message.role == "developer" else message.role
+        turns.say(role, message.text, message.name, message.reasoning_content)
+        calls = message.tool_calls or ()
+        if message.role != "assistant" and (calls or message.function_call):
+            raise InvalidRequest("Only an assistant has called tools.", f"{at}.tool_calls")
+        for number, call in enumerate(calls):
+            turns.call(call.id, call.function.name, call.function.arguments, at=f"{at}.tool_calls.{number}")
+        if message.function_call is not None:
+            called = message.function_call
+            turns.call(None, called.name, called.arguments, at=f"{at}.function_call")

@@ -4,10 +4,11 @@ A parameter may be a field of the body or of one object in it, by its own name o
 is ``generate_kwargs``, and in ollama's API ``options``.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from phi3_serve.api.json_depth import refuse_deep
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import NAMES
 
@@ -15,7 +16,6 @@ KWARGS = "generate_kwargs"
 OPTIONS = "options"
 OBJECTS = (KWARGS, OPTIONS)
 """The fields whose values are objects of generate parameters."""
-MAX_LEVELS = 128  # of JSON in a schema
 WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
 
 Json = Mapping[str, Any]
@@ -302,7 +302,7 @@ def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str =
             {name: value} if other is None else other.parameters_of(value, siblings)
         ).items():
             if parameter == "json_schema":
-                _refuse_deep(of_parameter, name)
+                refuse_deep(of_parameter, name)
             is_own = len(place) == 1 and name in own_fields
             if parameter in values and values[parameter] != of_parameter:
                 earlier = given.places[parameter]
@@ -313,19 +313,6 @@ def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str =
             if not is_own:
                 given.values[parameter] = of_parameter
     return given
-
-
-def _refuse_deep(value: Any, name: str) -> None:
-    """What is nested more deeply cannot be pickled, and llguidance does not take it either."""
-    level, depth = [value], 0
-    while level := [inner for outer in level for inner in _members(outer)]:
-        depth += 1
-        if depth > MAX_LEVELS:
-            raise InvalidRequest(f"`{name}` is nested more than {MAX_LEVELS} levels deep.", name)
-
-
-def _members(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _differ(one: tuple[str, ...], other: tuple[str, ...]) -> InvalidRequest:

@@ -12,7 +12,8 @@ from phi3_serve.api.parameter_names import OTHER_NAMES, is_name
 from phi3_serve.errors import InvalidRequest, did_you_mean
 from phi3_serve.parameters import NAMES, NEVER, is_one_of
 
-_TOOLS = "tools are not offered: Phi-3 was not trained to call any"
+_TOOLS = "tools are offered by /v1/chat/completions, /v1/responses, /v1/messages and /api/chat"
+_OWN_TOOLS = "the server runs no tools itself"
 _TEXT_ONLY = "the model reads and writes text only"
 _PLATFORM = "it belongs to OpenAI's platform; this server stores nothing and looks nothing up"
 _REASONING = "Phi-3 has no separate reasoning"
@@ -61,7 +62,7 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "output_config": ("send json_schema", ({},)),
     "output_format": ("send json_schema", ()),
     "container": (_CODE, ()),
-    "mcp_servers": (_TOOLS, ([],)),
+    "mcp_servers": (_OWN_TOOLS, ([],)),
     "context_management": (_PLATFORM, ()),
     "diagnostics": (_PLATFORM, ()),
     "inference_geo": (_PLACEMENT, ()),

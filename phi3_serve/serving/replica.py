@@ -172,7 +172,9 @@ class Replica:
         """Resolve the parameters and encode the prompt."""
         is_turn = isinstance(request.prompt, Conversation)
         of_model = _turn_defaults(model) if is_turn else model.loaded.defaults
-        parameters = resolve(request.parameters, self._defaults, request.api_defaults, of_model)
+        parameters = resolve(
+            request.parameters, self._defaults, request.api_defaults, of_model, tool_calls=request.tool_calls
+        )
         if is_turn:  # a tokenizer may not mark these as special, and then they would be part of the text
             ends = model.tokenizer.end_of_turn_ids.intersection(parameters.eos_token_ids)
             parameters = replace(parameters, stop_token_ids=(*parameters.stop_token_ids, *ends))

@@ -15,6 +15,20 @@ from llguidance.gbnf_to_lark import any_to_lark
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import MAX_SCHEMA
 from phi3_serve.resolved_parameters import StructuredOutput
+from phi3_serve.tool_calls import (
+    CALL_END,
+    FENCE_BEGIN,
+    FENCE_END,
+    FREE_LIST_BEGIN,
+    LIST_BEGIN,
+    LIST_END,
+    LIST_SEPARATOR,
+    SPACE,
+    CallableTool,
+    ToolCalls,
+    call_begin,
+    free_call_begin,
+)
 
 # Between two tokens of JSON: a space, or a new line and its indentation. Without a limit a weak model writes whitespace
 # until its tokens are used up.
@@ -24,6 +38,7 @@ MAX_PLACES_TRIED = 256  # to find the place of an error; each takes about a mill
 
 # llguidance would choose tokens itself where the grammar leaves one text. The model does, as everywhere.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+_ANY_OBJECT = {"type": "object"}
 _JSON_OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 _PLACE = re.compile(r"\A(?:at )?(\d+)\((\d+)\): ")
 _EXCERPT = re.compile(r"\n +\d+ \| .*", re.DOTALL)
@@ -75,10 +90,15 @@ def grammar_of(wanted: StructuredOutput) -> str:
             return f"start: {' | '.join(json.dumps(text, ensure_ascii=False) for text in wanted.value)}{_OPTIONS}"
         case "grammar":
             return _lark(wanted) + _OPTIONS
+        case "tools":
+            calls: ToolCalls = wanted.value
+            return (_only_calls(calls) if calls.is_forced else _calls_or_text(calls)) + _OPTIONS
 
 
 def compile_error(wanted: StructuredOutput, message: str, compile_: Compile) -> InvalidRequest:
     """The error for ``wanted``, whose grammar llguidance refuses with ``message``."""
+    if wanted.kind == "tools":
+        return _tools_error(wanted.value, message, compile_)
     line = _PLACE.match(message)
     message = message.removesuffix("<non-verbose/>").strip()
     reason = _EXCERPT.sub("", _PLACE.sub("", message)).strip().removeprefix("failed to compile JSON schema: ")
@@ -89,6 +109,74 @@ def compile_error(wanted: StructuredOutput, message: str, compile_: Compile) -> 
     if wanted.kind == "json_schema":
         at = f" at {_place_in_schema(_schema(wanted), reason, compile_)}"
     return InvalidRequest(f"`{wanted.kind}` cannot be compiled{at}: {reason[:1000].rstrip('.')}.", wanted.kind)
+
+
+def _tools_error(calls: ToolCalls, message: str, compile_: Compile) -> InvalidRequest:
+    """The error for ``calls``. It names the tool whose schema alone is refused, too, if there is one."""
+    for tool in calls.tools:
+        of_tool = StructuredOutput("json_schema", tool.schema)
+        if (reason := compile_(grammar_of(of_tool))) is not None:
+            error = compile_error(of_tool, reason, compile_)
+            return InvalidRequest(_of_tool(error.message, tool), "tools")
+    if calls.text_schema is not None:
+        of_text = StructuredOutput("json_schema", calls.text_schema)
+        if (reason := compile_(grammar_of(of_text))) is not None:
+            return compile_error(of_text, reason, compile_)
+    return InvalidRequest(f"`tools` cannot be compiled: {message[:1000].rstrip('.')}.", "tools")
+
+
+def _of_tool(message: str, tool: CallableTool) -> str:
+    return message.replace("`json_schema`", f"`tools`: the schema of {tool.name}", 1)
+
+
+def _only_calls(calls: ToolCalls) -> str:
+    """As ``tool_calls.calls_text`` writes them."""
+    more = "" if calls.max_calls == 1 else f" ({json.dumps(LIST_SEPARATOR)} call){{0,{calls.max_calls - 1}}}"
+    rules = [f"start: {json.dumps(LIST_BEGIN)} call{more} {json.dumps(LIST_END)}", _any_call(calls)]
+    for number, tool in enumerate(calls.tools):
+        rules += [
+            f"call_{number}: {json.dumps(call_begin(tool.name))} arguments_{number} {json.dumps(CALL_END)}",
+            f"arguments_{number}: %json {_json_schema(tool.schema)}",
+        ]
+    return "\n".join(rules)
+
+
+def _calls_or_text(calls: ToolCalls) -> str:
+    """Calls, or a text. A text that begins as a call of an offered tool does must go on as one."""
+    call = free_call_begin(tool.name for tool in calls.tools)
+    if calls.text_schema is None:
+        begins = [f"{fence}{bracket}" for fence in ("", FENCE_BEGIN) for bracket in ("", FREE_LIST_BEGIN)]
+        any_begin = f"(?:{FENCE_BEGIN})?(?:{FREE_LIST_BEGIN})?{call}"
+        text = f"text: TEXT\nTEXT: /(?s:.*)/ & ~/(?s:{SPACE}{any_begin}.*)/"
+    else:
+        begins = [FREE_LIST_BEGIN]  # no object begins with it, so the two cannot be confused
+        text = f"text: %json {_json_schema(_schema_of_object(calls.text_schema))}"
+    more = "" if calls.max_calls == 1 else f'(space "," space call){{0,{calls.max_calls - 1}}}'
+    rules = [text, f"space: /{SPACE}/", f'rest: space "}}" {more} space "]"', _any_call(calls)]
+    forms = ["text"]
+    for number, tool in enumerate(calls.tools):
+        begin, schema = free_call_begin([tool.name]), tool.schema if tool.is_strict else _ANY_OBJECT
+        rules += [
+            f'call_{number}: /{begin}/ arguments_{number} space "}}"',
+            f"arguments_{number}: space %json {_json_schema(schema)}",
+        ]
+        for before in begins:  # each up to the arguments is one lexeme: where it is full, the lexeme of the text ends
+            end = "rest" if before.endswith(FREE_LIST_BEGIN) else 'space "}"'
+            fence_end = f" space {json.dumps(FENCE_END)}" if before.startswith(FENCE_BEGIN) else ""
+            forms.append(f"/{SPACE}{before}{begin}/ arguments_{number} {end}{fence_end}")
+    return "\n".join([f"start: {' | '.join(forms)}", *rules])
+
+
+def _any_call(calls: ToolCalls) -> str:
+    return f"call: {' | '.join(f'call_{number}' for number in range(len(calls.tools)))}"
+
+
+def _schema_of_object(text_schema: Any) -> Any:
+    schema = _schema(StructuredOutput("json_schema", text_schema))
+    kind = schema.get("type", "object") if isinstance(schema, dict) else None
+    if kind != "object":
+        raise InvalidRequest("`json_schema` must be of an object if `tools` are offered, too.", "json_schema")
+    return {**schema, "type": "object"}
 
 
 def _schema(wanted: StructuredOutput) -> Any:
@@ -109,10 +197,13 @@ def _schema(wanted: StructuredOutput) -> Any:
 
 
 def _of_schema(schema: Any) -> str:
+    return f"start: %json {_json_schema(schema)}{_OPTIONS}"
+
+
+def _json_schema(schema: Any) -> str:
     """Options of llguidance in the schema itself are replaced: they could turn the guarantee off."""
     exact = _exact({} if schema is True else schema)
-    with_options = {**exact, "x-guidance": _JSON_OPTIONS} if isinstance(exact, dict) else exact
-    return f"start: %json {json.dumps(with_options)}{_OPTIONS}"
+    return json.dumps({**exact, "x-guidance": _JSON_OPTIONS} if isinstance(exact, dict) else exact)
 
 
 def _exact(schema: Any, depth: int = 0) -> Any:

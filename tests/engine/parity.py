@@ -49,7 +49,7 @@ from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
-from phi3_serve.resolved_parameters import STRUCTURED_KINDS, check_token_ids, resolve
+from phi3_serve.resolved_parameters import STRUCTURED_PARAMETERS, check_token_ids, resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
@@ -61,7 +61,7 @@ PAD = 643  # its embedding is zero: after a prompt of it alone all tokens score 
 MEANT = [token for token in range(3, VOCAB) if token != PAD]
 CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "forced_bos_token_id"}
 CHOSEN_FOR_ALL = {"allowed_token_ids", "forced_bos_token_id", "forced_eos_token_id"}
-FEW_TOKENS = CUTOFFS.union(STRUCTURED_KINDS)
+FEW_TOKENS = CUTOFFS.union(STRUCTURED_PARAMETERS)
 PREEMPTED = 0.1  # of the steps
 SHAKES, SHAKEN_BY = 16, 2e-6
 NUM_BLOCKS = 32  # 512 tokens: enough for any one request, too few for those that come with it
@@ -217,9 +217,9 @@ def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Ca
             # Where cutoffs, a grammar or a forced token leave fewer tokens than beams take, the rest has probability 0, and ties
             # decide which of them are taken; by way of the negative prompt's rows, which stay where they are, these change
             # the living beams. Without sampling, only a grammar leaves so few.
-            few, no_cutoff = (FEW_TOKENS, {"top_k": 0}) if given["do_sample"] else (STRUCTURED_KINDS, {})
+            few, no_cutoff = (FEW_TOKENS, {"top_k": 0}) if given["do_sample"] else (STRUCTURED_PARAMETERS, {})
             given = {name: value for name, value in given.items() if name not in few} | no_cutoff
-        kinds = [name for name in STRUCTURED_KINDS if name in given]
+        kinds = [name for name in STRUCTURED_PARAMETERS if name in given]
         for name in kinds[:-1]:
             del given[name]
         if kinds and draw.random() < 0.8:  # few such tokens fit a grammar, and both refuse what leaves none

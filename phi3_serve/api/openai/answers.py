@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from phi3_serve.api.openai.calls import CallFormat
 from phi3_serve.api.openai.shown import Shown
+from phi3_serve.api.tools.answer import AnswerReader, Piece, Words
 from phi3_serve.core import Completion, Done, FinishReason, PromptText, TextToken, Usage
 
 _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot express
@@ -63,15 +65,26 @@ class ResponseBuilder(ABC):
         """What a choice begins with in a stream."""
 
     @abstractmethod
-    def part(
+    def parts(
+        self, index: int, pieces: Sequence[Piece], tokens: Sequence[TextToken], prompt: PromptText | None
+    ) -> list[Json]:
+        """The next pieces of a choice in a stream, and its tokens. ``prompt``: that of the choice."""
+
+    @abstractmethod
+    def last_part(
         self,
         index: int,
-        text: str,
+        finish_reason: FinishReason,
         tokens: Sequence[TextToken],
         prompt: PromptText | None,
-        finish_reason: FinishReason | None = None,
+        *,
+        has_calls: bool,
     ) -> Json:
-        """The next text of a choice in a stream, and its tokens. ``prompt``: that of the choice."""
+        """The end of a choice in a stream, and the tokens that are left."""
+
+    def reader(self) -> AnswerReader:
+        """Reads one answer of a stream."""
+        return AnswerReader(None)
 
     def of_prompt(self, prompt: PromptText | None) -> Json:
         """Fields of the first part of a choice."""
@@ -118,31 +131,50 @@ class ChatResponseBuilder(ResponseBuilder):
 
     role: str = "assistant"
     echoed: str = ""
+    calls: CallFormat = field(default_factory=CallFormat)
 
     def opening_parts(self, index: int, prompt: PromptText | None) -> list[Json]:
         """The role, and what is echoed."""
-        deltas = [{"role": self.role, "content": ""}, *([{"content": self.echoed}] if self.echoed else [])]
+        opening: list[Json] = [{"role": self.role, "content": self.calls.opening}]
+        deltas = [*opening, *([{"content": self.echoed}] if self.echoed else [])]
         return [_chat_part(index, delta) for delta in deltas]
 
-    def part(
+    def parts(
+        self, index: int, pieces: Sequence[Piece], tokens: Sequence[TextToken], prompt: PromptText | None
+    ) -> list[Json]:
+        """See the base class. The first part has all tokens."""
+        deltas = [delta for piece in pieces if (delta := self.calls.delta(piece)) is not None]
+        return [self._part(index, delta, () if number else tokens) for number, delta in enumerate(deltas or [{}])]
+
+    def last_part(
         self,
         index: int,
-        text: str,
+        finish_reason: FinishReason,
         tokens: Sequence[TextToken],
         prompt: PromptText | None,
-        finish_reason: FinishReason | None = None,
+        *,
+        has_calls: bool,
     ) -> Json:
         """See the base class."""
-        delta = {"content": text} if text else {}
+        return self._part(index, {}, tokens, self.calls.finish_reason(finish_reason, has_calls=has_calls))
+
+    def reader(self) -> AnswerReader:
+        """See the base class."""
+        return self.calls.reader()
+
+    def _part(self, index: int, delta: Json, tokens: Sequence[TextToken], finish_reason: str | None = None) -> Json:
         logprobs = self._logprobs(tokens) if self.listed(tokens) else None
         return {**_chat_part(index, delta, finish_reason, logprobs), **self._ids(tokens)}
 
     def _choice(self, index: int, completion: Completion, prompt: PromptText | None) -> Json:
+        answer, reason = self.calls.answer(completion), completion.sequence.finish_reason
+        text = self.echoed + answer.text
+        message = {"role": self.role, "content": text if text or not answer.calls else None, "refusal": None}
         return {
             "index": index,
-            "message": {"role": self.role, "content": self.echoed + completion.text, "refusal": None},
+            "message": {**message, **self.calls.fields(answer.calls)},
             "logprobs": self._logprobs(completion.tokens) if self.shown.logprobs else None,
-            "finish_reason": completion.sequence.finish_reason,
+            "finish_reason": self.calls.finish_reason(reason, has_calls=bool(answer.calls)),
             **self._ids(completion.tokens),
             **self.of_prompt(prompt),
             **self._prompt_logprobs(prompt),
@@ -173,7 +205,26 @@ class CompletionResponseBuilder(ResponseBuilder):
         logprobs = self._columns(prompt.tokens) if self.shown.logprobs else None
         return [{**_text_part(index, prompt.text, None, logprobs), **self._ids(())}]
 
-    def part(
+    def parts(
+        self, index: int, pieces: Sequence[Piece], tokens: Sequence[TextToken], prompt: PromptText | None
+    ) -> list[Json]:
+        """See the base class."""
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Words))
+        return [self._part(index, text, tokens, prompt)]
+
+    def last_part(
+        self,
+        index: int,
+        finish_reason: FinishReason,
+        tokens: Sequence[TextToken],
+        prompt: PromptText | None,
+        *,
+        has_calls: bool,
+    ) -> Json:
+        """See the base class."""
+        return self._part(index, "", tokens, prompt, finish_reason)
+
+    def _part(
         self,
         index: int,
         text: str,
@@ -181,7 +232,6 @@ class CompletionResponseBuilder(ResponseBuilder):
         prompt: PromptText | None,
         finish_reason: FinishReason | None = None,
     ) -> Json:
-        """See the base class."""
         logprobs = self._columns(self._behind(prompt, tokens)) if self.listed(tokens) else None
         return {**_text_part(index, text, finish_reason, logprobs), **self._ids(tokens)}
 

@@ -13,6 +13,7 @@ from phi3_serve.api.openai.schema import (
 )
 from phi3_serve.api.openai.shown import shown_of, streamed_usage
 from phi3_serve.api.parameter_names import sequence_bias
+from phi3_serve.api.tools.offer import Offer
 from phi3_serve.core import GenerationRequest, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
@@ -22,9 +23,9 @@ _NUM_SEEDS = 2**63
 
 
 def chat_requests(
-    body: ChatCompletionRequest, *, model: str, request_id: str, options: RequestOptions
+    body: ChatCompletionRequest, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
 ) -> list[GenerationRequest]:
-    """One request for each answer that is generated on its own.
+    """One request for each answer that is generated on its own. ``offer``: the tools that ``body`` offers.
 
     Raises:
         InvalidRequest: fields contradict each other.
@@ -43,12 +44,13 @@ def chat_requests(
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     prompt = replace(
-        conversation(body.messages),
+        conversation(body.messages, offer),
         add_generation_prompt=body.ends_with_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
     )
-    return _requests(body, [prompt], parameters, model=model, request_id=request_id, options=options)
+    requests = _requests(body, [prompt], parameters, model=model, request_id=request_id, options=options)
+    return [replace(request, tool_calls=None if offer is None else offer.calls) for request in requests]
 
 
 def completion_requests(

@@ -21,6 +21,7 @@ from phi3_serve.api.openai.answers import (
     best_answers,
     usage_of,
 )
+from phi3_serve.api.openai.calls import CallFormat
 from phi3_serve.api.openai.models import describe_model
 from phi3_serve.api.openai.requests import chat_requests, completion_requests
 from phi3_serve.api.openai.schema import (
@@ -70,7 +71,8 @@ def openai_router(service: Service) -> APIRouter:
         """Answer a conversation."""
         name, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
-        requests = chat_requests(body, model=name, request_id=request_id, options=options)
+        offer = body.offered()
+        requests = chat_requests(body, offer, model=name, request_id=request_id, options=options)
         builder = ChatResponseBuilder(
             id=f"chatcmpl-{request_id}",
             model=name,
@@ -78,6 +80,7 @@ def openai_router(service: Service) -> APIRouter:
             warnings=body.warnings,
             role=body.answer_role,
             echoed=echoed_message(body),
+            calls=CallFormat(offer, body.is_legacy),
         )
         response = await _respond(http, service, body, requests, builder)
         if body.warnings:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.chat_messages import ChatCompletionMessages
 from phi3_serve.api.fields import GenerateKwargs, number
+from phi3_serve.api.function_tools import FunctionToolFields
 from phi3_serve.parameters import (
     MAX_SEQUENCES,
     MAX_STOP_STRINGS,
@@ -121,7 +122,7 @@ class RequestBody(BodyWithParameters):
         return {**logprobs, **super().names_sent, "prompt": self.prompt_field}
 
 
-class ChatCompletionRequest(RequestBody):
+class ChatCompletionRequest(FunctionToolFields, RequestBody):
     """A conversation, and how to answer it."""
 
     model_config = ConfigDict(
@@ -163,6 +164,11 @@ class ChatCompletionRequest(RequestBody):
         return ["`chat_template_kwargs` had no effect."] if self.chat_template_kwargs else ()
 
     @property
+    def names_sent(self) -> Mapping[str, str]:
+        """See the base class."""
+        return {**super().names_sent, "tools": "functions" if self.is_legacy else "tools"}
+
+    @property
     def ends_with_generation_prompt(self) -> bool:
         """Whether the answer is a new message of the assistant."""
         return self.add_generation_prompt is not False and not self.continue_final_message
@@ -170,7 +176,8 @@ class ChatCompletionRequest(RequestBody):
     @property
     def answer_role(self) -> str:
         """Who gives the answer."""
-        return "assistant" if self.ends_with_generation_prompt else self.messages[-1].role
+        role = "assistant" if self.ends_with_generation_prompt else self.messages[-1].role
+        return "user" if role in ("tool", "function") else role  # as the model reads it
 
 
 class CompletionRequest(RequestBody):

@@ -10,6 +10,7 @@ from phi3_serve.api.openai.answers import Json, ResponseBuilder, usage_json, usa
 from phi3_serve.api.openai.shown import StreamedUsage
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
+from phi3_serve.api.tools.answer import Piece
 from phi3_serve.core import Completion, Delta, Done, FinishReason, PromptText, TextToken, Usage
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 
@@ -117,6 +118,7 @@ class _Choice:
     def __init__(self, index: int, builder: ResponseBuilder) -> None:
         self._index = index
         self._builder = builder
+        self._reader = builder.reader()
         self._is_open = False
         self._prompt: PromptText | None = None
         self._of_first_part: Json = {}
@@ -136,8 +138,11 @@ class _Choice:
             yield from self._open(prompt)
             yield from self._text(completion.text, rest, num_tokens)
             rest = ()
+        yield from self._pieces(self._reader.finish(is_whole=sequence.finish_reason != "length"), (), num_tokens)
         reason: FinishReason = sequence.finish_reason if shown.answer else "length"
-        part = self._builder.part(self._index, "", rest if shown.answer else (), self._prompt, reason)
+        part = self._builder.last_part(
+            self._index, reason, rest if shown.answer else (), self._prompt, has_calls=self._reader.num_calls > 0
+        )
         yield self._first(part), num_tokens
 
     def _open(self, prompt: PromptText | None) -> Parts:
@@ -148,10 +153,14 @@ class _Choice:
             yield self._first(part), 0
 
     def _text(self, text: str, tokens: Sequence[TextToken], num_tokens: int) -> Parts:
+        yield from self._pieces(self._reader.add(text), tokens, num_tokens)
+
+    def _pieces(self, pieces: Sequence[Piece], tokens: Sequence[TextToken], num_tokens: int) -> Parts:
         shown = self._builder.shown
         has_tokens = bool(self._builder.listed(tokens) or (tokens and shown.token_ids))
-        if shown.answer and (text or has_tokens):
-            yield self._first(self._builder.part(self._index, text, tokens, self._prompt)), num_tokens
+        if shown.answer and (pieces or has_tokens):
+            for part in self._builder.parts(self._index, pieces, tokens, self._prompt):
+                yield self._first(part), num_tokens
 
     def _first(self, part: Json) -> Json:
         """``part``, with the fields of the prompt if it is the first one of the choice."""

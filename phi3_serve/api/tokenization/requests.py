@@ -24,7 +24,7 @@ def prompt_of(body: TokenizeRequest) -> tuple[str, RawPrompt | Conversation]:
     adds_special_tokens = _adds_special_tokens(body)
     if body.messages is None:
         return given[0], RawPrompt(getattr(body, given[0]), add_special_tokens=adds_special_tokens)
-    messages = conversation(body.messages)
+    messages = conversation(body.messages, body.offered())
     return "messages", replace(
         messages, add_generation_prompt=body.add_generation_prompt, add_special_tokens=adds_special_tokens
     )

@@ -55,7 +55,7 @@ def tokenization_router(service: Service) -> APIRouter:
     @router.post("/apply-template", responses=_RESPONSES)
     async def apply_template(http: Request, body: ApplyTemplateRequest) -> ApplyTemplateResponse:
         """Show a conversation as the checkpoint's chat template writes it, as llama.cpp does."""
-        prompt = replace(conversation(body.messages), add_generation_prompt=body.add_generation_prompt)
+        prompt = replace(conversation(body.messages, body.offered()), add_generation_prompt=body.add_generation_prompt)
         found = await service.tokenize(http, body.model, prompt, prompt_field="messages")
         return ApplyTemplateResponse(prompt=found.text)
 

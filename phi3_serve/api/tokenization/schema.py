@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.chat_messages import ChatCompletionMessages
 from phi3_serve.api.fields import number
+from phi3_serve.api.function_tools import FunctionToolFields
 from phi3_serve.parameters import MAX_TOKENS_LISTED, Characters
 
 
@@ -21,7 +22,7 @@ class TokenizerBody(BodyWithoutParameters):
     """The model whose tokenizer is used; by default the config's default_model."""
 
 
-class TokenizeRequest(TokenizerBody):
+class TokenizeRequest(FunctionToolFields, TokenizerBody):
     """A text or a conversation that becomes token ids."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "Hello world"}]})
@@ -73,7 +74,7 @@ class DetokenizeResponse(BaseModel):
     content: str = Field(description="The same, as llama.cpp calls it.")
 
 
-class ApplyTemplateRequest(TokenizerBody):
+class ApplyTemplateRequest(FunctionToolFields, TokenizerBody):
     """A conversation that becomes a text."""
 
     model_config = ConfigDict(
