@@ -98,11 +98,12 @@ def _places(details: Mapping[str, Any], body: Any) -> tuple[Place, tuple[tuple[P
     location: Place = tuple(details["loc"])
     place, value = list(location[:1]), body
     forms: list[tuple[Place, str]] = []
-    for part in location[1:]:
+    for number, part in enumerate(location[1:], 1):
+        is_missing = details["type"] == "missing" and number == len(location) - 1
         if isinstance(part, int) and isinstance(value, Sequence) and not isinstance(value, str):
             place.append(part)
             value = value[part] if part < len(value) else None
-        elif isinstance(value, Mapping) and (part in value or details["type"] == "missing"):
+        elif isinstance(value, Mapping) and (part in value or is_missing):
             place.append(part)
             value = value.get(part)
         elif not forms or forms[-1][0] != tuple(place):  # a form can have several parts, for example of its validators

@@ -8,6 +8,7 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
+from phi3_serve.api.function_tools import FunctionToolFields
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.parameter_names import OTHER_NAMES
@@ -213,7 +214,7 @@ def test_what_the_model_refuses_has_the_name_that_was_sent(
         ("options", {"num_predict": 5}, "ollama's options are fields of the body here"),
         ("penalty_alpha", 0.6, "contrastive search is not offered"),
         ("input_ids", [1], "it takes a tensor; send the prompt as text"),
-        ("tools", [{"type": "function"}], "tools are not offered"),
+        ("mcp_servers", [{"name": "x"}], "the server runs no tools itself"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(
@@ -358,9 +359,9 @@ OF_THE_TEMPLATE = ("add_generation_prompt", "continue_final_message", "chat_temp
 def test_no_name_is_in_two_tables() -> None:
     """A name that is honoured is not refused."""
     own = {*ChatRequest.model_fields, *ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
-    # refused by /chat alone
+    # refused by some endpoints
     of_v1 = {"best_of", "return_token_ids", "return_tokens_as_token_ids", *OF_THE_TEMPLATE}
-    own -= of_v1
+    own -= {*of_v1, *FunctionToolFields.model_fields}
     honoured = {*NAMES, *OTHER_NAMES, *own}
     assert honoured & {*REFUSED, *REFUSED_PARAMETERS, *NEVER} == set()
     assert honoured & IGNORED == set()

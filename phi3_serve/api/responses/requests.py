@@ -3,23 +3,37 @@
 from phi3_serve.api.decoding_mode import SAMPLED, with_decoding_mode
 from phi3_serve.api.one_answer import refuse_more_than_one_text
 from phi3_serve.api.responses.schema import InputMessage, ResponseInputTokensRequest, ResponsesRequest
-from phi3_serve.core import Conversation, GenerationRequest, Message, RequestOptions
+from phi3_serve.api.responses.tools import FunctionCallItem, FunctionCallOutputItem
+from phi3_serve.api.tools.offer import Offer
+from phi3_serve.api.tools.prompt import with_offer
+from phi3_serve.api.tools.turns import Turns
+from phi3_serve.core import Conversation, GenerationRequest, RequestOptions
 from phi3_serve.errors import InvalidRequest
 
 _LOGPROBS = "message.output_text.logprobs"
 
 
-def conversation(body: ResponsesRequest | ResponseInputTokensRequest) -> Conversation:
-    """The instructions and the input."""
-    instructions = [Message("system", body.instructions)] if body.instructions else []
-    turns = [Message("user", body.input)] if isinstance(body.input, str) else map(_message, body.input)
-    return Conversation((*instructions, *turns))
+def conversation(body: ResponsesRequest | ResponseInputTokensRequest, offer: Offer | None) -> Conversation:
+    """The instructions and the input, with the tools of ``offer``.
+
+    Raises:
+        InvalidRequest: a result belongs to no call.
+    """
+    turns = Turns()
+    if body.instructions:
+        turns.say("system", body.instructions)
+    if isinstance(body.input, str):
+        turns.say("user", body.input)
+    else:
+        for number, item in enumerate(body.input):
+            _add(item, turns, f"input.{number}")
+    return Conversation(with_offer(turns.messages, offer))
 
 
 def generation_request(
-    body: ResponsesRequest, *, model: str, request_id: str, options: RequestOptions
+    body: ResponsesRequest, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
 ) -> GenerationRequest:
-    """The request that the body describes.
+    """The request that the body describes. ``offer``: the tools that it offers.
 
     Raises:
         InvalidRequest: fields contradict each other, or ask for more than one text.
@@ -34,14 +48,21 @@ def generation_request(
     return GenerationRequest(
         request_id=request_id,
         model=model,
-        prompt=conversation(body),
+        prompt=conversation(body, offer),
         parameters=with_decoding_mode(body.parameters),
         api_defaults=SAMPLED,
+        tool_calls=None if offer is None else offer.calls,
         stream=bool(body.stream),
         options=options,
     )
 
 
-def _message(item: InputMessage) -> Message:
-    text = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
-    return Message("system" if item.role == "developer" else item.role, text)
+def _add(item: InputMessage | FunctionCallItem | FunctionCallOutputItem, turns: Turns, at: str) -> None:
+    match item:
+        case FunctionCallItem():
+            turns.call(item.call_id, item.name, item.arguments, at=at)
+        case FunctionCallOutputItem():
+            turns.result(item.call_id, item.text, at=f"{at}.call_id", name=item.name)
+        case InputMessage():
+            text = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
+            turns.say("system" if item.role == "developer" else item.role, text)

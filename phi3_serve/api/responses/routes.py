@@ -17,6 +17,7 @@ from phi3_serve.api.responses.schema import (
     ResponsesResponse,
 )
 from phi3_serve.api.responses.settings import settings_of
+from phi3_serve.api.responses.stream import ResponseStream
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Service, cancel_on_disconnect, final_event
 
@@ -32,11 +33,14 @@ def responses_router(service: Service) -> APIRouter:
         """Answer a question or a conversation, as OpenAI's newer API does. Nothing is stored."""
         model, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
-        request = generation_request(body, model=model, request_id=request_id, options=options)
-        writer = ResponseWriter(id=f"resp_{request_id}", model=model, settings=settings_of(body, request))
+        offer = body.offered()
+        request = generation_request(body, offer, model=model, request_id=request_id, options=options)
+        settings = settings_of(body, request)
+        writer = ResponseWriter(id=f"resp_{request_id}", model=model, settings=settings, calls=request.tool_calls)
         events = with_names_sent(service.events(http, request), body.names_sent)
         if body.stream:
-            return await cancel_on_disconnect(http, sse.respond(writer.events(events), writer.failed))
+            stream = ResponseStream(writer)
+            return await cancel_on_disconnect(http, sse.respond(stream.events(events), stream.failed))
 
         async def plain() -> Response:
             return JSONResponse(writer.whole(await final_event(events)))
@@ -46,7 +50,7 @@ def responses_router(service: Service) -> APIRouter:
     @router.post("/input_tokens", responses=_ERRORS)
     async def input_tokens(http: Request, body: ResponseInputTokensRequest) -> ResponseInputTokens:
         """Count the tokens of a question or a conversation."""
-        found = await service.tokenize(http, body.model, conversation(body), prompt_field="input")
+        found = await service.tokenize(http, body.model, conversation(body, body.offered()), prompt_field="input")
         return ResponseInputTokens(input_tokens=len(found.token_ids))
 
     @router.api_route("/{response_id:path}", methods=["GET", "DELETE", "POST"], include_in_schema=False)

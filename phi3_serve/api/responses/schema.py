@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.chat_messages import MEDIA
 from phi3_serve.api.fields import GenerateKwargs, false, nothing
+from phi3_serve.api.responses.tools import FunctionCallItem, FunctionCallOutputItem, ResponseToolFields
 from phi3_serve.parameters import Characters
 
 # The beginning of the type of an item → why it is not taken.
@@ -22,7 +23,7 @@ _NOT_TAKEN: Mapping[str, str] = {
     "reasoning": "Phi-3 has no separate reasoning.",
     "compaction": "Conversations are not compacted.",
 }
-_TOOL_ITEM = "Tools are not offered."
+_OWN_TOOLS = "The server runs no tools itself."
 _EXAMPLE: dict[str, Any] = {"model": "phi-3-tiny", "input": "What is a castle?"}
 
 
@@ -58,7 +59,7 @@ class InputMessage(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
     type: Literal["message"] = "message"
-    """Calls of tools, references and reasoning are not offered."""
+    """References and reasoning are not offered."""
     role: Literal["user", "assistant", "system", "developer"]
     """The author of this turn; developer is OpenAI's newer word for system."""
     content: Characters | list[ContentPart]
@@ -75,9 +76,23 @@ class InputMessage(BaseModel):
     def _refuse_others(cls, given: Any) -> Any:
         kind = str(given.get("type") or "message") if isinstance(given, dict) else "message"
         if kind != "message":
-            reason = next((why for start, why in _NOT_TAKEN.items() if kind.startswith(start)), _TOOL_ITEM)
+            reason = next((why for start, why in _NOT_TAKEN.items() if kind.startswith(start)), _OWN_TOOLS)
             raise PydanticCustomError("not_offered", "An item of this type is not taken. {reason}", {"reason": reason})
         return given
+
+
+def _kind(item: Any) -> str:
+    """The form of an item that is meant."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    return kind if kind in ("function_call", "function_call_output") else "message"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
 
 
 class TextConfig(BaseModel):
@@ -101,11 +116,11 @@ class ResponseStreamOptions(BaseModel):
     """Padding against eavesdroppers is not offered."""
 
 
-Input = Characters | Annotated[list[InputMessage], Len(1, 1024)]
+Input = Characters | Annotated[list[InputItem], Len(1, 1024)]
 _NO_TEMPLATES = "prompts are not stored here"
 
 
-class ResponseInputTokensRequest(BodyWithoutParameters):
+class ResponseInputTokensRequest(ResponseToolFields, BodyWithoutParameters):
     """A question whose tokens are counted."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -120,7 +135,7 @@ class ResponseInputTokensRequest(BodyWithoutParameters):
     """The format of the answer."""
 
 
-class ResponsesRequest(BodyWithParameters):
+class ResponsesRequest(ResponseToolFields, BodyWithParameters):
     """A question, and how to answer it."""
 
     model_config = ConfigDict(
@@ -159,7 +174,7 @@ class ResponsesRequest(BodyWithParameters):
     @property
     def names_sent(self) -> Mapping[str, str]:
         """Generate parameter → the name by which the client sent it."""
-        return {**super().names_sent, "prompt": "input"}
+        return {**super().names_sent, "prompt": "input", "tools": "tools"}
 
 
 class ResponsesUsage(BaseModel):
@@ -181,7 +196,9 @@ class ResponsesResponse(BaseModel):
     status: Literal["completed", "incomplete"] = Field(description="incomplete if the answer reached its length.")
     incomplete_details: dict[str, str] | None = Field(description="`reason` is max_output_tokens.")
     model: str = Field(description="The model that answered.")
-    output: list[dict[str, Any]] = Field(description="One message with one part, `output_text`.")
+    output: list[dict[str, Any]] = Field(
+        description="One message with one part, `output_text`; or calls of tools, `function_call`."
+    )
     usage: ResponsesUsage = Field(description="Tokens that were read and generated.")
     store: Literal[False] = Field(description="Always false.")
     warnings: list[str] | None = Field(None, description="Parameters that could not have their effect, if there are.")

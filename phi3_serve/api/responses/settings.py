@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from phi3_serve.api.decoding_mode import SAMPLED
 from phi3_serve.api.responses.schema import ResponsesRequest
 from phi3_serve.core import GenerationRequest
@@ -18,7 +20,7 @@ def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str,
         "max_output_tokens": parameters.max_new_tokens,
         "max_tool_calls": None,
         "metadata": body.metadata or {},
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": None,
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": None, "summary": None},
@@ -26,9 +28,13 @@ def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str,
         "store": False,
         "temperature": temperature,
         "text": {"format": text_format, "verbosity": "medium"},
-        "tool_choice": "none",
-        "tools": [],
+        "tool_choice": _as_sent(body.tool_choice) or "auto",
+        "tools": [_as_sent(tool) for tool in body.tools or ()],
         "top_logprobs": 0,
         "top_p": parameters.top_p,
         "truncation": "disabled",
     }
+
+
+def _as_sent(value: Any) -> Any:
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value

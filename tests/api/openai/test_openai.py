@@ -22,7 +22,6 @@ from tests.support import ENDLESS, LocalBackend, tokenizer_of
 
 QUESTION: list[Any] = [{"role": "user", "content": "How to explain Internet for a medieval knight?"}]
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"
-CALL: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 GREEDY: dict[str, Any] = {"model": "tested", "temperature": 0, "max_tokens": 24}
 
 
@@ -421,21 +420,11 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "this model's context"),
         ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'system', 'developer', 'user'"),
+        ({"messages": [{"role": "tol", "content": "a"}]}, "messages.0.role", "'system', 'developer', 'user'"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content", "half of a surrogate pair"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "Only an assistant's content"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
         ({"messages": [{"role": "user", "content": "a", "nmae": "Bob"}]}, "messages.0.nmae", "not permitted"),
-        (
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
-            "messages.0.tool_calls",
-            "empty",
-        ),
-        (
-            {"messages": [{"role": "assistant", "content": "", "function_call": CALL["function"]}]},
-            "messages.0.function_call",
-            "null",
-        ),
         ({"messages": [{"role": "assistant", "content": None, "refusal": "I cannot."}]}, "messages.0.refusal", "null"),
         ({"messages": [{"role": "assistant", "content": None, "audio": {"id": "a"}}]}, "messages.0.audio", "null"),
         (
