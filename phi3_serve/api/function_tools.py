@@ -1,6 +1,5 @@
 """The fields with which OpenAI's chat, and endpoints that take the same conversations, offer tools."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
@@ -54,17 +53,17 @@ class FunctionTool(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_others(cls, given: Any) -> Any:
-        return functions_only(given)
+        return functions_only(given, "function")
 
 
-def functions_only(given: Any) -> Any:
-    """``given``, a tool or a choice of one.
+def functions_only(given: Any, *own: str) -> Any:
+    """``given``, a tool or a choice. ``own``: the types of a client's own tools, or of a choice among them.
 
     Raises:
         PydanticCustomError: it is no function of the client.
     """
-    kind = given.get("type", "function") if isinstance(given, dict) else "function"
-    if isinstance(kind, str) and kind not in ("function", "allowed_tools"):
+    kind = given.get("type") if isinstance(given, dict) else None
+    if isinstance(kind, str) and kind not in own:
         raise PydanticCustomError(
             "not_offered",
             "Tools of type {type} are not offered: this server runs no tools itself, and takes functions only.",
@@ -95,7 +94,7 @@ class NamedTool(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_others(cls, given: Any) -> Any:
-        return functions_only(given)
+        return functions_only(given, "function", "allowed_tools")
 
 
 class AllowedTools(BaseModel):
@@ -120,7 +119,7 @@ class AllowedToolChoice(BaseModel):
     """The tools."""
 
 
-class FunctionToolFields(BaseModel):
+class ToolFields(BaseModel):
     """The fields that offer tools."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -132,6 +131,30 @@ class FunctionToolFields(BaseModel):
     schemas. A tool: it is one such call of this tool. `none`: no tools are offered."""
     parallel_tool_calls: bool | None = None
     """false: the answer has one call at most; by default up to 16."""
+
+    def offered(self) -> Offer | None:
+        """What is offered.
+
+        Raises:
+            InvalidRequest: a tool or the choice is wrong.
+        """
+        tools = [tool.function.tool(f"tools.{number}.function") for number, tool in enumerate(self.tools or ())]
+        return offer(tools, self._choice(), is_parallel=self.parallel_tool_calls is not False)
+
+    def _choice(self) -> Choice:
+        match self.tool_choice:
+            case NamedTool() as named:
+                return Choice(mode="required", names=[named.function.name], is_named=True)
+            case AllowedToolChoice() as allowed:
+                names = [tool.function.name for tool in allowed.allowed_tools.tools]
+                return Choice(mode=allowed.allowed_tools.mode, names=names)
+            case mode:
+                return Choice(mode=mode or "auto")
+
+
+class OpenAIToolFields(ToolFields):
+    """The fields that offer tools, and those of OpenAI's older form."""
+
     functions: Annotated[list[FunctionDefinition], Len(0, 128)] | None = None
     """OpenAI's older form of tools. The answer then has the older form, too, and one call at most."""
     function_call: Literal["none", "auto"] | FunctionName | None = None
@@ -143,33 +166,15 @@ class FunctionToolFields(BaseModel):
         return bool(self.functions)
 
     def offered(self) -> Offer | None:
-        """What is offered.
-
-        Raises:
-            InvalidRequest: a tool or the choice is wrong.
-        """
+        """See the base class."""
         if self.functions and self.tools:
             raise InvalidRequest("`tools` and `functions` exclude each other; send one of them.", "functions")
-        if self.is_legacy:
-            return offer(list(self._functions()), self._legacy_choice(), is_parallel=False)
+        if self.functions:
+            tools = [function.tool(f"functions.{number}") for number, function in enumerate(self.functions)]
+            return offer(tools, self._legacy_choice(), is_parallel=False)
         if isinstance(self.function_call, FunctionName):
             raise InvalidRequest("`function_call` asks for a call, but no `functions` are given.", "function_call")
-        tools = [tool.function.tool(f"tools.{number}.function") for number, tool in enumerate(self.tools or ())]
-        return offer(tools, self._choice(), is_parallel=self.parallel_tool_calls is not False)
-
-    def _functions(self) -> Iterator[Tool]:
-        for number, function in enumerate(self.functions or ()):
-            yield function.tool(f"functions.{number}")
-
-    def _choice(self) -> Choice:
-        match self.tool_choice:
-            case NamedTool() as named:
-                return Choice(mode="required", names=[named.function.name], is_named=True)
-            case AllowedToolChoice() as allowed:
-                names = [tool.function.name for tool in allowed.allowed_tools.tools]
-                return Choice(mode=allowed.allowed_tools.mode, names=names)
-            case mode:
-                return Choice(mode=mode or "auto")
+        return super().offered()
 
     def _legacy_choice(self) -> Choice:
         match self.function_call:

@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
-from phi3_serve.api.function_tools import FunctionToolFields
+from phi3_serve.api.function_tools import OpenAIToolFields
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.parameter_names import OTHER_NAMES
@@ -361,7 +361,7 @@ def test_no_name_is_in_two_tables() -> None:
     own = {*ChatRequest.model_fields, *ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
     # refused by some endpoints
     of_v1 = {"best_of", "return_token_ids", "return_tokens_as_token_ids", *OF_THE_TEMPLATE}
-    own -= {*of_v1, *FunctionToolFields.model_fields}
+    own -= {*of_v1, *OpenAIToolFields.model_fields}
     honoured = {*NAMES, *OTHER_NAMES, *own}
     assert honoured & {*REFUSED, *REFUSED_PARAMETERS, *NEVER} == set()
     assert honoured & IGNORED == set()

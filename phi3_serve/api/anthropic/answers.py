@@ -1,108 +1,66 @@
-"""Anthropic's answers: plain, and as the events of a stream."""
+"""Anthropic's plain answers, and the parts that a stream has, too."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from phi3_serve.api import sse
-from phi3_serve.api.anthropic.errors import ANTHROPIC
-from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
-from phi3_serve.api.streams import StreamForm
-from phi3_serve.core import Completion, Delta, Done, Usage
-from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.api.tools.answer import Call, read
+from phi3_serve.core import Completion, Done, Usage
+from phi3_serve.tool_calls import ToolCalls
 
 Json = dict[str, Any]
 
 
-def _event(kind: str, **content: Any) -> bytes:
-    return sse.event({"type": kind, **content}, name=kind)
-
-
-_PING = _event("ping")
-FORM = StreamForm(sse.MEDIA_TYPE, keep_alive=_PING)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageWriter:
-    """Writes one answer, plain or as a stream."""
+    """Writes one message. ``calls``: those that it may have."""
 
     id: str
     model: str
+    calls: ToolCalls | None = None
 
     def whole(self, done: Done) -> Json:
         """The plain answer."""
         completion = done.completions[0]
+        answer = read(completion.text, self.calls, is_whole=not ran_out_of_tokens(completion))
+        blocks = [text_block(answer.text)] if answer.text or not answer.calls else []
+        blocks += [tool_use_block(call) for call in answer.calls]
         warnings = {"warnings": list(done.warnings)} if done.warnings else {}
-        return {**self._message(done.usage, completion), "content": [_text_block(completion.text)], **warnings}
+        end = ended(completion, has_calls=bool(answer.calls))
+        return {**self.message(done.usage, end), "content": blocks, **warnings}
 
-    async def events(self, events: Events) -> AsyncGenerator[bytes, None]:
-        """The events of a stream. The first text brings the number of tokens of the prompt, which the start has."""
-        has_begun = False
-        async with aclosing(events):
-            async for event in events:
-                if not has_begun:
-                    for opening in self._opening(event):
-                        yield opening
-                    has_begun = True
-                if isinstance(event, Delta):
-                    yield _text_delta(event.text)
-                    continue
-                for closing in self._closing(event):
-                    yield closing
-                return
-        raise EngineFailure(INCOMPLETE_ANSWER)
-
-    def _opening(self, first: Delta | Done) -> list[bytes]:
-        assert first.usage is not None  # noqa: S101 - the request asks for it
-        usage = Usage(first.usage.prompt_tokens, 0)
-        opening = [
-            _event("message_start", message={**self._message(usage), "content": []}),
-            _event("content_block_start", index=0, content_block=_text_block("")),
-            _PING,
-        ]
-        if isinstance(first, Done) and (text := first.completions[0].text):  # beams give no deltas
-            opening.append(_text_delta(text))
-        return opening
-
-    def _closing(self, done: Done) -> list[bytes]:
-        usage = {"input_tokens": done.usage.prompt_tokens, "output_tokens": done.usage.completion_tokens}
-        warnings = {"warnings": list(done.warnings)} if done.warnings else {}
-        return [
-            _event("content_block_stop", index=0),
-            _event("message_delta", delta=_end(done.completions[0]), usage=usage, **warnings),
-            _event("message_stop"),
-        ]
-
-    def _message(self, usage: Usage, completion: Completion | None = None) -> Json:
+    def message(self, usage: Usage, end: Json) -> Json:
+        """The message without its content."""
         return {
             "id": self.id,
             "type": "message",
             "role": "assistant",
             "model": self.model,
-            **_end(completion),
+            **end,
             "usage": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
         }
 
 
-def error_event(error: Phi3ServeError) -> bytes:
-    """The event that ends a stream with ``error``."""
-    return sse.event(ANTHROPIC.body(error), name="error")
-
-
-def _text_block(text: str) -> Json:
+def text_block(text: str) -> Json:
+    """A block of text."""
     return {"type": "text", "text": text}
 
 
-def _text_delta(text: str) -> bytes:
-    return _event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
+def tool_use_block(call: Call) -> Json:
+    """A call of a tool."""
+    return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": call.input}
 
 
-def _end(completion: Completion | None) -> Json:
-    """Why the answer ended; nulls while it has not."""
-    if completion is None:
-        return {"stop_reason": None, "stop_sequence": None}
+def ran_out_of_tokens(completion: Completion) -> bool:
+    """Whether the answer has reached its length."""
+    return completion.sequence.finish_reason == "length"
+
+
+NOT_ENDED: Json = {"stop_reason": None, "stop_sequence": None}
+
+
+def ended(completion: Completion, *, has_calls: bool) -> Json:
+    """Why the answer ended."""
     if completion.stop_string is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": completion.stop_string}
-    reason = "max_tokens" if completion.sequence.finish_reason == "length" else "end_turn"
+    reason = "max_tokens" if ran_out_of_tokens(completion) else "tool_use" if has_calls else "end_turn"
     return {"stop_reason": reason, "stop_sequence": None}

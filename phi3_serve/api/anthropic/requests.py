@@ -1,25 +1,48 @@
 """Anthropic's request bodies as ``GenerationRequest``."""
 
-from phi3_serve.api.anthropic.schema import Content, CountTokensRequest, MessagesRequest
+from typing import TypeVar
+
+from phi3_serve.api.anthropic.schema import (
+    CountTokensRequest,
+    MessageParam,
+    MessagesRequest,
+    TextBlock,
+    ToolResultBlock,
+    text_of,
+)
+from phi3_serve.api.anthropic.tools import ToolUseBlock
 from phi3_serve.api.decoding_mode import SAMPLED, with_decoding_mode
 from phi3_serve.api.one_answer import refuse_more_than_one_text
-from phi3_serve.core import Conversation, GenerationRequest, Message, RequestOptions
+from phi3_serve.api.tools.offer import Offer
+from phi3_serve.api.tools.prompt import with_offer
+from phi3_serve.api.tools.turns import Turns
+from phi3_serve.core import Conversation, GenerationRequest, RequestOptions
+from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 
+Block = TypeVar("Block", TextBlock, ToolUseBlock, ToolResultBlock)
 
-def conversation(body: MessagesRequest | CountTokensRequest) -> Conversation:
-    """The system prompt and the messages. An answer continues a last message of the assistant."""
-    system = [] if body.system is None else [Message("system", _text(body.system))]
-    return Conversation(
-        (*system, *(Message(m.role, _text(m.content)) for m in body.messages)),
-        continue_final_message=body.messages[-1].role == "assistant",
-    )
+
+def conversation(body: MessagesRequest | CountTokensRequest, offer: Offer | None) -> Conversation:
+    """The system prompt and the messages, with the tools of ``offer``. An answer continues what an assistant has begun.
+
+    Raises:
+        InvalidRequest: a result belongs to no call.
+    """
+    turns = Turns()
+    if body.system is not None:
+        turns.say("system", text_of(body.system))
+    for number, message in enumerate(body.messages):
+        _add(message, turns, f"messages.{number}.content")
+    last = body.messages[-1]
+    is_begun = last.role == "assistant" and not _blocks(last, ToolUseBlock)
+    return Conversation(with_offer(turns.messages, offer), continue_final_message=is_begun)
 
 
 def generation_request(
-    body: MessagesRequest, *, model: str, request_id: str, options: RequestOptions
+    body: MessagesRequest, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
 ) -> GenerationRequest:
-    """The request that the body describes.
+    """The request that the body describes. ``offer``: the tools that it offers.
 
     Raises:
         InvalidRequest: the parameters ask for more than one text.
@@ -29,14 +52,30 @@ def generation_request(
     return GenerationRequest(
         request_id=request_id,
         model=model,
-        prompt=conversation(body),
+        prompt=conversation(body, offer),
         parameters=with_decoding_mode(parameters),
         api_defaults=SAMPLED,
+        tool_calls=None if offer is None else offer.calls,
         stream=bool(body.stream),
         shows_usage=True,  # the start of a stream has the number of tokens of the prompt
         options=options,
     )
 
 
-def _text(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
+def _add(message: MessageParam, turns: Turns, at: str) -> None:
+    text = message.content if isinstance(message.content, str) else text_of(_blocks(message, TextBlock))
+    calls, results = _blocks(message, ToolUseBlock), _blocks(message, ToolResultBlock)
+    if (calls and message.role != "assistant") or (results and message.role != "user"):
+        raise InvalidRequest("An assistant has called tools, and a user sends the results.", at)
+    for result in results:
+        turns.result(result.tool_use_id, result.text, at=f"{at}.tool_use_id")
+    if not results:
+        turns.say(message.role, text)
+    elif text:
+        turns.say_more(text)
+    for call in calls:
+        turns.call(call.id, call.name, call.input, at=at)
+
+
+def _blocks(message: MessageParam, kind: type[Block]) -> list[Block]:
+    return [] if isinstance(message.content, str) else [block for block in message.content if isinstance(block, kind)]

@@ -7,20 +7,23 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Len
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from phi3_serve.api.anthropic.tools import AnthropicToolFields, ToolUseBlock
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.fields import GenerateKwargs, number
 from phi3_serve.parameters import Characters
 
+_OWN_TOOLS = "The server runs no tools itself."
 # The type of a block → why it is not taken.
 _NOT_TAKEN: Mapping[str, str] = {
     "image": "Pictures are not offered: the model reads text only.",
     "document": "Documents are not offered: the model reads text only.",
-    "tool_use": "Tools are not offered.",
-    "tool_result": "Tools are not offered.",
+    "server_tool_use": _OWN_TOOLS,
+    "web_search_tool_result": _OWN_TOOLS,
+    "search_result": "Search results are not offered; send their text.",
     "thinking": "Phi-3 has no separate reasoning.",
     "redacted_thinking": "Phi-3 has no separate reasoning.",
 }
@@ -36,7 +39,7 @@ class TextBlock(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
     type: Literal["text"]
-    """Pictures, documents and tools are not offered."""
+    """Pictures and documents are not offered."""
     text: Characters
     """The text. Several blocks are joined without a separator."""
     cache_control: Any = None
@@ -55,6 +58,50 @@ class TextBlock(BaseModel):
 Content = Characters | list[TextBlock]
 
 
+class ToolResultBlock(BaseModel):
+    """The result of a call in a user's turn."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    type: Literal["tool_result"]
+    """Always this."""
+    tool_use_id: Characters
+    """The call of an earlier turn."""
+    content: Content | None = None
+    """The result. The model reads it as a part of what the user says."""
+    is_error: bool | None = None
+    """true: the model reads "Error:" before it."""
+    cache_control: Any = None
+    """Without effect: the server finds common prefixes itself."""
+    toolset_name: Any = None
+    """Without effect."""
+
+    @property
+    def text(self) -> str:
+        """The result in one piece."""
+        text = text_of(self.content or "")
+        return f"Error: {text}" if self.is_error else text
+
+
+def text_of(content: Content) -> str:
+    """``content`` in one piece."""
+    return content if isinstance(content, str) else "".join(block.text for block in content)
+
+
+def _kind(block: Any) -> str:
+    """The form of a block that is meant."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if kind in ("tool_use", "tool_result") else "text"
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolResultBlock, Tag("tool_result")],
+    Discriminator(_kind),
+]
+
+
 class MessageParam(BaseModel):
     """One turn of a conversation."""
 
@@ -62,14 +109,15 @@ class MessageParam(BaseModel):
 
     role: Literal["user", "assistant", "system"]
     """The author of this turn."""
-    content: Content
-    """The text. Text that spells a control token stays text."""
+    content: Characters | list[Block]
+    """The text, the calls of an assistant, or the results that a user sends. Text that spells a control token stays
+    text."""
 
 
 Messages = Annotated[list[MessageParam], Len(1, 1024)]
 
 
-class CountTokensRequest(BodyWithoutParameters):
+class CountTokensRequest(AnthropicToolFields, BodyWithoutParameters):
     """A conversation whose tokens are counted."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -97,7 +145,7 @@ class OutputConfig(BaseModel):
     """The model has no such setting."""
 
 
-class MessagesRequest(BodyWithParameters):
+class MessagesRequest(AnthropicToolFields, BodyWithParameters):
     """A conversation, and how to answer it."""
 
     model_config = ConfigDict(
@@ -130,7 +178,8 @@ class MessagesRequest(BodyWithParameters):
     @property
     def names_sent(self) -> Mapping[str, str]:
         """Generate parameter → the name by which the client sent it."""
-        return {"max_new_tokens": "max_tokens", "max_length": "max_tokens", **super().names_sent, "prompt": "messages"}
+        length = {"max_new_tokens": "max_tokens", "max_length": "max_tokens"}
+        return {**length, **super().names_sent, "prompt": "messages", "tools": "tools"}
 
 
 class MessagesUsage(BaseModel):
@@ -147,8 +196,10 @@ class MessagesResponse(BaseModel):
     type: Literal["message"] = Field(description="Always this.")
     role: Literal["assistant"] = Field(description="Always this.")
     model: str = Field(description="The model that answered.")
-    content: list[dict[str, Any]] = Field(description="One block of text: `type` and `text`.")
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] = Field(description="Why the answer ended.")
+    content: list[dict[str, Any]] = Field(description="One block of text, or calls of tools, `tool_use`.")
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] = Field(
+        description="Why the answer ended."
+    )
     stop_sequence: str | None = Field(description="The string of stop_sequences that ended the answer.")
     usage: MessagesUsage = Field(description="Tokens that were read and generated.")
     warnings: list[str] | None = Field(None, description="Parameters that could not have their effect, if there are.")

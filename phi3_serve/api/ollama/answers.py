@@ -3,17 +3,19 @@
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from phi3_serve.api.ollama.errors import OLLAMA
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.streams import StreamForm
+from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words, read
 from phi3_serve.core import Delta, Done, Timings
 from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.tool_calls import ToolCalls
 
 # A space before the next line of JSON means nothing to any parser. ollama's Python client fails on an empty line.
 FORM = StreamForm("application/x-ndjson", keep_alive=b" ")
@@ -32,15 +34,18 @@ class AnswerWriter(ABC):
     """Writes one answer, plain or as a stream."""
 
     model: str  # as the client calls it
+    calls: ToolCalls | None = None  # that the answer may have
+    num_calls: int = 0  # that are written
     began: float = field(default_factory=time.monotonic)
 
-    def part(self, text: str) -> Json:
+    def part(self, text: str, calls: Sequence[Call] = ()) -> Json:
         """The next piece of a stream."""
-        return {**self._head(text), "done": False}
+        return {**self._head(text, calls), "done": False}
 
     def whole(self, done: Done) -> Json:
         """The plain answer."""
-        return self._end(done, done.completions[0].text)
+        answer = read(done.completions[0].text, self.calls, is_whole=not ran_out_of_tokens(done))
+        return self._end(done, answer.text, [call for call in answer.calls if call.is_complete])
 
     def end(self, done: Done) -> Json:
         """The end of a stream."""
@@ -50,10 +55,10 @@ class AnswerWriter(ABC):
         """The answer to a request that only starts the model."""
         return {**self._head(""), "done_reason": "load", "done": True}
 
-    def _end(self, done: Done, text: str) -> Json:
+    def _end(self, done: Done, text: str, calls: Sequence[Call] = ()) -> Json:
         warnings = {"warnings": list(done.warnings)} if done.warnings else {}
         reason = done.completions[0].sequence.finish_reason
-        return {**self._head(text), "done_reason": reason, "done": True, **self._statistics(done), **warnings}
+        return {**self._head(text, calls), "done_reason": reason, "done": True, **self._statistics(done), **warnings}
 
     def _statistics(self, done: Done) -> Json:
         timings = done.timings or _NO_TIME
@@ -68,42 +73,84 @@ class AnswerWriter(ABC):
             "eval_duration": answer,
         }
 
-    def _head(self, text: str) -> Json:
-        return {"model": self.model, "created_at": now(), **self._content(text)}
+    def _head(self, text: str, calls: Sequence[Call] = ()) -> Json:
+        return {"model": self.model, "created_at": now(), **self._content(text, calls)}
 
     @abstractmethod
-    def _content(self, text: str) -> Json:
-        """The field that has ``text``."""
+    def _content(self, text: str, calls: Sequence[Call]) -> Json:
+        """The field that has ``text`` and ``calls``."""
 
 
 class ChatWriter(AnswerWriter):
     """Writes the answers of ``/api/chat``."""
 
-    def _content(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text}}
+    def _content(self, text: str, calls: Sequence[Call]) -> Json:
+        of_calls = {"tool_calls": [_call(n, call) for n, call in enumerate(calls, self.num_calls)]} if calls else {}
+        self.num_calls += len(calls)
+        return {"message": {"role": "assistant", "content": text, **of_calls}}
 
 
 class GenerateWriter(AnswerWriter):
-    """Writes the answers of ``/api/generate``."""
+    """Writes the answers of ``/api/generate``, which have no calls."""
 
-    def _content(self, text: str) -> Json:
+    def _content(self, text: str, calls: Sequence[Call]) -> Json:
         return {"response": text}
 
 
 async def lines(events: Events, writer: AnswerWriter) -> AsyncGenerator[bytes, None]:
-    """The stream: pieces of the text, then the statistics."""
-    has_text = False
+    """The stream: pieces of the text, or whole calls, then the statistics."""
+    reader, num_characters = CallReader(writer.calls), 0
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Delta):
-                has_text = True
-                yield _line(writer.part(event.text))
-                continue
-            if not has_text and (text := event.completions[0].text):  # beams give no deltas
-                yield _line(writer.part(text))
-            yield _line(writer.end(event))
-            return
+            # of Done, if there was no delta, as with beams
+            text = event.text if isinstance(event, Delta) else event.completions[0].text[num_characters:]
+            num_characters += len(text)
+            for part in reader.add(text):
+                yield _line(writer.part(*part))
+            if isinstance(event, Done):
+                for part in reader.finish(is_whole=not ran_out_of_tokens(event)):
+                    yield _line(writer.part(*part))
+                yield _line(writer.end(event))
+                return
     raise EngineFailure(INCOMPLETE_ANSWER)
+
+
+class CallReader:
+    """Reads one answer of a stream as texts and whole calls. A call that is not complete is left out."""
+
+    def __init__(self, calls: ToolCalls | None) -> None:
+        self._reader = AnswerReader(calls)
+        self._call: Call | None = None
+
+    def add(self, text: str) -> Iterator[tuple[str, Sequence[Call]]]:
+        """The texts and calls that ``text`` adds."""
+        return self._parts(self._reader.add(text))
+
+    def finish(self, *, is_whole: bool) -> Iterator[tuple[str, Sequence[Call]]]:
+        """The texts and calls that the end adds. ``is_whole``: see ``AnswerReader``."""
+        return self._parts(self._reader.finish(is_whole=is_whole))
+
+    def _parts(self, pieces: Sequence[Piece]) -> Iterator[tuple[str, Sequence[Call]]]:
+        for piece in pieces:
+            match piece:
+                case Words(text):
+                    yield text, ()
+                case CallBegins(_, call_id, name):
+                    self._call = Call(call_id, name)
+                case Arguments(_, text) if self._call is not None:
+                    self._call.arguments += text
+                case CallEnds() if self._call is not None:
+                    yield "", [replace(self._call, is_complete=True)]
+
+
+def ran_out_of_tokens(done: Done) -> bool:
+    """Whether the answer has reached its length."""
+    return done.completions[0].sequence.finish_reason == "length"
+
+
+def _call(number: int, call: Call) -> Json:
+    function = {"index": number, "name": call.name, "arguments": call.input}
+    return {"id": f"call_{call.id}", "function": function}
 
 
 async def only(answer: Json) -> AsyncGenerator[bytes, None]:

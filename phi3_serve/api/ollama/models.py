@@ -47,7 +47,7 @@ def shown_model(config: ModelConfig, state: VariantState, started: str) -> Ollam
         details=_details(config, state),
         model_info=_model_info(config),
         parameters="\n".join(f"{name:<30} {value}" for name, value in defaults.items()),
-        capabilities=["completion"],
+        capabilities=["completion", "tools"],
     )
 
 

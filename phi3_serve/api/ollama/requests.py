@@ -1,9 +1,14 @@
 """ollama's request bodies as ``GenerationRequest``."""
 
+from collections.abc import Sequence
+
 from phi3_serve.api.decoding_mode import with_decoding_mode
-from phi3_serve.api.ollama.schema import OllamaBody, OllamaChatRequest, OllamaGenerateRequest
+from phi3_serve.api.ollama.schema import OllamaBody, OllamaChatRequest, OllamaGenerateRequest, OllamaMessage
 from phi3_serve.api.one_answer import refuse_more_than_one_text
 from phi3_serve.api.parameter_names import WHOLE_CONTEXT
+from phi3_serve.api.tools.offer import Offer
+from phi3_serve.api.tools.prompt import with_offer
+from phi3_serve.api.tools.turns import Turns
 from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
@@ -25,15 +30,14 @@ def without_tag(name: str) -> str:
     return name.removesuffix(":latest").replace(":", "-")
 
 
-def prompt_of(body: OllamaChatRequest | OllamaGenerateRequest) -> Prompt | None:
-    """What is answered; None if the request only starts the model.
+def prompt_of(body: OllamaChatRequest | OllamaGenerateRequest, offer: Offer | None) -> Prompt | None:
+    """What is answered, with the tools of ``offer``; None if the request only starts the model.
 
     Raises:
-        InvalidRequest: raw and system exclude each other, or the model shall be unloaded.
+        InvalidRequest: raw and system exclude each other, the model shall be unloaded, or a result belongs to no call.
     """
     if isinstance(body, OllamaChatRequest):
-        messages = [Message(m.role, m.content or "", reasoning_content=m.thinking) for m in body.messages or ()]
-        prompt: Prompt | None = Conversation(tuple(messages)) if messages else None
+        prompt: Prompt | None = _conversation(body.messages, offer) if body.messages else None
     else:
         prompt = _question(body)
     if prompt is None and body.keep_alive in (0, "0", "0s"):
@@ -45,9 +49,9 @@ def prompt_of(body: OllamaChatRequest | OllamaGenerateRequest) -> Prompt | None:
 
 
 def generation_request(
-    body: OllamaBody, prompt: Prompt, *, model: str, request_id: str, options: RequestOptions
+    body: OllamaBody, prompt: Prompt, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
 ) -> GenerationRequest:
-    """The request that the body describes.
+    """The request that the body describes. ``offer``: the tools that it offers.
 
     Raises:
         InvalidRequest: the parameters ask for more than one text.
@@ -59,9 +63,26 @@ def generation_request(
         prompt=prompt,
         parameters=with_decoding_mode(body.parameters),
         api_defaults=DEFAULTS,
+        tool_calls=None if offer is None else offer.calls,
         stream=body.streams,
         options=options,
     )
+
+
+def _conversation(messages: Sequence[OllamaMessage], offer: Offer | None) -> Conversation:
+    turns = Turns()
+    for number, message in enumerate(messages):
+        at = f"messages.{number}"
+        if message.tool_calls and message.role != "assistant":
+            raise InvalidRequest("Only an assistant has called tools.", f"{at}.tool_calls")
+        if message.role == "tool":
+            name = message.tool_name or turns.unanswered
+            turns.result(message.tool_call_id, message.content or "", at=f"{at}.tool_name", name=name)
+            continue
+        turns.say(message.role, message.content or "", reasoning_content=message.thinking)
+        for call in message.tool_calls or ():
+            turns.call(call.id, call.function.name, call.function.arguments, at=f"{at}.tool_calls")
+    return Conversation(with_offer(turns.messages, offer))
 
 
 def _question(body: OllamaGenerateRequest) -> Prompt | None:

@@ -34,6 +34,7 @@ from phi3_serve.api.ollama.schema import (
 )
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Service, cancel_on_disconnect, final_event
+from phi3_serve.api.tools.offer import Offer
 from phi3_serve.core import RawPrompt
 from phi3_serve.errors import InvalidRequest, ModelUnavailable, Unauthorized
 
@@ -60,7 +61,9 @@ def ollama_router(service: Service) -> APIRouter:
     @router.post("/api/chat", response_model=OllamaChatResponse, responses=_RESPONSES)
     async def chat(http: Request, body: OllamaChatRequest) -> Response:
         """Answer a conversation, as ollama does."""
-        return await _respond(http, service, body, ChatWriter(model=body.model))
+        offer = body.offered()
+        writer = ChatWriter(model=body.model, calls=None if offer is None else offer.calls)
+        return await _respond(http, service, body, writer, offer)
 
     @router.post("/api/generate", response_model=OllamaGenerateResponse, responses=_RESPONSES)
     async def generate(http: Request, body: OllamaGenerateRequest) -> Response:
@@ -103,9 +106,13 @@ def ollama_router(service: Service) -> APIRouter:
 
 
 async def _respond(
-    http: Request, service: Service, body: OllamaChatRequest | OllamaGenerateRequest, writer: AnswerWriter
+    http: Request,
+    service: Service,
+    body: OllamaChatRequest | OllamaGenerateRequest,
+    writer: AnswerWriter,
+    offer: Offer | None = None,
 ) -> Response:
-    model, prompt = service.model_named(without_tag(body.model)), prompt_of(body)
+    model, prompt = service.model_named(without_tag(body.model)), prompt_of(body, offer)
     if prompt is None:
         # A replica that answers this has its model.
         await service.tokenize(http, model, RawPrompt(""), prompt_field=body.prompt_field)
@@ -115,6 +122,7 @@ async def _respond(
     request = generation_request(
         body,
         prompt,
+        offer,
         model=model,
         request_id=uuid.uuid4().hex,
         options=service.options(http, stream=body.streams),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, false, nothing
+from phi3_serve.api.function_tools import ToolFields
 from phi3_serve.api.parameter_names import OPTIONS, is_name
 from phi3_serve.api.refused_fields import not_a_field, unknown_fields
 from phi3_serve.parameters import Characters
@@ -20,23 +21,51 @@ _EXAMPLE: dict[str, Any] = {"model": "phi-3-tiny", "stream": False, "options": {
 Nothing = Annotated[list[Any] | None, Len(0, 0), nothing("the model reads text only")]
 
 
+class OllamaCalledFunction(BaseModel):
+    """What an assistant has called."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    name: Characters
+    """The name of the function."""
+    arguments: dict[str, Any] | Characters = Field(default_factory=dict)
+    """Its arguments."""
+    index: Any = None
+    """Without effect: the number of the call."""
+
+
+class OllamaToolCall(BaseModel):
+    """A call in an assistant's turn."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    function: OllamaCalledFunction
+    """What was called."""
+    id: Characters | None = None
+    """By which the message with the result may name this call."""
+    type: Literal["function"] = "function"
+    """Other calls are not offered."""
+
+
 class OllamaMessage(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-    role: Literal["system", "user", "assistant"]
-    """The author of this turn."""
+    role: Literal["system", "user", "assistant", "tool"]
+    """The author of this turn. A tool's turn is the result of a call; the model reads it as a turn of the user."""
     content: Annotated[Characters | None, OnlyAssistantMaySayNothing] = ""
     """The text. Text that spells a control token stays text."""
     thinking: Characters | None = None
     """What an assistant thought first. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
     images: Nothing = None
     """Always empty."""
-    tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
-    """Always empty."""
-    tool_name: Annotated[None, nothing("tools are not offered")] = None
-    """Always null."""
+    tool_calls: list[OllamaToolCall] | None = None
+    """What an assistant has called. The model reads it behind the content, in the form that it is asked for."""
+    tool_name: Characters | None = None
+    """The tool whose result a tool's turn has; by default that of the first call without a result."""
+    tool_call_id: Characters | None = None
+    """The call whose result a tool's turn has."""
 
 
 class OllamaBody(BodyWithParameters):
@@ -66,7 +95,7 @@ class OllamaBody(BodyWithParameters):
     @property
     def names_sent(self) -> Mapping[str, str]:
         """Generate parameter → the name by which the client sent it."""
-        return {**super().names_sent, "prompt": self.prompt_field}
+        return {**super().names_sent, "prompt": self.prompt_field, "tools": "tools"}
 
     @classmethod
     def known_parameters(cls, in_holder: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -76,7 +105,7 @@ class OllamaBody(BodyWithParameters):
         return {name: value for name, value in in_holder.items() if is_name(name)}
 
 
-class OllamaChatRequest(OllamaBody):
+class OllamaChatRequest(ToolFields, OllamaBody):
     """A conversation, and how to answer it."""
 
     model_config = ConfigDict(
@@ -144,7 +173,9 @@ class OllamaChatResponse(OllamaStatistics):
 
     model: str = Field(description="The model, as the request names it.")
     created_at: str = Field(description="When this was written.")
-    message: dict[str, Any] = Field(description="`role` and `content`, in a stream the next piece of it.")
+    message: dict[str, Any] = Field(
+        description="`role` and `content`, in a stream the next piece of it; or `tool_calls`."
+    )
     done: bool = Field(description="Whether this is the last part. It has the durations and counts.")
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.chat_messages import ChatCompletionMessages
 from phi3_serve.api.fields import GenerateKwargs, number
-from phi3_serve.api.function_tools import FunctionToolFields
+from phi3_serve.api.function_tools import OpenAIToolFields
 from phi3_serve.parameters import (
     MAX_SEQUENCES,
     MAX_STOP_STRINGS,
@@ -122,7 +122,7 @@ class RequestBody(BodyWithParameters):
         return {**logprobs, **super().names_sent, "prompt": self.prompt_field}
 
 
-class ChatCompletionRequest(FunctionToolFields, RequestBody):
+class ChatCompletionRequest(OpenAIToolFields, RequestBody):
     """A conversation, and how to answer it."""
 
     model_config = ConfigDict(

@@ -23,7 +23,7 @@ class ResponseTool(FunctionDefinition):
     @model_validator(mode="before")
     @classmethod
     def _refuse_others(cls, given: Any) -> Any:
-        return functions_only(given)
+        return functions_only(given, "function")
 
 
 class ResponseToolName(BaseModel):
@@ -39,7 +39,7 @@ class ResponseToolName(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_others(cls, given: Any) -> Any:
-        return functions_only(given)
+        return functions_only(given, "function", "allowed_tools")
 
 
 class ResponseAllowedTools(BaseModel):

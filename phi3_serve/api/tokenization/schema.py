@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.chat_messages import ChatCompletionMessages
 from phi3_serve.api.fields import number
-from phi3_serve.api.function_tools import FunctionToolFields
+from phi3_serve.api.function_tools import OpenAIToolFields
 from phi3_serve.parameters import MAX_TOKENS_LISTED, Characters
 
 
@@ -22,7 +22,7 @@ class TokenizerBody(BodyWithoutParameters):
     """The model whose tokenizer is used; by default the config's default_model."""
 
 
-class TokenizeRequest(FunctionToolFields, TokenizerBody):
+class TokenizeRequest(OpenAIToolFields, TokenizerBody):
     """A text or a conversation that becomes token ids."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "Hello world"}]})
@@ -74,7 +74,7 @@ class DetokenizeResponse(BaseModel):
     content: str = Field(description="The same, as llama.cpp calls it.")
 
 
-class ApplyTemplateRequest(FunctionToolFields, TokenizerBody):
+class ApplyTemplateRequest(OpenAIToolFields, TokenizerBody):
     """A conversation that becomes a text."""
 
     model_config = ConfigDict(

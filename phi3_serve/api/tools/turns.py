@@ -36,11 +36,17 @@ class Turns:
     def __init__(self) -> None:
         self._turns: list[_Turn] = []
         self._tools: dict[str, str] = {}  # the id of each call → the name of the tool
+        self._unanswered: list[str] = []  # the tools of the calls that have no result yet
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """All turns so far."""
         return tuple(turn.message() for turn in self._turns)
+
+    @property
+    def unanswered(self) -> str | None:
+        """The tool of the first call that has no result yet."""
+        return self._unanswered[0] if self._unanswered else None
 
     def say(self, role: Role, text: str, name: str | None = None, reasoning_content: str | None = None) -> None:
         """A turn begins with ``text``."""
@@ -58,6 +64,7 @@ class Turns:
             refuse_deep(arguments, at)
             arguments = json.dumps(arguments, ensure_ascii=False)
         self._turns[-1].calls.append((name, arguments.strip() or "{}"))
+        self._unanswered.append(name)
         if call_id is not None:
             self._tools[call_id] = name
 
@@ -73,4 +80,6 @@ class Turns:
             raise InvalidRequest(f"`{at}` {problem}; it must be the id of a call in an earlier message.", at)
         if not self._turns or not self._turns[-1].has_results:
             self._turns.append(_Turn("user", has_results=True))
+        if name in self._unanswered:
+            self._unanswered.remove(name)
         self._turns[-1].texts.append(f"Result of {name}:\n{text}")

@@ -210,7 +210,6 @@ def test_an_answer_has_the_format(client: TestClient) -> None:
         ("/api/chat", {"model": None}, "model"),
         ("/api/chat", {"format": "xml"}, "format"),
         ("/api/chat", {"format": {"type": "thing"}}, "format"),
-        ("/api/chat", {"tools": [{"type": "function"}]}, "`tools` is not accepted"),
         ("/api/chat", {"think": True}, "`think` is not accepted"),
         ("/api/chat", {"logprobs": True}, "logprobs"),
         ("/api/chat", {"mesages": []}, "did you mean `messages`"),
@@ -225,7 +224,6 @@ def test_an_answer_has_the_format(client: TestClient) -> None:
         ("/api/chat", {"options": {"n": 2}}, "`n` must be 1"),
         ("/api/chat", {"options": {"output_scores": True}}, "`output_scores` is not accepted"),
         ("/api/chat", {"options": {"seed": 1}, "seed": 2}, "`seed` and `options.seed`"),
-        ("/api/chat", {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role"),
         ("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["aGk="]}]}, "the model reads text only"),
         ("/api/chat", {"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
         ("/api/generate", {"images": ["aGk="]}, "the model reads text only"),
@@ -280,7 +278,7 @@ def test_lists_of_models(sdk: ollama.Client, backend: LocalBackend, config: AppC
     assert shown.modelinfo is not None
     assert shown.modelinfo["phi3.context_length"] == 2048
     assert shown.modelinfo["phi3.block_count"] == 3
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.parameters is not None
     assert dict(line.split() for line in shown.parameters.splitlines())["temperature"] == "0.8"
 
