@@ -7,7 +7,7 @@ PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup serve test test-fast test-clients coverage wheel gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
+.PHONY: help vendor setup serve test test-fast test-clients coverage wheel gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
@@ -24,6 +24,7 @@ help:
 	@echo "make chaos      ten minutes of load while something random dies every ten seconds: who was answered, who was lost"
 	@echo "make soak       an hour of load while nothing dies: memory, threads and files, before and after"
 	@echo "make bench      the engine beside transformers on this machine, in tokens per second; three minutes"
+	@echo "make vendor     fetch the libraries of the chat page anew, with npm; their versions and checksums are in tests/web/vendor.py"
 	@echo "make plots      draw docs/images/*.svg from docs/data/*.json"
 	@echo "make gpu        check and measure the engine on the GPU of this machine; needs only PYTHON with torch, transformers, triton"
 	@echo "make lint       formatting, lint rules, strict types, import contracts"
@@ -90,6 +91,9 @@ bench: $(VENV)/.runtime
 
 plots:
 	$(PYTHON) docs/plots.py
+
+vendor:
+	$(PYTHON) -m tests.web.vendor
 
 gpu:
 	PYTHONPATH=. $(PYTHON) -m tests.gpu $(PARTS)

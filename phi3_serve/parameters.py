@@ -77,7 +77,8 @@ class GenerationParameters:
     diversity_penalty: Annotated[float, Range(ge=0)] | None = None
     """Subtracted from a token's score for each beam of an earlier group that chose this token at the same step."""
     temperature: Annotated[float, Range(ge=0)] | None = None
-    """Divides the logits before sampling: above 1 is more varied, below 1 less. Not 0: set do_sample to false."""
+    """Divides the logits before sampling: above 1 is more varied, below 1 less. 0 takes the most likely token. /chat
+    refuses 0; do_sample false does the same there."""
     top_k: Annotated[int, Range(ge=0)] | None = None
     """Sample from the k most likely tokens; 0 is off."""
     top_p: Annotated[float, Range(ge=0, le=1)] | None = None

@@ -1,21 +1,17 @@
 """The chat page in a real Chromium, over a real replica and a real socket."""
 
-import json
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
@@ -23,100 +19,15 @@ from phi3_serve.api.keys import hash_of
 from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
-from phi3_serve.web.page import chat_page
+from phi3_serve.web import page as page_module
+from phi3_serve.web.page import POLICY, chat_page
 from tests.support import ENDLESS, LocalBackend, engine_of
+from tests.web.browser import Browser, answered, question, values
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"),
-]
+pytestmark = pytest.mark.browser
+FOLDER = Path(page_module.__file__).parent
 QUESTION = "How to explain Internet for a medieval knight?"
 GREEDY = {"temperature": 0, "max_new_tokens": 24}
-
-
-class Browser:
-    """What a person does with the page, and sees of it."""
-
-    def __init__(self, driver: webdriver.Chrome, url: str) -> None:
-        self.driver = driver
-        self.url = url
-
-    def open(self, **kept: Any) -> "Browser":
-        """The page, with ``kept`` in the browser's storage."""
-        self.driver.get(f"{self.url}/health")
-        self.driver.execute_script("localStorage.clear()")
-        for name, value in kept.items():
-            self.driver.execute_script(
-                "localStorage.setItem(arguments[0], arguments[1])", f"phi3.{name}", json.dumps(value)
-            )
-        self.complaints()  # /health has no icon
-        self.driver.get(f"{self.url}/ui")
-        self.until(lambda: self.one("#state").get_attribute("data-state") != "away")
-        return self
-
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def until(self, condition: Callable[[], Any], seconds: float = 15) -> Any:
-        drawn_anew = [StaleElementReferenceException]  # between finding an element and reading it
-        return WebDriverWait(self.driver, seconds, 0.05, drawn_anew).until(lambda _: condition())
-
-    def ask(self, text: str) -> str:
-        self.one("#prompt").send_keys(text, Keys.ENTER)
-        return self.answer()
-
-    def answer(self) -> str:
-        """The last answer, once it is whole."""
-        self.until(lambda: self.all(".turn.assistant .figures, .turn.assistant .trouble:not(.waiting)"))
-        self.until(lambda: not self.all(".turn.live"))
-        return self.all(".turn.assistant")[-1].find_element(By.CSS_SELECTOR, ".text").text
-
-    def press(self, label: str, turn: int = -1) -> None:
-        buttons = self.all(".turn")[turn].find_elements(By.CSS_SELECTOR, "button")
-        next(b for b in buttons if b.text == label).click()
-
-    def complaints(self) -> list[str]:
-        """What Chromium's console says went wrong."""
-        lines = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
-        return [line["message"] for line in lines if line["level"] == "SEVERE"]
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-        "--window-size=1280,860",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def browser(driver: webdriver.Chrome, server_url: str) -> Browser:
-    driver.set_window_size(1280, 860)
-    return Browser(driver, server_url)
-
-
-def values(**given: Any) -> dict[str, Any]:
-    return {"system": "", "values": given}
 
 
 def by_chat(client: TestClient, **kwargs: Any) -> str:
@@ -169,15 +80,21 @@ def test_nothing_comes_from_elsewhere(browser: Browser) -> None:
 def test_the_policy_lets_nothing_else_run(browser: Browser, client: TestClient) -> None:
     browser.open()
     browser.driver.execute_script(
-        """const s = document.createElement("script"); s.textContent = "window.ran = true"; document.body.append(s);
-        const i = document.createElement("div"); i.innerHTML = "<img src=x onerror='window.ran = true'>"; document.body.append(i)"""
+        """const link = document.createElement("a");
+        link.href = "javascript:window.ran = true"; document.body.append(link); link.click()"""
     )
+    with pytest.raises(JavascriptException, match="TrustedHTML"):
+        browser.run("document.body.innerHTML = '<b>x</b>'")
+    with pytest.raises(JavascriptException, match="TrustedScript"):
+        browser.run("document.createElement('script').text = 'window.ran = true'")
+    with pytest.raises(JavascriptException, match="TrustedScript"):
+        browser.run("document.createElement('img').setAttribute('onerror', 'window.ran = true')")
     time.sleep(0.3)
-    assert browser.driver.execute_script("return window.ran") is None
+    assert browser.run("return window.ran") is None
     assert any("Content Security Policy" in line for line in browser.complaints())
     page = client.get("/ui")
-    assert page.headers["content-security-policy"] == chat_page().policy
-    assert "unsafe" not in chat_page().policy
+    assert page.headers["content-security-policy"] == POLICY
+    assert "unsafe" not in POLICY
     assert page.text == chat_page().html
     assert "http://" not in page.text
     assert "https://" not in page.text
@@ -185,25 +102,30 @@ def test_the_policy_lets_nothing_else_run(browser: Browser, client: TestClient) 
 
 def test_text_is_inert(browser: Browser) -> None:
     wicked = "<img src=x onerror='window.ran = true'><script>window.ran = true</script> **bold** `code` [a](javascript:alert(1))"
-    fenced = "```html\n<b>not bold</b>\n```\n\n- one\n- <i>two</i>"
-    turns = [{"role": "user", "content": wicked}, {"role": "assistant", "content": f"{wicked}\n\n{fenced}"}]
-    browser.open(talks=[{"id": "1", "title": wicked, "turns": turns}], current="1")
-    text = browser.one(".turn.assistant .text")
-    assert [e.tag_name for e in text.find_elements(By.CSS_SELECTOR, "*")] == [
-        "p",
-        "strong",
-        "code",
-        "pre",
-        "code",
-        "ul",
-        "li",
-        "li",
-    ]
-    assert "<img src=x onerror='window.ran = true'>" in text.text
-    assert "<b>not bold</b>" in text.text
+    browser.open_conversation(question(wicked), answered(wicked), title=wicked)
     assert browser.one(".turn.user .text").text == wicked
-    assert browser.driver.execute_script("return window.ran") is None
+    assert browser.one("#talks .title").text == wicked
+    text = browser.one(".turn.assistant .text")
+    assert [e.tag_name for e in text.find_elements(By.CSS_SELECTOR, "*")] == ["p", "strong", "code"]
+    assert "<img src=x onerror='window.ran = true'>" in text.text
+    assert browser.run("return window.ran") is None
     assert browser.complaints() == []
+
+
+def test_a_browser_keeps_the_files_until_they_change(client: TestClient) -> None:
+    version = chat_page().version
+    assert f'src="ui/{version}/main.js"' in client.get("/ui").text
+    for path in ("main.js", "style.css", "vendor/katex.css", "vendor/fonts/KaTeX_Main-Regular.woff2"):
+        plain = client.get(f"/ui/{version}/{path}", headers={"accept-encoding": "identity"})
+        packed = client.get(f"/ui/{version}/{path}", headers={"accept-encoding": "gzip"})
+        assert (plain.status_code, packed.headers["content-encoding"]) == (200, "gzip")
+        assert plain.content == packed.content == (FOLDER / path).read_bytes()
+        assert "immutable" in plain.headers["cache-control"]
+        of_another = client.get(f"/ui/of-another-version/{path}")
+        assert (of_another.content, of_another.headers["cache-control"]) == (plain.content, "no-store")
+    assert client.get("/ui/", follow_redirects=True).text == client.get("/ui").text
+    for path in ("none.js", "page.py", "page.html", "../config.py", "%2e%2e/config.py", "vendor/SHA256SUMS", ""):
+        assert client.get(f"/ui/{version}/{path}").status_code == 404
 
 
 @pytest.mark.parametrize("how", ["escape", "button"])
@@ -266,43 +188,12 @@ def test_an_answer_that_runs_can_be_asked_anew(browser: Browser, backend: LocalB
     browser.until(lambda: not engine._core.scheduler.has_work, 3)
 
 
-def test_conversations_are_kept_in_the_browser(browser: Browser) -> None:
-    browser.open(settings=values(**GREEDY))
-    answer = browser.ask(QUESTION)
-    browser.one("#new").click()
-    assert browser.all(".tries button")
-    browser.ask("Second")
-    browser.driver.refresh()
-    browser.until(lambda: len(browser.all("#talks li")) == 2)
-    assert [b.text for b in browser.all("#talks .title")] == ["Second", QUESTION]
-    assert browser.one(".turn.user .text").text == "Second"
-    browser.all("#talks .title")[1].click()
-    assert browser.answer() == answer
-    browser.all("#talks .drop")[1].click()
-    assert [b.text for b in browser.all("#talks .title")] == ["Second"]
-
-
-def test_the_curl_line_gets_the_same_answer(browser: Browser) -> None:
-    browser.open(settings=values(**GREEDY) | {"system": "It's a 'test'."})
-    answer = browser.ask(QUESTION)
-    browser.press("Show as curl")
-    line = browser.one("#curl pre").text
-    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=60)
-    said = json.loads(done.stdout)["choices"][0]["message"]["content"]
-    assert squeezed(said) == squeezed(answer)
-
-
 def test_every_parameter_has_its_place_meaning_and_range(browser: Browser, client: TestClient) -> None:
     browser.open()
     browser.until(lambda: browser.all("#p-temperature"))
     properties = client.get("/openapi.json").json()["components"]["schemas"]["GenerationParameters"]["properties"]
     shown = {f.get_attribute("id").removeprefix("p-") for f in browser.all("#settings [id^='p-']")}  # type: ignore[union-attr]
-    assert set(properties) - shown == {
-        "num_return_sequences",
-        "top_logprobs",
-        "output_scores",
-        "return_dict_in_generate",
-    }
+    assert set(properties) - shown == {"output_scores", "return_dict_in_generate", "prompt_logprobs"}
     browser.one("#open-settings").click()
     field = browser.one("#p-top_p").find_element(By.XPATH, "..")
     assert properties["top_p"]["description"] in field.text
@@ -462,10 +353,20 @@ def test_the_keyboard_reaches_everything_and_nothing_is_nameless(browser: Browse
 
 
 @pytest.mark.parametrize("chosen", ["light", "dark"])
-def test_light_and_dark(browser: Browser, tmp_path: Path, chosen: str) -> None:
+def test_light_and_dark(browser: Browser, chosen: str) -> None:
     browser.open(theme=chosen)
-    ground = browser.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    ground = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(251, 250, 248)", "dark": "rgb(21, 23, 26)"}[chosen]
-    picture = tmp_path / "page.png"
-    assert browser.driver.save_screenshot(str(picture))
-    assert picture.stat().st_size > 10_000
+
+
+def test_the_page_says_whose_answers_it_shows(browser: Browser) -> None:
+    browser.open()
+    host = browser.url.removeprefix("http://")
+    assert browser.one(".welcome .quiet").text == f"Answered by {host}. What you type goes there and nowhere else."
+
+
+def test_the_hint_of_temperature_says_what_0_does(browser: Browser) -> None:
+    browser.open()
+    browser.one("#open-settings").click()
+    browser.until(lambda: browser.all("#p-temperature"))
+    assert "0 takes the most likely token" in browser.one("#p-temperature-about").text

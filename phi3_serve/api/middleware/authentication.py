@@ -10,6 +10,7 @@ from phi3_serve.errors import PermissionDenied, Phi3ServeError, Unauthorized
 
 # Health checks have no key. The chat page holds nothing secret and asks its user for the key.
 OPEN_PATHS = frozenset({"/health", "/ready", "/ui"})
+OPEN_FOLDER = "/ui/"
 
 
 class AuthenticationMiddleware:
@@ -21,7 +22,7 @@ class AuthenticationMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its key, or answer why not."""
-        if scope["type"] == "http" and self._keys.are_required and local_path(scope) not in OPEN_PATHS:
+        if scope["type"] == "http" and self._keys.are_required and not _is_open(local_path(scope)):
             try:
                 self._authenticate(scope)
             except Phi3ServeError as error:
@@ -39,6 +40,10 @@ class AuthenticationMiddleware:
         if needed is not None and not key.allows(needed):
             raise PermissionDenied(f"The API key {key.name} lacks the scope `{needed}`.")
         set_key(scope, key)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
 def _needed_scope(method: str, path: str) -> KeyScope | None:

@@ -65,7 +65,7 @@ def test_every_route_but_health_readiness_and_the_page_asks(guarded: TestClient)
     paths = {route.path for route in iter_route_contexts(app.routes)}
     assert {"/", "/chat", "/{model:path}/chat", "/v1/models", "/metrics", "/docs", "/openapi.json"} < paths
     opened = {path for path in paths if guarded.get(re.sub("{.*?}", "m", path or "")).status_code != 401}
-    assert opened == {"/health", "/ready", "/ui"}
+    assert opened == {"/health", "/ready", "/ui", "/ui/{version}/{path:path}"}
     assert guarded.get("/nothing/here").status_code == 401
 
 

@@ -1,0 +1,101 @@
+// The conversations that this browser keeps, and which of them is shown.
+//
+// A conversation is {id, title, begun, turns}. The turn of a person is {role: "user", content}. That of a model is
+// {role: "assistant", state, request, answers: [{content, tokens}], chosen, figures, trouble}: `request` is what gave the
+// answers, without its messages; `chosen` is the index of the answer that the conversation goes on with; a token is
+// [text, logprob, [[text, logprob] of the likeliest]].
+
+import {onChangeElsewhere, read, readAll, remove, write} from "./storage.js";
+
+const NAME = "conversation.";
+const TITLE = 60;  // characters
+
+let all = load();
+let currentId = read("current");
+let deleted = null;
+let changed = () => {};
+
+/** Calls `act` after each change; `isElsewhere` tells whether another tab made it. */
+export function onChange(act) { changed = act }
+
+export const current = () => all.find(conversation => conversation.id === currentId) ?? null;
+
+export const lastDeleted = () => deleted;
+
+/** The conversations with `words` in their title or text, the newest first. */
+export function found(words) {
+  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  return all.filter(conversation => {
+    const text = [conversation.title, ...conversation.turns.map(allText)].join("\n").toLowerCase();
+    return wanted.every(word => text.includes(word));
+  });
+}
+
+/** What `turn` adds to the conversation. */
+export function said(turn) {
+  return turn.role === "user" ? turn.content : turn.answers[turn.chosen]?.content ?? "";
+}
+
+const allText = turn => turn.role === "user" ? turn.content : turn.answers.map(answer => answer.content).join("\n");
+
+export function begin(text) {
+  const id = crypto.randomUUID?.() ?? String(Date.now() + Math.random());  // none on a page by plain HTTP
+  all.unshift({id, title: titleOf(text), begun: Date.now(), turns: []});
+  show(id);
+  return current();
+}
+
+export function show(id) {
+  currentId = id;
+  write("current", id);
+  changed();
+}
+
+/** False if the browser could not keep it. */
+export function save(conversation) {
+  return !all.includes(conversation) || write(NAME + conversation.id, conversation);
+}
+
+export function rename(conversation, title) {
+  conversation.title = titleOf(title) || conversation.title;
+  save(conversation);
+  changed();
+}
+
+export function forget(conversation) {
+  all = all.filter(other => other !== conversation);
+  deleted = conversation;
+  remove(NAME + conversation.id);
+  if (conversation.id === currentId) show(null);
+  else changed();
+}
+
+export function undoForget() {
+  all = sorted([...all, deleted]);
+  save(deleted);
+  const {id} = deleted;
+  deleted = null;
+  show(id);
+}
+
+export function dismissDeleted() {
+  deleted = null;
+  changed();
+}
+
+function titleOf(text) { return text.trim().replace(/\s+/g, " ").slice(0, TITLE) }
+
+function sorted(conversations) { return conversations.sort((one, other) => other.begun - one.begun) }
+
+function load() {
+  const kept = sorted(readAll(NAME));
+  kept.flatMap(conversation => conversation.turns).filter(turn => turn.state === "running").forEach(turn => { turn.state = "interrupted" });
+  return kept;
+}
+
+onChangeElsewhere(name => {
+  if (!name.startsWith(NAME)) return;
+  const shown = current();
+  all = load().map(conversation => conversation.id === shown?.id && name !== NAME + shown.id ? shown : conversation);
+  changed();
+});

@@ -1,0 +1,140 @@
+// The chat page: draws what is kept, then does what its reader asks.
+
+import {answer, emptyTurn, isRunning, stop} from "./answering.js";
+import {copy} from "./clipboard.js";
+import * as conversations from "./conversations.js";
+import {$} from "./elements.js";
+import {drawLastTurn, drawLog, drawProgress, drawWait} from "./log.js";
+import {choose, watchModels} from "./models.js";
+import {describeParameters, drawFields, knownParameters} from "./parameters.js";
+import * as settings from "./settings.js";
+import {closeSidebar, drawSidebar, setUpSidebar} from "./sidebar.js";
+import {read, write} from "./storage.js";
+import {applyTheme, nextTheme} from "./theme.js";
+
+const acts = {send, resend, regenerate, choose: chooseAnswer};
+
+applyTheme();
+setUpSidebar(stop);
+setUpQuestion();
+setUpSettings();
+setUpKeys();
+conversations.onChange(draw);
+draw();
+watchModels();
+const described = describeParameters().catch(() => { $("usual").textContent = "The server did not describe its parameters." });
+
+function draw() {
+  drawSidebar();
+  drawLog(acts);
+}
+
+// --- asking
+
+function send(text) {
+  if (isRunning() || !text.trim()) return;
+  const conversation = conversations.current() ?? conversations.begin(text);
+  conversation.turns.push({role: "user", content: text});
+  answerNext(conversation);
+}
+
+function resend(at, text) {
+  stop();
+  conversations.current().turns.length = at;
+  send(text);
+}
+
+function regenerate(at) {
+  stop();
+  conversations.current().turns.length = at;
+  answerNext(conversations.current());
+}
+
+function chooseAnswer(at, index) {
+  const conversation = conversations.current();
+  conversation.turns[at].chosen = index;
+  keep(conversation);
+  drawLastTurn(acts);
+}
+
+async function answerNext(conversation) {
+  const turn = emptyTurn();
+  conversation.turns.push(turn);
+  draw();
+  // Until the server has described its parameters, it is not known which of the settings it takes.
+  const request = described.then(() => settings.currentRequest(knownParameters()));
+  const whole = answer(conversation, turn, request, {onProgress: drawSoon(), onWait: drawWait});
+  showBusy();
+  await whole;
+  showBusy();
+  if (!conversation.turns.includes(turn)) return;  // it was asked anew meanwhile
+  keep(conversation);
+  if (conversation === conversations.current()) drawLastTurn(acts);
+}
+
+/** Draws at most once for each picture of the screen. */
+function drawSoon() {
+  let isPlanned = false;
+  return () => {
+    if (!isPlanned) requestAnimationFrame(() => { isPlanned = false; drawProgress() });
+    isPlanned = true;
+  };
+}
+
+function keep(conversation) { $("full").hidden = conversations.save(conversation) }
+
+function showBusy() {
+  $("send").hidden = isRunning();
+  $("stop").hidden = !isRunning();
+  if (!isRunning()) $("prompt").focus({preventScroll: true});
+}
+
+// --- the fixed parts of the page
+
+function setUpQuestion() {
+  const fit = () => { $("prompt").style.height = "auto"; $("prompt").style.height = $("prompt").scrollHeight + "px" };
+  $("ask").onsubmit = event => {
+    event.preventDefault();
+    const text = $("prompt").value;
+    if (isRunning() || !text.trim()) return;
+    $("prompt").value = "";
+    fit();
+    send(text);
+  };
+  $("prompt").oninput = fit;
+  $("prompt").onkeydown = event => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit() }
+  };
+  $("stop").onclick = stop;
+  $("copy-curl").onclick = event => copy($("curl").querySelector("pre").textContent, event.target);
+  $("close-curl").onclick = () => $("curl").close();
+}
+
+function setUpSettings() {
+  $("open-settings").onclick = () => showSettings($("settings").hidden);
+  $("close-settings").onclick = () => showSettings(false);
+  $("model").onchange = choose;
+  $("system").value = settings.system();
+  $("system").onchange = () => settings.setSystem($("system").value);
+  $("reset").onclick = () => { settings.reset(); $("system").value = ""; drawFields() };
+  $("key").value = read("key", "");
+  $("key").onchange = () => { write("key", $("key").value.trim()); location.reload() };
+  $("theme").onclick = nextTheme;
+}
+
+function showSettings(areShown) {
+  $("settings").hidden = !areShown;
+  $("open-settings").setAttribute("aria-expanded", String(areShown));
+  (areShown ? $("system") : $("open-settings")).focus();
+}
+
+function setUpKeys() {
+  $("open-side").onclick = () => $("side").classList.toggle("open");
+  $("log").onclick = closeSidebar;
+  document.addEventListener("keydown", event => {
+    if (event.key !== "Escape" || $("curl").open || $("menu").matches(":popover-open")) return;
+    if (isRunning()) stop();
+    else if (!$("settings").hidden) showSettings(false);
+    else closeSidebar();
+  });
+}
