@@ -33,9 +33,11 @@ export function tokenView(tokens) {
 }
 
 function describe([text, logprob, others], token) {
-  const rows = others.some(([other]) => other === text) ? others : [[text, logprob], ...others];
-  $("token").replaceChildren(element("table", {}, element("tbody", {}, ...rows.map(([other, score]) =>
-    element("tr", {className: other === text ? "taken" : ""}, element("td", {textContent: visible(other)}), element("td", {textContent: percent(score)}))))));
+  const isTaken = ([other, score]) => other === text || (score === logprob && other.trimStart() === text);  // an answer begins without a space
+  const rows = others.some(isTaken) ? others : [[text, logprob], ...others];
+  $("token").replaceChildren(element("table", {}, element("tbody", {}, ...rows.map(row =>
+    element("tr", {className: isTaken(row) ? "taken" : ""}, element("td", {textContent: visible(row[0])}),
+      element("td", {textContent: percent(row[1])}))))));
   $("token").hidden = false;
   const {left, top, bottom} = token.getBoundingClientRect(), {offsetWidth, offsetHeight} = $("token");
   const isBelow = bottom + GAP + offsetHeight < innerHeight;

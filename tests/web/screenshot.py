@@ -28,7 +28,7 @@ def main(url: str = "http://127.0.0.1:8000") -> None:
         browser.press("Probabilities")
         least_likely = browser.run(
             """return [...document.querySelectorAll(".token")].reduce((one, other) =>
-                 other.style.getPropertyValue("--doubt") > one.style.getPropertyValue("--doubt") ? other : one)"""
+                 Number(other.style.getPropertyValue("--doubt")) > one.style.getPropertyValue("--doubt") ? other : one)"""
         )
         ActionChains(driver).move_to_element(least_likely).perform()
         PICTURE.parent.mkdir(exist_ok=True)
