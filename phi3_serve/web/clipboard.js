@@ -15,7 +15,7 @@ export async function copy(text, pressed) {
 
 function copyBySelection(text) {
   const area = element("textarea", {value: text, className: "out-of-sight"});
-  document.body.append(area);
+  (document.querySelector("dialog[open]") ?? document.body).append(area);  // outside of an open dialog nothing is selected
   area.select();
   document.execCommand("copy");
   area.remove();

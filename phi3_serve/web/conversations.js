@@ -15,7 +15,7 @@ let currentId = read("current");
 let deleted = null;
 let changed = () => {};
 
-/** Calls `act` after each change; `isElsewhere` tells whether another tab made it. */
+/** Calls `act` after each change; its argument tells whether the conversation that is shown is another one, or has other turns. */
 export function onChange(act) { changed = act }
 
 export const current = () => all.find(conversation => conversation.id === currentId) ?? null;
@@ -48,7 +48,7 @@ export function begin(text) {
 export function show(id) {
   currentId = id;
   write("current", id);
-  changed();
+  changed(true);
 }
 
 /** False if the browser could not keep it. */
@@ -59,7 +59,7 @@ export function save(conversation) {
 export function rename(conversation, title) {
   conversation.title = titleOf(title) || conversation.title;
   save(conversation);
-  changed();
+  changed(false);
 }
 
 export function forget(conversation) {
@@ -67,7 +67,7 @@ export function forget(conversation) {
   deleted = conversation;
   remove(NAME + conversation.id);
   if (conversation.id === currentId) show(null);
-  else changed();
+  else changed(false);
 }
 
 export function undoForget() {
@@ -80,7 +80,7 @@ export function undoForget() {
 
 export function dismissDeleted() {
   deleted = null;
-  changed();
+  changed(false);
 }
 
 function titleOf(text) { return text.trim().replace(/\s+/g, " ").slice(0, TITLE) }
@@ -95,7 +95,7 @@ function load() {
 
 onChangeElsewhere(name => {
   if (!name.startsWith(NAME)) return;
-  const shown = current();
-  all = load().map(conversation => conversation.id === shown?.id && name !== NAME + shown.id ? shown : conversation);
-  changed();
+  const shown = current(), isShown = name === NAME + shown?.id;
+  all = load().map(conversation => conversation.id === shown?.id && !isShown ? shown : conversation);
+  changed(isShown);
 });

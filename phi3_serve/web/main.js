@@ -20,13 +20,13 @@ setUpQuestion();
 setUpSettings();
 setUpKeys();
 conversations.onChange(draw);
-draw();
+draw(true);
 watchModels();
 const described = describeParameters().catch(() => { $("usual").textContent = "The server did not describe its parameters." });
 
-function draw() {
+function draw(alsoTurns) {
   drawSidebar();
-  drawLog(acts);
+  if (alsoTurns) drawLog(acts);
 }
 
 // --- asking
@@ -60,7 +60,7 @@ function chooseAnswer(at, index) {
 async function answerNext(conversation) {
   const turn = emptyTurn();
   conversation.turns.push(turn);
-  draw();
+  draw(true);
   // Until the server has described its parameters, it is not known which of the settings it takes.
   const request = described.then(() => settings.currentRequest(knownParameters()));
   const whole = answer(conversation, turn, request, {onProgress: drawSoon(), onWait: drawWait});

@@ -8,11 +8,14 @@ let chosen = null;  // the conversation that the menu belongs to
 let renamed = null;  // the one whose name is being written
 
 export function drawSidebar() {
+  if (renamed && $("talks").querySelector("input")) return;  // its writer goes on
   const shown = conversations.found($("search").value), isSearching = $("search").value.trim() !== "";
   $("talks").replaceChildren(...shown.map(line));
   $("nothing-found").hidden = !isSearching || shown.length > 0;
   drawUndo();
-  $("talks").querySelector("input")?.select();
+  const field = $("talks").querySelector("input");
+  field?.focus();
+  field?.select();
 }
 
 export function closeSidebar() { $("side").classList.remove("open") }
@@ -87,7 +90,7 @@ function nameField(conversation) {
     if (event.key === "Escape") { event.stopPropagation(); end(false) }
     if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); end(true) }  // it would press the title
   };
-  field.onblur = () => end(true);
+  field.onblur = () => { if (document.hasFocus()) end(true) };  // not when another window gets the focus
   return field;
 }
 

@@ -154,3 +154,21 @@ def test_probabilities_with_beams_are_refused_in_words(browser: Browser) -> None
     browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
     browser.until(lambda: browser.all(".trouble"))
     assert "top_logprobs" in browser.one(".trouble").text
+
+
+def test_text_is_copied_also_where_the_browser_offers_no_clipboard(browser: Browser) -> None:
+    """As on a page that came over plain HTTP from another machine."""
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": permissions})
+    browser.open_conversation(question(), answered("An *answer*"))
+    read = "clipboard.readText().then(arguments[0])"
+    browser.run(
+        "window.clipboard = navigator.clipboard; Object.defineProperty(navigator, 'clipboard', {value: undefined})"
+    )
+    browser.press("Copy")
+    browser.until(lambda: "Copied" in browser.all(".turn")[-1].text)
+    assert browser.driver.execute_async_script(read) == "An *answer*"
+    browser.press("Show as curl")
+    browser.one("#copy-curl").click()
+    browser.until(lambda: browser.one("#copy-curl").text == "Copied")
+    assert browser.driver.execute_async_script(read) == browser.one("#curl pre").text

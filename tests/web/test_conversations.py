@@ -197,6 +197,26 @@ def test_two_tabs_keep_each_other_s_conversations(browser: Browser) -> None:
     assert titles(browser) == ["In the first tab", "In the second tab"]
 
 
+def test_another_tab_disturbs_neither_the_reader_nor_a_name_that_is_written(browser: Browser) -> None:
+    long = conversation(4, "Long", question(), answered("\n\n".join(f"Paragraph {n}" for n in range(100))))
+    browser.open(**THREE, **long, current="4")
+    browser.run("document.querySelector('#log').scrollTop = 100")
+    browser.menu("Rename", 0)
+    browser.one("#talks input").send_keys("New na")
+    first = browser.driver.current_window_handle
+    browser.driver.switch_to.new_window("tab")
+    try:
+        browser.driver.get(f"{browser.url}/health")
+        browser.keep("conversation.5", THREE["conversation.1"] | {"id": "5", "title": "From the other tab", "begun": 5})
+    finally:
+        browser.driver.close()
+        browser.driver.switch_to.window(first)
+    browser.run("document.querySelector('#talks input').focus()")
+    browser.one("#talks input").send_keys("me", Keys.ENTER)
+    assert titles(browser) == ["From the other tab", "New name", "Fruits", "Sums", "Castles"]
+    assert browser.run("return document.querySelector('#log').scrollTop") == 100
+
+
 def test_a_full_browser_is_told(browser: Browser) -> None:
     browser.open(settings=GREEDY)
     browser.run("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }")
