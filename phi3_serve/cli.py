@@ -1,21 +1,19 @@
 """The console script ``phi3-serve``."""
 
-import json
 import secrets
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psutil
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from phi3_serve import __version__, catalogue
+from phi3_serve import __version__
 from phi3_serve.bench.cli import app as bench
-from phi3_serve.catalogue import Variant
 from phi3_serve.errors import Phi3ServeError
-from phi3_serve.observability.progress import human_bytes
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+Url = Annotated[str, typer.Option(envvar="PHI3_SERVE_URL", help="Where the server listens.")]
+Key = Annotated[str | None, typer.Option(envvar="PHI3_SERVE_API_KEY", help="Where the server asks for one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(help="Serve Microsoft's Phi-3 models with Ray Serve.", no_args_is_help=True, add_completion=False)
 
@@ -56,22 +54,45 @@ def up(
 
 @app.command()
 def chat(
-    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="The model to ask; by default the first that is ready.")] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling; /set takes every generate parameter.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="PHI3_SERVE_API_KEY", help="Where the server asks for one.")
+    question: Annotated[list[str] | None, typer.Argument(help="Asked once; without it a conversation begins.")] = None,
+    url: Url = DEFAULT_URL,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model to ask; by default the first that is ready.")
     ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Short for --set temperature=...")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A generate parameter; may be repeated.")
+    ] = None,
+    by_line: Annotated[
+        bool, typer.Option("--lines", help="Each line of standard input is a message or a command of a conversation.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the tokens per second of each answer.")] = False,
+    api_key: Key = None,
 ) -> None:
-    """Talk to a running server in the terminal."""
-    from phi3_serve import terminal
+    """Talk to a running server: at a prompt, or about one QUESTION.
 
-    try:
-        terminal.chat(url, model, system, {} if temperature is None else {"temperature": temperature}, api_key)
-    except Phi3ServeError as error:
-        typer.echo(error.message, err=True)
-        raise typer.Exit(2) from None
+    What comes from a pipe is put before the QUESTION. Standard output gets the
+    answer only. Exit codes: 1 refused or failed, 2 wrong command line, 3 the
+    server is not there, full or not ready, 130 Ctrl-C.
+    """
+    from phi3_serve.terminal import chat as terminal
+
+    if question is not None and by_line:
+        raise typer.BadParameter("--lines takes its messages from standard input, and no QUESTION.")
+    of_temperature = [] if temperature is None else [f"temperature={temperature}"]
+    options = terminal.Options(
+        url=url,
+        api_key=api_key,
+        question=None if question is None else " ".join(question),
+        model=model,
+        system=system,
+        settings=[*of_temperature, *(settings or [])],
+        by_line=by_line,
+        is_verbose=verbose,
+    )
+    if code := terminal.chat(options):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -127,73 +148,22 @@ def key(
 
 
 @app.command()
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the catalogue: what each variant needs, and whether it fits this machine."""
-    device, memory = _device_memory()
-    dtype = "bfloat16" if device == "GPU" else "float32"
-    rows = [_row(variant, device, dtype, memory) for variant in catalogue.VARIANTS]
-    if as_json:
-        typer.echo(json.dumps({"device": device, "memory_bytes": memory, "dtype": dtype, "models": rows}, indent=2))
-        return
-    _print_table(rows, f"This machine: {device} with {human_bytes(memory)}, {dtype}")
+def models(as_json: AsJson = False) -> None:
+    """List the catalogue: what each variant needs, and with which settings this machine can serve it."""
+    from phi3_serve.terminal.catalogue_table import print_catalogue, this_machine
+
+    print_catalogue(this_machine(), as_json=as_json)
 
 
-def _row(variant: Variant, device: str, dtype: str, memory: int) -> dict[str, object]:
-    needed = {quantization: variant.memory_needed(dtype, quantization) for quantization in catalogue.QUANTIZATIONS}
-    allowed = catalogue.QUANTIZATIONS if device == "CPU" else (catalogue.NO_QUANTIZATION,)
-    return {
-        "name": variant.name,
-        "context_length": variant.context_length,
-        "parameters": variant.num_parameters,
-        "kv_bytes_per_token": variant.kv_bytes_per_token(dtype),
-        "memory_needed_bytes": needed[catalogue.NO_QUANTIZATION],
-        "memory_needed_bytes_quantized": {name: needed[name] for name in catalogue.QUANTIZED_BYTES},
-        "sliding_window": variant.sliding_window,
-        "rope": variant.rope,
-        "source": "embedded" if variant.revision is None else variant.source,
-        "revision": variant.revision,
-        "fits": needed[catalogue.NO_QUANTIZATION] <= memory,
-        "fits_as": next((quantization for quantization in allowed if needed[quantization] <= memory), None),
-    }
+@app.command()
+def ps(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """List the models of a running server: state, requests, memory, device."""
+    from phi3_serve.client import Client
+    from phi3_serve.terminal.exit_codes import exit_code_of
+    from phi3_serve.terminal.server_table import print_models
 
-
-def _print_table(rows: list[dict[str, object]], title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    for heading in (
-        "Model",
-        "Context",
-        "Parameters",
-        "KV/token",
-        "Memory",
-        "Window",
-        "RoPE",
-        "Revision",
-        "Fits",
-    ):
-        table.add_column(heading, justify="left" if heading in ("Model", "RoPE", "Revision") else "right")
-    for row in rows:
-        table.add_row(
-            str(row["name"]),
-            f"{row['context_length']:,}",
-            _human_count(int(str(row["parameters"]))),
-            human_bytes(int(str(row["kv_bytes_per_token"]))),
-            human_bytes(int(str(row["memory_needed_bytes"]))),
-            "all" if row["sliding_window"] is None else f"{row['sliding_window']:,}",
-            str(row["rope"]),
-            str(row["revision"])[:7] if row["revision"] else "embedded",
-            "yes" if row["fits"] else f"as {row['fits_as']}" if row["fits_as"] else "no",
-        )
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
-
-
-def _human_count(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
-
-
-def _device_memory() -> tuple[str, int]:
-    """The device that a model would go to, and its memory in bytes."""
-    import torch  # two seconds
-
-    if torch.cuda.is_available():
-        return "GPU", torch.cuda.get_device_properties(0).total_memory
-    return "CPU", psutil.virtual_memory().total
+    try:
+        print_models(Client(url, api_key), as_json=as_json)
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(exit_code_of(error)) from None

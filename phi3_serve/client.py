@@ -32,23 +32,42 @@ class Client:
     """One server. Every call has its own connection, so closing an answer ends it on the server at once."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
+        """Connect later.
+
+        Raises:
+            Phi3ServeError: ``url`` is not one of http or https.
+        """
         self.url = url.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
+        if parts.scheme not in ("http", "https"):
+            raise Phi3ServeError(f"{url}: the scheme must be http or https, and is {parts.scheme}")
         self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._root = parts.netloc, parts.path
+        try:
+            self._make(self._host)
+        except http.client.InvalidURL as error:
+            raise Phi3ServeError(f"{url} is not a URL: {error}") from None
 
-    def get(self, path: str) -> Any:
-        """The JSON at ``path``.
+    def get(self, path: str, *, also: int | None = None) -> Any:
+        """The JSON at ``path``. ``also``: a status beside 200 with which an answer is not a refusal.
 
         Raises:
             Refused: it is not there, or not now.
-            Unreachable: the server does not answer.
+            Unreachable: the server does not answer, or not with JSON.
         """
+        try:
+            return json.loads(self.get_text(path, also=also))
+        except ValueError:
+            raise Unreachable(f"{self.url}{path} answers, but not with JSON. Is it phi3-serve?") from None
+
+    def get_text(self, path: str, *, accept: str = "*/*", also: int | None = None) -> str:
+        """The text at ``path``, in the media type ``accept``. Raises as ``get``."""
         with closing(self._make(self._host, timeout=_TIMEOUT_S)) as connection:
-            return json.loads(self._answer(connection, "GET", path, None).read())
+            answer = self._answer(connection, "GET", path, None, headers={"Accept": accept}, also=also)
+            return self._read(answer).decode(errors="replace")
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
         """Post ``body`` and yield the JSON of each event, without the final ``[DONE]``.
@@ -65,17 +84,31 @@ class Client:
                         return
                     if line.startswith(_DATA):
                         yield json.loads(line[len(_DATA) :])
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 raise Unreachable(f"{self.url}: the answer broke off: {error}") from error
+            raise Unreachable(f"{self.url}: the answer broke off before its end")
+
+    def _read(self, answer: http.client.HTTPResponse) -> bytes:
+        try:
+            return answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"{self.url}: the answer broke off: {error}") from error
 
     def _answer(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Mapping[str, Any] | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        also: int | None = None,
     ) -> http.client.HTTPResponse:
         sent = None if body is None else json.dumps(body)
         try:
-            connection.request(method, self._root + path, sent, self._headers)
+            connection.request(method, self._root + path, sent, {**self._headers, **(headers or {})})
             answer = connection.getresponse()
-            if answer.status == http.client.OK:
+            if answer.status in (http.client.OK, also):
                 return answer
             raise _refusal(answer)
         except (OSError, http.client.HTTPException) as error:

@@ -352,6 +352,8 @@ class EngineInfo:
     kernels: str  # the implementation, for example cuda
     replaced_kernels: Mapping[str, str]  # those that slower ones replace, and the reasons
     cache_tokens: int  # that the key-value cache holds
+    cache_bytes: int  # of the key-value cache
+    weight_bytes: int
 
 
 class Engine(Protocol):

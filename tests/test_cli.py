@@ -7,45 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from phi3_serve import __version__, catalogue
+from phi3_serve import __version__
 from phi3_serve.cli import app
 
 RUN = CliRunner()
-
-
-def test_models_prints_the_catalogue() -> None:
-    result = RUN.invoke(app, ["models"])
-    assert result.exit_code == 0
-    for variant in catalogue.VARIANTS:
-        assert variant.name in result.output
-    assert "3.82 B" in result.output
-
-
-def test_models_as_json() -> None:
-    result = RUN.invoke(app, ["models", "--json"])
-    document = json.loads(result.output)
-    rows = {row["name"]: row for row in document["models"]}
-    assert list(rows) == [v.name for v in catalogue.VARIANTS]
-    assert rows["phi-3-tiny"]["fits"] is True
-    for row in rows.values():
-        assert row["fits"] == (row["memory_needed_bytes"] <= document["memory_bytes"])
-
-
-@pytest.mark.parametrize(
-    ("device", "gigabytes", "expected"),
-    [("CPU", 21, "none"), ("CPU", 8, "int8"), ("CPU", 6, "int4"), ("CPU", 5, None), ("GPU", 6, None)],
-)
-def test_models_says_which_quantization_fits(
-    device: str, gigabytes: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("phi3_serve.cli._device_memory", lambda: (device, gigabytes * 10**9))
-    rows = json.loads(RUN.invoke(app, ["models", "--json"]).output)["models"]
-    (mini,) = (row for row in rows if row["name"] == "phi-3-mini-4k-instruct")
-    assert mini["fits_as"] == expected
-    assert mini["fits"] == (expected == "none")
-    table = RUN.invoke(app, ["models"], env={"COLUMNS": "130"}).output
-    (line,) = (line for line in table.splitlines() if "phi-3-mini-4k-instruct" in line)
-    assert {"none": "yes", None: "no"}.get(expected, f"as {expected}") in line
 
 
 def test_version() -> None:

@@ -18,8 +18,10 @@ from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.memory import block_bytes
 from phi3_serve.engine.model.decoder import sliding_window
 from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
+from phi3_serve.engine.quantization import weight_bytes
 from phi3_serve.engine.sampling.device_sampler import NOT_CHOSEN, ChosenTokens
 from phi3_serve.engine.sampling.drawing import scores_are_invalid
 from phi3_serve.engine.sampling.logprobs import token_logprobs
@@ -103,6 +105,7 @@ class EngineCore:
         Raises:
             CheckpointError: the memory beside the weights is not enough.
         """
+        self._weight_bytes = weight_bytes(loaded.model)  # before the runner releases some of them
         self.runner = make_runner(loaded.model, sizes, releases_weights=releases_weights)
         self.sizes = self.runner.sizes
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
@@ -125,7 +128,7 @@ class EngineCore:
     @property
     def info(self) -> EngineInfo:
         """What the model runs on."""
-        decoder, kernels = self.runner.decoder, self.runner.kernels
+        decoder, kernels, num_blocks = self.runner.decoder, self.runner.kernels, self.sizes.num_blocks
         capability = compute_capability(decoder.device)
         return EngineInfo(
             device=device_name(decoder.device),
@@ -134,7 +137,9 @@ class EngineCore:
             quantization=self._quantization,
             kernels=kernels.name,
             replaced_kernels=dict(kernels.replaced),
-            cache_tokens=self.sizes.num_blocks * BLOCK_SIZE,
+            cache_tokens=num_blocks * BLOCK_SIZE,
+            cache_bytes=num_blocks * block_bytes(decoder.config, decoder.dtype),
+            weight_bytes=self._weight_bytes,
         )
 
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:

@@ -92,6 +92,17 @@ def quantize_model(model: Any, quantization: str, kernels: Kernels) -> None:
         quantizer.take(name, model.get_parameter(name).detach())
 
 
+def weight_bytes(model: Any) -> int:
+    """Bytes of the weights of ``model``, a Phi3ForCausalLM, whatever bits they have."""
+    total: int = sum(parameter.nbytes for parameter in model.parameters())
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            total += module.packed.num_bytes
+        elif isinstance(module, QuantizedEmbedding):
+            total += module.weight.values.nbytes + module.weight.scales.nbytes
+    return total
+
+
 def _checked(kernels: Kernels, dtype: torch.dtype) -> Kernels:
     """``kernels``, or the reference if their products with weights of fewer bits are wrong."""
     for bits in BITS.values():

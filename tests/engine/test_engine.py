@@ -40,6 +40,11 @@ def engine(loaded: LoadedModel) -> Iterator[Engine]:
 def test_the_engine_says_what_it_runs_on(engine: Engine) -> None:
     info = engine.info
     assert (info.dtype, info.compute_capability, info.cache_tokens) == ("float32", None, 9600)
+    config = engine._core.runner.decoder.config
+    of_token = (
+        2 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    )
+    assert info.cache_bytes == 9600 * of_token * 4
     assert info.kernels.startswith("cpu (")
     assert info.replaced_kernels == {}
     assert info.device

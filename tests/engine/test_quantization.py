@@ -32,6 +32,15 @@ def loaded_as(checkpoint: Path, quantization: str, dtype: str = "float32") -> An
     return load("mine", str(checkpoint), None, device="cpu", dtype=dtype, quantization=quantization)
 
 
+def test_the_bytes_of_the_weights_are_those_of_their_bits(checkpoint: Path) -> None:
+    models = {name: loaded_as(checkpoint, name).model for name in ("none", *FORMATS)}
+    numbers = sum(parameter.numel() for parameter in models["none"].parameters())
+    found = {name: quantization_module.weight_bytes(model) for name, model in models.items()}
+    assert found["none"] == 4 * numbers
+    assert numbers < found["int8"] < 1.2 * numbers
+    assert numbers / 2 < found["int4"] < found["int8"]
+
+
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_every_matrix_has_its_bits_and_is_near_to_what_was_stored(checkpoint: Path, quantization: str) -> None:
     whole, rounded = loaded_as(checkpoint, "none").model, loaded_as(checkpoint, quantization).model

@@ -61,6 +61,8 @@ def loaded_by(name: str) -> LoadedReplica:
         kernels="cpu",
         replaced_kernels={},
         cache_tokens=16,
+        cache_bytes=64,
+        weight_bytes=128,
     )
     return LoadedReplica(name=name, version="any", engine=engine)
 

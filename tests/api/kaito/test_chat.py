@@ -448,6 +448,8 @@ ENGINE = EngineInfo(
     kernels="cuda",
     replaced_kernels={"attend": "RuntimeError: out of resource"},
     cache_tokens=330_000,
+    cache_bytes=64,
+    weight_bytes=128,
 )
 
 
@@ -466,6 +468,8 @@ def test_what_a_ready_model_runs_on_is_shown(backend: LocalBackend, config: AppC
                 "kernels": "cuda",
                 "replaced_kernels": {"attend": "RuntimeError: out of resource"},
                 "cache_tokens": 330_000,
+                "cache_bytes": 64,
+                "weight_bytes": 128,
             },
         }
     }

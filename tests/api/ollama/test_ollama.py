@@ -295,6 +295,8 @@ def test_lists_of_models(sdk: ollama.Client, backend: LocalBackend, config: AppC
         kernels="cuda",
         replaced_kernels={},
         cache_tokens=1,
+        cache_bytes=64,
+        weight_bytes=128,
     )
     asleep.state_of = {"tested": VariantState("ready", engine=on_gpu)}
     with TestClient(create_app(asleep, config)) as client:
