@@ -9,9 +9,10 @@ from fastapi.responses import StreamingResponse
 from phi3_serve.api import streams
 from phi3_serve.errors import Phi3ServeError
 
-COMMENT = b": waiting\n\n"
+# Two empty lines. They mean nothing, as a comment does, and SGLang's serving benchmark reads every other line as JSON.
+KEEP_ALIVE = b"\n\n"
 MEDIA_TYPE = "text/event-stream"
-FORM = streams.StreamForm(MEDIA_TYPE, keep_alive=COMMENT)
+FORM = streams.StreamForm(MEDIA_TYPE, keep_alive=KEEP_ALIVE)
 END = b"data: [DONE]\n\n"
 _EVENT_SCHEMA = {
     "type": "object",

@@ -51,7 +51,7 @@ def test_the_figures_are_below_the_limits_of_proxies() -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), [CHAT, COMPLETION])
-def test_a_silent_stream_begins_at_once_and_sends_comments(
+def test_a_silent_stream_begins_at_once_and_sends_empty_lines(
     late: Late, url: str, path: str, body: dict[str, Any]
 ) -> None:
     began = time.monotonic()
@@ -60,11 +60,11 @@ def test_a_silent_stream_begins_at_once_and_sends_comments(
         assert time.monotonic() - began < 1
         arrivals = []
         for _ in range(4):
-            assert answer.readline() + answer.readline() == sse.COMMENT
+            assert answer.readline() + answer.readline() == sse.KEEP_ALIVE
             arrivals.append(time.monotonic())
         assert all(0.2 < later - earlier < 1 for earlier, later in itertools.pairwise(arrivals)), arrivals
         late.go_on.set()
-        rest = [line for line in answer.read().split(b"\n\n") if line and not line.startswith(b":")]
+        rest = [line for line in answer.read().split(b"\n\n") if line]
     with stream(url, path, body) as answer:
         at_once = [line for line in answer.read().split(b"\n\n") if line]
     for lines in (rest, at_once):
@@ -73,7 +73,7 @@ def test_a_silent_stream_begins_at_once_and_sends_comments(
         assert lines[-1] == b"data: [DONE]"
 
 
-def test_clients_read_over_the_comments(late: Late, url: str) -> None:
+def test_clients_read_over_the_empty_lines(late: Late, url: str) -> None:
     timer = threading.Timer(1.0, late.go_on.set)
     timer.start()
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk:
@@ -86,11 +86,21 @@ def test_clients_read_over_the_comments(late: Late, url: str) -> None:
     assert "Result" in events[-1]
 
 
+def test_a_client_that_reads_each_line_as_json_reads_over_the_silence(late: Late, url: str) -> None:
+    """SGLang's serving benchmark does so (python/sglang/benchmark/serving.py, release 0.5.23)."""
+    timer = threading.Timer(1.0, late.go_on.set)
+    timer.start()
+    with stream(url, *COMPLETION) as answer:
+        lines = [line.strip().removeprefix(b"data: ") for line in answer if line.strip()]
+    assert lines.pop() == b"[DONE]"
+    assert all(json.loads(line)["object"] == "text_completion" for line in lines)
+
+
 @pytest.mark.parametrize(("path", "body"), [CHAT, COMPLETION])
 def test_an_error_in_the_silence_is_an_event(late: Late, url: str, path: str, body: dict[str, Any]) -> None:
     late.error = Overloaded("The request waited in the queue.", 5)
     with stream(url, path, body) as answer:
-        assert answer.readline() == b": waiting\n"
+        assert answer.readline() + answer.readline() == sse.KEEP_ALIVE
         late.go_on.set()
         last = answer.read().split(b"\n\n")[-2].decode()
     assert "The request waited in the queue." in last

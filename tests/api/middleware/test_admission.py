@@ -101,7 +101,7 @@ def test_prefer_says_how_long_a_request_waits_for_its_model(
     [
         (None, False, "", 50),  # proxies close a connection that is silent for 60 s
         (None, False, "wait=300", 300),
-        (None, True, "", None),  # comments keep the connection
+        (None, True, "", None),  # empty lines keep the connection
         (None, True, "wait=300", None),
         (20, False, "wait=300", 20),  # the operator has the last word
         (200, False, "", 200),

@@ -275,10 +275,10 @@ def late_url(
     return serve_app(create_app(late, config))
 
 
-def test_the_sdk_reads_over_the_comments(late: Late, late_url: str, client: TestClient) -> None:
+def test_the_sdk_reads_over_the_empty_lines(late: Late, late_url: str, client: TestClient) -> None:
     late.go_on_after(0.6)
     with httpx2.stream("POST", f"{late_url}/v1/responses", json={**BODY, "stream": True}) as answer:
-        assert "".join(answer.iter_text()).startswith(sse.COMMENT.decode() * 3)
+        assert "".join(answer.iter_text()).startswith(sse.KEEP_ALIVE.decode() * 3)
     late.go_on.clear()
     late.go_on_after(0.6)
     with OpenAI(base_url=f"{late_url}/v1", api_key="none", max_retries=0) as sdk:
