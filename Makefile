@@ -14,6 +14,7 @@ help:
 	@echo "make test       run all tests, also those on real Ray clusters and in Chromium"
 	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; under three minutes on two cores"
 	@echo "make test-clients  run clients of other projects, unchanged, against phi-3-tiny, and write docs/clients.md"
+	@echo "make test-clients NAMES=\"openai ollama\"  only those; they write nothing"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; five minutes on two cores"
 	@echo "make fuzz CASES=2000 QUANTIZATION=int4   the same with weights in int4 or int8"
@@ -56,11 +57,27 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser and not slow"
 
-test-clients: $(VENV)/.dev
-	test -d $(VENV)-clients || $(PYTHON) -m venv $(VENV)-clients
-	$(VENV)-clients/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r tests/clients/requirements.txt
-	$(VENV)-clients/bin/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps -r tests/clients/requirements-without-dependencies.txt
-	$(BIN)/python -m tests.clients $(VENV)-clients/bin/python
+# Each environment is made once for each version of its requirements. The packages pass by while they are installed.
+CLIENTS := $(VENV)-clients
+CLIENT_PIP := bin/python -m pip install --disable-pip-version-check --progress-bar off
+
+test-clients: $(VENV)/.dev $(CLIENTS)/.done $(CLIENTS)-openai-2/.done $(CLIENTS)-benchmarks/.done tests/clients/javascript/node_modules/.done
+	$(BIN)/python -m tests.clients $(CLIENTS) $(NAMES)
+
+$(CLIENTS)/.done: tests/clients/requirements.txt tests/clients/requirements-without-dependencies.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/$(CLIENT_PIP) -r $<
+	$(@D)/$(CLIENT_PIP) --no-deps -r tests/clients/requirements-without-dependencies.txt
+	@touch $@
+
+$(CLIENTS)-%/.done: tests/clients/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/$(CLIENT_PIP) -r $<
+	@touch $@
+
+tests/clients/javascript/node_modules/.done: tests/clients/javascript/package.json
+	cd tests/clients/javascript && npm install --no-audit --no-fund
+	@touch $@
 
 coverage: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
@@ -114,4 +131,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) $(CLIENTS)* tests/clients/javascript/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist

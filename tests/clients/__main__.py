@@ -1,7 +1,8 @@
 """``make test-clients``: clients of other projects, unchanged, against phi-3-tiny; writes docs/clients.md.
 
 Each client is a program of its own, which runs in a virtual environment of its own and ends with an error if something
-is not as it should be. Versions: ``requirements.txt``.
+is not as it should be. Versions: ``requirements*.txt`` and ``javascript/package.json``. ``python -m tests.clients
+ENVIRONMENT NAME ...`` runs only the clients with these names, and writes nothing.
 """
 
 import json
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,71 @@ from tests.support import LocalBackend, engine_of, local_replica
 HERE = Path(__file__).parent
 MODEL = "phi-3-tiny"
 TIMEOUT_S = 300
-PACKAGES = {
-    "instructor_client.py": "instructor",
-    "langchain_client.py": "langchain-openai",
-    "litellm_client.py": "litellm",
-    "llm_client.py": "llm",
-    "lm_eval_client.py": "lm_eval",
-}
+# The ends of the names of virtual environments.
+BENCHMARKS, OLDER_SDK = "-benchmarks", "-openai-2"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A program, and the package whose version the page shows."""
+
+    script: str
+    package: str  # "" if the program sends what the client sends, without the client
+    environment: str = ""  # what its virtual environment is called behind the name that is given
+
+    def command(self, environment: str) -> list[str]:
+        """What runs the script."""
+        if self.script.endswith(".mjs"):
+            return ["node", str(HERE / self.script)]
+        return [self.python(environment), str(HERE / self.script)]
+
+    def python(self, environment: str) -> str:
+        """The interpreter of the virtual environment."""
+        return f"{environment}{self.environment}/bin/python"
+
+    def version(self, environment: str) -> str:
+        """The version of the package that is installed."""
+        if self.script.endswith(".mjs"):
+            of_package = HERE / "javascript" / "node_modules" / self.package / "package.json"
+            return str(json.loads(of_package.read_text())["version"])
+        if not self.package:
+            return ""
+        code = f"import importlib.metadata as m; print(m.version({self.package!r}))"
+        command = [self.python(environment), "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def about(self) -> tuple[str, str]:
+        """The name of the client, and what is tried, as the first comment of the script says."""
+        text = (HERE / self.script).read_text()
+        about = re.match(r'"""(.*?)"""|// (.*?)\n', text, re.DOTALL)
+        assert about is not None
+        client, _, tried = " ".join((about[1] or about[2]).split()).partition(": ")
+        return client, tried
+
+
+CLIENTS = (
+    Client("openai_client.py", "openai"),
+    Client("javascript/openai.mjs", "openai"),
+    Client("anthropic_client.py", "anthropic"),
+    Client("ollama_client.py", "ollama"),
+    Client("javascript/ollama.mjs", "ollama"),
+    Client("javascript/ai.mjs", "ai"),
+    Client("langchain_client.py", "langchain-openai"),
+    Client("litellm_client.py", "litellm"),
+    Client("instructor_client.py", "instructor", OLDER_SDK),
+    Client("pydantic_ai_client.py", "pydantic-ai-slim"),
+    Client("llama_index_client.py", "llama-index-llms-openai-like", OLDER_SDK),
+    Client("haystack_client.py", "haystack-ai"),
+    Client("openai_agents_client.py", "openai-agents"),
+    Client("autogen_client.py", "autogen-agentchat"),
+    Client("smolagents_client.py", "smolagents"),
+    Client("llm_client.py", "llm"),
+    Client("lm_eval_client.py", "lm_eval"),
+    Client("guidellm_client.py", "guidellm", BENCHMARKS),
+    Client("aiperf_client.py", "aiperf", BENCHMARKS),
+    Client("vllm_benchmark_client.py", ""),
+    Client("sglang_benchmark_client.py", ""),
+)
 PAIRS = (
     ("<|user|> What is 2+2?<|end|><|assistant|>", " 4"),
     ("<|user|> What is 2+2?<|end|><|assistant|>", " The knight"),
@@ -43,8 +104,9 @@ PAIRS = (
 )
 
 
-def main(python: str) -> int:
-    """Run all clients with ``python``; returns the number of those that failed."""
+def main(environment: str, names: Sequence[str]) -> int:
+    """Run the clients, all if there are no ``names``; returns the number of those that failed."""
+    clients = [client for client in CLIENTS if not names or any(name in client.script for name in names)]
     replica = local_replica(MODEL, str(EMBEDDED_TINY), max_waiting=64)
     backend = LocalBackend(replica)
     backend.state_of = {MODEL: VariantState("ready")}
@@ -58,11 +120,12 @@ def main(python: str) -> int:
     with tempfile.TemporaryDirectory() as directory:
         expected = Path(directory) / "expected.json"
         expected.write_text(json.dumps(_expected()))
-        rows = [_run(python, script, f"http://127.0.0.1:{port}", expected) for script in PACKAGES]
+        rows = [_run(client, environment, f"http://127.0.0.1:{port}", expected) for client in clients]
     server.should_exit = True
     thread.join()
     engine_of(replica).close()
-    (HERE.parent.parent / "docs" / "clients.md").write_text(_page(rows))
+    if not names:
+        (HERE.parent.parent / "docs" / "clients.md").write_text(_page(rows))
     return sum(failure != "" for _, _, _, failure in rows)
 
 
@@ -85,34 +148,38 @@ def _expected() -> dict[str, Any]:
     return {"model": MODEL, "tokenizer": str(EMBEDDED_TINY), "loglikelihoods": found}
 
 
-def _run(python: str, script: str, url: str, expected: Path) -> tuple[str, str, str, str]:
+def _run(client: Client, environment: str, url: str, expected: Path) -> tuple[str, str, str, str]:
     """The client, its version, what is tried, and why it failed; nothing if it did not."""
-    about = re.match(r'"""(.*?)"""', (HERE / script).read_text(), re.DOTALL)
-    assert about is not None
-    command = [python, str(HERE / script), url, str(expected), MODEL]
+    name, tried = client.about()
+    print(f"{name} ... ", end="", flush=True)
+    command = [*client.command(environment), url, str(expected), MODEL]
     try:
+        version = client.version(environment)
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        failure = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
+        failure = "" if done.returncode == 0 else _reason(done.stderr)
     except subprocess.TimeoutExpired:
         failure = f"no end after {TIMEOUT_S} s"
-    print(f"{script}: {failure or 'ok'}", flush=True)
-    client, _, tried = " ".join(about[1].split()).partition(": ")
-    return client, _version(python, PACKAGES[script]), tried, failure
+    except (OSError, subprocess.CalledProcessError):
+        version, failure = "", "is not installed"
+    print(failure or "runs", flush=True)
+    return name, version, tried, failure
 
 
-def _version(python: str, package: str) -> str:
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+def _reason(output: str) -> str:
+    """The line of ``output`` that says which error ended a program."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or ["no message"])[-1][:500]
 
 
 def _page(rows: list[tuple[str, str, str, str]]) -> str:
-    lines = [f"| {client} | {version} | {tried} | {failure or 'runs'} |" for client, version, tried, failure in rows]
+    cells = [[client, version, tried, failure or "runs"] for client, version, tried, failure in rows]
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
     return "\n".join(
         [
             "# Clients",
             "",
-            "`make test-clients` runs these clients, unchanged, against phi-3-tiny, and writes this page. The official",
-            "SDK of OpenAI is part of `make test`.",
+            "`make test-clients` runs these clients, unchanged, against phi-3-tiny, and writes this page.",
             "",
             "| client | version | what is tried | result |",
             "|---|---|---|---|",
@@ -123,4 +190,4 @@ def _page(rows: list[tuple[str, str, str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -1,28 +1,29 @@
 """instructor: an object of a pydantic model, in the mode for servers that offer JSON schemas."""
 
 import sys
+from typing import Literal
 
 import instructor
 from openai import OpenAI
 from pydantic import BaseModel
 
 
-class Person(BaseModel):
-    name: str
-    age: int
+class Vote(BaseModel, extra="forbid"):
+    answer: Literal["yes", "no"]
+    is_sure: bool
 
 
 def check(url: str, model: str) -> None:
     """The answer is an object of the model."""
     client = instructor.from_openai(OpenAI(base_url=f"{url}/v1", api_key="none"), mode=instructor.Mode.JSON_SCHEMA)
-    person = client.chat.completions.create(
+    vote = client.chat.completions.create(
         model=model,
-        response_model=Person,
-        messages=[{"role": "user", "content": "Ewa is 30."}],
+        response_model=Vote,
+        messages=[{"role": "user", "content": "Is 2+2 four?"}],
         max_tokens=200,
         temperature=0,
     )
-    assert isinstance(person, Person)
+    assert isinstance(vote, Vote)
 
 
 if __name__ == "__main__":
