@@ -29,7 +29,7 @@ from tests.support import LocalBackend, engine_of, local_replica
 
 HERE = Path(__file__).parent
 MODEL = "phi-3-tiny"
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 # The ends of the names of virtual environments.
 BENCHMARKS, OLDER_SDK = "-benchmarks", "-openai-2"
 
