@@ -28,25 +28,44 @@ markdown.core.ruler.push("headings", fitHeadings);
 markdown.core.ruler.push("alignment", alignByAttribute);
 markdown.renderer.rules.image = imageAsLink;
 
-const sources = new WeakMap();  // block on the page → HTML that it was made of
+const keys = new WeakMap();  // element on the page → key of its block
 
 /** `html` as elements, of which none can run anything. */
 export const sanitized = html => DOMPurify.sanitize(html, SANITIZER);
 
-/** The blocks of `text`. */
-export const toFragment = text => sanitized(markdown.render(text));
+/** `text` as elements. */
+export function toFragment(text) {
+  const fragment = new DocumentFragment();
+  fragment.append(...blocksOf(text).map(block => block.made()));
+  return fragment;
+}
 
 /** Shows `text` in `box`. Blocks that have not changed stay as they are, with what is selected in them. */
 export function fill(box, text) {
-  const blocks = [...toFragment(text).children].map(block => [block, block.outerHTML]);
+  const blocks = blocksOf(text);
   let same = 0;
-  while (same < blocks.length && box.children[same] && sources.get(box.children[same]) === blocks[same][1]) same++;
+  while (same < blocks.length && box.children[same] && keys.get(box.children[same]) === blocks[same].key) same++;
   while (box.children.length > same) box.lastElementChild.remove();
-  box.append(...blocks.slice(same).map(([block, source]) => {
-    const shown = finished(block);
-    sources.set(shown, source);
+  box.append(...blocks.slice(same).map(({key, made}) => {
+    const shown = finished(made());
+    keys.set(shown, key);
     return shown;
   }));
+}
+
+/** The blocks of `text`: each has a `key` that changes with what it shows, and is `made` into one element. */
+function blocksOf(text) {
+  const env = {}, tokens = markdown.parse(text, env), lines = text.split(/\r\n?|\n/), blocks = [];
+  const references = JSON.stringify(env.references);  // a link may be defined behind its block
+  let first = 0;
+  tokens.forEach((token, at) => {
+    if (token.level > 0 || token.nesting > 0) return;  // the block goes on
+    const own = tokens.slice(first, at + 1), {tag, map} = own[0];
+    first = at + 1;
+    blocks.push({key: [tag, references, ...lines.slice(...map)].join("\n"),
+      made: () => sanitized(markdown.renderer.render(own, markdown.options, env)).firstElementChild});
+  });
+  return blocks;
 }
 
 /** `block` with what Markdown has no word for: bars over code, typeset formulas, names of boxes, links to new tabs. */
