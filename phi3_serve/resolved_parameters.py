@@ -290,7 +290,8 @@ def _lookup_has_one_sequence(p: ResolvedParameters) -> None:
 def _logprobs_need_no_beams(p: ResolvedParameters) -> None:
     if p.top_logprobs is not None and p.is_beam_search:
         raise InvalidRequest(
-            "`top_logprobs` is not offered with beam search (`num_beams`); `output_scores` gives the beams' scores.",
+            "`top_logprobs` is not offered with beam search (`num_beams`); `output_scores` of /chat gives the beams' "
+            "scores.",
             "top_logprobs",
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from phi3_serve.api.json_depth import refuse_deep
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import NAMES
+from phi3_serve.parameters import MAX_BEAMS, NAMES
 
 KWARGS = "generate_kwargs"
 OPTIONS = "options"
@@ -92,8 +92,14 @@ def _use_beam_search(value: Any, siblings: Json) -> Json:
         raise InvalidRequest("`use_beam_search` takes true or false.", "use_beam_search")
     if not value:
         return {}
+    if siblings.get("do_sample") is True:
+        raise InvalidRequest(
+            "`use_beam_search` does not sample; leave out `do_sample`, or send `num_beams` to sample beams.",
+            "do_sample",
+        )
     names = ("num_beams", "best_of", "n", "num_return_sequences")
-    num_beams = next((siblings[name] for name in names if isinstance(siblings.get(name), int)), 1)
+    # a number that is out of range is an error of its own field
+    num_beams = next((siblings[name] for name in names if siblings.get(name) in range(1, MAX_BEAMS + 1)), 1)
     early_stopping = siblings.get("early_stopping")
     return {
         "num_beams": num_beams,

@@ -153,6 +153,12 @@ def test_beam_search_of_vllm(client: TestClient) -> None:
     error = client.post("/v1/completions", json={**body, "use_beam_search": "yes"}).json()["error"]
     assert (error["param"], error["message"]) == ("use_beam_search", "`use_beam_search` takes true or false.")
     assert client.post("/v1/completions", json={**body, "use_beam_search": False}).status_code == 200
+    sampled = {**body, "use_beam_search": True, "do_sample": True}
+    assert client.post("/v1/completions", json=sampled).json()["error"]["message"] == (
+        "`use_beam_search` does not sample; leave out `do_sample`, or send `num_beams` to sample beams."
+    )
+    (error,) = client.post("/chat", json={"prompt": "x", "use_beam_search": True, "n": 70}).json()["detail"]
+    assert error["loc"] == ["body", "n"]
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])

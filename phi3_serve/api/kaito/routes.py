@@ -2,7 +2,7 @@
 
 import uuid
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
@@ -29,6 +29,13 @@ def kaito_router(service: Service) -> APIRouter:
     async def chat(http: Request, body: ChatRequest) -> Response:
         """Continue a prompt, or answer a conversation."""
         return await _chat(service, http, body, body.model)
+
+    @router.post("/v1/chat", include_in_schema=False)
+    async def chat_of_openai() -> Response:
+        """Say where OpenAI's endpoint is."""
+        raise HTTPException(
+            404, "POST /v1/chat is not an endpoint: OpenAI's is /v1/chat/completions, and KAITO's is /chat."
+        )
 
     @router.post("/{model:path}/chat", response_model=ChatResponse, responses=_CHAT_RESPONSES)
     async def chat_with(http: Request, model: str, body: ChatRequest) -> Response:

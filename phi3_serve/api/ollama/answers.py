@@ -3,7 +3,7 @@
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from phi3_serve.api.ollama.errors import OLLAMA
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.streams import StreamForm
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words, read
-from phi3_serve.core import Delta, Done, Timings
+from phi3_serve.core import Done, TextToken, Timings
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 from phi3_serve.tool_calls import ToolCalls
 
@@ -21,6 +21,7 @@ from phi3_serve.tool_calls import ToolCalls
 FORM = StreamForm("application/x-ndjson", keep_alive=b" ")
 
 Json = dict[str, Any]
+_MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot express
 _NO_TIME = Timings(queue_s=0.0, prompt_s=0.0, answer_s=0.0)
 
 
@@ -38,18 +39,19 @@ class AnswerWriter(ABC):
     num_calls: int = 0  # that are written
     began: float = field(default_factory=time.monotonic)
 
-    def part(self, text: str, calls: Sequence[Call] = ()) -> Json:
+    def part(self, text: str, calls: Sequence[Call] = (), tokens: Sequence[TextToken] = ()) -> Json:
         """The next piece of a stream."""
-        return {**self._head(text, calls), "done": False}
+        return {**self._head(text, calls), **self._logprobs(tokens), "done": False}
 
     def whole(self, done: Done) -> Json:
         """The plain answer."""
         answer = read(done.completions[0].text, self.calls, is_whole=not ran_out_of_tokens(done))
-        return self._end(done, answer.text, [call for call in answer.calls if call.is_complete])
+        calls = [call for call in answer.calls if call.is_complete]
+        return {**self._end(done, answer.text, calls), **self._logprobs(done.completions[0].tokens)}
 
-    def end(self, done: Done) -> Json:
-        """The end of a stream."""
-        return self._end(done, "")
+    def end(self, done: Done, tokens: Sequence[TextToken] = ()) -> Json:
+        """The end of a stream, and the ``tokens`` that are left."""
+        return {**self._end(done, ""), **self._logprobs(tokens)}
 
     def started(self) -> Json:
         """The answer to a request that only starts the model."""
@@ -72,6 +74,12 @@ class AnswerWriter(ABC):
             "eval_count": done.usage.completion_tokens,
             "eval_duration": answer,
         }
+
+    @staticmethod
+    def _logprobs(tokens: Iterable[TextToken]) -> Json:
+        """The log-probabilities of those ``tokens`` that are in the text, if they were asked for."""
+        listed = [_scored(token) for token in tokens if token.in_text and token.logprob is not None]
+        return {"logprobs": listed} if listed else {}
 
     def _head(self, text: str, calls: Sequence[Call] = ()) -> Json:
         return {"model": self.model, "created_at": now(), **self._content(text, calls)}
@@ -99,18 +107,23 @@ class GenerateWriter(AnswerWriter):
 
 async def lines(events: Events, writer: AnswerWriter) -> AsyncGenerator[bytes, None]:
     """The stream: pieces of the text, or whole calls, then the statistics."""
-    reader, num_characters = CallReader(writer.calls), 0
+    reader, num_characters, num_tokens = CallReader(writer.calls), 0, 0
     async with aclosing(events):
         async for event in events:
             # of Done, if there was no delta, as with beams
-            text = event.text if isinstance(event, Delta) else event.completions[0].text[num_characters:]
-            num_characters += len(text)
-            for part in reader.add(text):
-                yield _line(writer.part(*part))
+            text = event.completions[0].text[num_characters:] if isinstance(event, Done) else event.text
+            tokens = event.completions[0].tokens[num_tokens:] if isinstance(event, Done) else event.tokens
+            num_characters, num_tokens = num_characters + len(text), num_tokens + len(tokens)
+            parts = list(reader.add(text))
+            if not parts and tokens and not isinstance(event, Done):  # the text is held back
+                parts = [("", ())]
+            for part in parts:
+                yield _line(writer.part(*part, tokens))
+                tokens = ()
             if isinstance(event, Done):
                 for part in reader.finish(is_whole=not ran_out_of_tokens(event)):
                     yield _line(writer.part(*part))
-                yield _line(writer.end(event))
+                yield _line(writer.end(event, tokens))
                 return
     raise EngineFailure(INCOMPLETE_ANSWER)
 
@@ -146,6 +159,16 @@ class CallReader:
 def ran_out_of_tokens(done: Done) -> bool:
     """Whether the answer has reached its length."""
     return done.completions[0].sequence.finish_reason == "length"
+
+
+def _scored(token: TextToken) -> Json:
+    likeliest = [_known(one.piece, one.logprob) for one in token.likeliest]
+    return {**_known(token.piece, token.logprob), **({"top_logprobs": likeliest} if likeliest else {})}
+
+
+def _known(piece: bytes, logprob: float | None) -> Json:
+    finite = None if logprob is None else max(logprob, _MIN_LOGPROB)
+    return {"token": piece.decode(errors="replace"), "logprob": finite, "bytes": list(piece)}
 
 
 def _call(number: int, call: Call) -> Json:

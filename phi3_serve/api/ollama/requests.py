@@ -54,17 +54,21 @@ def generation_request(
     """The request that the body describes. ``offer``: the tools that it offers.
 
     Raises:
-        InvalidRequest: the parameters ask for more than one text.
+        InvalidRequest: the parameters ask for more than one text, or fields contradict each other.
     """
     refuse_more_than_one_text(body.parameters, body.names_sent)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
+    scores = GenerationParameters(top_logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     return GenerationRequest(
         request_id=request_id,
         model=model,
         prompt=prompt,
-        parameters=with_decoding_mode(body.parameters),
+        parameters=with_decoding_mode(body.parameters.over(scores)),
         api_defaults=DEFAULTS,
         tool_calls=None if offer is None else offer.calls,
         stream=body.streams,
+        shows_tokens=bool(body.logprobs),
         options=options,
     )
 

@@ -6,16 +6,16 @@ Sources: ollama at fb307609 (docs/api), its Python client 0.6.3. A null is the s
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Field
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
-from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, false, nothing
+from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
 from phi3_serve.api.function_tools import ToolFields
 from phi3_serve.api.parameter_names import OPTIONS, is_name
 from phi3_serve.api.refused_fields import not_a_field, unknown_fields
-from phi3_serve.parameters import Characters
+from phi3_serve.parameters import MAX_TOP_LOGPROBS, Characters
 
 _EXAMPLE: dict[str, Any] = {"model": "phi-3-tiny", "stream": False, "options": {"temperature": 0}}
 Nothing = Annotated[list[Any] | None, Len(0, 0), nothing("the model reads text only")]
@@ -84,8 +84,10 @@ class OllamaBody(BodyWithParameters):
     """Stream the answer as lines of JSON; by default true."""
     keep_alive: Characters | float | None = None
     """Without effect: the config of the server decides when a model sleeps."""
-    logprobs: Annotated[bool | None, false("log-probabilities are offered by /v1 alone")] = None
-    """Log-probabilities are offered by `/v1` alone."""
+    logprobs: bool | None = None
+    """Return the log-probability of each token of the text under the model's own scores."""
+    top_logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS), number("top_logprobs")] | None = None
+    """Return this many of the likeliest tokens at each position; above 0 it needs logprobs."""
 
     @property
     def streams(self) -> bool:
@@ -95,7 +97,8 @@ class OllamaBody(BodyWithParameters):
     @property
     def names_sent(self) -> Mapping[str, str]:
         """Generate parameter → the name by which the client sent it."""
-        return {**super().names_sent, "prompt": self.prompt_field, "tools": "tools"}
+        logprobs = {"top_logprobs": "logprobs"} if self.logprobs else {}
+        return {**logprobs, **super().names_sent, "prompt": self.prompt_field, "tools": "tools"}
 
     @classmethod
     def known_parameters(cls, in_holder: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -164,6 +167,9 @@ class OllamaStatistics(BaseModel):
     prompt_eval_duration: int | None = Field(None, description="From then until the first token.")
     eval_count: int | None = Field(None, description="Tokens of the answer.")
     eval_duration: int | None = Field(None, description="From the first token to the last.")
+    logprobs: list[dict[str, Any]] | None = Field(
+        None, description="`token`, `logprob`, `bytes` and `top_logprobs` of each token, in a stream of the next ones."
+    )
     done_reason: str | None = Field(None, description="`stop` or `length`; `load` if nothing was asked.")
     warnings: list[str] | None = Field(None, description="Parameters that could not have their effect, if there are.")
 

@@ -165,6 +165,32 @@ def test_options_are_parameters(sdk: ollama.Client, client: TestClient, options:
     assert answer.message.content == by_chat(client, **kwargs)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs(sdk: ollama.Client, client: TestClient, stream: bool) -> None:
+    """They are those of OpenAI's chat."""
+    body = {"model": "tested", "messages": QUESTION, "temperature": 0, "max_tokens": 24, "logprobs": True}
+    expected = client.post("/v1/chat/completions", json={**body, "top_logprobs": 2}).json()["choices"][0]["logprobs"]
+    for method, asked in ((sdk.chat, CHAT), (sdk.generate, GENERATE)):
+        call: Any = method
+        if stream:
+            parts = list(call(**asked, logprobs=True, top_logprobs=2, stream=True))
+            assert sum(bool(part.logprobs) for part in parts) > 1
+            found = [token for part in parts for token in part.logprobs or ()]
+        else:
+            found = call(**asked, logprobs=True, top_logprobs=2).logprobs
+        assert [(t.token, t.logprob) for t in found] == [(t["token"], t["logprob"]) for t in expected["content"]]
+        for token, of_token in zip(found, expected["content"], strict=True):
+            assert [(t.token, t.logprob) for t in token.top_logprobs] == [
+                (t["token"], t["logprob"]) for t in of_token["top_logprobs"]
+            ]
+    alone = client.post("/api/chat", json={**CHAT, "stream": False, "logprobs": True}).json()["logprobs"]
+    assert [set(token) for token in alone] == [{"token", "logprob", "bytes"}] * 24
+    assert "logprobs" not in client.post("/api/chat", json={**CHAT, "stream": False}).json()
+    assert refused(client, "/api/chat", {**CHAT, "top_logprobs": 2}) == "`top_logprobs` needs `logprobs` to be true."
+    message = refused(client, "/api/chat", {**CHAT, "logprobs": True, "options": {"num_beams": 2}})
+    assert message.startswith("`logprobs` is not offered with beam search (`num_beams`)")
+
+
 def test_the_context_can_be_smaller(sdk: ollama.Client, client: TestClient) -> None:
     options = {"temperature": 0, "num_ctx": 40, **ENDLESS}
     for length in ({}, {"num_predict": -1}):
@@ -211,7 +237,6 @@ def test_an_answer_has_the_format(client: TestClient) -> None:
         ("/api/chat", {"format": "xml"}, "format"),
         ("/api/chat", {"format": {"type": "thing"}}, "format"),
         ("/api/chat", {"think": True}, "`think` is not accepted"),
-        ("/api/chat", {"logprobs": True}, "logprobs"),
         ("/api/chat", {"mesages": []}, "did you mean `messages`"),
         ("/api/chat", {"options": {"num_predct": 5}}, "did you mean `num_predict`"),
         ("/api/chat", {"options": {"mirostat": 1}}, "`mirostat` is not accepted"),

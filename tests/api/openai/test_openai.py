@@ -545,6 +545,12 @@ def test_a_base_url_without_v1(server_url: str, sdk: OpenAI) -> None:
                 each.embeddings.create(model="tested", input="x")
 
 
+def test_a_path_between_two_apis(client: TestClient) -> None:
+    answer = client.post("/v1/chat", json={"model": "tested", "messages": QUESTION})
+    assert answer.status_code == 404
+    assert "OpenAI's is /v1/chat/completions, and KAITO's is /chat" in answer.json()["error"]["message"]
+
+
 def test_models_of_every_state(sdk: OpenAI, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "state_of", {"tested": VariantState("loading", "Weights: 40 %.", 5)})
     (model,) = sdk.models.list()
