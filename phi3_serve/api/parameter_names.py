@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi3_serve.api.json_depth import refuse_deep
+from phi3_serve.api.json_values import check_json
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import MAX_BEAMS, NAMES
 
@@ -308,7 +308,7 @@ def given_parameters(body: Json, own_fields: Collection[str] = (), holder: str =
             {name: value} if other is None else other.parameters_of(value, siblings)
         ).items():
             if parameter == "json_schema":
-                refuse_deep(of_parameter, name)
+                check_json(of_parameter, name)
             is_own = len(place) == 1 and name in own_fields
             if parameter in values and values[parameter] != of_parameter:
                 earlier = given.places[parameter]

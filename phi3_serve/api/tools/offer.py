@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from phi3_serve.api.json_depth import refuse_deep
+from phi3_serve.api.json_values import check_json
 from phi3_serve.errors import InvalidRequest, did_you_mean
 from phi3_serve.tool_calls import MAX_CALLS, CallableTool, ToolCalls
 
@@ -80,7 +80,7 @@ def _check(tools: Sequence[Tool]) -> None:
         if tool.name in seen:
             raise InvalidRequest(f"`{tool.field}` has the name {tool.name} of an earlier tool.", tool.field)
         seen.add(tool.name)
-        refuse_deep(tool.parameters, tool.field)
+        check_json(tool.parameters, tool.field)
         if (kind := (tool.parameters or _NO_PARAMETERS).get("type", "object")) != "object":
             raise InvalidRequest(
                 f"`{tool.field}` has parameters of type {str(kind)[:64]!r}; the arguments of a call are an object.",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi3_serve.api.json_depth import refuse_deep
+from phi3_serve.api.json_values import check_json
 from phi3_serve.core import Message, Role
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.tool_calls import calls_text
@@ -61,7 +61,7 @@ class Turns:
         if not self._turns or self._turns[-1].role != "assistant":
             self._turns.append(_Turn("assistant"))
         if not isinstance(arguments, str):
-            refuse_deep(arguments, at)
+            check_json(arguments, at)
             arguments = json.dumps(arguments, ensure_ascii=False)
         self._turns[-1].calls.append((name, arguments.strip() or "{}"))
         self._unanswered.append(name)
