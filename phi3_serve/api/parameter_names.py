@@ -42,11 +42,10 @@ def sequence_bias(logit_bias: Mapping[str, float]) -> list[tuple[list[int], floa
     Raises:
         InvalidRequest: a key is no token id.
     """
-    for token in logit_bias:
-        if not token.isascii() or not token.isdigit() or len(token) > 9:
-            raise InvalidRequest(
-                f'`logit_bias` names {token[:32]!r}; its keys are token ids, such as "306".', "logit_bias"
-            )
+    wrong = [token for token in logit_bias if not token.isascii() or not token.isdigit() or len(token) > 9]
+    if wrong:
+        named = ", ".join(repr(token[:32]) for token in wrong[:8])
+        raise InvalidRequest(f'`logit_bias` names {named}; its keys are token ids, such as "306".', "logit_bias")
     return [([int(token)], bias) for token, bias in logit_bias.items()]
 
 

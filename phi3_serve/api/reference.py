@@ -149,8 +149,8 @@ def takes(schema: Schema) -> str:
     """In words, which values a field takes; null, which is always the same as leaving it out, is not mentioned."""
     if (name := _referred(schema)) is not None:
         return name
-    if "anyOf" in schema:
-        return " or ".join(takes(option) for option in schema["anyOf"] if option.get("type") != "null") or "null"
+    if forms := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(takes(form) for form in forms if form.get("type") != "null") or "null"
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:

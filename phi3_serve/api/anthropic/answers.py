@@ -36,8 +36,18 @@ class MessageWriter:
             "role": "assistant",
             "model": self.model,
             **end,
-            "usage": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
+            "usage": usage_json(usage),
         }
+
+
+def usage_json(usage: Usage) -> Json:
+    """``usage`` as Anthropic writes it."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,  # cached tokens are not told apart
+        "output_tokens": usage.completion_tokens,
+    }
 
 
 def text_block(text: str) -> Json:

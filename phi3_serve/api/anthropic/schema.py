@@ -186,6 +186,8 @@ class MessagesUsage(BaseModel):
     """Numbers of tokens."""
 
     input_tokens: int = Field(description="Tokens of the prompt.")
+    cache_creation_input_tokens: Literal[0] = Field(description="Always 0: cached tokens are not told apart.")
+    cache_read_input_tokens: Literal[0] = Field(description="Always 0: cached tokens are not told apart.")
     output_tokens: int = Field(description="Tokens of the answer.")
 
 

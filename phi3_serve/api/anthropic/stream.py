@@ -12,6 +12,7 @@ from phi3_serve.api.anthropic.answers import (
     ran_out_of_tokens,
     text_block,
     tool_use_block,
+    usage_json,
 )
 from phi3_serve.api.anthropic.errors import ANTHROPIC
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
@@ -90,7 +91,7 @@ class MessageStream:
         if not self._num_blocks:
             yield from self._begin(text_block(""))
         yield from self._end()
-        usage = {"input_tokens": done.usage.prompt_tokens, "output_tokens": done.usage.completion_tokens}
+        usage = usage_json(done.usage)
         warnings = {"warnings": list(done.warnings)} if done.warnings else {}
         delta = ended(completion, has_calls=self._reader.num_calls > 0)
         yield _event("message_delta", delta=delta, usage=usage, **warnings)

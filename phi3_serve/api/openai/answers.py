@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 from phi3_serve.api.openai.calls import CallFormat
 from phi3_serve.api.openai.shown import Shown
+from phi3_serve.api.scored_tokens import as_text, finite, scored
 from phi3_serve.api.tools.answer import AnswerReader, Piece, Words
 from phi3_serve.core import Completion, Done, FinishReason, PromptText, TextToken, Usage
-
-_MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot express
 
 Json = dict[str, Any]
 
@@ -95,9 +94,10 @@ class ResponseBuilder(ABC):
         """The ``tokens`` that have a log-probability in the answer.
 
         Behind an echoed prompt all are listed: lm-evaluation-harness takes the last one for the only one that is no
-        part of the prompt.
+        part of the prompt. By their ids all are listed, too: they are those of ``token_ids``.
         """
-        return [token for token in tokens if token.in_text or self.shown.prompt] if self.shown.logprobs else []
+        shows_all = self.shown.prompt or self.shown.tokens_as_ids
+        return [token for token in tokens if token.in_text or shows_all] if self.shown.logprobs else []
 
     @abstractmethod
     def _choice(self, index: int, completion: Completion, prompt: PromptText | None) -> Json:
@@ -113,7 +113,7 @@ class ResponseBuilder(ABC):
         return {"token_ids": [token.token_id for token in tokens]} if self.shown.token_ids else {}
 
     def _name(self, token_id: int, piece: bytes) -> str:
-        return f"token_id:{token_id}" if self.shown.tokens_as_ids else _as_text(piece)
+        return f"token_id:{token_id}" if self.shown.tokens_as_ids else as_text(token_id, piece)
 
     def _prompt_logprobs(self, prompt: PromptText | None) -> Json:
         """For each token of the prompt null, or the token ids that are known, and what is known of each."""
@@ -181,14 +181,7 @@ class ChatResponseBuilder(ResponseBuilder):
         }
 
     def _logprobs(self, tokens: Iterable[TextToken]) -> Json:
-        return {"content": [self._scored(token) for token in self.listed(tokens)], "refusal": None}
-
-    def _scored(self, token: TextToken) -> Json:
-        likeliest = [self._scored_piece(one.token_id, one.piece, one.logprob) for one in token.likeliest]
-        return {**self._scored_piece(token.token_id, token.piece, token.logprob), "top_logprobs": likeliest}
-
-    def _scored_piece(self, token_id: int, piece: bytes, logprob: float | None) -> Json:
-        return {"token": self._name(token_id, piece), "logprob": _finite(logprob), "bytes": list(piece)}
+        return {"content": [scored(token, self._name) for token in self.listed(tokens)], "refusal": None}
 
 
 @dataclass(kw_only=True)
@@ -260,7 +253,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         listed = self.listed(tokens)
         return {
             "tokens": [self._name(token.token_id, token.piece) for token in listed],
-            "token_logprobs": [_finite(token.logprob) for token in listed],
+            "token_logprobs": [finite(token.logprob) for token in listed],
             "top_logprobs": [self._top_logprobs(token) for token in listed],
             "text_offset": [token.offset for token in listed],
         }
@@ -271,8 +264,8 @@ class CompletionResponseBuilder(ResponseBuilder):
             return None
         found: dict[str, float | None] = {}
         for one in token.likeliest:
-            found.setdefault(self._name(one.token_id, one.piece), _finite(one.logprob))
-        found.setdefault(self._name(token.token_id, token.piece), _finite(token.logprob))
+            found.setdefault(self._name(one.token_id, one.piece), finite(one.logprob))
+        found.setdefault(self._name(token.token_id, token.piece), finite(token.logprob))
         return found
 
 
@@ -280,22 +273,14 @@ def _by_id(token: TextToken) -> Json | None:
     """VLLM's ``dict[int, Logprob]`` (vllm/logprobs.py): first the token itself, then the likeliest others."""
     if token.logprob is None:
         return None
-    found = {str(token.token_id): _known(token.logprob, token.rank, token.piece)}
+    found = {str(token.token_id): _known(token.token_id, token.logprob, token.rank, token.piece)}
     for rank, one in enumerate(token.likeliest, 1):
-        found.setdefault(str(one.token_id), _known(one.logprob, rank, one.piece))
+        found.setdefault(str(one.token_id), _known(one.token_id, one.logprob, rank, one.piece))
     return found
 
 
-def _known(logprob: float, rank: int | None, piece: bytes) -> Json:
-    return {"logprob": _finite(logprob), "rank": rank, "decoded_token": _as_text(piece)}
-
-
-def _finite(logprob: float | None) -> float | None:
-    return None if logprob is None else max(logprob, _MIN_LOGPROB)
-
-
-def _as_text(piece: bytes) -> str:
-    return piece.decode(errors="replace")
+def _known(token_id: int, logprob: float, rank: int | None, piece: bytes) -> Json:
+    return {"logprob": finite(logprob), "rank": rank, "decoded_token": as_text(token_id, piece)}
 
 
 def _warnings(warnings: Iterable[str]) -> Json:

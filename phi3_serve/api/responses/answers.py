@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi3_serve.api.responses.items import function_call, message, message_id, part
+from phi3_serve.api.responses.items import function_call, logprobs_of, message, message_id, part
 from phi3_serve.api.responses.tools import Status
 from phi3_serve.api.tools.answer import read
 from phi3_serve.core import Done, Usage
@@ -68,7 +68,8 @@ class ResponseWriter:
         if calls and not answer.text:
             return calls
         status: Status = "incomplete" if is_cut else "completed"
-        return [message(message_id(self.id), status, [part(answer.text)]), *calls]
+        logprobs = [] if calls else logprobs_of(done.completions[0].tokens)
+        return [message(message_id(self.id), status, [part(answer.text, logprobs)]), *calls]
 
 
 def ran_out_of_tokens(done: Done) -> bool:

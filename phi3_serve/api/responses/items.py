@@ -1,16 +1,24 @@
 """The items of an answer: a message, or calls of tools."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from phi3_serve.api.responses.tools import Status
+from phi3_serve.api.scored_tokens import scored
 from phi3_serve.api.tools.answer import Call
+from phi3_serve.core import TextToken
 
 Json = dict[str, Any]
 
 
-def part(text: str) -> Json:
+def part(text: str, logprobs: Sequence[Json] = ()) -> Json:
     """The only part of a message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def logprobs_of(tokens: Iterable[TextToken]) -> list[Json]:
+    """The log-probabilities of the ``tokens`` that leave a trace in the text."""
+    return [scored(token) for token in tokens if token.in_text]
 
 
 def message_id(response_id: str) -> str:

@@ -2,15 +2,20 @@
 
 from phi3_serve.api.decoding_mode import SAMPLED, with_decoding_mode
 from phi3_serve.api.one_answer import refuse_more_than_one_text
-from phi3_serve.api.responses.schema import InputMessage, ResponseInputTokensRequest, ResponsesRequest
+from phi3_serve.api.responses.schema import (
+    LOGPROBS,
+    InputMessage,
+    ReasoningItem,
+    ResponseInputTokensRequest,
+    ResponsesRequest,
+)
 from phi3_serve.api.responses.tools import FunctionCallItem, FunctionCallOutputItem
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.api.tools.prompt import with_offer
 from phi3_serve.api.tools.turns import Turns
 from phi3_serve.core import Conversation, GenerationRequest, RequestOptions
 from phi3_serve.errors import InvalidRequest
-
-_LOGPROBS = "message.output_text.logprobs"
+from phi3_serve.parameters import GenerationParameters
 
 
 def conversation(body: ResponsesRequest | ResponseInputTokensRequest, offer: Offer | None) -> Conversation:
@@ -40,24 +45,24 @@ def generation_request(
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", "stream_options")
-    if _LOGPROBS in (body.include or ()):
-        raise InvalidRequest(
-            f"`include` has {_LOGPROBS}: log-probabilities are offered by /v1/chat/completions alone.", "include"
-        )
-    refuse_more_than_one_text(body.parameters, body.names_sent)
+    if body.top_logprobs and not body.wants_logprobs:
+        raise InvalidRequest(f"`top_logprobs` needs {LOGPROBS} in `include`.", "top_logprobs")
+    refuse_more_than_one_text(body.parameters, body.names_sent, has_logprobs=True)
+    of_fields = GenerationParameters(top_logprobs=body.top_logprobs or 0 if body.wants_logprobs else None)
     return GenerationRequest(
         request_id=request_id,
         model=model,
         prompt=conversation(body, offer),
-        parameters=with_decoding_mode(body.parameters),
+        parameters=with_decoding_mode(body.parameters.over(of_fields)),
         api_defaults=SAMPLED,
         tool_calls=None if offer is None else offer.calls,
         stream=bool(body.stream),
+        shows_tokens=body.wants_logprobs,
         options=options,
     )
 
 
-def _add(item: InputMessage | FunctionCallItem | FunctionCallOutputItem, turns: Turns, at: str) -> None:
+def _add(item: InputMessage | FunctionCallItem | FunctionCallOutputItem | ReasoningItem, turns: Turns, at: str) -> None:
     match item:
         case FunctionCallItem():
             turns.call(item.call_id, item.name, item.arguments, at=at)

@@ -6,21 +6,21 @@ Source: the API reference as the ``openai`` SDK 3.57 types it. A null is the sam
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.chat_messages import MEDIA
-from phi3_serve.api.fields import GenerateKwargs, false, nothing
+from phi3_serve.api.fields import GenerateKwargs, false, nothing, number
 from phi3_serve.api.responses.tools import FunctionCallItem, FunctionCallOutputItem, ResponseToolFields
-from phi3_serve.parameters import Characters
+from phi3_serve.parameters import MAX_TOP_LOGPROBS, Characters
 
+LOGPROBS = "message.output_text.logprobs"  # of what an answer may include
 # The beginning of the type of an item → why it is not taken.
 _NOT_TAKEN: Mapping[str, str] = {
     "item_reference": "Items are not stored here; send them in full.",
-    "reasoning": "Phi-3 has no separate reasoning.",
     "compaction": "Conversations are not compacted.",
 }
 _OWN_TOOLS = "The server runs no tools itself."
@@ -59,7 +59,7 @@ class InputMessage(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
     type: Literal["message"] = "message"
-    """References and reasoning are not offered."""
+    """References are not offered."""
     role: Literal["user", "assistant", "system", "developer"]
     """The author of this turn; developer is OpenAI's newer word for system."""
     content: Characters | list[ContentPart]
@@ -81,16 +81,26 @@ class InputMessage(BaseModel):
         return given
 
 
+class ReasoningItem(BaseModel):
+    """What another model thought before an earlier answer. It has no effect: the chat template does not write it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="ignore")
+
+    type: Literal["reasoning"]
+    """Always this. All other fields are ignored."""
+
+
 def _kind(item: Any) -> str:
     """The form of an item that is meant."""
     kind = item.get("type") if isinstance(item, dict) else None
-    return kind if kind in ("function_call", "function_call_output") else "message"
+    return kind if kind in ("function_call", "function_call_output", "reasoning") else "message"
 
 
 InputItem = Annotated[
     Annotated[InputMessage, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(_kind),
 ]
 
@@ -162,14 +172,21 @@ class ResponsesRequest(ResponseToolFields, BodyWithParameters):
     metadata: Annotated[dict[Characters, Characters], Len(0, 16)] | None = None
     """Records of the caller, which the answer repeats."""
     include: list[Characters] | None = None
-    """What the answer shows beside the text. Log-probabilities are offered by `/v1/chat/completions`; all others
-    concern tools and reasoning, and have no effect."""
+    """What the answer shows beside the text. `message.output_text.logprobs` shows the log-probability of each token;
+    all others concern tools and reasoning, and have no effect."""
+    top_logprobs: Annotated[int, Ge(0), Le(MAX_TOP_LOGPROBS), number("top_logprobs")] | None = None
+    """Return this many of the likeliest tokens at each position; above 0 it needs the log-probabilities in include."""
     prompt: Annotated[None, nothing(_NO_TEMPLATES)] = None
     """Always null."""
     prompt_cache_key: Characters | None = None
     """Requests with the same key go to the same replica if the config has `routing: prefix`."""
     generate_kwargs: GenerateKwargs | None = None
     """Any generate parameter by name (`extra_body` in the SDK)."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answer has log-probabilities."""
+        return LOGPROBS in (self.include or ()) or self.parameters.top_logprobs is not None
 
     @property
     def names_sent(self) -> Mapping[str, str]:

@@ -30,7 +30,7 @@ def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str,
         "text": {"format": text_format, "verbosity": "medium"},
         "tool_choice": _as_sent(body.tool_choice) or "auto",
         "tools": [_as_sent(tool) for tool in body.tools or ()],
-        "top_logprobs": 0,
+        "top_logprobs": parameters.top_logprobs or 0,
         "top_p": parameters.top_p,
         "truncation": "disabled",
     }

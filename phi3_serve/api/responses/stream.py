@@ -6,7 +6,7 @@ from typing import Any
 
 from phi3_serve.api import sse
 from phi3_serve.api.responses.answers import ResponseWriter, ran_out_of_tokens
-from phi3_serve.api.responses.items import function_call, message, message_id, part
+from phi3_serve.api.responses.items import function_call, logprobs_of, message, message_id, part
 from phi3_serve.api.responses.tools import Status
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words
@@ -25,19 +25,25 @@ class ResponseStream:
         self._num_events = 0
         self._output: list[Json] = []  # the items that are finished
         self._text: str | None = None  # of the message that is open
+        self._logprobs: list[Json] = []  # of its tokens
+        self._new_logprobs: list[Json] = []  # that no event has shown yet
         self._call: Call | None = None  # that is open
 
     async def events(self, events: Events) -> AsyncGenerator[bytes, None]:
         """The events of a stream. None is sent before the first text, so that an earlier error has its own status."""
-        num_characters = 0
+        num_characters, num_tokens = 0, 0
         async with aclosing(events):
             async for event in events:
                 if not self._num_events:
                     for opening in self._start():
                         yield opening
-                # of Done, if there was no delta, as with beams
-                text = event.text if isinstance(event, Delta) else event.completions[0].text[num_characters:]
-                num_characters += len(text)
+                if isinstance(event, Delta):
+                    text, tokens = event.text, event.tokens
+                else:  # what no delta has brought: all with beams
+                    answer = event.completions[0]
+                    text, tokens = answer.text[num_characters:], answer.tokens[num_tokens:]
+                num_characters, num_tokens = num_characters + len(text), num_tokens + len(tokens)
+                self._new_logprobs += logprobs_of(tokens)
                 for piece in self._reader.add(text):
                     for of_piece in self._piece(piece):
                         yield of_piece
@@ -62,7 +68,9 @@ class ResponseStream:
                 if self._text is None:
                     yield from self._open_message()
                 self._text = (self._text or "") + text
-                yield self._of_part("response.output_text.delta", delta=text, logprobs=[])
+                logprobs, self._new_logprobs = self._new_logprobs, []
+                self._logprobs += logprobs
+                yield self._of_part("response.output_text.delta", delta=text, logprobs=logprobs)
             case CallBegins(_, call_id, name):
                 self._call = Call(call_id, name)
                 yield self._of_item("response.output_item.added", item=function_call(self._call, "in_progress"))
@@ -91,8 +99,8 @@ class ResponseStream:
         yield self._of_part("response.content_part.added", part=part(""))
 
     def _close_message(self, status: Status) -> Iterator[bytes]:
-        whole = part(self._text or "")
-        yield self._of_part("response.output_text.done", text=whole["text"], logprobs=[])
+        whole = part(self._text or "", [*self._logprobs, *self._new_logprobs])
+        yield self._of_part("response.output_text.done", text=whole["text"], logprobs=whole["logprobs"])
         yield self._of_part("response.content_part.done", part=whole)
         yield from self._close_item(message(self._message_id, status, [whole]))
         self._text = None

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from phi3_serve.api.chat_messages import conversation
-from phi3_serve.api.tokenization.schema import TokenizeRequest
+from phi3_serve.api.chat_messages import ChatCompletionMessage, conversation
+from phi3_serve.api.tokenization.schema import ApplyTemplateRequest, TokenizeRequest
 from phi3_serve.core import Conversation, RawPrompt
 from phi3_serve.errors import InvalidRequest
 
@@ -24,9 +24,23 @@ def prompt_of(body: TokenizeRequest) -> tuple[str, RawPrompt | Conversation]:
     adds_special_tokens = _adds_special_tokens(body)
     if body.messages is None:
         return given[0], RawPrompt(getattr(body, given[0]), add_special_tokens=adds_special_tokens)
-    messages = conversation(body.messages, body.offered())
-    return "messages", replace(
-        messages, add_generation_prompt=body.add_generation_prompt, add_special_tokens=adds_special_tokens
+    return "messages", replace(turns_of(body, body.messages), add_special_tokens=adds_special_tokens)
+
+
+def turns_of(body: TokenizeRequest | ApplyTemplateRequest, messages: list[ChatCompletionMessage]) -> Conversation:
+    """``messages`` with the tools, and how they end.
+
+    Raises:
+        InvalidRequest: they would end in two ways.
+    """
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidRequest(
+            "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"
+        )
+    return replace(
+        conversation(messages, body.offered()),
+        add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
+        continue_final_message=body.continue_final_message,
     )
 
 

@@ -1,14 +1,11 @@
 """``/tokenize``, ``/detokenize`` and ``/apply-template``, which use the tokenizer of a model and generate nothing."""
 
-from dataclasses import replace
-
 from fastapi import APIRouter, Request
 
-from phi3_serve.api.chat_messages import conversation
 from phi3_serve.api.error_mapping import STATUS, documented
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.service import Service
-from phi3_serve.api.tokenization.requests import prompt_of
+from phi3_serve.api.tokenization.requests import prompt_of, turns_of
 from phi3_serve.api.tokenization.schema import (
     ApplyTemplateRequest,
     ApplyTemplateResponse,
@@ -55,8 +52,7 @@ def tokenization_router(service: Service) -> APIRouter:
     @router.post("/apply-template", responses=_RESPONSES)
     async def apply_template(http: Request, body: ApplyTemplateRequest) -> ApplyTemplateResponse:
         """Show a conversation as the checkpoint's chat template writes it, as llama.cpp does."""
-        prompt = replace(conversation(body.messages, body.offered()), add_generation_prompt=body.add_generation_prompt)
-        found = await service.tokenize(http, body.model, prompt, prompt_field="messages")
+        found = await service.tokenize(http, body.model, turns_of(body, body.messages), prompt_field="messages")
         return ApplyTemplateResponse(prompt=found.text)
 
     return router

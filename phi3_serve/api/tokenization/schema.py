@@ -33,8 +33,11 @@ class TokenizeRequest(OpenAIToolFields, TokenizerBody):
     """llama.cpp's name of prompt."""
     messages: ChatCompletionMessages | None = None
     """A conversation instead of a text; the checkpoint's chat template writes it."""
-    add_generation_prompt: bool = True
-    """Whether messages are written up to where the next answer begins."""
+    add_generation_prompt: bool | None = None
+    """Whether messages are written up to where the next answer begins; by default true, if the last message is not
+    continued."""
+    continue_final_message: bool = False
+    """Whether messages are written up to the end of the text of the last one."""
     add_special_tokens: bool | None = None
     """Whether the tokenizer puts its special tokens around the text, such as `<s>` at the start. By default true for
     prompt, and false for content and messages."""
@@ -83,8 +86,11 @@ class ApplyTemplateRequest(OpenAIToolFields, TokenizerBody):
 
     messages: ChatCompletionMessages
     """The conversation."""
-    add_generation_prompt: bool = True
-    """Whether the text goes up to where the next answer begins."""
+    add_generation_prompt: bool | None = None
+    """Whether the text goes up to where the next answer begins; by default true, if the last message is not
+    continued."""
+    continue_final_message: bool = False
+    """Whether the text ends with that of the last message."""
 
 
 class ApplyTemplateResponse(BaseModel):

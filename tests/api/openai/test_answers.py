@@ -55,8 +55,10 @@ def test_the_prompt_alone() -> None:
 
 def test_tokens_by_their_ids() -> None:
     choice = completion(logprobs=True, tokens_as_ids=True)
-    assert choice["logprobs"]["tokens"] == ["token_id:5"]
-    assert choice["logprobs"]["top_logprobs"] == [{"token_id:9": -0.25, "token_id:8": -0.5, "token_id:5": -2.0}]
+    assert choice["logprobs"]["tokens"] == ["token_id:5", "token_id:6"]  # all, as an id needs no place in the text
+    of_first, of_second = choice["logprobs"]["top_logprobs"]
+    assert of_first == {"token_id:9": -0.25, "token_id:8": -0.5, "token_id:5": -2.0}
+    assert of_second == {"token_id:6": -0.5}
 
 
 def test_prompt_logprobs_are_those_of_vllm() -> None:

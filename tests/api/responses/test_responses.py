@@ -170,6 +170,33 @@ def test_parameters(sdk: OpenAI, client: TestClient) -> None:
     assert "`min_new_tokens` asks for at least" in warned.model_extra["warnings"][0]
 
 
+def test_logprobs_are_those_of_chat(sdk: OpenAI) -> None:
+    included: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 3}
+    asked: Any = {"model": "tested", "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+    of_chat: Any = sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+    expected = [token.model_dump() for token in of_chat.choices[0].logprobs.content]
+    plain: Any = sdk.responses.create(**BODY, **included)
+    assert [token.model_dump() for token in plain.output[0].content[0].logprobs] == expected
+    assert plain.top_logprobs == 3
+    events: list[Any] = list(sdk.responses.create(**BODY, **included, stream=True))
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert len(deltas) > 1
+    assert [token.logprob for event in deltas for token in event.logprobs] == [one["logprob"] for one in expected]
+    for event in (e for e in events if e.type in ("response.output_text.done", "response.content_part.done")):
+        assert len(event.logprobs if event.type.endswith("text.done") else event.part.logprobs) == len(expected)
+    by_kwargs: Any = sdk.responses.create(**BODY, extra_body={"generate_kwargs": {"top_logprobs": 3}})
+    assert [token.model_dump() for token in by_kwargs.output[0].content[0].logprobs] == expected
+
+
+def test_items_of_reasoning_have_no_effect(sdk: OpenAI) -> None:
+    thought: Any = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
+    turns: Any = [*QUESTION, {"role": "assistant", "content": "By post."}, {"role": "user", "content": "And then?"}]
+    with_thought = [*turns[:1], thought, *turns[1:]]
+    assert sdk.responses.create(**GREEDY, input=with_thought).output_text == (
+        sdk.responses.create(**GREEDY, input=turns).output_text
+    )
+
+
 def test_tokens_are_counted(sdk: OpenAI) -> None:
     each: list[dict[str, Any]] = [{"input": TEXT}, {"input": TEXT, "instructions": "Be kind."}]
     for fields in each:
@@ -185,7 +212,6 @@ def test_tokens_are_counted(sdk: OpenAI) -> None:
         ({"input": None}, "valid string", "input"),
         ({"input": []}, "at least 1 item", "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "not stored here", "input.0"),
-        ({"input": [{"type": "reasoning", "id": "x"}]}, "no separate reasoning", "input.0"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "Pictures are not offered", "input.0.content.0"),
         ({"input": [{"role": "tool", "content": "x"}]}, "'user'", "input.0.role"),
         ({"store": True}, "This must be false: this server stores no answers", "store"),
@@ -203,11 +229,12 @@ def test_tokens_are_counted(sdk: OpenAI) -> None:
         ({"text": {"verbosity": "low"}}, "medium", "text.verbosity"),
         ({"reasoning": {"effort": "high"}}, "`reasoning` is not accepted", "reasoning"),
         ({"truncation": "auto"}, "`truncation` is not accepted", "truncation"),
-        ({"include": ["message.output_text.logprobs"]}, "log-probabilities", "include"),
         ({"max_output_tokens": 0}, "greater than or equal to 1", "max_output_tokens"),
         ({"max_output_token": 3}, "did you mean `max_output_tokens`", "max_output_token"),
         ({"n": 2}, "`n` must be 1", "n"),
-        ({"top_logprobs": 3}, "`top_logprobs` is not accepted", "top_logprobs"),
+        ({"top_logprobs": 3}, "`top_logprobs` needs message.output_text.logprobs in `include`", "top_logprobs"),
+        ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "less than or equal to 20", "top_logprobs"),
+        ({"top_logprobs": True}, "`top_logprobs` does not take true or false", "top_logprobs"),
         ({"stream_options": {"include_obfuscation": False}}, "needs `stream`", "stream_options"),
     ],
 )  # fmt: skip
