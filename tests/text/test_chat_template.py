@@ -100,8 +100,9 @@ def test_a_conversation_may_end_behind_or_within_its_last_message(
     ending = {"continue_final_message": True} if continues else {"add_generation_prompt": False}
     try:
         expected = both.expected(messages, **ending)
-    except (jinja2.TemplateError, ValueError):  # of transformers, if the template leaves out the last message
-        if continues and name != "phi-3-medium":  # that a system message has no place there is mended
+    except (jinja2.TemplateError, ValueError):  # of transformers, if the prompt does not have the last message as it is
+        # That phi-3-medium has no place for a system message is mended. The other one changes the text of messages.
+        if continues and name not in ("phi-3-medium", "every-operation"):
             with pytest.raises(InvalidRequest):
                 both.encode(messages, **{**ending, "add_generation_prompt": False})
     else:
