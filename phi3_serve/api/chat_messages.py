@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from phi3_serve.api.fields import OnlyAssistantMaySayNothing, nothing
@@ -85,8 +85,11 @@ class ChatCompletionMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     """The author of this turn; developer is OpenAI's newer word for system. A tool's turn is the result of a call, and
     a function's its older form. The model reads results as a turn of the user."""
-    content: Annotated[Characters | list[TextPart] | None, OnlyAssistantMaySayNothing]
-    """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
+    content: Annotated[Characters | list[TextPart] | None, OnlyAssistantMaySayNothing] = Field(
+        None, validate_default=True
+    )
+    """The text. Text that spells a control token stays text. An assistant's turn may leave it out, or have null: that
+    is an empty text."""
     name: Characters | None = None
     """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not. In a turn
     of a function, and in one of a tool without tool_call_id, it is the function that was called."""
