@@ -24,6 +24,7 @@ class ResponseBuilder(ABC):
 
     object_name: ClassVar[str]
     chunk_name: ClassVar[str]
+    opens_together: ClassVar[bool] = False  # whether all choices of a stream are opened, in order, before any goes on
     of_whole: ClassVar[Sequence[str]] = ()  # fields of a choice that belong to the whole answer or chunk
 
     id: str
@@ -127,6 +128,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
     object_name = "chat.completion"
     chunk_name = "chat.completion.chunk"
+    opens_together = True  # the SDK's stream() fails if the first chunk is not of choice 0
     of_whole = ("prompt_token_ids", "prompt_logprobs")
 
     role: str = "assistant"
@@ -156,7 +158,9 @@ class ChatResponseBuilder(ResponseBuilder):
         has_calls: bool,
     ) -> Json:
         """See the base class."""
-        return self._part(index, {}, tokens, self.calls.finish_reason(finish_reason, has_calls=has_calls))
+        # The content of an answer without calls is a text, also an empty one.
+        delta = {"content": ""} if self.calls.opening is None and not has_calls else {}
+        return self._part(index, delta, tokens, self.calls.finish_reason(finish_reason, has_calls=has_calls))
 
     def reader(self) -> AnswerReader:
         """See the base class."""

@@ -56,7 +56,7 @@ async def completion_events(
     events: AsyncGenerator[NumberedEvent, None], builder: ResponseBuilder, *, n: int, usage: StreamedUsage
 ) -> AsyncGenerator[bytes, None]:
     """The stream as server-sent events. ``n``: answers to each prompt."""
-    choices = _Choices(builder, usage)
+    choices = _Choices(builder, usage, n)
     done: dict[int, Done] = {}
     async with aclosing(events):
         async for number, content in events:
@@ -80,13 +80,18 @@ def error_event(error: Phi3ServeError) -> bytes:
 class _Choices:
     """All choices of a stream. A request has one choice, or with beam search several that follow each other."""
 
-    def __init__(self, builder: ResponseBuilder, usage: StreamedUsage) -> None:
+    def __init__(self, builder: ResponseBuilder, usage: StreamedUsage, n: int) -> None:
         self._builder = builder
         self._usage = usage
+        self._n = n
         self._choices: dict[int, _Choice] = {}
 
     def chunks(self, number: int, content: Delta | Done) -> Iterator[Json]:
         """The chunks that an event of request ``number`` adds."""
+        if self._builder.opens_together and not self._choices:
+            for index in range(self._n):
+                for part, num_tokens in self._choice(index).open(content.prompt):
+                    yield self._builder.chunk(part, self._usage_field(content.usage, num_tokens))
         if isinstance(content, Delta):
             for part, num_tokens in self._choice(number).add(content):
                 yield self._builder.chunk(part, self._usage_field(content.usage, num_tokens))
@@ -120,13 +125,15 @@ class _Choice:
         self._builder = builder
         self._reader = builder.reader()
         self._is_open = False
+        self._has_delta = False
         self._prompt: PromptText | None = None
         self._of_first_part: Json = {}
         self._num_shown = 0  # tokens that parts have brought
 
     def add(self, delta: Delta) -> Parts:
         """The parts that the next text of the answer adds."""
-        yield from self._open(delta.prompt)
+        yield from self.open(delta.prompt)
+        self._has_delta = True
         self._num_shown += len(delta.tokens)
         yield from self._text(delta.text, delta.tokens, 0 if delta.usage is None else delta.usage.completion_tokens)
 
@@ -134,8 +141,8 @@ class _Choice:
         """The last parts. They hold the whole text if there was no delta, as with beam search."""
         sequence, shown, rest = completion.sequence, self._builder.shown, completion.tokens[self._num_shown :]
         num_tokens = len(sequence.token_ids) if shown.answer else 0
-        if not self._is_open:
-            yield from self._open(prompt)
+        yield from self.open(prompt)
+        if not self._has_delta:
             yield from self._text(completion.text, rest, num_tokens)
             rest = ()
         yield from self._pieces(self._reader.finish(is_whole=sequence.finish_reason != "length"), (), num_tokens)
@@ -145,7 +152,8 @@ class _Choice:
         )
         yield self._first(part), num_tokens
 
-    def _open(self, prompt: PromptText | None) -> Parts:
+    def open(self, prompt: PromptText | None) -> Parts:
+        """The parts before the answer, once."""
         if self._is_open:
             return
         self._is_open, self._prompt, self._of_first_part = True, prompt, self._builder.of_prompt(prompt)
