@@ -64,6 +64,7 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "container": (_CODE, ()),
     "mcp_servers": (_OWN_TOOLS, ([],)),
     "context_management": (_PLATFORM, ()),
+    "thread": ("this server stores no conversations; send all messages", ()),
     "diagnostics": (_PLATFORM, ()),
     "inference_geo": (_PLACEMENT, ()),
     "speed": ("all requests run at the same speed", ("standard",)),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phi3_serve.api.error_mapping import FieldError, status_of
-from phi3_serve.errors import Phi3ServeError
+from phi3_serve.errors import InvalidRequest, Phi3ServeError
 
 _TYPE: Mapping[int, str] = {
     401: "authentication_error",
@@ -26,8 +26,11 @@ class AnthropicErrorFormat:
     validation_status = 400
 
     def body(self, error: Phi3ServeError) -> dict[str, Any]:
-        """Type and message."""
-        return _body(status_of(error), error.message)
+        """Type and message, and for a thread the details by which the SDK's tool runner goes on without one."""
+        body = _body(status_of(error), error.message)
+        if isinstance(error, InvalidRequest) and error.param == "thread":
+            body["error"]["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        return body
 
     def http_body(self, status: int, message: str) -> dict[str, Any]:
         """Type and message."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from anthropic import Anthropic
+from anthropic import Anthropic, beta_tool
 from starlette.testclient import TestClient
 
 from tests.api.saying import saying
@@ -140,6 +140,25 @@ def test_a_whole_conversation_with_the_sdk(sdk: Anthropic, client: TestClient) -
     answer, expected = (sdk.messages.create(**greedy, messages=messages) for messages in (turns, as_text))
     assert answer.content == expected.content
     assert answer.usage == expected.usage
+
+
+def test_the_tool_runner_goes_on_without_a_thread(sdk: Anthropic) -> None:
+    """It asks for a conversation that the server holds, unless the error has the details that it reads."""
+
+    @beta_tool
+    def get_time(zone: str) -> str:
+        """Get the time."""
+        return "noon"
+
+    runner = sdk.beta.messages.tool_runner(
+        model="tested",
+        max_tokens=200,
+        messages=QUESTION,
+        tools=[get_time],
+        tool_choice={"type": "tool", "name": "get_time", "disable_parallel_tool_use": True},
+        max_iterations=2,
+    )
+    assert [message.stop_reason for message in runner] in (["tool_use"] * 2, ["max_tokens"])
 
 
 @pytest.mark.parametrize(
