@@ -105,5 +105,13 @@ def _schema(tool: Tool) -> dict[str, Any]:
     schema says something of them.
     """
     given = {"type": "object", **(_NO_PARAMETERS if tool.parameters is None else tool.parameters)}
-    is_closed = "properties" in given and not any(keyword in given for keyword in _OPEN)
+    is_closed = "properties" in given and not any(keyword in given for keyword in _OPEN) and _names_required(given)
     return {**given, "additionalProperties": False} if is_closed else given
+
+
+def _names_required(schema: Mapping[str, Any]) -> bool:
+    """Whether ``properties`` has all properties that are required."""
+    properties, required = schema["properties"], schema.get("required") or ()
+    return not (isinstance(properties, dict) and isinstance(required, list)) or all(
+        name in properties for name in required if isinstance(name, str)
+    )
