@@ -23,6 +23,8 @@ from phi3_serve.tool_calls import (
     free_call_begin,
 )
 
+_HALF_OF_PAIR = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True, slots=True)
 class Words:
@@ -127,8 +129,13 @@ def read(text: str, calls: ToolCalls | None, *, is_whole: bool) -> Answer:
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """The arguments that ``text`` has as JSON. Numbers beyond every float become the largest one."""
+    """The arguments that ``text`` has as JSON.
+
+    Numbers beyond every float become the largest one. Halves of surrogate pairs become U+FFFD: UTF-8 has none.
+    """
     found: dict[str, Any] = json.loads(text, parse_float=_finite, parse_int=_integer)
+    if "\\u" in text:
+        found = json.loads(_HALF_OF_PAIR.sub("\N{REPLACEMENT CHARACTER}", json.dumps(found, ensure_ascii=False)))
     return found
 
 

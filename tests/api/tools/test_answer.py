@@ -163,3 +163,8 @@ def test_numbers_beyond_every_float() -> None:
     assert found["a"] == found["c"] == -found["b"] > 1e308
     assert found["d"] == 12345678901234567890
     json.dumps(found, allow_nan=False)
+
+
+def test_halves_of_surrogate_pairs_can_be_sent_as_utf_8() -> None:
+    found = arguments_of(r'{"a": ["\ud800", "\ud83d\ude00", "\\ud800"], "\udfff": "\u0000"}')
+    assert found == {"a": ["\ufffd", "\U0001f600", r"\ud800"], "\ufffd": "\x00"}
