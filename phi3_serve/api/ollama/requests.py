@@ -80,7 +80,7 @@ def _conversation(messages: Sequence[OllamaMessage], offer: Offer | None) -> Con
         if message.tool_calls and message.role != "assistant":
             raise InvalidRequest("Only an assistant has called tools.", f"{at}.tool_calls")
         if message.role == "tool":
-            name = message.tool_name or turns.unanswered
+            name = message.tool_name or message.name or turns.unanswered
             turns.result(message.tool_call_id, message.content or "", at=f"{at}.tool_name", name=name)
             continue
         turns.say(message.role, message.content or "", reasoning_content=message.thinking)

@@ -64,6 +64,8 @@ class OllamaMessage(BaseModel):
     """What an assistant has called. The model reads it behind the content, in the form that it is asked for."""
     tool_name: Characters | None = None
     """The tool whose result a tool's turn has; by default that of the first call without a result."""
+    name: Characters | None = None
+    """An older name of tool_name."""
     tool_call_id: Characters | None = None
     """The call whose result a tool's turn has."""
 

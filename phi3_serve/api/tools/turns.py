@@ -77,7 +77,9 @@ class Turns:
         name = self._tools.get(call_id or "", name or "")
         if not name:
             problem = "is missing" if call_id is None else f"is {call_id[:128]!r}"
-            raise InvalidRequest(f"`{at}` {problem}; it must be the id of a call in an earlier message.", at)
+            is_name = call_id is None and at.endswith("name")
+            wanted = "the name of the tool" if is_name else "the id of a call in an earlier message"
+            raise InvalidRequest(f"`{at}` {problem}; it must be {wanted}.", at)
         if not self._turns or not self._turns[-1].has_results:
             self._turns.append(_Turn("user", has_results=True))
         if name in self._unanswered:

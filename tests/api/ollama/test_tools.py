@@ -136,10 +136,24 @@ def test_a_whole_conversation_with_the_client(sdk: ollama.Client, client: TestCl
         assert answer.prompt_eval_count == expected.prompt_eval_count
 
 
+def test_the_older_name_of_tool_name(client: TestClient) -> None:
+    calls: list[Any] = [{"function": {"name": name, "arguments": {}}} for name in ("get_weather", "get_time")]
+    counts = []
+    for field in ("tool_name", "name"):
+        turns = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", field: "get_time", "content": "noon"}]
+        body = {"model": "tested", "messages": [*QUESTION, *turns], "stream": False, "options": says(client, "Yes")}
+        answer = client.post("/api/chat", json=body)
+        assert answer.status_code == 200, answer.text
+        counts.append(answer.json()["prompt_eval_count"])
+    assert counts[0] == counts[1]
+
+
 def test_what_is_wrong_is_said(client: TestClient) -> None:
     assert "Tools of type web_search are not offered" in refused(client, {"tools": [{"type": "web_search"}]})
     assert "a name has 1 to 128 letters" in refused(client, {"tools": [{"function": {"name": "a b"}}]})
-    assert "is missing; it must be the id" in refused(client, {"messages": [{"role": "tool", "content": "x"}]})
+    assert "is missing; it must be the name of the tool" in refused(
+        client, {"messages": [{"role": "tool", "content": "x"}]}
+    )
     user = {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}
     assert "Only an assistant has called tools" in refused(client, {"messages": [user]})
     bad = {"function": {"name": "x", "parameters": {"properties": {"a": {"not": {}}}}}}
