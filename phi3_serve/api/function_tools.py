@@ -169,6 +169,10 @@ class OpenAIToolFields(ToolFields):
         """See the base class."""
         if self.functions and self.tools:
             raise InvalidRequest("`tools` and `functions` exclude each other; send one of them.", "functions")
+        if self.functions and self.tool_choice not in (None, "none", "auto"):
+            raise InvalidRequest(
+                "`tool_choice` asks for a call of `tools`; with `functions` send `function_call`.", "tool_choice"
+            )
         if self.functions:
             tools = [function.tool(f"functions.{number}") for number, function in enumerate(self.functions)]
             return offer(tools, self._legacy_choice(), is_parallel=False)

@@ -387,12 +387,48 @@ def test_earlier_calls_and_results_are_turns(client: TestClient) -> None:
     assert prompt(client, messages=older) == prompt(client, messages=newer)
 
 
+def test_an_assistants_turn_may_leave_content_out(client: TestClient) -> None:
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+    turn = {"role": "assistant", "tool_calls": [CALL]}
+    without, null = [*QUESTION, turn, result], [*QUESTION, {**turn, "content": None}, result]
+    assert prompt(client, messages=without) == prompt(client, messages=null)
+
+
+def test_a_required_property_that_the_schema_does_not_name(sdk: OpenAI) -> None:
+    function: Any = {"name": "f", "parameters": {"type": "object", "properties": {}, "required": ["a"]}}
+    answer = sdk.chat.completions.create(
+        **{**ASKED, "max_tokens": 30}, tools=[{"type": "function", "function": function}], tool_choice="required"
+    )
+    assert answer.choices[0].finish_reason in ("length", "tool_calls")
+
+
+@pytest.mark.parametrize("more", [{"seed": 1}, {"extra_body": {"num_beams": 3}}], ids=str)
+def test_the_sdk_reads_a_stream_of_several_answers(sdk: OpenAI, more: dict[str, Any]) -> None:
+    asked: Any = {**ASKED, "tools": TOOLS, "tool_choice": "required", "n": 3, **more}
+    for _ in range(5):
+        with sdk.chat.completions.stream(**asked) as stream:
+            first = next(event.chunk.choices[0].index for event in stream if event.type == "chunk")
+            answers = stream.get_final_completion().choices
+        assert first == 0
+        assert [answer.index for answer in answers] == [0, 1, 2]
+        for answer in answers:
+            assert check(answer.message.tool_calls)
+
+
+def test_an_answer_cut_before_its_call_is_an_empty_text(sdk: OpenAI) -> None:
+    asked: Any = {**ASKED, "tools": TOOLS, "tool_choice": "required", "max_tokens": 2}
+    chunks = [chunk.choices[0] for chunk in sdk.chat.completions.create(**asked, stream=True)]
+    assert [chunk.delta.content for chunk in chunks] == [None, ""]
+    (plain,) = sdk.chat.completions.create(**asked).choices
+    assert (plain.message.content, plain.finish_reason, chunks[-1].finish_reason) == ("", "length", "length")
+
+
 def test_a_whole_conversation_with_the_sdk(sdk: OpenAI) -> None:
     messages = list(QUESTION)
     first = sdk.chat.completions.parse(
         **ASKED, tools=[openai.pydantic_function_tool(GetWeather)], tool_choice="required", seed=1
     )
-    messages.append(first.choices[0].message.model_dump(mode="json"))
+    messages.append(first.choices[0].message.model_dump(mode="json", exclude_none=True))  # without content
     for call in first.choices[0].message.tool_calls or ():
         messages.append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
     answer = sdk.chat.completions.create(
@@ -428,12 +464,15 @@ def bad(**function: Any) -> dict[str, Any]:
         ({"tools": TOOLS, "functions": FUNCTIONS}, "functions", "exclude each other"),
         ({"function_call": {"name": "x"}}, "function_call", "no `functions` are given"),
         ({"functions": FUNCTIONS, "function_call": {"name": "x"}}, "function_call", "not a tool"),
+        ({"functions": FUNCTIONS, "tool_choice": "required"}, "tool_choice", "with `functions` send `function_call`"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "Only an assistant's content may be null"),
+        ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "c"}]}, "messages.1.content", "Only an assistant's content may be null"),
         ({"functions": [{"name": "x", "parameters": BAD_SCHEMA}], "function_call": {"name": "x"}}, "functions", "`functions`: the schema of x"),
         ({"tools": TOOLS[:1], "guided_regex": "a"}, "guided_regex", "`tools` and `guided_regex` exclude each other"),
         ({"tools": TOOLS[:1], "json_schema": {"type": "array"}}, "json_schema", "must be of an object"),
         ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages.1.tool_call_id", "is 'c'; it must be the id of a call in an earlier message"),
         ({"messages": [*QUESTION, {"role": "tool", "content": "x"}]}, "messages.1.tool_call_id", "is missing"),
-        ({"messages": [*QUESTION, {"role": "function", "content": "x"}]}, "messages.1.name", "is missing"),
+        ({"messages": [*QUESTION, {"role": "function", "content": "x"}]}, "messages.1.name", "is missing; it must be the name of the tool"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "Only an assistant"),
     ],
 )  # fmt: skip
