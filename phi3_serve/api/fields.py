@@ -63,7 +63,7 @@ def _refuse_something(value: Any, reason: str) -> Any:
 def _refuse_silence(content: Any, given: ValidationInfo) -> Any:
     """OpenAI's schema has null for an assistant that has only called tools or refused."""
     if content is None and given.data.get("role") != "assistant":
-        raise PydanticCustomError("missing", "Only an assistant's content may be null.")
+        raise PydanticCustomError("missing", "Only an assistant's content may be null; here a text is required.")
     return content
 
 

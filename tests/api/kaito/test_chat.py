@@ -332,7 +332,7 @@ def test_a_refusal_says_why(client: TestClient, body: dict[str, Any], status: in
         ({"prompt": "a", "handle_long_generation": "truncate"}, ["handle_long_generation"], "Input should be 'hole'"),
         ({"messages": [{"role": "root", "content": "a"}]}, ["messages", 0, "role"], "Input should be 'system', 'user' or 'assistant'"),
         ({"messages": [{"role": "user"}]}, ["messages", 0, "content"], "Field required"),
-        ({"messages": [{"role": "user", "content": None}]}, ["messages", 0, "content"], "Only an assistant's content may be null."),
+        ({"messages": [{"role": "user", "content": None}]}, ["messages", 0, "content"], "Only an assistant's content may be null; here a text is required."),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}]}, ["messages", 0, "tool_calls"], "This must be null or empty: tools are not offered."),
         ({"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]}, ["messages", 0, "function_call"], "This must be null or empty: tools are not offered."),
         ({"messages": [{"role": "user", "content": "", "images": ["aGk="]}]}, ["messages", 0, "images"], "This must be null or empty: the model reads text only."),
