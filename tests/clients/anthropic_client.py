@@ -1,4 +1,4 @@
-"""Anthropic's Python SDK: messages, plain and streamed, objects of a pydantic model, numbers of tokens, errors."""
+"""Anthropic's Python SDK: messages, plain and streamed, objects of a pydantic model, tools, numbers of tokens, errors."""
 
 import asyncio
 import sys
@@ -30,6 +30,13 @@ def check(url: str, model: str) -> None:
     assert counted.input_tokens == answer.usage.input_tokens
     parsed = client.messages.parse(**{**asked, "max_tokens": 200}, output_format=Vote)
     assert isinstance(parsed.parsed_output, Vote)
+    tool = {"name": "vote", "description": "Votes.", "input_schema": Vote.model_json_schema()}
+    called = client.messages.create(
+        **{**asked, "max_tokens": 800}, tools=[tool], tool_choice={"type": "any", "disable_parallel_tool_use": True}
+    )
+    (block,) = [block for block in called.content if block.type == "tool_use"][:1]
+    Vote.model_validate(block.input)
+    assert called.stop_reason == "tool_use"
     assert [each.id for each in client.models.list()] == [model]
     assert asyncio.run(_asynchronously(url, asked))
     message = ""

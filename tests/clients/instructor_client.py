@@ -1,4 +1,4 @@
-"""instructor: an object of a pydantic model, in the mode for servers that offer JSON schemas."""
+"""instructor: an object of a pydantic model, in the mode for servers that offer JSON schemas, and by a call of a tool."""
 
 import sys
 from typing import Literal
@@ -15,15 +15,16 @@ class Vote(BaseModel, extra="forbid"):
 
 def check(url: str, model: str) -> None:
     """The answer is an object of the model."""
-    client = instructor.from_openai(OpenAI(base_url=f"{url}/v1", api_key="none"), mode=instructor.Mode.JSON_SCHEMA)
-    vote = client.chat.completions.create(
-        model=model,
-        response_model=Vote,
-        messages=[{"role": "user", "content": "Is 2+2 four?"}],
-        max_tokens=200,
-        temperature=0,
-    )
-    assert isinstance(vote, Vote)
+    for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
+        client = instructor.from_openai(OpenAI(base_url=f"{url}/v1", api_key="none"), mode=mode)
+        vote = client.chat.completions.create(
+            model=model,
+            response_model=Vote,
+            messages=[{"role": "user", "content": "Is 2+2 four?"}],
+            max_tokens=200,
+            temperature=0,
+        )
+        assert isinstance(vote, Vote)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,17 @@
-"""langchain-openai: chat and text models, invoke, batch and stream, with their default settings."""
+"""langchain-openai: chat and text models, invoke, batch and stream, ``with_structured_output``, ``bind_tools``."""
 
 import sys
+from typing import Literal
 
 from langchain_openai import ChatOpenAI, OpenAI
+from pydantic import BaseModel
+
+
+class Vote(BaseModel, extra="forbid"):
+    """A vote."""
+
+    answer: Literal["yes", "no"]
+    is_sure: bool
 
 
 def check(url: str, model: str) -> None:
@@ -18,6 +27,18 @@ def check(url: str, model: str) -> None:
     assert named.content
     scored = chat.bind(logprobs=True, top_logprobs=2).invoke("What is 2+2?")
     assert scored.response_metadata["logprobs"]["content"]
+    long = ChatOpenAI(**options, max_completion_tokens=800)
+    for method in ("json_schema", "function_calling"):
+        assert isinstance(long.with_structured_output(Vote, method=method).invoke("Is 2+2 four?"), Vote)
+    with_tools = long.bind_tools([Vote], tool_choice="required")
+    (call,) = with_tools.invoke("Is 2+2 four?").tool_calls[:1]
+    assert call["name"] == "Vote"
+    Vote.model_validate(call["args"])
+    gathered = None
+    for chunk in with_tools.stream("Is 2+2 four?"):
+        gathered = chunk if gathered is None else gathered + chunk
+    assert gathered.tool_calls[0]["args"] == call["args"]
+    assert long.bind_tools([Vote]).invoke("What is 2+2?").content is not None
     text = OpenAI(**options, max_tokens=4)
     result = text.generate([f"{number}, {number + 1}," for number in range(25)])
     assert len(result.generations) == 25

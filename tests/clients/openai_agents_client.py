@@ -1,4 +1,4 @@
-"""OpenAI's Agents SDK: agents over responses, which are its default, and over chat; streams, a session, objects."""
+"""OpenAI's Agents SDK: agents over responses, which are its default, and over chat; streams, a session, objects, tools."""
 
 import asyncio
 import sys
@@ -10,6 +10,7 @@ from agents import (
     OpenAIChatCompletionsModel,
     Runner,
     SQLiteSession,
+    function_tool,
     set_default_openai_client,
     set_tracing_disabled,
 )
@@ -20,6 +21,16 @@ from pydantic import BaseModel
 class Vote(BaseModel, extra="forbid"):
     answer: Literal["yes", "no"]
     is_sure: bool
+
+
+votes = []
+
+
+@function_tool
+def vote(answer: Literal["yes", "no"], is_sure: bool) -> str:
+    """Votes."""
+    votes.append((answer, is_sure))
+    return "counted"
 
 
 async def check(url: str, model: str) -> None:
@@ -45,6 +56,11 @@ async def _agents(model: object) -> None:
         if event.type == "raw_response_event" and event.data.type == "response.output_text.delta"
     ]
     assert "".join(deltas) == streamed.final_output == first.final_output
+    forced = ModelSettings(temperature=0, max_tokens=800, tool_choice="required", parallel_tool_calls=False)
+    voter = Agent("Voter", model=model, model_settings=forced, tools=[vote])
+    votes.clear()
+    assert (await Runner.run(voter, "Is 2+2 four?", max_turns=4)).final_output is not None
+    assert votes
     shaped = Agent("Reader", model=model, model_settings=long, output_type=Vote)
     assert isinstance((await Runner.run(shaped, "Is 2+2 four?")).final_output, Vote)
 

@@ -1,4 +1,4 @@
-"""OpenAI's Python SDK: chat, completions and responses, plain and streamed, objects of a pydantic model, models, errors."""
+"""OpenAI's Python SDK: chat, completions and responses, plain and streamed, objects of a pydantic model, tools, errors."""
 
 import asyncio
 import sys
@@ -24,6 +24,7 @@ def check(url: str, model: str) -> None:
     _chat(client, model)
     _completions(client, model)
     _responses(client, model)
+    _tools(client, model)
     assert asyncio.run(_asynchronously(url, model))
     message = ""
     try:
@@ -74,6 +75,31 @@ def _responses(client: Any, model: str) -> None:
     parsed = client.responses.parse(model=model, input=QUESTION, text_format=Vote, temperature=0, max_output_tokens=200)
     assert isinstance(parsed.output_parsed, Vote)
     assert client.responses.input_tokens.count(model=model, input=QUESTION).input_tokens > 0
+
+
+def _tools(client: Any, model: str) -> None:
+    asked = {"model": model, "messages": QUESTION, "temperature": 0, "tools": [openai.pydantic_function_tool(Vote)]}
+    answer = client.chat.completions.parse(
+        **asked, tool_choice="required", parallel_tool_calls=False, max_completion_tokens=800
+    )
+    (call,) = answer.choices[0].message.tool_calls[:1]
+    assert isinstance(call.function.parsed_arguments, Vote)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "counted"}
+    turns = [*QUESTION, answer.choices[0].message.model_dump(exclude_none=True), result]
+    after = client.chat.completions.create(**{**asked, "messages": turns}, max_completion_tokens=12)
+    assert after.choices[0].message.content is not None
+    function = {"type": "function", "name": "vote", "parameters": Vote.model_json_schema(), "strict": True}
+    response = client.responses.create(
+        model=model,
+        input=QUESTION,
+        tools=[function],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+        max_output_tokens=800,
+    )
+    (item,) = [item for item in response.output if item.type == "function_call"][:1]
+    Vote.model_validate_json(item.arguments)
 
 
 async def _asynchronously(url: str, model: str) -> str:

@@ -1,4 +1,4 @@
-"""Pydantic AI: agents over chat, over responses and over Anthropic's API, streams, a history, objects of a model."""
+"""Pydantic AI: agents over chat, over responses and over Anthropic's API, streams, a history, objects of a model, tools."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
-SETTINGS: dict[str, float] = {"temperature": 0, "max_tokens": 200}
+SETTINGS: dict[str, float] = {"temperature": 0, "max_tokens": 800}
 
 
 class Vote(BaseModel, extra="forbid"):
@@ -38,6 +38,8 @@ async def _agents(model: Model) -> None:
     assert (await agent.run("And 3+3?", message_history=first.all_messages())).output
     async with agent.run_stream("What is 2+2?") as stream:
         assert "".join([text async for text in stream.stream_text(delta=True)]) == first.output
+    by_tool = await Agent(model, output_type=Vote, model_settings=SETTINGS).run("Is 2+2 four?")
+    assert isinstance(by_tool.output, Vote)
     if not isinstance(model, AnthropicModel):  # Pydantic AI knows which models of Anthropic have schemas
         vote = await Agent(model, output_type=NativeOutput(Vote), model_settings=SETTINGS).run("Is 2+2 four?")
         assert isinstance(vote.output, Vote)

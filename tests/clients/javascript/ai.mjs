@@ -1,8 +1,8 @@
-// Vercel's AI SDK: @ai-sdk/openai-compatible and @ai-sdk/openai (responses, chat, completions), streams, objects.
+// Vercel's AI SDK: @ai-sdk/openai-compatible and @ai-sdk/openai (responses, chat, completions), streams, objects, tools.
 import assert from "node:assert/strict";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, Output, streamText } from "ai";
+import { generateText, Output, streamText, tool } from "ai";
 import { z } from "zod";
 
 const [url, , model] = process.argv.slice(2);
@@ -24,6 +24,11 @@ async function check(languageModel, { objects }) {
     const output = Output.object({ schema: Vote });
     const shaped = await generateText({ ...options, prompt: "Is 2+2 four?", output, maxOutputTokens: 200 });
     Vote.parse(shaped.output);
+    const tools = { vote: tool({ description: "Votes.", inputSchema: Vote }) };
+    const called = await generateText({
+      ...options, prompt: "Is 2+2 four?", tools, toolChoice: "required", maxOutputTokens: 800,
+    });
+    Vote.parse(called.toolCalls[0].input);
   }
 }
 

@@ -1,7 +1,7 @@
-// OpenAI's JavaScript SDK: chat, completions and responses, plain and streamed, objects of a zod schema, models, errors.
+// OpenAI's JavaScript SDK: chat, completions and responses, plain and streamed, objects of a zod schema, tools, errors.
 import assert from "node:assert/strict";
 import OpenAI, { NotFoundError } from "openai";
-import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 const [url, , model] = process.argv.slice(2);
@@ -31,6 +31,14 @@ async function chat() {
   Vote.parse(parsed.choices[0].message.parsed);
 }
 
+async function tools() {
+  const asked = { model, messages, temperature: 0, max_completion_tokens: 800, tool_choice: "required", parallel_tool_calls: false };
+  const answer = await client.chat.completions.parse({
+    ...asked, tools: [zodFunction({ name: "vote", parameters: Vote })],
+  });
+  Vote.parse(answer.choices[0].message.tool_calls[0].function.parsed_arguments);
+}
+
 async function completions() {
   const asked = { model, prompt: "1, 2, 3,", temperature: 0, max_tokens: 6 };
   const { text } = (await client.completions.create(asked)).choices[0];
@@ -51,6 +59,7 @@ async function responses() {
 
 assert.deepEqual((await client.models.list()).data.map((each) => each.id), [model]);
 await chat();
+await tools();
 await completions();
 await responses();
 await assert.rejects(client.chat.completions.create({ model: "nothing", messages }), NotFoundError);
