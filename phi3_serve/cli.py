@@ -8,6 +8,7 @@ import typer
 
 from phi3_serve import __version__
 from phi3_serve.bench.cli import app as bench
+from phi3_serve.config import AppConfig
 from phi3_serve.errors import Phi3ServeError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -36,20 +37,33 @@ def up(
         Literal["haproxy", "python"] | None,
         typer.Option(help="The HTTP proxy; by default HAProxy if it is installed."),
     ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on, instead of the config's.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port, instead of the config's.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's log in the terminal, not in a file.")] = False,
 ) -> None:
-    """Check CONFIG strictly, then run it in the foreground with `serve run`."""
+    """Check CONFIG strictly, then serve it in the foreground. Ctrl-C ends the server."""
+    from phi3_serve.launch import private_directory
     from phi3_serve.launch import proxy as proxies  # Ray takes two seconds to import
     from phi3_serve.launch.up import check, run_in_foreground
 
     chosen = proxy or proxies.default()
     try:
-        file = check(config, chosen)
-        models = ", ".join(m.served_name for m in file.app.models)
-        typer.echo(f"Starting Ray. Models: {models}; the default is {file.app.default_model_name}.", err=True)
-        run_in_foreground(config, file, chosen)
+        file = check(config, chosen, host=host, port=port)
+        directory = private_directory.of_server(file.port)
+        typer.echo(_what_starts(file.app), err=True)
+        if not verbose:
+            typer.echo(f"Log: {directory}/", err=True)
+        run_in_foreground(file, directory, chosen, is_verbose=verbose)
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
+
+
+def _what_starts(config: AppConfig) -> str:
+    now = [model.served_name for model in config.models if model.min_replicas]
+    later = [model.served_name for model in config.models if not model.min_replicas]
+    starting = f"Starting {', '.join(now) or 'without a model'}."
+    return f"{starting} On request: {', '.join(later)}." if later else starting
 
 
 @app.command()

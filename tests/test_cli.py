@@ -99,7 +99,7 @@ def test_up_refuses_a_port_that_is_taken(tmp_path: Path) -> None:
         result = RUN.invoke(app, ["up", str(config)])
     assert (result.exit_code, result.stderr) == (
         2,
-        f"127.0.0.1:{port}: cannot be listened on: Address already in use. Choose another http_options.port.\n",
+        f"127.0.0.1:{port}: cannot be listened on: Address already in use. Choose another with --port or http_options.port.\n",
     )
 
 

@@ -1,6 +1,6 @@
 """A Serve config file, read strictly: Ray drops keys that it does not know without a word."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -31,16 +31,17 @@ class ConfigFile:
     port: int
     route_prefix: str
     has_tls: bool
+    content: Mapping[str, Any]  # all of it, with what the command line replaces
 
 
-def read(path: Path) -> ConfigFile:
-    """Check the file at ``path``, every level of it.
+def read(path: Path, http_options: Mapping[str, Any] | None = None) -> ConfigFile:
+    """Check the file at ``path``, every level of it. ``http_options`` replace those of the file.
 
     Raises:
         ConfigError: the file is missing, is not YAML, has an unknown key or a wrong value.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"), http_options)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     except OSError as error:
@@ -49,7 +50,7 @@ def read(path: Path) -> ConfigFile:
         raise ConfigError("\n".join(f"{path}: {line}" for line in error.message.splitlines())) from None
 
 
-def parse(text: str) -> ConfigFile:
+def parse(text: str, http_options: Mapping[str, Any] | None = None) -> ConfigFile:
     """As ``read``, for the text of a config."""
     try:
         content = yaml.safe_load(text)
@@ -57,6 +58,8 @@ def parse(text: str) -> ConfigFile:
         raise ConfigError("is not YAML: " + " ".join(str(error).split())) from None
     if not isinstance(content, dict):
         raise ConfigError("is not a Serve config: it holds no mapping")
+    if http_options:
+        content["http_options"] = {**(content.get("http_options") or {}), **http_options}
     _refuse(_unknown_keys(content, ServeDeploySchema, ""))
     deploy = _validated(ServeDeploySchema, content, "")
     _refuse(value_problems(deploy))
@@ -72,6 +75,7 @@ def parse(text: str) -> ConfigFile:
         port=http.port,
         route_prefix=application.route_prefix or "/",
         has_tls=bool(http.ssl_certfile),
+        content=content,
     )
 
 

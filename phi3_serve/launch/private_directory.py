@@ -1,11 +1,23 @@
-"""A directory in the system's temporary directory that no other user can open."""
+"""The directory of a server's files, in the system's temporary directory, that no other user can open."""
 
 import os
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from phi3_serve.errors import Phi3ServeError
+
+
+def of_server(port: int) -> Path:
+    """The directory of the server that listens on ``port``.
+
+    Raises:
+        Phi3ServeError: it is not safe; see ``make_private``.
+    """
+    directory = Path(tempfile.gettempdir()) / f"phi3-serve-{os.getuid()}-{port}"
+    make_private(directory)
+    return directory
 
 
 def make_private(directory: Path) -> None:

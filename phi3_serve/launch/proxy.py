@@ -10,13 +10,12 @@ import os
 import random
 import socket
 import sysconfig
-import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from phi3_serve.launch.private_directory import make_private
+from phi3_serve.launch import private_directory
 
 Proxy = Literal["haproxy", "python"]
 
@@ -55,8 +54,7 @@ def environment(proxy: Proxy, *, port: int, request_timeout_s: float) -> dict[st
     """
     if proxy == "python":
         return {ENABLE_HAPROXY: "0", **_COMMON, **_PYTHON}
-    directory = Path(tempfile.gettempdir()) / f"phi3-serve-{os.getuid()}-{port}"
-    make_private(directory)
+    directory = private_directory.of_server(port)
     return {
         **_COMMON,
         **_HAPROXY,

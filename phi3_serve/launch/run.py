@@ -1,50 +1,88 @@
-"""``serve run`` in the foreground that drains at SIGTERM: ``python -m phi3_serve.launch.run CONFIG``.
+"""``serve run`` with a terminal for people: ``python -m phi3_serve.launch.run CONFIG URL DIRECTORY``.
 
-Serve's own command ends at once at SIGTERM. At SIGINT (Ctrl-C) it stops the proxies together with the replicas, so
-requests in flight get no answer.
+Serve's own command fills the terminal with the log of all processes. At SIGTERM it ends at once, and at SIGINT (Ctrl-C)
+it stops the proxies together with the replicas, so requests in flight get no answer.
 """
 
 import os
-import signal
+import re
 import sys
 import threading
-import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
 
-import ray
-from ray import serve
-from ray.serve import scripts
+from rich.console import Console
 
-POLL_INTERVAL_S = 0.5
+from phi3_serve.launch.ending import Ending, end_all_processes
+
+LOG = "server.log"
+RAY_LOGS = "ray-logs"
+TO_TERMINAL = "-"
+_CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Refused|Timeout)\w*: .*$", re.MULTILINE)
 
 
-def main(config: str) -> None:
-    """Run ``config`` until SIGINT, or until SIGTERM and the end of all requests in flight."""
-    ray.init(address=os.environ.get("RAY_ADDRESS"), namespace="serve")
-    signal.signal(signal.SIGTERM, _drain_and_end)  # after Ray has set its own handler
+def main(config: str, url: str, directory: str) -> NoReturn:
+    """Run ``config``, which serves at ``url``, until SIGINT or SIGTERM and the end of all requests in flight.
+
+    The log goes to files in ``directory``, or with ``-`` to the terminal.
+    """
+    console = Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"), highlight=False)
+    ending = Ending(console)
+    ending.take_signals(is_serving=False)  # before the seconds that the import of Ray takes
+    log = None if directory == TO_TERMINAL else Path(directory) / LOG
+    if log is not None:
+        _redirect_to(log)
+    try:
+        _serve(config, url, console, ending, log)
+    except SystemExit:  # of Serve's command
+        error = None
+    except Exception as raised:
+        error = raised
+        traceback.print_exception(raised)  # to the log
+    if ending.has_begun.is_set():
+        end_all_processes(0)
+    console.print(_failure(error, log), markup=False, soft_wrap=True)
+    end_all_processes(1)
+
+
+def _serve(config: str, url: str, console: Console, ending: Ending, log: Path | None) -> None:
+    import ray
+    from ray.serve import scripts
+
+    from phi3_serve.launch.server_notice import ServerNotice
+
+    ray.init(address=os.environ.get("RAY_ADDRESS"), namespace="serve", log_to_driver=log is None)
+    ending.take_signals(is_serving=True)  # Ray has set handlers of its own
+    if log is not None:
+        node: Any = ray._private.worker._global_node
+        _link(log.parent / RAY_LOGS, Path(node.get_logs_dir_path()))
+    notice = ServerNotice(url, console)
+    threading.Thread(target=notice.run, args=(ending.has_begun,), daemon=True).start()
     scripts.cli.main(["run", config], prog_name="serve")
 
 
-def _drain_and_end(signum: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process
-    print("Got SIGTERM: no new requests are accepted; requests in flight are answered.", file=sys.stderr, flush=True)
-    # In a thread, because the signal may interrupt a call of Ray.
-    threading.Thread(target=_drain).start()
+def _redirect_to(log: Path) -> None:
+    """Let this process, and those that it starts, write to ``log`` instead of the terminal."""
+    with log.open("wb") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
 
 
-def _drain() -> None:
-    """Delete the applications while the proxies still run: replicas end after their last answer.
+def _link(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
 
-    Serve ends each replica after its ``graceful_shutdown_timeout_s``, so this takes no longer than the longest request
-    that the config allows. ``serve.delete`` itself would wait for a minute at most.
-    """
-    try:
-        for name in serve.status().applications:
-            serve.delete(name, _blocking=False)
-        while serve.status().applications:
-            time.sleep(POLL_INTERVAL_S)
-    finally:
-        os.kill(os.getpid(), signal.SIGINT)
+
+def _failure(error: Exception | None, log: Path | None) -> str:
+    """Why the server has ended by itself, in plain words."""
+    cause = "" if error is None else f" {type(error).__name__}: {' '.join(str(error).split())}"
+    if log is None:
+        return f"The server could not be started.{cause}"
+    if not cause and (found := _CAUSE.findall(log.read_text(errors="replace"))):
+        cause = f" {found[-1]}"
+    return f"The server could not be started.{cause}\nThe log has more: {log.parent}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

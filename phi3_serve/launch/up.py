@@ -1,18 +1,18 @@
-"""``phi3-serve up``: check a Serve config, then become ``serve run`` in the foreground."""
+"""``phi3-serve up``: check a Serve config, then become the process that serves it in the foreground."""
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
+
+import yaml
 
 from phi3_serve.catalogue import is_local
 from phi3_serve.config import AppConfig
 from phi3_serve.engine.checkpoint import open_checkpoint
 from phi3_serve.errors import Phi3ServeError
-from phi3_serve.launch import config_file, proxy
+from phi3_serve.launch import config_file, proxy, run
 from phi3_serve.launch.capacity import check_cores
 from phi3_serve.launch.config_file import ConfigError, ConfigFile
 
@@ -24,8 +24,8 @@ _PRIVATE_CLUSTER = {
 }
 
 
-def check(path: Path, proxy_name: proxy.Proxy) -> ConfigFile:
-    """The config at ``path``, after all checks that need no process of Ray.
+def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port: int | None = None) -> ConfigFile:
+    """The config at ``path``, after all checks that need no process of Ray. ``host`` and ``port`` replace its own.
 
     Raises:
         ConfigError: the file is missing, or a key or value is wrong.
@@ -33,7 +33,8 @@ def check(path: Path, proxy_name: proxy.Proxy) -> ConfigFile:
         Phi3ServeError: more cores are reserved than this machine has, the port is taken, or the config asks for TLS and
             HAProxy has none.
     """
-    file = config_file.read(path)
+    given = {"host": host, "port": port}
+    file = config_file.read(path, {name: value for name, value in given.items() if value is not None})
     if file.has_tls and proxy_name == "haproxy":
         raise ConfigError(f"{path}: http_options.ssl_certfile: Ray's HAProxy has no TLS; use --proxy python")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
@@ -43,17 +44,17 @@ def check(path: Path, proxy_name: proxy.Proxy) -> ConfigFile:
     return file
 
 
-def run_in_foreground(path: Path, file: ConfigFile, proxy_name: proxy.Proxy) -> NoReturn:
-    """Replace this process by ``serve run`` of the checked ``file`` at ``path``.
+def run_in_foreground(file: ConfigFile, directory: Path, proxy_name: proxy.Proxy, *, is_verbose: bool) -> NoReturn:
+    """Replace this process by one that serves the checked ``file``.
 
-    Raises:
-        Phi3ServeError: the directory of HAProxy's files is not safe.
+    Its files are in ``directory``. With ``is_verbose`` the log goes to the terminal.
     """
     _set_environment(file, proxy_name)
-    # A shell that starts this process in the background ignores SIGINT, and `serve run` would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    _start_ready_notice(file)
-    os.execv(sys.executable, [sys.executable, "-m", "phi3_serve.launch.run", str(path)])  # noqa: S606 - no shell
+    config = directory / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(file.content, sort_keys=False), encoding="utf-8")
+    log = run.TO_TERMINAL if is_verbose else str(directory)
+    arguments = ["-m", "phi3_serve.launch.run", str(config), _url(file), log]
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell
 
 
 def _set_environment(file: ConfigFile, proxy_name: proxy.Proxy) -> None:
@@ -71,11 +72,11 @@ def _set_environment(file: ConfigFile, proxy_name: proxy.Proxy) -> None:
         os.environ.setdefault(name, value)
 
 
-def _start_ready_notice(file: ConfigFile) -> None:
+def _url(file: ConfigFile) -> str:
+    """Where this machine reaches the server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(file.host, file.host)  # noqa: S104 - compared, not bound
     netloc = f"[{host}]:{file.port}" if ":" in host else f"{host}:{file.port}"
-    url = f"{'https' if file.has_tls else 'http'}://{netloc}{file.route_prefix}".rstrip("/")
-    subprocess.run([sys.executable, "-m", "phi3_serve.launch.ready_notice", url, str(os.getpid())], check=True)  # noqa: S603
+    return f"{'https' if file.has_tls else 'http'}://{netloc}{file.route_prefix}".rstrip("/")
 
 
 def _check_port_is_free(host: str, port: int) -> None:
@@ -86,7 +87,8 @@ def _check_port_is_free(host: str, port: int) -> None:
             listener.bind((host, port))
         except OSError as error:
             raise Phi3ServeError(
-                f"{host}:{port}: cannot be listened on: {error.strerror}. Choose another http_options.port."
+                f"{host}:{port}: cannot be listened on: {error.strerror}. "
+                "Choose another with --port or http_options.port."
             ) from None
 
 

@@ -201,3 +201,15 @@ def test_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read(path)
     assert caught.value.message.startswith(f"{path}: is not YAML: ")
+
+
+def test_the_command_line_replaces_host_and_port(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "applications: [{import_path: 'phi3_serve.serving.app:build_app'}]\nhttp_options: {keep_alive_timeout_s: 7}"
+    )
+    file = read(path, {"host": "::1", "port": 9000})
+    assert (file.host, file.port) == ("::1", 9000)
+    assert file.content["http_options"] == {"keep_alive_timeout_s": 7, "host": "::1", "port": 9000}
+    with pytest.raises(ConfigError, match=r"http_options\.port: must be from 1 to 65535, and is 0"):
+        read(path, {"port": 0})

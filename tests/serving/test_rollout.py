@@ -1,6 +1,7 @@
 """Changes while requests come: limits and defaults, new versions, an end. On a real Ray cluster."""
 
 import copy
+import os
 import signal
 import threading
 import time
@@ -140,7 +141,10 @@ def test_a_model_comes_and_goes_beside_a_replica_that_stays(cluster: Head, check
 
 
 def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
-    """SIGTERM, as Kubernetes and systemd send it. One request takes more than the minute that `serve.delete` waits."""
+    """Ctrl-C, which a terminal sends to all processes in front of it; SIGTERM is handled in the same way.
+
+    One request takes more than the minute that `serve.delete` waits.
+    """
     port = free_port()
     args = {
         "models": [
@@ -160,9 +164,10 @@ def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> No
         asked = [pool.submit(server.call, "/chat", long) for _ in range(8)]
         until(lambda: server.in_flight("mine") == 8 and server.in_flight("waited-for") == 1, 30)
         server.children = psutil.Process(server.process.pid).children(recursive=True)
-        server.process.send_signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGINT)
         answers = [one.exception(60) or one.result().status for one in asked]
         assert answers == [200] * 8
         assert "is starting now" in longest.result(120).body["detail"]
-        assert server.process.wait(40) is not None
+        assert server.process.wait(40) == 0
+        assert "9 requests in flight are answered" in server.log.read_text()
         assert server.left_over() == []

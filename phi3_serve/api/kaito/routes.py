@@ -3,10 +3,11 @@
 import uuid
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from phi3_serve.api import sse
 from phi3_serve.api.error_mapping import STATUS, documented
+from phi3_serve.api.headers import prefers_html
 from phi3_serve.api.kaito.answers import chat_events, chat_response, error_event
 from phi3_serve.api.kaito.errors import KAITO
 from phi3_serve.api.kaito.host_metrics import host_metrics
@@ -42,10 +43,13 @@ def kaito_router(service: Service) -> APIRouter:
         """The same as `/chat`; the path names the model, so a KAITO client needs only a new base URL."""
         return await _chat(service, http, body, model)
 
-    @router.get("/", responses=documented([Unauthorized]))
-    async def home() -> MessageResponse:
-        """Show that the server runs."""
-        return MessageResponse()
+    @router.get("/", response_model=MessageResponse, responses={307: {"description": "The page, for a browser"}})
+    async def home(http: Request) -> Response:
+        """Show that the server runs. A browser, which asks for HTML in `Accept`, is sent to the page `/ui`."""
+        if prefers_html(http.headers.get("accept", "")):
+            root = http.scope.get("root_path", "")
+            return RedirectResponse(f"{root}/ui", headers={"Vary": "Accept"})
+        return JSONResponse(MessageResponse().model_dump(), headers={"Vary": "Accept"})
 
     @router.get("/health", responses=_HEALTH_RESPONSES)
     async def health() -> HealthStatus:

@@ -8,8 +8,8 @@ from phi3_serve.api.keys import ApiKeys, set_key
 from phi3_serve.config import KeyScope
 from phi3_serve.errors import PermissionDenied, Phi3ServeError, Unauthorized
 
-# Health checks have no key. The chat page holds nothing secret and asks its user for the key.
-OPEN_PATHS = frozenset({"/health", "/ready", "/ui"})
+# Health checks have no key. The chat page, to which `/` leads, holds nothing secret and asks its user for the key.
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/ui"})
 OPEN_FOLDER = "/ui/"
 
 

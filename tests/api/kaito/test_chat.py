@@ -410,6 +410,38 @@ def test_the_path_names_the_model_and_wins(client: TestClient) -> None:
     )
 
 
+CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_page"),
+    [
+        (CHROME, True),
+        ("text/html", True),
+        ("*/*", False),
+        ("application/json", False),
+        ("application/json, text/html", False),
+        ("application/json;q=0.5, TEXT/HTML; q=0.9", True),
+        ("text/html;q=0", False),
+        ("text/html;q=x", False),
+        ("", False),
+    ],
+)
+def test_a_browser_is_sent_from_the_root_to_the_page(client: TestClient, accept: str, is_page: bool) -> None:
+    answer = client.get("/", headers={"Accept": accept}, follow_redirects=False)
+    assert answer.headers["vary"] == "Accept"
+    if is_page:
+        assert (answer.status_code, answer.headers["location"]) == (307, "/ui")
+    else:
+        assert (answer.status_code, answer.json()) == (200, {"message": "Server is running"})
+
+
+def test_the_page_is_found_behind_a_route_prefix(backend: LocalBackend, config: AppConfig) -> None:
+    with TestClient(create_app(backend, config), root_path="/phi3") as client:
+        page = client.get("/phi3/", headers={"Accept": CHROME})
+    assert (page.status_code, page.url.path) == (200, "/phi3/ui")
+
+
 def test_other_routes(client: TestClient) -> None:
     assert client.get("/").json() == {"message": "Server is running"}
     assert client.get("/health").json() == {"status": "Healthy"}

@@ -60,12 +60,12 @@ def test_no_other_does(guarded: TestClient, authorization: str | None) -> None:
     assert by_openai.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_every_route_but_health_readiness_and_the_page_asks(guarded: TestClient) -> None:
+def test_every_route_but_the_greeting_health_readiness_and_the_page_asks(guarded: TestClient) -> None:
     app: Any = guarded.app
     paths = {route.path for route in iter_route_contexts(app.routes)}
     assert {"/", "/chat", "/{model:path}/chat", "/v1/models", "/metrics", "/docs", "/openapi.json"} < paths
     opened = {path for path in paths if guarded.get(re.sub("{.*?}", "m", path or "")).status_code != 401}
-    assert opened == {"/health", "/ready", "/ui", "/ui/{version}/{path:path}"}
+    assert opened == {"/", "/health", "/ready", "/ui", "/ui/{version}/{path:path}"}
     assert guarded.get("/nothing/here").status_code == 401
 
 

@@ -1,0 +1,83 @@
+"""What the terminal of `phi3-serve up` shows of a server that becomes ready, here one without Ray."""
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from fastapi import FastAPI
+from rich.console import Console
+
+from phi3_serve.api.app import create_app
+from phi3_serve.config import AppConfig
+from phi3_serve.core import VariantState
+from phi3_serve.launch import server_notice
+from phi3_serve.launch.server_notice import ServerNotice
+from phi3_serve.serving.replica import Replica
+from tests.support import LocalBackend
+
+LOADING = VariantState("loading", "first: loading weights: 40 %", 10)
+FAILED = VariantState("failed", "/x: file is missing. Tried once; the next try is in 5 s.", 5)
+READY = VariantState("ready", num_replicas=1)
+
+
+@pytest.fixture
+def backend(replica: Replica) -> LocalBackend:
+    backend = LocalBackend(replica)
+    backend.state_of = {"first": LOADING, "second": VariantState("scaled_to_zero", "It sleeps.", 5)}
+    return backend
+
+
+@pytest.fixture
+def url(backend: LocalBackend, serve_app: Callable[[FastAPI], str]) -> str:
+    models = [{"name": name, "source": "/x", "device": "cpu"} for name in ("first", "second")]
+    return serve_app(create_app(backend, AppConfig.model_validate({"models": models})))
+
+
+@pytest.fixture
+def shown(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """Gives what was printed since the last call."""
+    monkeypatch.setattr(server_notice, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(server_notice, "CALM_POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(server_notice, "PROGRESS_INTERVAL_S", 1.2)
+    output, is_over, seen = io.StringIO(), threading.Event(), 0
+    notice = threading.Thread(target=ServerNotice(url, Console(file=output)).run, args=(is_over,))
+    notice.start()
+
+    def new() -> str:
+        nonlocal seen
+        time.sleep(0.5)
+        text = output.getvalue()[seen:]
+        seen += len(text)
+        return text
+
+    yield new
+    is_over.set()
+    notice.join(10)
+    assert not notice.is_alive()
+
+
+def test_each_model_has_its_line_once(url: str, backend: LocalBackend, shown: Callable[[], str]) -> None:
+    assert shown() == "first: loading weights: 40 %\n"
+    assert shown() == ""
+    time.sleep(0.5)
+    assert shown() == "first: loading weights: 40 %\n"  # not at every reading
+    backend.state_of = {"first": FAILED, "second": VariantState("loading", "Its replica is starting.", 5)}
+    lines = shown().splitlines()
+    assert lines == [
+        f"Model first cannot be loaded: {FAILED.detail} The other models do not wait for it.",
+        "second: Its replica is starting.",
+    ]
+    backend.state_of = {"first": FAILED, "second": READY}
+    assert shown() == "Model second is ready.\n"
+    backend.state_of = {"first": READY, "second": READY}
+    first, ready, page, terminal, api, curl = shown().splitlines()
+    assert first == "Model first is ready."
+    assert ready == "Ready. Ctrl-C stops the server."
+    assert page.split() == ["Page", f"{url}/ui"]
+    assert terminal.split() == ["Terminal", "phi3-serve", "chat", "--url", url]
+    assert api.split() == ["API", f"{url}/chat,", f"{url}/v1", "(parameters:", f"{url}/docs)"]
+    assert curl.startswith(f"  curl {url}/chat ")
+    backend.state_of = {"first": READY, "second": FAILED}
+    assert shown() == f"Model second cannot be loaded: {FAILED.detail} The other models do not wait for it.\n"
