@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from phi3_serve.errors import EngineFailure
 from phi3_serve.tool_calls import (
     CALL_END,
     FENCE_BEGIN,
@@ -132,11 +133,16 @@ def arguments_of(text: str) -> dict[str, Any]:
     """The arguments that ``text`` has as JSON.
 
     Numbers beyond every float become the largest one. Halves of surrogate pairs become U+FFFD: UTF-8 has none.
+
+    Raises:
+        EngineFailure: they are nested more deeply than Python reads and writes JSON, about a thousand levels.
     """
-    found: dict[str, Any] = json.loads(text, parse_float=_finite, parse_int=_integer)
-    if "\\u" in text:
-        found = json.loads(_HALF_OF_PAIR.sub("\N{REPLACEMENT CHARACTER}", json.dumps(found, ensure_ascii=False)))
-    return found
+    try:
+        found: dict[str, Any] = json.loads(text, parse_float=_finite, parse_int=_integer)
+        as_text = json.dumps(found, ensure_ascii=False)
+    except RecursionError:
+        raise EngineFailure("Generation failed: the arguments of a call are nested too deeply.") from None
+    return json.loads(_HALF_OF_PAIR.sub("\N{REPLACEMENT CHARACTER}", as_text)) if "\\u" in text else found
 
 
 class _Forced:

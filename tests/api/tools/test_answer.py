@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, CallBegins, CallEnds, Piece, Words, arguments_of, read
+from phi3_serve.errors import EngineFailure
 from phi3_serve.tool_calls import MAX_CALLS, CallableTool, ToolCalls, calls_text
 
 TOOLS = (CallableTool("get_weather", {"type": "object"}), CallableTool("f.2-x", {"type": "object"}))
@@ -163,6 +164,11 @@ def test_numbers_beyond_every_float() -> None:
     assert found["a"] == found["c"] == -found["b"] > 1e308
     assert found["d"] == 12345678901234567890
     json.dumps(found, allow_nan=False)
+
+
+def test_arguments_that_no_reader_takes_are_a_failure_that_says_so() -> None:
+    with pytest.raises(EngineFailure, match="nested too deeply"):
+        arguments_of('{"a": ' * 3000 + "1" + "}" * 3000)
 
 
 def test_halves_of_surrogate_pairs_can_be_sent_as_utf_8() -> None:
