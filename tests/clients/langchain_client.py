@@ -34,9 +34,8 @@ def check(url: str, model: str) -> None:
     (call,) = with_tools.invoke("Is 2+2 four?").tool_calls[:1]
     assert call["name"] == "Vote"
     Vote.model_validate(call["args"])
-    gathered = None
-    for chunk in with_tools.stream("Is 2+2 four?"):
-        gathered = chunk if gathered is None else gathered + chunk
+    first, *chunks = with_tools.stream("Is 2+2 four?")
+    gathered = sum(chunks, first)
     assert gathered.tool_calls[0]["args"] == call["args"]
     assert long.bind_tools([Vote]).invoke("What is 2+2?").content is not None
     text = OpenAI(**options, max_tokens=4)

@@ -23,10 +23,9 @@ class Vote(BaseModel, extra="forbid"):
     is_sure: bool
 
 
-votes = []
+votes: list[tuple[str, bool]] = []
 
 
-@function_tool
 def vote(answer: Literal["yes", "no"], is_sure: bool) -> str:
     """Votes."""
     votes.append((answer, is_sure))
@@ -57,7 +56,7 @@ async def _agents(model: object) -> None:
     ]
     assert "".join(deltas) == streamed.final_output == first.final_output
     forced = ModelSettings(temperature=0, max_tokens=800, tool_choice="required", parallel_tool_calls=False)
-    voter = Agent("Voter", model=model, model_settings=forced, tools=[vote])
+    voter = Agent("Voter", model=model, model_settings=forced, tools=[function_tool(vote)])
     votes.clear()
     assert (await Runner.run(voter, "Is 2+2 four?", max_turns=4)).final_output is not None
     assert votes
