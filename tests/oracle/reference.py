@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCr
 from phi3_serve import core
 from phi3_serve.core import EngineRequest, Failed, Finished
 from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.sampling.hypotheses import NO_SCORE
 from phi3_serve.errors import EngineFailure, InvalidRequest
 from phi3_serve.resolved_parameters import ResolvedParameters
 from tests.oracle.group_beams import GroupBeamSearch
@@ -82,7 +83,7 @@ class Oracle:
                 logits_processor=LogitsProcessorList() if structured is None else LogitsProcessorList([structured]),
                 custom_generate=_group_beam_search(parameters),
                 return_dict_in_generate=True,
-                output_scores=parameters.output_scores,
+                output_scores=parameters.output_scores or structured is not None,
                 # new tokens, not totals: these win over whatever the checkpoint's own generation config says
                 min_new_tokens=max(0, request.min_length - len(request.prompt_ids)),
                 max_new_tokens=request.max_length - len(request.prompt_ids),
@@ -91,6 +92,8 @@ class Oracle:
         sequences = self._sequences(output, request)
         if structured is not None and not all(structured.has_answered(s.token_ids) for s in sequences):
             raise ValueError("nothing that is allowed is left")  # generate() goes on with any token, or breaks off
+        if structured is not None and _has_empty_place(output, parameters):
+            raise ValueError("some answers are missing")  # generate() gives unfinished beams in their place
         return sequences
 
     def _structured(self, request: EngineRequest) -> "BruteForceProcessor | None":
@@ -133,6 +136,16 @@ class Oracle:
             output.sequences, output.scores, getattr(output, "beam_indices", None), normalize_logits=True
         ).tolist()
         return rows
+
+
+def _has_empty_place(output: Any, parameters: ResolvedParameters) -> bool:
+    """Whether plain beam search found too few answers: a place without one keeps its first score.
+
+    With length_penalty 0 a dead beam has the same score, so nothing can be said.
+    """
+    scores = getattr(output, "sequences_scores", None)
+    is_plain = parameters.num_beam_groups == 1 and parameters.length_penalty != 0
+    return is_plain and scores is not None and bool((scores == NO_SCORE).any())
 
 
 def _group_beam_search(parameters: ResolvedParameters) -> GroupBeamSearch | None:
