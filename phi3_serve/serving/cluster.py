@@ -16,7 +16,7 @@ from phi3_serve.config import deployment_name
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
-from phi3_serve.serving.cluster_resources import node_resources, num_replicas_without_node
+from phi3_serve.serving.cluster_resources import node_resources, num_living_replicas, num_replicas_without_node
 from phi3_serve.serving.load_status import LoadStatus, read_load_statuses
 from phi3_serve.serving.loaded_replica import last_loaded
 from phi3_serve.serving.placement import Placement
@@ -103,6 +103,7 @@ class ClusterView:
         is_starting = any(map(_num_starting, deployments.values()))
         waiting = num_replicas_without_node(self._app_name) if is_starting else Counter[str]()
         statuses = read_load_statuses(self._app_name)
+        living = Counter[str]() if deployments else num_living_replicas(self._app_name)
 
         def shortage(model: str, placement: Placement) -> str | None:
             """What all starting replicas of ``model`` wait for."""
@@ -119,6 +120,7 @@ class ClusterView:
                     statuses.get(model, ()),
                     shortage(model, placement),
                     elastic=self._elastic,
+                    num_living=living[deployment_name(model)],
                     previous=self._states.get(model),
                 ),
                 placement.device_note(totals),
@@ -151,6 +153,7 @@ def variant_state(
     shortage: str | None = None,
     *,
     elastic: bool = False,
+    num_living: int = 0,
     previous: VariantState | None = None,
 ) -> VariantState:
     """The state of one variant.
@@ -158,8 +161,11 @@ def variant_state(
     ``missing_resource`` says what no node has; an ``elastic`` cluster may get a node that has it. ``statuses`` are
     those of the replicas that have no model yet. ``shortage`` is what all starting replicas wait for. Serve lists no
     deployment while it builds a new version of the application; the old replicas answer, so ``previous`` stays valid.
+    An ingress that has started just before has no ``previous``; then ``num_living``, the replicas' actors, decides.
     """
     if deployment is None:
+        if previous is None and (num_replicas := num_living - len(statuses)) > 0:
+            return VariantState("ready", num_replicas=num_replicas)
         return previous or VariantState("loading", "The application is being built.", STARTING_RETRY_AFTER_S)
     if (num_replicas := num_answering(deployment, statuses)) > 0:
         return VariantState("ready", _trouble_of_others(deployment, statuses), num_replicas=num_replicas)

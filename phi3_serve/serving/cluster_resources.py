@@ -1,9 +1,11 @@
-"""What the nodes of the Ray cluster have and have free, and which replicas have no node yet."""
+"""What the nodes of the Ray cluster have and have free, which replicas live, and which have no node yet."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import ray
 from ray._private.state import state as ray_state
+from ray.util import list_named_actors
 
 from phi3_serve.serving.placement import NodeResources
 
@@ -20,7 +22,15 @@ def num_replicas_without_node(app_name: str) -> Counter[str]:
     Ray gives an actor its port when it has reserved the actor's resources and started its process. A process that fails
     to start is rare, so that a replica without a port waits for resources.
     """
-    prefix = f"SERVE_REPLICA::{app_name}#"
     pending = ray_state.actor_table(None, actor_state_name="PENDING_CREATION").values()
-    names = [actor["Name"] for actor in pending if not actor["Address"]["Port"]]
-    return Counter(name.removeprefix(prefix).split("#")[0] for name in names if name.startswith(prefix))
+    return _by_deployment(app_name, (actor["Name"] for actor in pending if not actor["Address"]["Port"]))
+
+
+def num_living_replicas(app_name: str) -> Counter[str]:
+    """The number of replicas whose actors live, also those that have no model yet, by deployment."""
+    return _by_deployment(app_name, (actor["name"] for actor in list_named_actors(all_namespaces=True)))
+
+
+def _by_deployment(app_name: str, actors: Iterable[str]) -> Counter[str]:
+    prefix = f"SERVE_REPLICA::{app_name}#"
+    return Counter(name.removeprefix(prefix).split("#")[0] for name in actors if name.startswith(prefix))

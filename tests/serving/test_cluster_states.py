@@ -68,6 +68,13 @@ def test_a_replacement_that_fails_to_start_is_a_failure(replicas: dict[str, int]
     assert (found.state, found.detail) == ("failed", "/x/config.json: file is missing")
 
 
+def test_an_ingress_that_starts_while_a_new_version_is_built_asks_the_replicas_that_live() -> None:
+    found = variant_state(None, None, num_living=2)
+    assert (found.state, found.num_replicas) == ("ready", 2)
+    previous = VariantState("loading", "Its replica is starting.")
+    assert variant_state(None, None, num_living=2, previous=previous) == previous
+
+
 def test_while_a_new_version_is_built_the_old_one_answers() -> None:
     previous = VariantState("ready", num_replicas=2)
     assert variant_state(None, None, previous=previous) == previous
