@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, time
-from decimal import Decimal, localcontext
+from decimal import Decimal, InvalidOperation, localcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,15 @@ def _verdict(schema: Schema, text: str, finish_reason: str) -> str:
 
 def _exact(text: str) -> Any:
     """What JSON says, without rounding: 52315.7942 is a multiple of 0.0001."""
-    return json.loads(text, parse_float=Decimal)
+    return json.loads(text, parse_float=_decimal)
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent beyond those of Decimal; one of its own is as good for a comparison
+        mantissa, exponent = text.lower().split("e")
+        return Decimal(f"{mantissa}e{'-' if exponent.startswith('-') else ''}1000")
 
 
 def _in_short(message: str) -> str:
