@@ -113,25 +113,32 @@ def chat(
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Requests, one a line, in OpenAI's batch format.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Answers, one a line; what it has is not asked again.")],
-    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
+    serve: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="A Serve config: if no server listens there, one runs for this batch."),
+    ] = None,
     most_at_once: Annotated[
         int,
         typer.Option("--at-once", min=1, max=4096, help="Requests in flight at most; fewer if the server has no room."),
     ] = 256,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="PHI3_SERVE_API_KEY", help="Where the server asks for one.")
-    ] = None,
+    api_key: Key = None,
 ) -> None:
-    """Answer the requests of a file with a running server. The same command again goes on after an end.
+    """Answer the requests of a file. The same command again goes on after an end.
 
-    It exits with 0 if every request was answered, with 1 if some got an error as their answer, with 2 if it could not
-    finish, and with 130 after Ctrl-C.
+    A running server answers them, or one that --serve starts and ends. The
+    command exits with 0 if every request was answered, with 1 if some got an
+    error as their answer, with 2 if it could not finish, and with 130 after
+    Ctrl-C.
     """
     from phi3_serve.batch_file import BatchFile
+    from phi3_serve.launch.own_server import server_at
 
-    file = BatchFile(url, source, target, most_at_once=most_at_once, api_key=api_key)
+    file = BatchFile(source, target, most_at_once=most_at_once, api_key=api_key)
     try:
-        file.run()
+        file.check()
+        with server_at(url, serve) as found:
+            file.run(found)
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None

@@ -438,11 +438,22 @@ class HostInfo:
     cpu: CpuInfo | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How busy the replicas of one model are."""
+
+    num_places: int  # answers that they compute at once; 0 if no replica runs
+    num_requests: int  # that this process has with them, running or waiting
+
+
 class Backend(Protocol):
     """What the API needs from the part that serves the models."""
 
     def capacity(self) -> int:
         """The number of requests that can run or wait in all models together."""
+
+    def occupancy(self, model: str) -> Occupancy:
+        """How busy the replicas of ``model`` are."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
         """Run ``request``; Phi3ServeError before or between events."""

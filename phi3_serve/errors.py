@@ -2,10 +2,12 @@
 
 Phi3ServeError                 everything this project raises on purpose
 ├── InvalidRequest             the request is wrong; sending it again changes nothing
-│   └── UnknownModel           the request names a model that this server does not declare
+│   ├── UnknownModel           the request names a model that this server does not declare
+│   └── NotFound               the request names a file or a batch that is not there
+├── StorageUnavailable         the directory of files and batches cannot be read or written
 ├── Unauthorized               the request carries no API key that this server knows
 ├── PermissionDenied           the request's API key lacks the scope that the route needs
-├── BodyTooLarge               the body has more bytes than ``limits.max_body_bytes``
+├── BodyTooLarge               the body has more bytes than ``limits.max_body_bytes``, or a file has too many
 ├── UnsupportedBody            the body has a Content-Encoding that the server does not decode
 ├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
 │   └── ModelNotLoaded         the replica runs without its model; another one may have it
@@ -49,6 +51,14 @@ class UnknownModel(InvalidRequest):
     """The request names a model that is not declared in the config."""
 
 
+class NotFound(InvalidRequest):
+    """The request names a file or a batch that is not there, or that another API key has made."""
+
+
+class StorageUnavailable(Phi3ServeError):
+    """The directory of files and batches cannot be read or written now."""
+
+
 class Unauthorized(Phi3ServeError):
     """The server asks for an API key, and the request carries none that it knows."""
 
@@ -58,7 +68,7 @@ class PermissionDenied(Phi3ServeError):
 
 
 class BodyTooLarge(Phi3ServeError):
-    """The request's body has more bytes than ``limits.max_body_bytes``."""
+    """The body has more bytes than ``limits.max_body_bytes``, or a file more than ``batches.max_file_bytes``."""
 
 
 class UnsupportedBody(Phi3ServeError):

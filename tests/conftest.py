@@ -125,12 +125,13 @@ def server_url(backend: LocalBackend, config: AppConfig, serve_app: Callable[[Fa
 
 
 @pytest.fixture(scope="session")
-def make_tiny_app() -> Iterator[Callable[[], FastAPI]]:
-    """Makes an app that serves phi-3-tiny as the default configuration does; all apps share one replica."""
+def make_tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], FastAPI]]:
+    """Makes an app that serves phi-3-tiny as the default configuration does, with batches; all apps share one replica."""
     replica = local_replica("phi-3-tiny", str(EMBEDDED_TINY), dtype="auto", max_waiting=64)
     backend = LocalBackend(replica)
     backend.state_of = {"phi-3-tiny": VariantState("ready")}
-    config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny"}]})
+    batches = {"directory": str(tmp_path_factory.mktemp("batches"))}
+    config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny"}], "batches": batches})
     yield lambda: create_app(backend, config)
     engine_of(replica).close()
 

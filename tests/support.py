@@ -6,11 +6,13 @@ from typing import Any
 
 from phi3_serve.config import Dtype, LimitsConfig, ModelConfig
 from phi3_serve.core import (
+    MAX_ROWS,
     Delta,
     Done,
     Failed,
     GenerationRequest,
     HostInfo,
+    Occupancy,
     Tokenization,
     TokenizationRequest,
     VariantState,
@@ -62,16 +64,25 @@ class LocalBackend:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.state_of: dict[str, VariantState] = {"tested": VariantState("ready")}
+        self.num_places = MAX_ROWS["cpu"]
+        self.num_requests = 0
 
     def capacity(self) -> int:
         return 1000
 
+    def occupancy(self, model: str) -> Occupancy:
+        return Occupancy(self.num_places, self.num_requests)
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Done, None]:
-        async for event in self.replica.generate(request):
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Delta | Done):
-                yield event
+        self.num_requests += 1
+        try:
+            async for event in self.replica.generate(request):
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Delta | Done):
+                    yield event
+        finally:
+            self.num_requests -= 1
 
     async def tokenize(self, request: TokenizationRequest) -> Tokenization:
         result = await self.replica.tokenize(request)

@@ -2,11 +2,13 @@ import pickle
 
 import pytest
 
+from phi3_serve.batch.lines import LineError
 from phi3_serve.errors import (
     CheckpointError,
     EngineFailure,
     InvalidRequest,
     ModelUnavailable,
+    NotFound,
     Overloaded,
     Phi3ServeError,
     ReplicaLost,
@@ -21,6 +23,8 @@ from phi3_serve.errors import (
     [
         InvalidRequest("no", "top_k"),
         UnknownModel("who", "model"),
+        NotFound("which", "file_id"),
+        LineError(3, "invalid_value", "`url` must be a path", "url"),
         ModelUnavailable("soon", 3.5),
         Overloaded("full", 1.0),
         RequestTimeout("late"),

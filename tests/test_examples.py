@@ -17,6 +17,7 @@ COMMANDS = {  # the command, and a part of what it prints
     "bash examples/curl.sh": "632",
     f"{PYTHON} examples/python_requests.py": "Paris",
     f"{PYTHON} examples/python_openai.py": "Paris",
+    f"{PYTHON} examples/python_batch.py": "632",
     f"{PYTHON} examples/structured_output.py": "City(name=",
     f"{PYTHON} examples/streaming.py": "",
     f"{PYTHON} examples/beams.py": "",

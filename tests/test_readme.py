@@ -5,6 +5,7 @@ from pathlib import Path
 
 from phi3_serve.config import (
     AppConfig,
+    BatchesConfig,
     ClusterConfig,
     HealthConfig,
     HttpConfig,
@@ -28,13 +29,14 @@ def test_every_config_key_is_described() -> None:
         LimitsConfig,
         ClusterConfig,
         HttpConfig,
+        BatchesConfig,
     ):
         for key in section.model_fields:
             assert re.search(rf"\b{key}\b", CONFIGURATION), key
 
 
 def test_described_defaults_are_the_codes() -> None:
-    for section in ("limits", "cluster", "http", "auth"):
+    for section in ("limits", "cluster", "http", "auth", "batches"):
         for key, default in getattr(AppConfig(), section):
             rows = [
                 line

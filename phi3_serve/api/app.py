@@ -8,6 +8,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
 from phi3_serve.api.anthropic.routes import anthropic_router
+from phi3_serve.api.batches.routes import batches_router
+from phi3_serve.api.batches.service import BatchService
 from phi3_serve.api.error_handlers import install_error_handlers
 from phi3_serve.api.headers import READABLE_BY_PAGES
 from phi3_serve.api.kaito.routes import kaito_router
@@ -43,9 +45,10 @@ def create_app(
     ``limits`` and ``keys`` replace those of ``config``; the caller may change them while the server runs.
     ``behind_ray``: Ray Serve's proxy receives the requests and adds the request id to each response.
     """
-    limits = limits or CurrentLimits(config.limits)
-    service = Service(backend, config, limits)
+    limits, keys = limits or CurrentLimits(config.limits), keys or ApiKeys(config.auth)
+    service, batches = Service(backend, config, limits), BatchService(config.batches)
     app = FastAPI(
+        lifespan=lambda _: batches.running(service, keys, batch_app(service)),
         title="phi3-serve",
         description="Microsoft's Phi-3 models behind KAITO's POST /chat and OpenAI's API.",
         version=__version__,
@@ -53,10 +56,10 @@ def create_app(
             # outermost first: a request passes them from top to bottom, its response from bottom to top
             *_cors(config.http.cors_origins),
             Middleware(HeadersMiddleware, adds_request_id=not behind_ray),
-            Middleware(AuthenticationMiddleware, keys=keys or ApiKeys(config.auth)),
+            Middleware(AuthenticationMiddleware, keys=keys),
             Middleware(RateLimitMiddleware, on_refusal=service.metrics.count_refusal),
             Middleware(AdmissionMiddleware, capacity=lambda: backend.capacity()),
-            Middleware(BodyLimitMiddleware, limits=limits),
+            Middleware(BodyLimitMiddleware, limits=limits, max_bytes_at=batches.max_bytes_at),
         ],
         docs_url=None,  # FastAPI's pages load scripts from other hosts
         redoc_url=None,
@@ -67,10 +70,29 @@ def create_app(
     app.include_router(kaito_router(service))  # /chat, /{model}/chat, /, /health, /metrics
     app.include_router(openai_router(service))  # /v1/models, /v1/chat/completions, /v1/completions
     app.include_router(responses_router(service))  # /v1/responses, /v1/responses/input_tokens
+    app.include_router(batches_router(batches))  # /v1/files, /v1/batches
     app.include_router(anthropic_router(service))  # /v1/messages, /v1/messages/count_tokens
     app.include_router(tokenization_router(service))  # /tokenize, /detokenize, /apply-template
     app.include_router(readiness_router(service))  # /ready
     app.include_router(pages_router())  # /docs, /ui
+    return app
+
+
+def batch_app(service: Service) -> FastAPI:
+    """What answers the requests of batches: the same routes.
+
+    The worker has checked the key, and takes a share of the capacity instead of a place in it.
+    """
+    app = FastAPI(
+        middleware=[
+            Middleware(HeadersMiddleware, adds_request_id=True),
+            Middleware(BodyLimitMiddleware, limits=service.limits),
+        ],
+        openapi_url=None,
+    )
+    install_error_handlers(app)
+    app.include_router(openai_router(service))
+    app.include_router(responses_router(service))
     return app
 
 

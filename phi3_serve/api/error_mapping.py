@@ -14,11 +14,13 @@ from phi3_serve.errors import (
     EngineFailure,
     InvalidRequest,
     ModelUnavailable,
+    NotFound,
     Overloaded,
     PermissionDenied,
     Phi3ServeError,
     ReplicaLost,
     RequestTimeout,
+    StorageUnavailable,
     Unauthorized,
     UnknownModel,
     UnsupportedBody,
@@ -28,6 +30,7 @@ from phi3_serve.errors import (
 STATUS: Mapping[type[Phi3ServeError], int] = {
     InvalidRequest: 400,
     UnknownModel: 404,
+    NotFound: 404,
     Unauthorized: 401,
     PermissionDenied: 403,
     BodyTooLarge: 413,
@@ -36,6 +39,7 @@ STATUS: Mapping[type[Phi3ServeError], int] = {
     Overloaded: 429,
     ModelUnavailable: 503,
     CheckpointError: 503,
+    StorageUnavailable: 503,
     EngineFailure: 500,
     Phi3ServeError: 500,
 }
@@ -58,7 +62,7 @@ _WRONG_FIELD = "A field has the wrong type or is out of range"
 class FieldError:
     """One field of a request that does not have the type or the range of the schema."""
 
-    location: tuple[str | int, ...]  # "body", then names of fields and indices of lists
+    location: tuple[str | int, ...]  # "body" or "query", then names of fields and indices of lists
     message: str
     type: str  # pydantic's name for the kind of error
 

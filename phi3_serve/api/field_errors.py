@@ -96,6 +96,8 @@ def _places(details: Mapping[str, Any], body: Any) -> tuple[Place, tuple[tuple[P
     Pydantic names a form where it names a key, for example ``("prompt", "list[int]", 0)``. What is no key is a form.
     """
     location: Place = tuple(details["loc"])
+    if location[0] != "body":  # of the URL, whose fields have one form
+        return location, ()
     place, value = list(location[:1]), body
     forms: list[tuple[Place, str]] = []
     for number, part in enumerate(location[1:], 1):

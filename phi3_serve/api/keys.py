@@ -62,6 +62,12 @@ class ApiKey:
         finally:
             self._num_running -= 1
 
+    @property
+    def has_tokens_for_batches(self) -> bool:
+        """Whether half of the tokens of its minute are left. A batch leaves the other half to other requests."""
+        budget = self._budget
+        return budget is None or 2 * budget.remaining >= budget.per_minute
+
     def spend(self, num_tokens: int) -> None:
         """Count tokens as used; without a limit of tokens they are not counted."""
         if self._budget is not None:
@@ -104,6 +110,10 @@ class ApiKeys:
             key.change(config)
             keys.append(key)
         self._keys = keys
+
+    def named(self, name: str) -> ApiKey | None:
+        """The key of this name."""
+        return next((key for key in self._keys if key.name == name), None)
 
     def of_headers(self, headers: Mapping[str, str]) -> ApiKey | None:
         """The key in the header ``Authorization`` or, as Anthropic's clients send it, in ``x-api-key``."""

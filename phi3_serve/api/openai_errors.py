@@ -47,7 +47,7 @@ class OpenAIErrorFormat:
     def validation_body(self, errors: Sequence[FieldError]) -> dict[str, Any]:
         """The first wrong field: OpenAI's format has a place for one."""
         first = errors[0]
-        param = ".".join(str(part) for part in first.location if part != "body")
+        param = ".".join(str(part) for part in first.location[1:])
         message = f"{param}: {first.message}" if param else first.message
         return _body(self.validation_status, message, param or None)
 

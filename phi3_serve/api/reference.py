@@ -91,7 +91,7 @@ def _endpoint(path: str, method: str, route: Schema, schemas: Mapping[str, Schem
         name = None
     elif name is not None:
         seen.add(name)
-    takes = None if name is None else _table(name, schemas[name])
+    takes = _form_or_query(route) if name is None else _table(name, schemas[name])
     example = None
     if name is not None and (examples := schemas[name].get("examples")):
         shown = path.replace("{model}", "phi-3-tiny")
@@ -101,6 +101,16 @@ def _endpoint(path: str, method: str, route: Schema, schemas: Mapping[str, Schem
     after_table = _AT_THE_TOP if name is not None and _num_other_fields(schemas[name]) else ""
     about = _sentence(route.get("description", ""))
     return Endpoint(f"{method.upper()} {path}", about, takes, after_table, example, statuses)
+
+
+def _form_or_query(route: Schema) -> Table | None:
+    """The fields of a form, or of the URL behind the question mark."""
+    form = route.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema")
+    if form is not None:
+        return _table(form["title"], form)
+    of_query = [field for field in route.get("parameters", ()) if field["in"] == "query"]
+    described = {field["name"]: {"description": field.get("description", ""), **field["schema"]} for field in of_query}
+    return _table("", {"properties": described}) if described else None
 
 
 def _body_name(route: Schema) -> str | None:
@@ -161,10 +171,10 @@ def takes(schema: Schema) -> str:
 
 def _number(schema: Schema) -> str:
     word = "whole number" if schema["type"] == "integer" else "number"
-    low = f"at least {schema['minimum']:g}" if "minimum" in schema else ""
-    low = f"above {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else low
-    high = f"at most {schema['maximum']:g}" if "maximum" in schema else ""
-    high = f"below {schema['exclusiveMaximum']:g}" if "exclusiveMaximum" in schema else high
+    low = f"at least {schema['minimum']:.10g}" if "minimum" in schema else ""
+    low = f"above {schema['exclusiveMinimum']:.10g}" if "exclusiveMinimum" in schema else low
+    high = f"at most {schema['maximum']:.10g}" if "maximum" in schema else ""
+    high = f"below {schema['exclusiveMaximum']:.10g}" if "exclusiveMaximum" in schema else high
     return ", ".join(part for part in (word, low, high) if part)
 
 

@@ -8,10 +8,10 @@ A line of the output is its answer: ``{"id": ..., "custom_id": "1", "response": 
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, BinaryIO
 
 from phi3_serve.errors import InvalidRequest
 
@@ -49,60 +49,108 @@ class Reply:
         return self.retry_after_s is not None
 
 
-def read_lines(lines: Iterable[str], *, url: str | None = None) -> Iterator[RequestLine]:
+class LineError(InvalidRequest):
+    """A line is not a request. ``problem`` is the message without the number of the line."""
+
+    def __init__(self, number: int, code: str, problem: str, param: str | None = None) -> None:
+        super().__init__(f"Line {number}: {problem}.", param)
+        self.args = (number, code, problem, param)
+        self.number = number
+        self.code = code  # as OpenAI's batches name the problem
+        self.problem = problem
+
+
+def bounded_lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes]:
+    """The lines of ``file``. Of a line above ``max_bytes`` only the start is read into memory, one byte too many."""
+    while raw := file.readline(max_bytes + 1):
+        yield raw
+        while len(raw) > max_bytes and not raw.endswith(b"\n"):
+            raw = file.readline(max_bytes + 1)
+
+
+def read_lines(
+    lines: Iterable[bytes],
+    *,
+    url: str | None = None,
+    max_bytes: int | None = None,
+    on_error: Callable[[LineError], None] | None = None,
+) -> Iterator[RequestLine]:
     """The requests in ``lines``, one after another; empty lines are skipped.
 
     Args:
-        lines: the lines of a file.
+        lines: the lines of a file, in UTF-8.
         url: the only path that is allowed; None allows each.
+        max_bytes: the largest size of a line; None allows each.
+        on_error: gets each line that is not a request, and the reading goes on. By default the error is raised.
 
     Raises:
-        InvalidRequest: a line is not a request, or has the ``custom_id`` of an earlier one. The message names the line.
+        LineError: a line is not a request, or has the ``custom_id`` of an earlier one. The message names the line.
     """
     seen: dict[str, int] = {}
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
+    for number, raw in enumerate(lines, 1):
+        if not raw.strip():
             continue
-        line = _read_line(text, number, url)
-        if line.custom_id in seen:
-            raise _invalid(number, f"`custom_id` {line.custom_id!r} is also that of line {seen[line.custom_id]}")
-        seen[line.custom_id] = number
-        yield line
+        try:
+            line = _read_line(raw, number, url, max_bytes)
+            if line.custom_id in seen:
+                same = f"`custom_id` {line.custom_id!r} is also that of line {seen[line.custom_id]}"
+                raise LineError(number, "duplicate_custom_id", same, "custom_id")
+        except LineError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            seen[line.custom_id] = number
+            yield line
 
 
-def _read_line(text: str, number: int, url: str | None) -> RequestLine:
+def _read_line(raw: bytes, number: int, url: str | None, max_bytes: int | None) -> RequestLine:
+    def invalid(field: str, problem: str, code: str = "invalid_value") -> LineError:
+        return LineError(number, code, f"`{field}` {problem}", field)
+
+    if max_bytes is not None and len(raw.rstrip(b"\r\n")) > max_bytes:
+        raise LineError(number, "line_too_long", f"it has more than {max_bytes:,} bytes")
     try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise _invalid(number, f"it is not JSON: {error}") from None
+        given = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise LineError(number, "invalid_json_line", "it is not text in UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise LineError(number, "invalid_json_line", f"it is not JSON: {error}") from None
     if not isinstance(given, dict):
-        raise _invalid(number, "a JSON object is expected")
+        raise LineError(number, "invalid_json_line", "a JSON object is expected")
     if missing := [name for name in _FIELDS if name not in given]:
-        raise _invalid(number, f"`{missing[0]}` is missing; a line has {', '.join(f'`{name}`' for name in _FIELDS)}")
+        names = ", ".join(f"`{name}`" for name in _FIELDS)
+        raise invalid(missing[0], f"is missing; a line has {names}", "missing_required_parameter")
     custom_id, method, path, body = (given[name] for name in _FIELDS)
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
-        raise _invalid(number, f"`custom_id` must be a string of 1 to {MAX_CUSTOM_ID} characters")
+        raise invalid("custom_id", f"must be a string of 1 to {MAX_CUSTOM_ID} characters")
     if method != METHOD:
-        raise _invalid(number, f'`method` must be "{METHOD}"')
+        raise invalid("method", f'must be "{METHOD}"', "invalid_method")
     if not isinstance(path, str) or not path.startswith("/"):
-        raise _invalid(number, '`url` must be a path that begins with "/", for example "/v1/chat/completions"')
+        raise invalid("url", 'must be a path that begins with "/", for example "/v1/chat/completions"', "invalid_url")
     if url is not None and path != url:
-        raise _invalid(number, f"`url` must be {url!r}, the endpoint of the batch")
+        raise invalid("url", f"must be {url!r}, the endpoint of the batch", "mismatched_url")
     if not isinstance(body, dict):
-        raise _invalid(number, "`body` must be a JSON object")
+        raise invalid("body", "must be a JSON object")
     if body.get("stream"):
-        raise _invalid(number, "`body.stream` must be false; the answers of a batch are not streamed")
+        raise invalid("body.stream", "must be false; the answers of a batch are not streamed")
     return RequestLine(custom_id, path, body)
-
-
-def _invalid(number: int, message: str) -> InvalidRequest:
-    return InvalidRequest(f"Line {number}: {message}.")
 
 
 def answer_line(line: RequestLine, reply: Reply) -> str:
     """The line of the output for ``line``, without the line feed."""
     response = {"status_code": reply.status, "request_id": reply.request_id, "body": reply.body}
-    made = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line.custom_id, "response": response, "error": None}
+    return _output_line(line.custom_id, response, None)
+
+
+def unanswered_line(line: RequestLine, code: str, message: str) -> str:
+    """The line of the output for ``line``, which got no answer, without the line feed."""
+    error = {"code": code, "message": message}
+    return _output_line(line.custom_id, None, error)
+
+
+def _output_line(custom_id: str, response: Mapping[str, Any] | None, error: Mapping[str, str] | None) -> str:
+    made = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
     return json.dumps(made, ensure_ascii=False)
 
 

@@ -54,6 +54,7 @@ class OutputFile:
 
     def write(self, custom_id: str, text: str) -> None:
         """Append the answer ``text`` to ``custom_id``."""
-        self._file.write(text.encode() + b"\n")
+        # Half of a surrogate pair has no UTF-8; with a backslash it is JSON's spelling of it.
+        self._file.write(text.encode(errors="backslashreplace") + b"\n")
         self._file.flush()
         self.answered.add(custom_id)

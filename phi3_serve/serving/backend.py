@@ -21,6 +21,7 @@ from phi3_serve.core import (
     Failed,
     GenerationRequest,
     HostInfo,
+    Occupancy,
     Queued,
     Tokenization,
     TokenizationRequest,
@@ -177,6 +178,11 @@ class HandleBackend:
         """
         running = sum(map(self._capacity_of, self._handles))
         return max(MIN_CAPACITY, running) + sum(self._num_waiting.values())
+
+    def occupancy(self, model: str) -> Occupancy:
+        """How busy the replicas of ``model`` are; see ``core.Backend``."""
+        num_places = self._view.num_replicas(model) * MAX_ROWS[self._placements[model].device]
+        return Occupancy(num_places, self._num_in_flight[model] + self._num_waiting[model])
 
     def _capacity_of(self, model: str) -> int:
         rows = MAX_ROWS[self._placements[model].device]

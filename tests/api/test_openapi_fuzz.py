@@ -31,10 +31,17 @@ OPERATIONS = len(list(schema.get_all_operations()))
 
 
 @pytest.fixture(scope="module")
-def fuzzed_url(backend: LocalBackend, config: AppConfig, serve_app: Callable[[FastAPI], str]) -> str:
+def fuzzed_url(
+    backend: LocalBackend,
+    config: AppConfig,
+    serve_app: Callable[[FastAPI], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
     # An answer as long as the context, drawn by 64 beams, is a fair wish; here half a second of it will do.
     limits = {"request_timeout_s": 0.5, "max_body_bytes": 100_000}
-    return serve_app(create_app(backend, AppConfig.model_validate({**config.model_dump(), "limits": limits})))
+    batches = {"directory": str(tmp_path_factory.mktemp("batches"))}
+    changed = {**config.model_dump(), "limits": limits, "batches": batches}
+    return serve_app(create_app(backend, AppConfig.model_validate(changed)))
 
 
 @schema.parametrize()

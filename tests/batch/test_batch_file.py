@@ -108,7 +108,7 @@ def test_kaitos_call_can_be_asked_too_and_an_error_is_an_answer(server_url: str,
     [
         ('{"custom_id": "a"}\n', "Line 1: `method` is missing"),
         (None, "in.jsonl cannot be read: No such file"),
-        ("\xff", "in.jsonl is not a text in UTF-8"),
+        ("\xff", "Line 1: it is not text in UTF-8"),
     ],
 )
 def test_a_bad_file_is_refused_before_anything_is_sent(text: str | None, complaint: str, tmp_path: Path) -> None:

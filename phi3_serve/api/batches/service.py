@@ -1,0 +1,110 @@
+"""The files and batches of this server: the directory, its limits, and the worker that runs the batches."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+from fastapi import Request
+from starlette.types import ASGIApp
+
+from phi3_serve.api.batches.in_process import InProcessClient
+from phi3_serve.api.batches.sender import BatchSender
+from phi3_serve.api.batches.upload import FORM_BYTES, Room
+from phi3_serve.api.keys import ApiKeys, key_of
+from phi3_serve.api.service import Service
+from phi3_serve.batch.directory import BatchDirectory, OwnStores
+from phi3_serve.batch.validation import InputLimits
+from phi3_serve.batch.worker import BatchWorker
+from phi3_serve.config import BatchesConfig
+from phi3_serve.errors import BodyTooLarge, InvalidRequest, NotFound, StorageUnavailable
+
+DAY_S = 86_400
+
+
+class BatchService:
+    """What the routes need of files and batches."""
+
+    def __init__(self, config: BatchesConfig) -> None:
+        self.config = config
+        self._directory = None if config.directory is None else BatchDirectory(Path(config.directory).expanduser())
+
+    @property
+    def max_bytes_at(self) -> Mapping[str, int]:
+        """The paths whose bodies may be larger than others, in bytes."""
+        return {} if self._directory is None else {"/v1/files": self.config.max_file_bytes + FORM_BYTES}
+
+    @property
+    def keep_s(self) -> int:
+        """Seconds for which files and batches are kept."""
+        return int(self.config.keep_days * DAY_S)
+
+    def stores_of(self, http: Request) -> OwnStores:
+        """What the sender of ``http`` has.
+
+        Raises:
+            NotFound: the server has no files and batches.
+        """
+        key = key_of(http.scope)
+        return self._required().of(None if key is None else key.name)
+
+    def room_for_file(self) -> Room:
+        """How large one more file may be.
+
+        Raises:
+            InvalidRequest: the directory is full.
+        """
+        in_directory = self.check_room()
+        if in_directory < (limit := self.config.max_file_bytes):
+            return Room(in_directory, self._directory_is_full())
+        return Room(limit, BodyTooLarge(f"The file is larger than {limit:,} bytes (batches.max_file_bytes)."))
+
+    def check_room(self) -> int:
+        """The bytes that the directory may still get.
+
+        Raises:
+            InvalidRequest: none.
+        """
+        free_bytes = self.config.max_directory_bytes - self._required().num_bytes()
+        if free_bytes <= 0:
+            raise self._directory_is_full()
+        return free_bytes
+
+    def _directory_is_full(self) -> InvalidRequest:
+        return InvalidRequest(
+            f"All files and batches of this server together would have more than {self.config.max_directory_bytes:,} "
+            "bytes (batches.max_directory_bytes). Delete files that are not needed any more."
+        )
+
+    @asynccontextmanager
+    async def running(self, service: Service, keys: ApiKeys, app: ASGIApp) -> AsyncGenerator[None, None]:
+        """Run batches while the context lasts; ``app`` answers their requests."""
+        if self._directory is None:
+            yield
+            return
+        sender = BatchSender(service, keys, InProcessClient(app))
+        limits = InputLimits(self.config.max_requests, service.config.limits.max_body_bytes)
+        worker = BatchWorker(self._directory, sender.send, limits=limits, keep_s=self.keep_s, may_run=sender.knows)
+        task = asyncio.create_task(worker.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _required(self) -> BatchDirectory:
+        if self._directory is None:
+            raise NotFound("This server keeps no files and no batches: `batches.directory` of its config is not set.")
+        return self._directory
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turn an error of the directory into one for the client."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"The directory of files and batches cannot be used: {error.strerror or error}."
+        ) from error
