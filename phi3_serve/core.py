@@ -204,12 +204,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits in its replica, and nothing of it has run. A request that begins soon has no such event."""
+    """The request waits in its replica, and nothing of it has run. A request that begins soon has no such event.
+
+    While it waits, the event is repeated as a sign of life.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The request, which was queued, runs from now on."""
+    """The request runs. It is the first event of this kind after Queued; later ones are signs of life."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,12 @@ _COMMON = {
     # One event loop in each replica. Ray's default is three, in threads that compete for Python's lock.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # The ingress calls its replicas by gRPC. Ray's default puts each event of a stream into its object store.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Bytes: the most that gRPC takes. Ray's default, 4 MB, is less than the log-probabilities of a long prompt.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+    # Ray's default, 15, leaves the server few cores beside any other program. llama.cpp and ollama run at 0.
+    "RAY_worker_niceness": "0",
 }
 _PYTHON = {
     # Ray calls this function in each process that listens to HTTP.

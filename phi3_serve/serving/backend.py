@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from phi3_serve import overload
@@ -18,6 +19,7 @@ from phi3_serve.core import (
     Begun,
     Delta,
     Done,
+    Event,
     Failed,
     GenerationRequest,
     HostInfo,
@@ -32,12 +34,15 @@ from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.placement import Placement
-from phi3_serve.serving.ray_errors import from_ray
+from phi3_serve.serving.ray_errors import RAY_ERRORS, from_ray
+from phi3_serve.serving.text_events import SIGN_OF_LIFE_INTERVAL_S
 from phi3_serve.serving.wake_up import WakeUpCalls
 
 logger = logging.getLogger("ray.serve")
 
 RETRY_TIMEOUT_S = 60.0  # until another replica takes a request whose replica was lost
+# A replica gives six signs of life in this time. After it, the replica is lost, or its node, which closes no connection.
+SILENCE_TIMEOUT_S = 6 * SIGN_OF_LIFE_INTERVAL_S
 LOST_MESSAGE = "The replica ended while it ran this request. The request may be the cause, so it is not tried again."
 # Seconds. A replica without its model ends soon after another one has loaded it; meanwhile it still gets requests.
 MEETING_TIMEOUT_S = 5.0
@@ -60,6 +65,8 @@ class HandleBackend:
         self._handles = handles
         # options() is costly, so it is called once for each model
         self._streams = {n: h.options(method_name="generate", stream=True) for n, h in handles.items()}
+        # only a call through Ray's object store tells when a replica has accepted it
+        self._retries = {n: h.options(_by_reference=True) for n, h in self._streams.items()}
         self._tokenizers = {n: h.options(method_name="tokenize") for n, h in handles.items()}
         self._placements = placements
         self._view = view
@@ -103,7 +110,7 @@ class HandleBackend:
         while True:
             try:
                 result: Tokenization | Failed = await self._tokenizers[request.model].remote(request)
-            except (RayError, RayServeException) as error:
+            except RAY_ERRORS as error:
                 raise from_ray(error) from error
             if isinstance(result, Tokenization):
                 return result
@@ -125,13 +132,14 @@ class HandleBackend:
             RayActorError: the replica was lost before it began the request, and this is not the retry.
             ReplicaLost: the replica was lost, and the request may be the cause.
         """
-        events: Any = self._streams[request.model].remote(request)  # DeploymentResponseGenerator
+        streams = self._retries if is_retry else self._streams
+        events: Any = streams[request.model].remote(request)  # DeploymentResponseGenerator
         may_be_cause = True
         try:
             if is_retry:
                 async with asyncio.timeout(RETRY_TIMEOUT_S):
                     await events._to_object_ref_gen()  # returns when a replica has accepted the request
-            async for event in events:
+            async for event in _while_alive(events, request.options.timeout_s + RETRY_TIMEOUT_S):
                 match event:
                     case Failed(failure):
                         raise failure
@@ -144,7 +152,7 @@ class HandleBackend:
             raise ModelUnavailable(
                 "The replica was lost, and no other took over in time.", STARTING_RETRY_AFTER_S
             ) from None
-        except (RayError, RayServeException) as error:
+        except RAY_ERRORS as error:
             if isinstance(error, RayActorError):
                 if may_be_cause:
                     raise ReplicaLost(LOST_MESSAGE) from error
@@ -168,7 +176,7 @@ class HandleBackend:
             return HostInfo(cpu=await asyncio.to_thread(cpu_info))
         try:
             return HostInfo(gpus=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
-        except (RayError, RayServeException) as error:
+        except RAY_ERRORS as error:
             raise from_ray(error) from error
 
     def capacity(self) -> int:
@@ -222,6 +230,29 @@ class HandleBackend:
         if state.retry_after_s is None or time.monotonic() + next_try_s >= deadline:
             raise _unavailable(model, state)
         return False
+
+
+async def _while_alive(events: AsyncIterator[Event], first_timeout_s: float) -> AsyncIterator[Event]:
+    """``events``, of which the first may take ``first_timeout_s``, because Serve may still look for a replica.
+
+    Raises:
+        RayActorError: the replica gives no sign of life, or ends.
+    """
+    timeout_s = first_timeout_s
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                event = await anext(events)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise RayActorError(error_msg="The replica is silent.") from None
+        except AioRpcError as error:
+            if error.code() is StatusCode.CANCELLED:  # by the replica, which ends
+                raise RayActorError(error_msg="The replica has cancelled the call.") from error
+            raise
+        timeout_s = SILENCE_TIMEOUT_S
+        yield event
 
 
 def _unavailable(model: str, state: VariantState) -> ModelUnavailable:

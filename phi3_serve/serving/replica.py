@@ -78,7 +78,7 @@ class Replica:
         self._defaults = live.defaults.over(self._options.defaults)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """The events of one request; the last is Done or Failed.
+        """The events of one request; the last is Done or Failed. No silence is longer than SIGN_OF_LIFE_INTERVAL_S.
 
         If this process dies, the last event shows whether the request may be the cause. After Queued it is not, because
         nothing of it has run. After another event, or none, it may be: its first step may run, or its prompt may be
@@ -97,9 +97,10 @@ class Replica:
             except Phi3ServeError as error:
                 yield Failed(error)
                 return
-            if not await events.has_any_within(QUEUED_AFTER_S) and model.engine.announce_start(request.request_id):
+            has_any = await events.has_any_within(QUEUED_AFTER_S)
+            if is_queued := not has_any and model.engine.announce_start(request.request_id):
                 yield Queued()
-            async for event in text_events(request, engine_request, events, model.tokenizer):
+            async for event in text_events(request, engine_request, events, model.tokenizer, is_queued=is_queued):
                 yield event
         finally:  # also when the client has disconnected, even while the request was submitted
             if submission.done():

@@ -5,11 +5,10 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from phi3_serve.core import VariantState
+from phi3_serve.serving.ray_errors import RAY_ERRORS
 
 
 class WakeUpCalls:
@@ -31,5 +30,5 @@ class WakeUpCalls:
                 self._calls.pop(model).cancel()
 
     async def _ping(self, model: str) -> None:
-        with contextlib.suppress(RayError, RayServeException):
+        with contextlib.suppress(*RAY_ERRORS):
             await self._handles[model].ping.remote()

@@ -141,5 +141,5 @@ def test_the_image_sets_for_ray_what_phi3_serve_up_sets_on_any_machine() -> None
     own = {name: value for name, value in variables.items() if not name.endswith("_PORT") and "8000" not in value}
     launcher = own.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
     assert f"/usr/local/bin/{Path(launcher).name}" in image
-    assert len(own) == 7
+    assert len(own) == 10
     assert all(f"{name}={value}" in image for name, value in own.items())

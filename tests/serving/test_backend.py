@@ -6,6 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError
 
 from phi3_serve.api.limits import CurrentLimits
@@ -25,6 +27,7 @@ from phi3_serve.core import (
     VariantState,
 )
 from phi3_serve.errors import (
+    EngineFailure,
     InvalidRequest,
     ModelNotLoaded,
     ModelUnavailable,
@@ -41,6 +44,12 @@ from phi3_serve.serving.placement import place
 LIMIT = 4
 DONE = Done((), Usage(1, 1))
 DEATH = ActorDiedError()
+SILENCE = asyncio.TimeoutError  # of a replica whose node is lost: no event, and no error
+
+
+def status(code: StatusCode) -> AioRpcError:
+    """What the call of a replica raises when gRPC ends it with ``code``."""
+    return AioRpcError(code, Metadata(), Metadata())
 
 
 class Handle:
@@ -78,6 +87,8 @@ class Events:
         if not self._script:
             raise StopAsyncIteration
         event = self._script.pop(0)
+        if event is SILENCE:
+            await asyncio.Event().wait()
         if isinstance(event, Exception):
             raise event
         return event
@@ -199,11 +210,17 @@ def test_who_does_not_wait_learns_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         ([[Queued(), Delta("a"), DEATH]], ReplicaLost),
         ([[Queued(), DEATH], [DEATH]], ReplicaLost),
         ([[Queued(), DEATH], [Queued(), DEATH]], ModelUnavailable),
+        ([[Queued(), SILENCE], [DONE]], [DONE]),
+        ([[Queued(), Begun(), Begun(), SILENCE]], ReplicaLost),
+        ([[Delta("a"), status(StatusCode.CANCELLED)]], ReplicaLost),
+        ([[Queued(), status(StatusCode.CANCELLED)], [DONE]], [DONE]),
+        ([[Delta("a"), status(StatusCode.RESOURCE_EXHAUSTED)]], EngineFailure),
     ],
 )
 def test_only_a_request_that_has_not_begun_is_sent_to_another_replica(
     monkeypatch: pytest.MonkeyPatch, scripts: list[list[Any]], expected: Any
 ) -> None:
+    monkeypatch.setattr(backend_module, "SILENCE_TIMEOUT_S", 0.05)
     spare: list[Any] = [DONE]
     handle = Handle(*map(list, scripts), spare)
 
@@ -218,7 +235,7 @@ def test_only_a_request_that_has_not_begun_is_sent_to_another_replica(
         with pytest.raises(Phi3ServeError) as caught:
             asyncio.run(story())
         assert type(caught.value) is expected
-        assert (getattr(caught.value, "retry_after_s", None) is None) == (expected is ReplicaLost)
+        assert (getattr(caught.value, "retry_after_s", None) is not None) == (expected is ModelUnavailable)
     assert handle.scripts == [spare]
 
 

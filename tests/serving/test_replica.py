@@ -24,6 +24,7 @@ from phi3_serve.core import (
 )
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.serving import text_events
 from phi3_serve.serving.replica import LAST_REPORTS_S, Replica
 from tests.support import ENDLESS, engine_of, local_replica, tokenizer_of
 
@@ -198,6 +199,39 @@ def test_a_request_that_waits_says_so_and_says_when_it_begins(
 
     monkeypatch.setattr(engine._core.runner, "run", run_when_told)
     asyncio.run(story())
+
+
+def test_silence_is_filled_with_the_state_of_the_request(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ingress takes a replica for lost that is silent for six times as long."""
+    engine: Any = engine_of(replica)
+    run_step = engine._core.runner.run
+    may_go_on = threading.Event()
+
+    def run_when_told(chunks: Any) -> Any:
+        may_go_on.wait(20)
+        return run_step(chunks)
+
+    async def collect(asked: GenerationRequest) -> list[Event]:
+        return [event async for event in replica.generate(asked)]
+
+    async def story() -> tuple[list[Event], list[Event]]:
+        running = asyncio.create_task(collect(request(max_new_tokens=3)))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(collect(request(max_new_tokens=3, name="second")))
+        await asyncio.sleep(0.7)
+        may_go_on.set()
+        return await running, await waiting
+
+    monkeypatch.setattr(text_events, "SIGN_OF_LIFE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(engine._core.runner, "run", run_when_told)
+    running, waiting = asyncio.run(story())
+    assert len(running) >= 4
+    assert running[:-1] == [Begun()] * (len(running) - 1)
+    num_signs = waiting.index(Begun())
+    assert num_signs >= 3
+    assert waiting[:-1] == [Queued()] * num_signs + [Begun()]
+    assert isinstance(running[-1], Done)
+    assert isinstance(waiting[-1], Done)
 
 
 def test_the_start_is_reported_before_the_step_that_may_kill(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
