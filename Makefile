@@ -95,7 +95,7 @@ planted-faults: $(VENV)/.dev
 	$(BIN)/python -m tests.engine.planted_faults $(WORDS)
 
 fuzz-http: $(VENV)/.dev
-	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest tests/api/test_openapi_fuzz.py
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -p schemathesis.pytest.plugin tests/api/test_openapi_fuzz.py
 
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.serving.chaos --seconds $(or $(SECONDS),600) --every $(or $(EVERY),10) --seed $(or $(SEED),0)

@@ -33,6 +33,8 @@ FAILURE_STATUSES = ("DEPLOY_FAILED", "UNHEALTHY")
 MAX_AGE_S = 1.0
 # A request waits at most this long for a new reading if there is an older one.
 MAX_WAIT_S = 0.25
+# A request that would be refused because of the older one waits this long.
+MAX_WAIT_BEFORE_REFUSAL_S = 2.0
 # A request to a model that was ready within this time does not wait: a new reading runs in the background.
 MAX_AGE_OF_READY_S = 10.0
 # The background reading starts when the request is probably on its way: both run in this process.
@@ -74,7 +76,11 @@ class ClusterView:
         if known and known.state == "ready" and time.monotonic() - self._read_at < MAX_AGE_OF_READY_S:
             self._refresh_if_stale(delay_s=BACKGROUND_DELAY_S)
             return known
-        return (await self.states())[model]
+        state = (await self.states())[model]
+        if state.state != "ready" and self._refresh_task is not None:
+            await asyncio.wait({self._refresh_task}, timeout=MAX_WAIT_BEFORE_REFUSAL_S)
+            state = self._states[model]
+        return state
 
     def num_replicas(self, model: str) -> int:
         """The number of replicas of ``model`` that answered at the last reading."""

@@ -61,3 +61,22 @@ def test_a_controller_that_hangs_or_fails_leaves_the_last_states(monkeypatch: py
         assert (await view.states())["m"].state == "loading"
 
     asyncio.run(story())
+
+
+def test_no_request_is_refused_because_of_an_old_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model has become ready, and the reading that says it takes its time."""
+
+    def slowly() -> dict[str, VariantState]:
+        time.sleep(3 * cluster.MAX_WAIT_S)
+        return {"m": VariantState("ready")}
+
+    async def story() -> None:
+        view = ClusterView({}, app_name="phi3", elastic=False)
+        monkeypatch.setattr(view, "_read", lambda: {"m": VariantState("loading")})
+        assert (await view.state_of("m")).state == "loading"
+        monkeypatch.setattr(cluster, "MAX_AGE_S", 0.0)
+        monkeypatch.setattr(view, "_read", slowly)
+        assert (await view.states())["m"].state == "loading"
+        assert (await view.state_of("m")).state == "ready"
+
+    asyncio.run(story())
