@@ -41,7 +41,7 @@ from phi3_serve.serving.wake_up import WakeUpCalls
 logger = logging.getLogger("ray.serve")
 
 RETRY_TIMEOUT_S = 60.0  # until another replica takes a request whose replica was lost
-# A replica gives six signs of life in this time. After it, the replica is lost, or its node, which closes no connection.
+# In this time a replica gives six signs of life. Then it is lost, or its node is, which closes no connection.
 SILENCE_TIMEOUT_S = 6 * SIGN_OF_LIFE_INTERVAL_S
 LOST_MESSAGE = "The replica ended while it ran this request. The request may be the cause, so it is not tried again."
 # Seconds. A replica without its model ends soon after another one has loaded it; meanwhile it still gets requests.

@@ -8,7 +8,6 @@ from phi3_serve import overload
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Phi3ServeError
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 
-
 RAY_ERRORS = (RayError, RayServeException, AioRpcError)  # what a call of a deployment handle may raise
 
 
