@@ -202,6 +202,10 @@ class Completion:
     stop_string: str | None = None  # the string of ``stop`` that ended the text
 
 
+# Seconds. A request without news repeats its state this often, so that the ingress notices the loss of a whole node.
+SIGN_OF_LIFE_INTERVAL_S = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Queued:
     """The request waits in its replica, and nothing of it has run. A request that begins soon has no such event.

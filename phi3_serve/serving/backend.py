@@ -16,6 +16,7 @@ from phi3_serve import overload
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.core import (
     MAX_ROWS,
+    SIGN_OF_LIFE_INTERVAL_S,
     Begun,
     Delta,
     Done,
@@ -35,7 +36,6 @@ from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.placement import Placement
 from phi3_serve.serving.ray_errors import RAY_ERRORS, from_ray
-from phi3_serve.serving.text_events import SIGN_OF_LIFE_INTERVAL_S
 from phi3_serve.serving.wake_up import WakeUpCalls
 
 logger = logging.getLogger("ray.serve")

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from phi3_serve.core import (
+    SIGN_OF_LIFE_INTERVAL_S,
     Begun,
     EngineEvent,
     EngineRequest,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 # A stream sends its first text at once, and later text at most this often: each message to the ingress costs about a
 # millisecond.
 MIN_DELTA_INTERVAL_S = 0.05
-# A request without news repeats its state this often, so that the ingress notices the loss of the whole node.
-SIGN_OF_LIFE_INTERVAL_S = 10.0
 # The engine itself ends a late request. If it does not within this time after the deadline, the replica does.
 DEADLINE_GRACE_S = 0.5
 
