@@ -17,7 +17,7 @@ from phi3_serve.batch.usage import usage_of
 from phi3_serve.batch.validation import InputLimits, check, missing_file
 
 WATCH_INTERVAL_S = 0.5
-MOST_AT_ONCE = 64  # requests of one batch; the share of batches may allow fewer
+MOST_AT_ONCE = 128  # requests of one batch; the share of batches may allow fewer
 PURPOSE = "batch_output"
 _EXPIRED = "batch_expired", "This request was not answered before the end of the completion window."
 
@@ -92,6 +92,8 @@ class BatchRun:
         first = await asyncio.to_thread(next, rest, None)  # behind all that have an answer, which takes a while
         if first is None:
             return "completed"
+        if (ending := self._early_ending()) is not None:
+            return ending
         answering = asyncio.ensure_future(
             runner.run(chain((first,), rest), self._send, take, most_at_once=MOST_AT_ONCE)
         )
@@ -110,15 +112,18 @@ class BatchRun:
     async def _watch(self) -> Ending:
         """Save the counts now and then, until the batch is cancelled or expired."""
         num_saved = -1
-        while True:
-            if self._batches.cancelled_at(self._request.id) is not None:
-                return "cancelled"
-            if time.time() >= self._request.expires_at:
-                return "expired"
+        while (ending := self._early_ending()) is None:
             if (num_now := self._progress.num_completed + self._progress.num_failed) != num_saved:
                 self._batches.save(self._request.id, self._progress)
                 num_saved = num_now
             await asyncio.sleep(WATCH_INTERVAL_S)
+        return ending
+
+    def _early_ending(self) -> Ending | None:
+        """How the batch ends now, whatever has no answer yet."""
+        if self._batches.cancelled_at(self._request.id) is not None:
+            return "cancelled"
+        return "expired" if time.time() >= self._request.expires_at else None
 
     def _count(self, answers: OutputFile, errors: OutputFile) -> None:
         self._progress.num_completed = len(answers.answered)

@@ -86,13 +86,13 @@ class BatchStore:
     def request(self, id: str) -> BatchRequest | None:
         """What the batch ``id`` asks for, if it is there."""
         content = self._read(id, _REQUEST)
-        return None if content is None else BatchRequest(**content)
+        return None if content is None else json_file.as_object(BatchRequest, content)
 
     def progress(self, id: str) -> Progress:
         """How far the batch ``id`` is."""
         content = self._read(id, _PROGRESS) or {}
-        problems = [Problem(**each) for each in content.pop("problems", ())]
-        return Progress(**content, problems=problems)
+        problems = [json_file.as_object(Problem, each) for each in content.pop("problems", ())]
+        return json_file.as_object(Progress, {**content, "problems": problems})
 
     def save(self, id: str, progress: Progress) -> None:
         """Remember how far the batch ``id`` is."""

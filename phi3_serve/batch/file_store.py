@@ -128,7 +128,7 @@ class FileStore:
 
     def _about(self, id: str) -> StoredFile | None:
         about = json_file.read(self._path(id, _ABOUT)) if FILE_ID.matches(id) else None
-        return None if about is None else StoredFile(**about)
+        return None if about is None else json_file.as_object(StoredFile, about)
 
     def _path(self, id: str, suffix: str) -> Path:
         return self._directory / f"{id}{suffix}"

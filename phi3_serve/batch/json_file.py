@@ -4,8 +4,11 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -37,3 +40,9 @@ def read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def as_object(cls: type[T], content: Mapping[str, Any]) -> T:
+    """An object of the dataclass ``cls``. Fields that it lacks are left out: a later version has written them."""
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # every dataclass
+    return cls(**{name: value for name, value in content.items() if name in names})

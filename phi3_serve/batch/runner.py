@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 
 from phi3_serve.batch.lines import Reply, RequestLine
-from phi3_serve.batch.window import Window
+from phi3_serve.batch.window import Place, Window
 
 Send = Callable[[RequestLine], Awaitable[Reply]]
 Take = Callable[[RequestLine, Reply], None]
@@ -34,17 +34,23 @@ async def run(lines: Iterator[RequestLine], send: Send, take: Take, *, most_at_o
 
 
 async def _send_some(lines: Iterator[RequestLine], send: Send, take: Take, window: Window) -> None:
-    for line in lines:
-        take(line, await _reply(line, send, window))
-
-
-async def _reply(line: RequestLine, send: Send, window: Window) -> Reply:
     while True:
-        async with window.place() as place:
-            reply = await send(line)
-            if not reply.may_be_sent_again:
-                place.answered()
-                return reply
-            place.refused()
-        # Not all at the same moment.
-        await asyncio.sleep(min(reply.retry_after_s or 0, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))  # noqa: S311
+        async with window.place() as place:  # before a line is read: only lines in flight are in memory
+            if (line := next(lines, None)) is None:
+                return
+            reply = await _send_once(line, send, place)
+        while reply.may_be_sent_again:
+            # Not all at the same moment.
+            await asyncio.sleep(min(reply.retry_after_s or 0, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))  # noqa: S311
+            async with window.place() as place:
+                reply = await _send_once(line, send, place)
+        take(line, reply)
+
+
+async def _send_once(line: RequestLine, send: Send, place: Place) -> Reply:
+    reply = await send(line)
+    if reply.may_be_sent_again:
+        place.refused()
+    else:
+        place.answered()
+    return reply

@@ -49,7 +49,7 @@ class BatchWorker:
             send: sends a request for its owner.
             limits: of input files.
             keep_s: seconds for which batches and the files of their answers are kept.
-            may_run: whether the batches of an owner go on. The others wait.
+            may_run: whether the batches of an owner go on. The others wait for the end of their completion window.
         """
         self._directory = directory
         self._send = send
@@ -66,8 +66,8 @@ class BatchWorker:
                 with self._directory.locked() as is_mine:
                     if is_mine:
                         await self._lead()
-            except OSError as error:
-                logger.warning("the directory of batches cannot be used: %s", error)
+            except Exception:  # the directory may be away for a while
+                logger.exception("batches cannot go on; they are tried again in %g s", RETRY_INTERVAL_S)
                 await asyncio.sleep(RETRY_INTERVAL_S)
             await asyncio.sleep(POLL_INTERVAL_S)
 
@@ -96,7 +96,7 @@ class BatchWorker:
                     continue
                 if batches.progress(batch.id).has_ended:
                     self._ended.add(batch)
-                elif self._may_run(owner):
+                elif self._may_run(owner) or _is_late(batches.request(batch.id)):
                     yield batch
 
     def _start_some(self, waiting: list[_Batch]) -> None:
@@ -133,3 +133,7 @@ class BatchWorker:
 
     def _is_old(self, request: BatchRequest | None) -> bool:
         return request is not None and time.time() > request.expires_at + self._keep_s
+
+
+def _is_late(request: BatchRequest | None) -> bool:
+    return request is not None and time.time() >= request.expires_at

@@ -78,6 +78,22 @@ def test_a_batch_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_later_version_has_written_is_read(tmp_path: Path) -> None:
+    files, batches = FileStore(tmp_path / "files"), BatchStore(tmp_path / "batches")
+    kept, request = keep(files), BatchRequest(BATCH_ID.new(), "/v1/responses", FILE_ID.new(), 1, 2)
+    batches.create(request)
+    batches.save(request.id, Progress(problems=[Problem("c", "m")]))
+    for path in (p for p in tmp_path.rglob("*.json")):
+        content = json_file.read(path)
+        assert content is not None
+        for problem in content.get("problems", ()):
+            problem["new"] = 1
+        json_file.write(path, {**content, "new": 1})
+    assert files.get(kept.id) == kept
+    assert batches.request(request.id) == request
+    assert batches.progress(request.id) == Progress(problems=[Problem("c", "m")])
+
+
 def test_a_file_is_in_use_until_its_batch_has_ended(tmp_path: Path) -> None:
     batches = BatchStore(tmp_path)
     request = BatchRequest(BATCH_ID.new(), "/v1/responses", FILE_ID.new(), 1, 2)
