@@ -7,7 +7,7 @@ a model. All of them round where modeling_phi3.py of transformers 5.23 rounds.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -19,6 +19,11 @@ MAX_SHORT_QUERIES = 8  # tokens; a chunk of up to this many is a decoded token w
 
 Bits = Literal[8, 4]
 GROUP = 32  # inputs that share a scale in 4 bits
+# The inputs of a group of a ``BlockedWeight``, and whether it has minima, by its bits.
+BLOCKED_FORMS: Mapping[Bits, tuple[tuple[int, bool], ...]] = {
+    4: ((32, True),),
+    8: ((32, True), (32, False), (16, False)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,71 @@ class QuantizedWeight:
 
     bits: Bits
     values: Tensor  # int8 [out, in], from -127 to 127 or from -8 to 7
-    scales: Tensor  # float32 [out, 1], or bfloat16 or float32 [out, groups]
+    scales: Tensor  # float32 [out, 1], or bfloat16, float16 or float32 [out, groups]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory as it is here, with a byte for each value."""
+        return self.values.nbytes + self.scales.nbytes
+
+    def rows(self, outputs: Tensor) -> Self:
+        """The weight of some outputs, given by their numbers [...]."""
+        return type(self)(self.bits, self.values[outputs], self.scales[outputs])
 
     def dequantized(self) -> Tensor:
         """The weight in float32, [out, in]."""
-        inputs = self.values.shape[1]
-        scales = self.scales.float().repeat_interleave(inputs if self.bits == 8 else GROUP, dim=1)[:, :inputs]
+        inputs = self.values.shape[-1]
+        scales = self.scales.float().repeat_interleave(inputs if self.bits == 8 else GROUP, dim=-1)[..., :inputs]
         return scales.mul_(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedWeight:
+    """A weight [out, in] in ``bits`` bits, whose inputs are in blocks, and those of a block in groups of 16 or 32.
+
+    weight[o, i] = values[o, i] * scales[o, block] * steps[o, group] - minima[o, block] * minimum_steps[o, group].
+    The last two are there if ``minima`` is. ``BLOCKED_FORMS`` has what kernels multiply by. Inputs are a multiple of a
+    block and of 32. GGUF, GPTQ and AWQ have weights of this form.
+    """
+
+    bits: Bits
+    values: Tensor  # int8 [out, in], from -128 to 127 or from 0 to 15
+    scales: Tensor  # float16 [out, blocks]
+    steps: Tensor  # int8 [out, groups]
+    minima: Tensor | None = None  # float16 [out, blocks]
+    minimum_steps: Tensor | None = None  # int8 [out, groups]
+
+    @property
+    def group(self) -> int:
+        """Inputs of a group."""
+        return self.values.shape[-1] // self.steps.shape[-1]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory as it is here, with a byte for each value."""
+        return sum(part.nbytes for part in self._parts if part is not None)
+
+    def rows(self, outputs: Tensor) -> Self:
+        """The weight of some outputs, given by their numbers [...]."""
+        return type(self)(self.bits, *(None if part is None else part[outputs] for part in self._parts))  # type: ignore[arg-type]
+
+    def dequantized(self) -> Tensor:
+        """The weight in float32, [out, in]."""
+        weight = self._of_inputs(self.scales, self.steps).mul_(self.values)
+        if self.minima is None or self.minimum_steps is None:
+            return weight
+        return weight.sub_(self._of_inputs(self.minima, self.minimum_steps))
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.values, self.scales, self.steps, self.minima, self.minimum_steps
+
+    def _of_inputs(self, of_blocks: Tensor, steps: Tensor) -> Tensor:
+        groups = of_blocks.float().repeat_interleave(steps.shape[-1] // of_blocks.shape[-1], dim=-1) * steps
+        return groups.repeat_interleave(self.group, dim=-1)
+
+
+Weight = QuantizedWeight | BlockedWeight
 
 
 def quantized_bytes(outputs: int, inputs: int, bits: Bits) -> int:
@@ -46,7 +109,7 @@ def quantized_bytes(outputs: int, inputs: int, bits: Bits) -> int:
 
 
 class PackedWeight(Protocol):
-    """A ``QuantizedWeight`` in the form that kernels read."""
+    """A ``Weight`` in the form that kernels read."""
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +121,7 @@ class PackedWeight(Protocol):
         A row's result does not depend on the other rows.
         """
 
-    def unpacked(self) -> QuantizedWeight:
+    def unpacked(self) -> Weight:
         """The weight that was packed."""
 
 
@@ -134,7 +197,7 @@ class LayerKernels(Protocol):
 class Kernels(LayerKernels, Protocol):
     """The kernels of a device whose steps are planned on the host."""
 
-    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+    def pack(self, weight: Weight) -> PackedWeight:
         """``weight`` in the form that these kernels multiply by. It may be needed in any dtype."""
 
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:

@@ -14,10 +14,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
 struct bfloat16 {
+    uint16_t bits;
+};
+
+struct float16 {
     uint16_t bits;
 };
 
@@ -441,6 +446,60 @@ INLINE void add_products(Floats (&sum)[R][N], const Floats (&weights)[N], const 
     }
 }
 
+// Weights of 8 bits: [inputs][16] bytes.
+struct Bytes {
+    // sum[r][n] += the weights at `offset` of `inputs` inputs, a multiple of four, times x [inputs][R].
+    template <int R, int N>
+    INLINE static void add(Floats (&sum)[R][N], const TileOfPanels &tile, int64_t offset, int64_t inputs, const float *x) {
+        constexpr int64_t OF_CACHE_LINE = CACHE_LINE / QUANTIZED_OUTPUTS;
+        for (int64_t k = 0; k < inputs; k += OF_CACHE_LINE, offset += CACHE_LINE) {
+            tile.prefetch<R, N>(offset);
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < OF_CACHE_LINE; ++i, x += R) {
+                Floats weights[N];
+#pragma GCC unroll 8
+                for (int n = 0; n < N; ++n)
+                    weights[n] = floats_of_bytes(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
+                add_products(sum, weights, x);
+            }
+        }
+    }
+};
+
+// Weights of 4 bits: [inputs / 8][16] words of 8 weights.
+//
+// A weight is used in its place in the word, without a shift: the one at bit 4 j is 16^j times too large, and its input
+// is packed 16^-j times as large. The highest one is a number from -8 to 7, the others are from 0 to 15.
+struct Nibbles {
+    static constexpr int64_t PER_WORD = 8, HIGHEST = PER_WORD - 1, WORDS = QUANTIZED_OUTPUTS * sizeof(int32_t);
+    static constexpr float OF_PLACE[PER_WORD] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
+                                                 0x1p-16f, 0x1p-20f, 0x1p-24f, 0x1p-28f};
+
+    template <int J, int R, int N>
+    INLINE static void add_word(Floats (&sum)[R][N], const Words (&words)[N], const float *x) {
+        if constexpr (J < PER_WORD) {
+            Floats weights[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n)
+                weights[n] = __builtin_convertvector(words[n] & static_cast<int32_t>(0xFu << 4 * J), Floats);
+            add_products(sum, weights, x + J * R);
+            add_word<J + 1>(sum, words, x);
+        }
+    }
+
+    // As Bytes::add. Inputs are a multiple of eight, and x is packed for the places in the words.
+    template <int R, int N>
+    INLINE static void add(Floats (&sum)[R][N], const TileOfPanels &tile, int64_t offset, int64_t inputs, const float *x) {
+        for (int64_t k = 0; k < inputs; k += PER_WORD, x += PER_WORD * R, offset += WORDS) {
+            tile.prefetch<R, N>(offset);
+            Words words[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) words[n] = loaded<Words>(tile.part(n, offset, sizeof(int32_t)));
+            add_word<0>(sum, words, x);
+        }
+    }
+};
+
 // A panel is 16 scales in float, then [inputs][16] weights. All inputs of an output share its scale.
 struct Int8 {
     static int64_t panel_bytes(int64_t inputs) { return QUANTIZED_OUTPUTS * (sizeof(float) + inputs); }
@@ -458,20 +517,8 @@ struct Int8 {
 
     template <int R, int N>
     __attribute__((noinline)) static void multiply(const TileOfPanels &tile, const float *x, int64_t inputs, Floats (&total)[R][N]) {
-        constexpr int64_t SCALES = QUANTIZED_OUTPUTS * sizeof(float), OF_CACHE_LINE = CACHE_LINE / QUANTIZED_OUTPUTS;
         Floats sum[R][N] = {};
-        for (int64_t k = 0; k < inputs; k += OF_CACHE_LINE) {
-            const int64_t offset = SCALES + k * QUANTIZED_OUTPUTS;
-            tile.prefetch<R, N>(offset);
-#pragma GCC unroll 4
-            for (int64_t i = 0; i < OF_CACHE_LINE; ++i, x += R) {
-                Floats weights[N];
-#pragma GCC unroll 8
-                for (int n = 0; n < N; ++n)
-                    weights[n] = floats_of_bytes(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
-                add_products(sum, weights, x);
-            }
-        }
+        Bytes::add(sum, tile, QUANTIZED_OUTPUTS * sizeof(float), inputs, x);
         for (int n = 0; n < N; ++n) {
             const Floats scales = loaded<Floats>(tile.part(n, 0, sizeof(float)));
             for (int r = 0; r < R; ++r) total[r][n] = sum[r][n] * scales;
@@ -485,17 +532,24 @@ INLINE Floats loaded_scales(const bfloat16 *from) {
     return (Floats)(__builtin_convertvector(loaded<Halves>(from), Words) << 16);
 }
 
-// A panel is, for each group of 32 inputs, 16 scales, then [inputs / 8][16] words of 8 weights.
-//
-// A weight is used in its place in the word, without a shift: the one at bit 4 j is 16^j times too large, and its input
-// is packed 16^-j times as large. All but the highest are stored with 8 added, which the group's sum begins without.
+INLINE Floats loaded_scales(const float16 *from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+#elif defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+#else  // exact for all finite numbers
+    const Words bits = __builtin_convertvector(loaded<Halves>(from), Words);
+    const Floats magnitude = (Floats)((bits & 0x7FFF) << 13) * 0x1p112f;
+    return (Floats)((Words)magnitude | (bits & 0x8000) << 16);
+#endif
+}
+
+// A panel is, for each group of 32 inputs, 16 scales, then the weights. All but the highest of a word are stored with 8
+// added, which the group's sum begins without.
 template <typename Scale>
 struct Int4 {
-    static constexpr int64_t PER_WORD = 8, HIGHEST = PER_WORD - 1;
-    static constexpr int64_t SCALES = QUANTIZED_OUTPUTS * sizeof(Scale), WORDS = QUANTIZED_OUTPUTS * sizeof(int32_t);
-    static constexpr int64_t GROUP_BYTES = SCALES + GROUP / PER_WORD * WORDS;
-    static constexpr float OF_PLACE[PER_WORD] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
-                                                 0x1p-16f, 0x1p-20f, 0x1p-24f, 0x1p-28f};
+    static constexpr int64_t SCALES = QUANTIZED_OUTPUTS * sizeof(Scale);
+    static constexpr int64_t GROUP_BYTES = SCALES + GROUP / Nibbles::PER_WORD * Nibbles::WORDS;
 
     static int64_t panel_bytes(int64_t inputs) { return inputs / GROUP * GROUP_BYTES; }
     static int64_t packed_size(int64_t inputs) { return inputs / GROUP * (1 + GROUP); }
@@ -507,24 +561,12 @@ struct Int4 {
         for (int64_t r = 0; r < rows; ++r) {
             float of_raised = 0.0f;
             for (int64_t i = 0; i < GROUP; ++i) {
-                const int64_t place = i % PER_WORD, k = first + i;
+                const int64_t place = i % Nibbles::PER_WORD, k = first + i;
                 const float value = k < inputs ? to_float(x[r * inputs + k]) : 0.0f;
-                if (place != HIGHEST) of_raised += value;
-                packed[(1 + i) * rows + r] = value * OF_PLACE[place];
+                if (place != Nibbles::HIGHEST) of_raised += value;
+                packed[(1 + i) * rows + r] = value * Nibbles::OF_PLACE[place];
             }
             packed[r] = -8.0f * of_raised;
-        }
-    }
-
-    template <int J, int R, int N>
-    INLINE static void add_word(Floats (&sum)[R][N], const Words (&words)[N], const float *x) {
-        if constexpr (J < PER_WORD) {
-            Floats weights[N];
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n)
-                weights[n] = __builtin_convertvector(words[n] & static_cast<int32_t>(0xFu << 4 * J), Floats);
-            add_products(sum, weights, x + J * R);
-            add_word<J + 1>(sum, words, x);
         }
     }
 
@@ -537,14 +579,8 @@ struct Int4 {
             for (int r = 0; r < R; ++r)
                 for (int n = 0; n < N; ++n) sum[r][n] = Floats{} + x[r];
             x += R;
-            for (int64_t word = 0; word < GROUP / PER_WORD; ++word, x += PER_WORD * R) {
-                const int64_t at = offset + SCALES + word * WORDS;
-                tile.prefetch<R, N>(at);
-                Words words[N];
-#pragma GCC unroll 8
-                for (int n = 0; n < N; ++n) words[n] = loaded<Words>(tile.part(n, at, sizeof(int32_t)));
-                add_word<0>(sum, words, x);
-            }
+            Nibbles::add(sum, tile, offset + SCALES, GROUP, x);
+            x += GROUP * R;
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) {
                 const char *const at = tile.part(n, offset, sizeof(Scale));
@@ -553,6 +589,79 @@ struct Int4 {
                 for (int r = 0; r < R; ++r) total[r][n] += sum[r][n] * scales;
             }
         }
+    }
+};
+
+// A panel is, for each block of groups, 16 scales and, with minima, 16 minima in float16, then its groups. A group is 16
+// steps and, with minima, 16 steps of them in bytes, then the weights. A weight is
+// number * scale * step - minimum * step of the minimum. Numbers of 4 bits are from 0 to 15, and those that are the
+// highest of their word are stored with 8 taken away.
+template <typename Weights, int64_t INPUTS, bool HAS_MINIMA>
+struct Blocked {
+    static constexpr int64_t PARTS = HAS_MINIMA ? 2 : 1, SCALES = QUANTIZED_OUTPUTS * sizeof(float16);
+    static constexpr int64_t HEAD = PARTS * SCALES, STEPS = PARTS * QUANTIZED_OUTPUTS;
+    static constexpr bool HAS_WORDS = std::is_same_v<Weights, Nibbles>;
+    static constexpr int64_t GROUP_BYTES = STEPS + INPUTS * QUANTIZED_OUTPUTS / (HAS_WORDS ? 2 : 1);
+    int64_t groups;  // of a block
+
+    int64_t block_bytes() const { return HEAD + groups * GROUP_BYTES; }
+    int64_t panel_bytes(int64_t inputs) const { return inputs / (INPUTS * groups) * block_bytes(); }
+    static int64_t packed_size(int64_t inputs) { return inputs / INPUTS * (2 + INPUTS); }
+
+    // Packs GROUP inputs as Int4 does. Before each group of INPUTS is what its sums begin with, then the sum of its x.
+    template <typename T>
+    static void pack(const T *x, int64_t rows, int64_t inputs, int64_t first, float *block) {
+        float *packed = block + packed_size(first) * rows;
+        for (int64_t begin = first; begin < first + GROUP; begin += INPUTS, packed += (2 + INPUTS) * rows)
+            for (int64_t r = 0; r < rows; ++r) {
+                float of_lowered = 0.0f, of_all = 0.0f;
+                for (int64_t i = 0; i < INPUTS; ++i) {
+                    const int64_t place = i % Nibbles::PER_WORD, k = begin + i;
+                    const float value = k < inputs ? to_float(x[r * inputs + k]) : 0.0f;
+                    if (HAS_WORDS && place == Nibbles::HIGHEST) of_lowered += value;
+                    of_all += value;
+                    packed[(2 + i) * rows + r] = HAS_WORDS ? value * Nibbles::OF_PLACE[place] : value;
+                }
+                packed[r] = 8.0f * of_lowered;
+                packed[rows + r] = of_all;
+            }
+    }
+
+    // The scales, or with PART 1 the minima, of the group at `offset` in the block at `block`.
+    template <int PART>
+    INLINE static Floats scales_of(const TileOfPanels &tile, int n, int64_t block, int64_t offset) {
+        const char *const of_block = tile.part(n, block + PART * SCALES, sizeof(float16));
+        const char *const steps = tile.part(n, offset + PART * QUANTIZED_OUTPUTS, 1);
+        return loaded_scales(reinterpret_cast<const float16 *>(of_block)) * floats_of_bytes(steps);
+    }
+
+    template <int R, int N>
+    __attribute__((noinline)) void multiply(const TileOfPanels &tile, const float *x, int64_t inputs, Floats (&total)[R][N]) const {
+        for (int r = 0; r < R; ++r)
+            for (int n = 0; n < N; ++n) total[r][n] = Floats{};
+        const int64_t size = panel_bytes(inputs);
+        for (int64_t block = 0; block < size; block += block_bytes())
+            for (int64_t group = 0; group < groups; ++group) {
+                const int64_t offset = block + HEAD + group * GROUP_BYTES;
+                Floats sum[R][N];
+                for (int r = 0; r < R; ++r)
+                    for (int n = 0; n < N; ++n) sum[r][n] = Floats{} + x[r];
+                const float *const of_all = x + R;
+                x += 2 * R;
+                Weights::add(sum, tile, offset + STEPS, INPUTS, x);
+                x += INPUTS * R;
+#pragma GCC unroll 8
+                for (int n = 0; n < N; ++n) {
+                    const Floats scales = scales_of<0>(tile, n, block, offset);
+#pragma GCC unroll 12
+                    for (int r = 0; r < R; ++r) total[r][n] += sum[r][n] * scales;
+                    if constexpr (HAS_MINIMA) {
+                        const Floats minima = scales_of<1>(tile, n, block, offset);
+#pragma GCC unroll 12
+                        for (int r = 0; r < R; ++r) total[r][n] -= minima * (Floats{} + of_all[r]);
+                    }
+                }
+            }
     }
 };
 
@@ -565,10 +674,10 @@ struct RowBlock {
     int64_t rows;
 };
 
-template <typename Format, int R, int N, typename T>
-inline void multiply_tile(const TileOfPanels &tile, const RowBlock<T> &block, int64_t inputs, T *out) {
+template <int R, int N, typename Format, typename T>
+inline void multiply_tile(const Format &format, const TileOfPanels &tile, const RowBlock<T> &block, int64_t inputs, T *out) {
     Floats total[R][N];
-    Format::multiply(tile, block.packed, inputs, total);
+    format.multiply(tile, block.packed, inputs, total);
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) {
             float lanes[LANES];
@@ -579,12 +688,13 @@ inline void multiply_tile(const TileOfPanels &tile, const RowBlock<T> &block, in
 }
 
 // Multiplies the R rows of `block` by the `panels` panels from number `first` on.
-template <typename Format, int R, typename T>
-void multiply_panels(const char *weight, int64_t first, int64_t panels, const RowBlock<T> &block, int64_t inputs) {
+template <int R, typename Format, typename T>
+void multiply_panels(const Format &format, const char *weight, int64_t first, int64_t panels, const RowBlock<T> &block,
+                     int64_t inputs) {
     if constexpr (R > 0) {
-        if (block.rows != R) return multiply_panels<Format, R - 1>(weight, first, panels, block, inputs);
+        if (block.rows != R) return multiply_panels<R - 1>(format, weight, first, panels, block, inputs);
         constexpr int WIDTH = tile_width(R), REST = VECTORS < 2 ? 1 : 2;
-        const int64_t panel_bytes = Format::panel_bytes(inputs);
+        const int64_t panel_bytes = format.panel_bytes(inputs);
         const auto tile = [&](int64_t vector) {
             const char *const panel = weight + (first + vector / VECTORS) * panel_bytes;
             return TileOfPanels{panel, panel_bytes, vector % VECTORS * LANES};
@@ -592,16 +702,16 @@ void multiply_panels(const char *weight, int64_t first, int64_t panels, const Ro
         T *const out = block.out + first * QUANTIZED_OUTPUTS;
         int64_t at = 0;
         for (; at + WIDTH <= panels * VECTORS; at += WIDTH)
-            multiply_tile<Format, R, WIDTH>(tile(at), block, inputs, out + at * LANES);
+            multiply_tile<R, WIDTH>(format, tile(at), block, inputs, out + at * LANES);
         for (; at < panels * VECTORS; at += REST)
-            multiply_tile<Format, R, REST>(tile(at), block, inputs, out + at * LANES);
+            multiply_tile<R, REST>(format, tile(at), block, inputs, out + at * LANES);
     }
 }
 
 // out [rows, panels * 16] = x [rows, inputs] * weight^T. `packed` is scratch for Format::packed_size floats a row.
 template <typename Format, typename T>
-void multiply_quantized(const char *weight, const T *x, float *packed, T *out, int64_t rows, int64_t inputs,
-                        int64_t panels, int threads) {
+void multiply_quantized(const Format &format, const char *weight, const T *x, float *packed, T *out, int64_t rows,
+                        int64_t inputs, int64_t panels, int threads) {
     const int64_t groups = (inputs + GROUP - 1) / GROUP, packed_size = Format::packed_size(groups * GROUP);
     if (rows == 0) return;  // a step that chooses no tokens
     const int64_t blocks = (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS, of_block = (rows + blocks - 1) / blocks;
@@ -618,8 +728,8 @@ void multiply_quantized(const char *weight, const T *x, float *packed, T *out, i
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t row = block * of_block, stride = panels * QUANTIZED_OUTPUTS;
                 const RowBlock<T> of_rows{packed + row * packed_size, out + row * stride, stride, rows_of(block)};
-                multiply_panels<Format, MAX_TILE_ROWS>(weight, first, std::min(UNIT, panels - first), of_rows,
-                                                       groups * GROUP);
+                multiply_panels<MAX_TILE_ROWS>(format, weight, first, std::min(UNIT, panels - first), of_rows,
+                                               groups * GROUP);
             }
     }
 }
@@ -724,8 +834,16 @@ void quantize_int4(const T *weight, int8_t *values, bfloat16 *scales, int64_t ou
 #define EXPORT_QUANTIZED(T, SUFFIX, FORMAT, NAME)                                                                     \
     extern "C" void multiply_##NAME##_##SUFFIX(const void *weight, const void *x, float *packed, void *out,           \
                                                int64_t rows, int64_t inputs, int64_t panels, int threads) {           \
-        multiply_quantized<FORMAT>(static_cast<const char *>(weight), static_cast<const T *>(x), packed,              \
-                                   static_cast<T *>(out), rows, inputs, panels, threads);                             \
+        multiply_quantized(FORMAT{}, static_cast<const char *>(weight), static_cast<const T *>(x), packed,            \
+                           static_cast<T *>(out), rows, inputs, panels, threads);                                     \
+    }
+
+#define EXPORT_BLOCKED(T, SUFFIX, WEIGHTS, INPUTS, HAS_MINIMA, NAME)                                                  \
+    extern "C" void multiply_##NAME##_##SUFFIX(const void *weight, const void *x, float *packed, void *out,           \
+                                               int64_t rows, int64_t inputs, int64_t panels, int threads,             \
+                                               int64_t groups) {                                                      \
+        multiply_quantized(Blocked<WEIGHTS, INPUTS, HAS_MINIMA>{groups}, static_cast<const char *>(weight),           \
+                           static_cast<const T *>(x), packed, static_cast<T *>(out), rows, inputs, panels, threads);  \
     }
 
 #define EXPORT_QUANTIZE(T, SUFFIX, NAME, SCALE)                                                                       \
@@ -739,6 +857,11 @@ void quantize_int4(const T *weight, int8_t *values, bfloat16 *scales, int64_t ou
     EXPORT_QUANTIZED(T, SUFFIX, Int8, int8)                                                                           \
     EXPORT_QUANTIZED(T, SUFFIX, Int4<bfloat16>, int4)                                                                 \
     EXPORT_QUANTIZED(T, SUFFIX, Int4<float>, int4_float_scales)                                                       \
+    EXPORT_QUANTIZED(T, SUFFIX, Int4<float16>, int4_float16_scales)                                                   \
+    EXPORT_BLOCKED(T, SUFFIX, Nibbles, 32, true, blocked_int4_32_minima)                                              \
+    EXPORT_BLOCKED(T, SUFFIX, Bytes, 32, true, blocked_int8_32_minima)                                                \
+    EXPORT_BLOCKED(T, SUFFIX, Bytes, 32, false, blocked_int8_32)                                                      \
+    EXPORT_BLOCKED(T, SUFFIX, Bytes, 16, false, blocked_int8_16)                                                      \
     EXPORT_QUANTIZE(T, SUFFIX, int8, float)                                                                           \
     EXPORT_QUANTIZE(T, SUFFIX, int4, bfloat16)
 

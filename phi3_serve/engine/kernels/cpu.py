@@ -15,8 +15,8 @@ from phi3_serve.engine.kernels.contract import (
     AttentionPlan,
     AttentionRow,
     PackedWeight,
-    QuantizedWeight,
     RowAttention,
+    Weight,
 )
 from phi3_serve.engine.kernels.cpu_library import SUFFIXES, level_of
 from phi3_serve.engine.kernels.quantized_panels import QuantizedPanels
@@ -79,7 +79,7 @@ class CpuKernels:
         self._silu_product(gate_up.data_ptr(), product.data_ptr(), rows, width, torch.get_num_threads())
         return product
 
-    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+    def pack(self, weight: Weight) -> PackedWeight:
         """See ``contract.Kernels``."""
         return QuantizedPanels(weight, self._library)
 

@@ -14,14 +14,27 @@ from typing import Any
 
 import torch
 
+from phi3_serve.engine.kernels.contract import BLOCKED_FORMS
+
 logger = logging.getLogger("phi3_serve")
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the function names
 MULTIPLY = "multiply_bfloat16"  # only in the library for processors with bfloat16 instructions
 QUANTIZE = {(bits, suffix): f"quantize_int{bits}_{suffix}" for bits in (8, 4) for suffix in SUFFIXES.values()}
-_FORMATS = {(8, torch.float32): "int8", (4, torch.bfloat16): "int4", (4, torch.float32): "int4_float_scales"}
+_FORMATS = {
+    (8, torch.float32): "int8",
+    (4, torch.bfloat16): "int4",
+    (4, torch.float16): "int4_float16_scales",
+    (4, torch.float32): "int4_float_scales",
+}
 MULTIPLY_QUANTIZED = {  # by bits, dtype of the scales, and suffix
     (*format, suffix): f"multiply_{name}_{suffix}" for format, name in _FORMATS.items() for suffix in SUFFIXES.values()
+}
+MULTIPLY_BLOCKED = {  # by bits, inputs of a group, whether there are minima, and suffix
+    (bits, group, has_minima, suffix): f"multiply_blocked_int{bits}_{group}{'_minima' if has_minima else ''}_{suffix}"
+    for bits, forms in BLOCKED_FORMS.items()
+    for group, has_minima in forms
+    for suffix in SUFFIXES.values()
 }
 MAX_HEAD_DIM = 256  # cpu.cpp has the same constant
 
@@ -69,7 +82,8 @@ def _functions() -> dict[str, list[Any]]:
     """The functions that every library has, and the types of their arguments."""
     functions = {f"{name}_{suffix}": types for name, types in _ARGUMENTS.items() for suffix in SUFFIXES.values()}
     functions |= dict.fromkeys(QUANTIZE.values(), [c_void_p] * 3 + [c_int64] * 2 + [c_int])
-    return functions | dict.fromkeys(MULTIPLY_QUANTIZED.values(), _ARGUMENTS_OF_MULTIPLY)
+    functions |= dict.fromkeys(MULTIPLY_QUANTIZED.values(), _ARGUMENTS_OF_MULTIPLY)
+    return functions | {name: [*_ARGUMENTS_OF_MULTIPLY, c_int64] for name in MULTIPLY_BLOCKED.values()}
 
 
 def levels() -> tuple[str, ...]:

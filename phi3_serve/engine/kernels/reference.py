@@ -1,7 +1,7 @@
 """The kernels as torch operations, for any device and dtype."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -17,8 +17,8 @@ from phi3_serve.engine.kernels.contract import (
     AttentionRow,
     PackedWeight,
     PagedQueries,
-    QuantizedWeight,
     RowAttention,
+    Weight,
 )
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.kvcache.chunk import Chunk
@@ -57,7 +57,7 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate).mul_(up)
 
-    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+    def pack(self, weight: Weight) -> PackedWeight:
         """See ``contract.Kernels``."""
         return _Dequantizing(weight)
 
@@ -96,31 +96,31 @@ class ReferenceKernels:
 class _Dequantizing:
     """``contract.PackedWeight`` that makes the whole weight in float32 in each call."""
 
-    def __init__(self, weight: QuantizedWeight) -> None:
-        self._bits = weight.bits
+    def __init__(self, weight: Weight) -> None:
         self._inputs = weight.values.shape[1]
-        self._scales = weight.scales
-        self._values = weight.values
-        if self._bits == 4:  # two in a byte
-            even, odd = pad(weight.values, (0, self._inputs % 2)).view(len(weight.values), -1, 2).unbind(2)
-            self._values = odd << 4 | even & 15
+        self._least = int(weight.values.min())
+        self._halved = weight
+        if weight.bits == 4:  # two in a byte
+            raised = pad(weight.values - self._least, (0, self._inputs % 2))
+            even, odd = raised.view(len(raised), -1, 2).unbind(2)
+            self._halved = replace(weight, values=odd << 4 | even)
 
     @property
     def num_bytes(self) -> int:
         """See ``contract.PackedWeight``."""
-        return self._values.nbytes + self._scales.nbytes
+        return self._halved.num_bytes
 
     def multiply(self, x: Tensor) -> Tensor:
         """See ``contract.PackedWeight``."""
         return linear(x.float(), self.unpacked().dequantized()).to(x.dtype)
 
-    def unpacked(self) -> QuantizedWeight:
+    def unpacked(self) -> Weight:
         """See ``contract.PackedWeight``."""
-        values = self._values
-        if self._bits == 4:
-            even, odd = values << 4 >> 4, values >> 4  # int8 keeps the sign
-            values = torch.stack([even, odd], dim=2).flatten(1)[:, : self._inputs]
-        return QuantizedWeight(self._bits, values, self._scales)
+        if self._halved.bits == 8:
+            return self._halved
+        even, odd = self._halved.values & 15, self._halved.values >> 4 & 15  # a shift keeps the sign
+        values = torch.stack([even, odd], dim=2).flatten(1)[:, : self._inputs] + self._least
+        return replace(self._halved, values=values)
 
 
 def _is_seen(count: int, first: int, end: int, window: int | None, device: torch.device) -> Tensor:

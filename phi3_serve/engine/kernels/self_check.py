@@ -4,13 +4,22 @@ A kernel that differs, or does not compile for this device, is replaced by the r
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, Bits, DeviceKernels, Kernels, PagedQueries
+from phi3_serve.engine.kernels.contract import (
+    BLOCKED_FORMS,
+    MAX_SHORT_QUERIES,
+    Bits,
+    BlockedWeight,
+    DeviceKernels,
+    Kernels,
+    PagedQueries,
+    Weight,
+)
 from phi3_serve.engine.kernels.quantize import quantize_in_torch
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
@@ -21,6 +30,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # 
 NUM_TOKENS = 21
 CHUNKS = ((1, 1), (1, 16), (1, 33), (0, 0), (5, 40), (21, 21), (30, 75))  # (queries, end); see PagedQueries.sequences
 PACKED_OUTPUTS, PACKED_INPUTS = 209, 353  # no multiples of anything that a kernel packs together
+BLOCKED_INPUTS, INPUTS_OF_BLOCK = 320, 64
 EPSILON = 1.0  # of the norm; so large that its absence shows
 
 _REFERENCE = ReferenceKernels()
@@ -148,12 +158,33 @@ def check_kernels(
 def problem_of_pack(kernels: Kernels, bits: Bits, dtype: torch.dtype) -> str | None:
     """How the products with a packed weight differ from the reference; None if they agree."""
     generator = torch.Generator().manual_seed(0)
-    weight = quantize_in_torch(torch.randn(PACKED_OUTPUTS, PACKED_INPUTS, generator=generator), bits)
-    x = torch.randn(NUM_TOKENS, PACKED_INPUTS, generator=generator).to(dtype)
+    rounded = quantize_in_torch(torch.randn(PACKED_OUTPUTS, PACKED_INPUTS, generator=generator), bits)
+    weights: list[Weight] = [rounded, *_blocked(bits, generator)]
+    worst = max(_excess_of_pack(kernels, weight, dtype) for weight in weights)
+    return None if worst <= 1 else f"it differs from the reference by {worst:.3g} times the tolerance"
+
+
+def _excess_of_pack(kernels: Kernels, weight: Weight, dtype: torch.dtype) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(NUM_TOKENS, weight.values.shape[1], generator=generator).to(dtype)
     expected = _REFERENCE.pack(weight).multiply(x)
     packed = kernels.pack(weight)
-    worst = max(_excess(packed.multiply(x[:rows].contiguous()), expected[:rows]) for rows in (1, NUM_TOKENS))
-    return None if worst <= 1 else f"it differs from the reference by {worst:.3g} times the tolerance"
+    return max(_excess(packed.multiply(x[:rows].contiguous()), expected[:rows]) for rows in (1, NUM_TOKENS))
+
+
+def _blocked(bits: Bits, generator: torch.Generator) -> Iterator[BlockedWeight]:
+    """Weights of each form that checkpoints have in ``bits`` bits, normally distributed as far as it matters."""
+
+    def integers(least: int, most: int, inputs: int) -> Tensor:
+        size = (PACKED_OUTPUTS, inputs)
+        return torch.randint(least, most + 1, size, dtype=torch.int8, generator=generator)
+
+    blocks = BLOCKED_INPUTS // INPUTS_OF_BLOCK
+    for group, has_minima in BLOCKED_FORMS[bits]:
+        scales = torch.full((PACKED_OUTPUTS, blocks), 0.25 / 2**bits).half()
+        steps = [integers(1, 15, BLOCKED_INPUTS // group) for _ in range(2)]
+        values = integers(0, 15, BLOCKED_INPUTS) if bits == 4 else integers(-128, 127, BLOCKED_INPUTS)
+        yield BlockedWeight(bits, values, scales, steps[0], *((scales * 8, steps[1]) if has_minima else ()))
 
 
 def _problem(check: _Check, kernels: DeviceKernels, inputs: _Inputs, same_inputs: _Inputs) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phi3_serve.engine.kernels.contract import GROUP, Bits, Kernels, PackedWeight, QuantizedWeight
+from phi3_serve.engine.kernels.contract import GROUP, Bits, Kernels, PackedWeight, QuantizedWeight, Weight
 from phi3_serve.engine.kernels.quantize import quantize, quantize_in_torch
 from phi3_serve.engine.kernels.quantized_panels import QuantizedPanels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -38,7 +38,7 @@ class Format:
     scales: torch.dtype = torch.float32
 
 
-@pytest.fixture(params=[Format(8), Format(4, torch.bfloat16), Format(4)], ids=str)
+@pytest.fixture(params=[Format(8), Format(4, torch.bfloat16), Format(4, torch.float16), Format(4)], ids=str)
 def format(request: pytest.FixtureRequest) -> Format:
     return request.param  # type: ignore[no-any-return]
 
@@ -62,7 +62,8 @@ def integers(least: int, most: int, *size: int) -> Tensor:
     return torch.randint(least, most + 1, size, dtype=torch.int8)
 
 
-def same(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+def same(one: Weight, other: QuantizedWeight) -> bool:
+    assert isinstance(one, QuantizedWeight)
     return one.bits == other.bits and torch.equal(one.values, other.values) and torch.equal(one.scales, other.scales)
 
 
