@@ -161,5 +161,5 @@ def variant(name: str) -> Variant | None:
 
 
 def is_local(source: str) -> bool:
-    """Whether ``source`` is a directory and not a Hub repository id (``owner/name``)."""
-    return Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source)
+    """Whether ``source`` is a directory or a file and not a Hub repository id (``owner/name``)."""
+    return Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source)

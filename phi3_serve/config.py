@@ -115,7 +115,9 @@ class ModelConfig(StrictModel):
     """A catalogue name (`phi-3-mini-4k-instruct` or a spelling of it), or any name together with `source`: at most 128
     letters, digits and . _ - /, without --. Each part between slashes begins and ends with a letter or a digit."""
     source: str | None = None
-    """Hub repository id or a local checkpoint directory; by default the catalogue's."""
+    """Hub repository id, a local checkpoint directory or a GGUF file; by default the catalogue's."""
+    file: str | None = None
+    """The GGUF file of the source, if it is a repository or a directory with several."""
     revision: str | None = None
     """Commit, tag or branch of a Hub source; by default the catalogue's pinned commit."""
     device: Device = "auto"
@@ -157,6 +159,13 @@ class ModelConfig(StrictModel):
     rollout: RolloutConfig = RolloutConfig()
     """How a new version replaces an old one."""
 
+    @field_validator("file")
+    @classmethod
+    def _check_file(cls, given: str | None) -> str | None:
+        if given is not None and (not given.endswith(".gguf") or given.startswith("/") or ".." in given.split("/")):
+            raise ValueError(f"must be the name of a .gguf file in the source, and is `{given}`")
+        return given
+
     @field_validator("num_cpus", "num_gpus")
     @classmethod
     def _check_precision(cls, given: float | None) -> float | None:
@@ -189,8 +198,10 @@ class ModelConfig(StrictModel):
             hint = did_you_mean(self.name, [v.name for v in catalogue.VARIANTS], "")
             raise ValueError(
                 f"`{self.name}` is not in the catalogue{f'{hint} Otherwise' if hint else ';'} "
-                "give its `source`: a Hub repository id or a checkpoint directory"
+                "give its `source`: a Hub repository id, a checkpoint directory or a GGUF file"
             )
+        if self.file is not None and self.source is None:
+            raise ValueError("file is given without `source`, and the catalogue's sources have no GGUF files")
         if self.device == "cuda" and self.quantization in ("int8", "int4"):
             raise ValueError(
                 f"quantization is {self.quantization}, and device is cuda; the kernels for fewer bits are for a CPU, "

@@ -361,6 +361,7 @@ class EngineInfo:
     cache_tokens: int  # that the key-value cache holds
     cache_bytes: int  # of the key-value cache
     weight_bytes: int
+    weight_format: str  # how the checkpoint stores the weights, in words; empty if they are of no checkpoint
 
 
 class Engine(Protocol):

@@ -32,11 +32,11 @@ def problem(args: dict[str, Any]) -> str:
         (
             {"models": [{"name": "phi-3-mini-5k-instruct"}]},
             "models.0: `phi-3-mini-5k-instruct` is not in the catalogue; did you mean `phi-3-mini-4k-instruct`? "
-            "Otherwise give its `source`: a Hub repository id or a checkpoint directory",
+            "Otherwise give its `source`: a Hub repository id, a checkpoint directory or a GGUF file",
         ),
         (
             {"models": [{"name": "mine"}]},
-            "models.0: `mine` is not in the catalogue; give its `source`: a Hub repository id or a checkpoint directory",
+            "models.0: `mine` is not in the catalogue; give its `source`: a Hub repository id, a checkpoint directory or a GGUF file",
         ),
         ({"models": [TINY, TINY]}, ": model `phi-3-tiny` is declared twice"),
         (

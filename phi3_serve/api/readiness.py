@@ -19,9 +19,9 @@ def readiness_router(service: Service) -> APIRouter:
     async def ready() -> Response:
         """Show whether the default model can answer, and the state of every model. The call starts no model.
 
-        A model that is ready has an `engine`: its device, dtype, quantization and kernels, the tokens that its
-        key-value cache holds, and the bytes of cache and weights. `replaced_kernels` has the kernels that slower ones
-        replace, and the reasons.
+        A model that is ready has an `engine`: its device, dtype, quantization and kernels, how its checkpoint stores
+        the weights, the tokens that its key-value cache holds, and the bytes of cache and weights.
+        `replaced_kernels` has the kernels that slower ones replace, and the reasons.
         """
         states = await service.backend.states()
         is_ready = states[service.config.default_model_name].state == "ready"

@@ -40,16 +40,21 @@ class StoredTensor:
     file: Path
     num_bytes: int
     shape: tuple[int, ...]
+    dtype: str  # as the file names it
+    offset: int = 0  # where its bytes begin, in a GGUF file
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory whose parts are complete and belong together."""
+    """A directory or a GGUF file whose parts are complete and belong together."""
 
-    directory: Path
+    path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     quantization: StoredQuantization | None  # of linear layers; None: they are stored as floats
+    weight_format: str  # how the weights are stored, in words
+    gguf: Mapping[str, Any] | None = None  # the metadata of a GGUF file
+    generation_config: Mapping[str, Any] | None = None  # of a GGUF file
 
     @property
     def tensor_bytes(self) -> dict[str, int]:
@@ -87,7 +92,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         config.pop(key, None)  # else transformers would look for its own reader
     tensors = _all_tensors(directory, STORED_DTYPES if quantization is None else (*STORED_DTYPES, *PACKED_DTYPES))
     _check_tokenizer(directory / TOKENIZER, vocab_size=config["vocab_size"])
-    return Checkpoint(directory, config, tensors, quantization)
+    dtypes = sorted({tensor.dtype for tensor in tensors.values()})
+    weight_format = f"safetensors: {', '.join(dtypes)}" if quantization is None else quantization.in_words
+    return Checkpoint(directory, config, tensors, quantization, weight_format)
 
 
 def _all_tensors(directory: Path, dtypes: Sequence[str]) -> dict[str, StoredTensor]:
@@ -153,7 +160,7 @@ def _tensors(shard: Path, allowed: Sequence[str]) -> dict[str, StoredTensor]:
                 f"{shard}: tensor {name} is stored as {reprlib.repr(dtype)}, as in quantised weights; "
                 f"only {', '.join(allowed)} are read"
             )
-    return {name: StoredTensor(shard, end - begin, shapes[name]) for name, (begin, end) in spans.items()}
+    return {n: StoredTensor(shard, end - begin, shapes[n], dtypes[n]) for n, (begin, end) in spans.items()}
 
 
 def _read_header(shard: Path, size: int) -> _Header:
@@ -171,16 +178,22 @@ def _check_tokenizer(path: Path, vocab_size: int) -> None:
     """Check that the tokenizer is Phi-3's and that each of its ids has an embedding."""
     read_json(path)
     try:
-        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
         raise CheckpointError(f"{path}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
+    check_vocabulary(tokenizer, str(path), vocab_size=vocab_size)
+
+
+def check_vocabulary(tokenizer: Tokenizer, where: str, *, vocab_size: int) -> None:
+    """Check that ``tokenizer``, which is from ``where``, is Phi-3's and that each of its ids has an embedding."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     for token in REQUIRED_TOKENS:
         if token not in vocabulary:
             raise CheckpointError(
-                f"{path}: control token {token} is missing; this tokenizer does not belong to this checkpoint"
+                f"{where}: control token {token} is missing; this tokenizer does not belong to this checkpoint"
             )
     if (largest := max(vocabulary.values())) >= vocab_size:
         raise CheckpointError(
-            f"{path}: has token id {largest}, but vocab_size in {CONFIG} is {vocab_size}; "
+            f"{where}: has token id {largest}, but vocab_size in {CONFIG} is {vocab_size}; "
             "this tokenizer does not belong to this checkpoint"
         )

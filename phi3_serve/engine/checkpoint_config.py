@@ -115,18 +115,27 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = read_json(path)
     try:
-        _check_architecture(config)
         read_quantization(config)
-        for name, field in _FIELDS.items():
-            if field.default is not None:
-                config.setdefault(name, field.default)
-            _check_field(config, name, name)
-        _check_heads(config)
-        _check_generation_parameters(config)
-        _read_rope(config)
+        check_config(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}") from None
     return config
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Check ``config``, which has the fields of config.json, and add Phi3Config's defaults.
+
+    Raises:
+        CheckpointError: a field cannot be served. The message begins with the field.
+    """
+    _check_architecture(config)
+    for name, field in _FIELDS.items():
+        if field.default is not None:
+            config.setdefault(name, field.default)
+        _check_field(config, name, name)
+    _check_heads(config)
+    _check_generation_parameters(config)
+    _read_rope(config)
 
 
 def check_generation_config(path: Path) -> None:

@@ -1,29 +1,31 @@
 """Linear layers as the library compressed-tensors stores them in its format pack-quantized."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import GROUP, QuantizedWeight
+from phi3_serve.engine.packed_layout import PackedLayout
 from phi3_serve.engine.stored_quantization import StoredQuantization
 from phi3_serve.errors import CheckpointError
 
 PACKED, SCALE = "weight_packed", "weight_scale"
-PARTS = (PACKED, SCALE, "weight_shape")  # of a layer, in place of its weight
 
 
-def unpack(packed: Tensor, scale: Tensor, inputs: int, stored: StoredQuantization) -> QuantizedWeight:
+def unpack(parts: Mapping[str, Tensor], inputs: int, stored: StoredQuantization) -> QuantizedWeight:
     """The weight of a layer, with each of its values and scales as it is stored.
 
     Args:
-        packed: int32 [out, words]; a word has 4 or 8 weights, the first one in the lowest bits, each raised by half its
-            range.
-        scale: [out, groups].
+        parts: ``PACKED``, int32 [out, words]; a word has 4 or 8 weights, the first one in the lowest bits, each raised
+            by half its range. ``SCALE``, [out, groups].
         inputs: weights of an output.
         stored: how they are stored.
 
     Raises:
         CheckpointError: the sizes contradict one another, or a scale is not a number. It does not name the layer.
     """
+    packed, scale = parts[PACKED], parts[SCALE]
     groups = 1 if stored.group_size is None else -(-inputs // stored.group_size)
     words = -(-inputs * stored.bits // 32)
     if packed.dtype != torch.int32 or packed.ndim != 2 or packed.shape[1] != words:
@@ -40,3 +42,8 @@ def unpack(packed: Tensor, scale: Tensor, inputs: int, stored: StoredQuantizatio
     scales = scale.repeat_interleave(count if stored.group_size is None else stored.group_size // GROUP, dim=1)
     exact = torch.bfloat16 if scale.dtype == torch.bfloat16 else torch.float32
     return QuantizedWeight(4, values, scales[:, :count].to(exact).contiguous())
+
+
+LAYOUT = PackedLayout(
+    parts=(PACKED, SCALE), optional=("weight_shape",), num_outputs=lambda shapes: shapes[PACKED][0], unpack=unpack
+)

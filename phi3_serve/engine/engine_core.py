@@ -118,7 +118,7 @@ class EngineCore:
         self._mask_pool = ThreadPoolExecutor(MASK_THREADS, "phi3-masks")  # starts threads when they are needed
         self._in_flight: _Launched | None = None
         self._vocab_size = loaded.vocab_size
-        self._quantization = loaded.quantization
+        self._quantization, self._weight_format = loaded.quantization, loaded.weight_format
         self._vocabulary = token_bytes(loaded.tokenizer)  # takes half a second for 32,000 tokens
 
     def close(self) -> None:
@@ -140,6 +140,7 @@ class EngineCore:
             cache_tokens=num_blocks * BLOCK_SIZE,
             cache_bytes=num_blocks * block_bytes(decoder.config, decoder.dtype),
             weight_bytes=self._weight_bytes,
+            weight_format=self._weight_format,
         )
 
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:

@@ -1,7 +1,7 @@
 """From a source to a model that is ready to run: fetch, check, load, test."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,20 @@ from typing import Any
 import psutil
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase
 
 from phi3_serve.catalogue import NO_QUANTIZATION, QUANTIZATIONS, is_local, memory_needed
-from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint, open_checkpoint
-from phi3_serve.engine.compressed_tensors import PACKED, PARTS, SCALE, unpack
+from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
 from phi3_serve.engine.device import compute_capability, device_name
-from phi3_serve.engine.kernels.contract import QuantizedWeight
+from phi3_serve.engine.gguf.tokenizer import make_tokenizer
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.load_errors import fetch_error, in_one_line, resource_error
 from phi3_serve.engine.precision import dtype_to_load, has_bfloat16, quantization_to_load
 from phi3_serve.engine.quantization import Quantizer
-from phi3_serve.errors import CheckpointError, DeviceMissing
+from phi3_serve.engine.source import open_source
+from phi3_serve.engine.stored_weights import StoredWeights
+from phi3_serve.errors import CheckpointError, CheckpointIncomplete, DeviceMissing
 from phi3_serve.observability.progress import Progress, download_bar, human_bytes, weights_progress
 from phi3_serve.parameters import NAMES, GenerationParameters
 
@@ -44,6 +44,7 @@ class LoadedModel:
     context_length: int  # tokens
     vocab_size: int
     quantization: str = NO_QUANTIZATION
+    weight_format: str = ""  # how the checkpoint stores the weights, in words
 
 
 def load(
@@ -54,16 +55,18 @@ def load(
     device: str,
     dtype: str,
     quantization: str = NO_QUANTIZATION,
+    file: str | None = None,
 ) -> LoadedModel:
     """Load the checkpoint at ``source`` onto ``device`` (``cpu`` or ``cuda``).
 
     Args:
         name: of the model, for messages.
-        source: Hub repository id or directory.
+        source: Hub repository id, directory, or GGUF file.
         revision: of the repository.
         device: ``cpu`` or ``cuda``.
         dtype: the name of a torch dtype, or ``auto``; see ``dtype_to_load``.
         quantization: ``none``, ``int8``, ``int4``, or ``auto``; see ``quantization_to_load``.
+        file: the GGUF file of ``source``, if it has several.
 
     Raises:
         CheckpointError: the checkpoint cannot be served. The message is one line that names the file.
@@ -77,24 +80,24 @@ def load(
             f"{name}: quantization is {quantization}, but the kernels for fewer bits are for a CPU; "
             f"on a GPU, none and auto are allowed"
         )
-    checkpoint = open_checkpoint(fetch(name, source, revision))
+    checkpoint = open_source(fetch(name, source, revision, file), file)
     if checkpoint.quantization is not None:
         quantization = _stored_quantization(name, checkpoint.quantization.bits, quantization, device=device)
     config = _load_config(checkpoint)
-    tokenizer = _load_tokenizer(checkpoint.directory, config)
+    tokenizer = _load_tokenizer(checkpoint, config)
     dtype = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
     quantization = _quantization_to_load(name, checkpoint, config, quantization, device=device, dtype=dtype)
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
     try:
-        if quantization == NO_QUANTIZATION:
+        if quantization == NO_QUANTIZATION and checkpoint.gguf is None:
             model = _load_weights(name, checkpoint, config, device=device, dtype=dtype)
         else:
-            model = _load_quantized(name, checkpoint, config, dtype=getattr(torch, dtype), quantization=quantization)
+            model = _load_one_by_one(name, checkpoint, config, device=device, dtype=dtype, quantization=quantization)
     except CheckpointError:
         raise
     except Exception as error:  # the libraries raise any error of their parsers
-        unreadable = CheckpointError(f"{checkpoint.directory}: weights cannot be loaded: {in_one_line(error)}")
-        raise (resource_error(str(checkpoint.directory), error) or unreadable) from error
+        unreadable = CheckpointError(f"{checkpoint.path}: weights cannot be loaded: {in_one_line(error)}")
+        raise (resource_error(str(checkpoint.path), error) or unreadable) from error
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -102,10 +105,12 @@ def load(
         context_length=int(model.config.max_position_embeddings),
         vocab_size=int(model.config.vocab_size),
         quantization=quantization,
+        weight_format=checkpoint.weight_format,
     )
     self_test(loaded, checkpoint)
     rounded = "" if quantization == NO_QUANTIZATION else f", weights in {quantization}"
-    logger.info("%s: ready on %s in %s%s", name, device, str(model.dtype).removeprefix("torch."), rounded)
+    computed_in = str(model.dtype).removeprefix("torch.")
+    logger.info("%s: %s, ready on %s in %s%s", name, checkpoint.weight_format, device, computed_in, rounded)
     return loaded
 
 
@@ -123,8 +128,10 @@ def _chip(device: torch.device) -> str:
     return f"{device_name(device)} (compute capability {major}.{minor})"
 
 
-def fetch(name: str, source: str, revision: str | None) -> Path:
-    """The directory ``source``, or the Hub snapshot of ``revision``, which is downloaded if necessary.
+def fetch(name: str, source: str, revision: str | None, file: str | None = None) -> Path:
+    """The directory or file ``source``, or the Hub snapshot of ``revision``, which is downloaded if necessary.
+
+    With ``file``, nothing else of the snapshot is downloaded.
 
     Raises:
         CheckpointError: the snapshot cannot be downloaded; the subclass is the cause.
@@ -133,40 +140,50 @@ def fetch(name: str, source: str, revision: str | None) -> Path:
         return Path(source).expanduser().resolve()
     logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
     try:
-        return Path(
+        snapshot = Path(
             snapshot_download(
                 source,
                 revision=revision,
-                allow_patterns=DOWNLOADED,
+                allow_patterns=DOWNLOADED if file is None else [file],
                 tqdm_class=download_bar(f"{name}: downloading {source}"),
             )
         )
     except Exception as error:  # of the Hub, of the network or of the disk
         raise fetch_error(source, revision, error) from error
+    if file is not None and not (snapshot / file).exists():
+        raise CheckpointIncomplete(f"{source}: there is no file {file} at {revision or 'its newest revision'}")
+    if file is None and not any(snapshot.glob("*.safetensors")):
+        raise CheckpointIncomplete(
+            f"{source}: there are no safetensors files; of a repository with GGUF files, `file` must name one"
+        )
+    return snapshot
 
 
 def _load_config(checkpoint: Checkpoint) -> Phi3Config:
     try:
         config: Phi3Config = Phi3Config.from_dict(dict(checkpoint.config))
     except Exception as error:  # the library raises any error of its validators
-        raise CheckpointError(f"{checkpoint.directory / CONFIG}: {in_one_line(error)}") from error
+        file = checkpoint.path if checkpoint.gguf is not None else checkpoint.path / CONFIG
+        raise CheckpointError(f"{file}: {in_one_line(error)}") from error
     return config
 
 
-def _load_tokenizer(directory: Path, config: Phi3Config) -> PreTrainedTokenizerBase:
+def _load_tokenizer(checkpoint: Checkpoint, config: Phi3Config) -> PreTrainedTokenizerBase:
+    if checkpoint.gguf is not None:
+        return make_tokenizer(checkpoint.gguf, checkpoint.path, vocab_size=config.vocab_size)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, config=config, local_files_only=True
+            checkpoint.path, config=config, local_files_only=True
         )
     except Exception as error:  # the library raises any error of its parsers
-        raise CheckpointError(f"{directory / TOKENIZER}: cannot be loaded: {in_one_line(error)}") from error
+        raise CheckpointError(f"{checkpoint.path / TOKENIZER}: cannot be loaded: {in_one_line(error)}") from error
     return tokenizer
 
 
 def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str) -> Any:
     with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
         loaded: Any = Phi3ForCausalLM.from_pretrained(
-            checkpoint.directory,
+            checkpoint.path,
             config=config,
             dtype=dtype,
             device_map={"": "cuda:0" if device == "cuda" else "cpu"},
@@ -177,70 +194,63 @@ def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, devi
             ignore_mismatched_sizes=True,  # _check_tensors refuses them, with a better message
         )
     model, info = loaded
-    _check_tensors(name, checkpoint.directory, info)
+    _check_tensors(name, checkpoint.path, info)
     return model.eval()
 
 
-def _load_quantized(
-    name: str, checkpoint: Checkpoint, config: Phi3Config, *, dtype: torch.dtype, quantization: str
+def _load_one_by_one(
+    name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str, quantization: str
 ) -> Any:
-    """The model on the CPU, with weights that are rounded while they are read.
+    """The model, with weights that are rounded or unpacked while they are read.
 
     At no time it is held as it was stored. ``from_pretrained`` would hold it so.
     """
     with torch.device("meta"):
         model: Any = Phi3ForCausalLM._from_config(config, attn_implementation="sdpa")
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # computed, not stored
-    _check_tensors(name, checkpoint.directory, _loading_info(model, checkpoint))
-    kernels = select_kernels(torch.device("cpu"), torch.float32, head_dim=1)  # those of a weight fit any head
-    # What a quantised checkpoint leaves in floats is sensitive.
-    quantizer = Quantizer(model, quantization if checkpoint.quantization is None else "int8", kernels, dtype)
-    wanted = {parameter: tensor.shape for parameter, tensor in model.named_parameters()}
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # computed, not stored
+    wanted = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
+    stored = StoredWeights(checkpoint, wanted)
+    _check_tensors(name, checkpoint.path, _loading_info(model, wanted, stored.shapes()))
+    of_model = getattr(torch, checkpoint.config["dtype"] if dtype == "auto" else dtype)
+    if quantization == NO_QUANTIZATION:
+        take = _taken_as_it_is(model, device, of_model)
+    else:
+        kernels = select_kernels(torch.device("cpu"), torch.float32, head_dim=1)  # those of a weight fit any head
+        # What a quantised checkpoint leaves in floats is sensitive.
+        take = Quantizer(model, quantization if checkpoint.quantization is None else "int8", kernels, of_model).take
     progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
-    for parameter, shape in wanted.items():
-        path = parameter.removesuffix(".weight")
-        if f"{path}.{PACKED}" in checkpoint.tensors:
-            quantizer.take_quantized(path, _read_quantized(checkpoint, path, inputs=shape[1]))
-            progress.advance(sum(checkpoint.tensor_bytes[f"{path}.{part}"] for part in (PACKED, SCALE)))
-            continue
-        weight = _read_tensor(checkpoint, parameter)
-        if not bool(torch.isfinite(weight).all()):  # small integers would hide it from the self-test
-            file = checkpoint.tensors[parameter].file
-            raise CheckpointError(f"{file}: tensor {parameter} has nan or inf; the weights are damaged")
-        quantizer.take(parameter, weight)
-        progress.advance(checkpoint.tensors[parameter].num_bytes)
+    for parameter in wanted:
+        take(parameter, stored.read(parameter))
+        progress.advance(stored.num_bytes(parameter))
     progress.finish()
-    if (checkpoint.directory / GENERATION_CONFIG).exists():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.directory)
+    if (generation_config := _stored_generation_config(checkpoint)) is not None:
+        model.generation_config = generation_config
     return model.eval()
 
 
-def _read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
-    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor
+def _taken_as_it_is(model: Any, device: str, dtype: torch.dtype) -> Callable[[str, Any], None]:
+    """Sets a parameter of ``model`` to a weight, in ``dtype``."""
+
+    def take(name: str, weight: Tensor) -> None:
+        path, _, parameter = name.rpartition(".")
+        of_model = nn.Parameter(weight.to(device, dtype), requires_grad=False)
+        setattr(model.get_submodule(path), parameter, of_model)
+        if isinstance(model.get_submodule(path), nn.Embedding) and model.config.tie_word_embeddings:
+            model.lm_head.weight = of_model
+
+    return take
 
 
-def _read_quantized(checkpoint: Checkpoint, path: str, *, inputs: int) -> QuantizedWeight:
-    """The weight of the linear layer ``path``, which the checkpoint stores in fewer bits."""
-    assert checkpoint.quantization is not None  # noqa: S101 - no other checkpoint may have such tensors
-    packed, scale = (_read_tensor(checkpoint, f"{path}.{part}") for part in (PACKED, SCALE))
-    try:
-        return unpack(packed, scale, inputs, checkpoint.quantization)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.tensors[f'{path}.{PACKED}'].file}: {path}.{error.message}") from None
+def _stored_generation_config(checkpoint: Checkpoint) -> GenerationConfig | None:
+    if checkpoint.generation_config is not None:
+        return GenerationConfig(**checkpoint.generation_config)
+    if (checkpoint.path / GENERATION_CONFIG).exists():
+        return GenerationConfig.from_pretrained(checkpoint.path)
+    return None
 
 
-def _loading_info(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What ``from_pretrained`` reports of the tensors of ``checkpoint``."""
-    required = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
-    stored = {name: list(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    for path in [name.removesuffix(f".{PACKED}") for name in stored if name.endswith(f".{PACKED}")]:
-        parameter = f"{path}.weight"
-        if f"{path}.{SCALE}" in stored and parameter in required:
-            stored[parameter] = [stored[f"{path}.{PACKED}"][0], required[parameter][1]]  # ``unpack`` checks the inputs
-            for part in PARTS:
-                stored.pop(f"{path}.{part}", None)
+def _loading_info(model: Any, required: Mapping[str, list[int]], stored: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What ``from_pretrained`` reports, for parameters and tensors with these shapes."""
     known = {parameter for parameter, _ in model.named_parameters(remove_duplicate=False)}  # tied ones included
     return {
         "missing_keys": required.keys() - stored.keys(),
@@ -364,4 +374,4 @@ def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
         return_dict_in_generate=True,
     )
     if not all(bool(torch.isfinite(step).all()) for step in output.logits):
-        raise CheckpointError(f"{checkpoint.directory}: the self-test gave nan or inf scores; the weights are damaged")
+        raise CheckpointError(f"{checkpoint.path}: the self-test gave nan or inf scores; the weights are damaged")

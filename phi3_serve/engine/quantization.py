@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phi3_serve.engine.kernels.contract import Bits, Kernels, PackedWeight, QuantizedWeight
+from phi3_serve.engine.kernels.contract import Bits, Kernels, PackedWeight, Weight
 from phi3_serve.engine.kernels.quantize import quantize
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import problem_of_pack
@@ -40,16 +40,16 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedEmbedding(nn.Module):
-    """An embedding whose tokens have a scale each."""
+    """An embedding with a byte for each number."""
 
-    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Weight, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = weight
         self._dtype = dtype
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """The embeddings of ``token_ids``, in the dtype of the model."""
-        return (self.weight.values[token_ids] * self.weight.scales[token_ids]).to(self._dtype)
+        return self.weight.rows(token_ids).dequantized().to(self._dtype)
 
     def dequantized(self) -> Tensor:
         """The weight, float32 [vocabulary, width]."""
@@ -66,23 +66,23 @@ class Quantizer:
         self._dtype = dtype
         self._kernels = _checked(kernels, dtype)
 
-    def take(self, name: str, weight: Tensor) -> None:
-        """Set the parameter ``name`` of the model to ``weight``, with fewer bits if it is a matrix."""
+    def take(self, name: str, weight: Tensor | Weight) -> None:
+        """Set the parameter ``name`` of the model to ``weight``. A matrix of floats gets fewer bits."""
         path, _, parameter = name.rpartition(".")
         module = self._model.get_submodule(path)
-        if isinstance(module, nn.Linear):
-            self.take_quantized(path, quantize(weight, BITS_OF_EMBEDDING if path == HEAD else self._bits))
-        elif isinstance(module, nn.Embedding):
-            embedding = QuantizedEmbedding(quantize(weight, BITS_OF_EMBEDDING), self._dtype)
-            self._model.set_submodule(path, embedding)
-            if self._model.config.tie_word_embeddings:
-                self.take(f"{HEAD}.{parameter}", weight)
-        else:
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            assert isinstance(weight, Tensor)  # noqa: S101 - norms are not quantised
             setattr(module, parameter, nn.Parameter(weight.to(self._dtype), requires_grad=False))
-
-    def take_quantized(self, path: str, weight: QuantizedWeight) -> None:
-        """Give the linear layer ``path`` of the model a weight that is quantised already."""
-        self._model.set_submodule(path, QuantizedLinear(self._kernels.pack(weight)))
+            return
+        is_of_layer = isinstance(module, nn.Linear) and path != HEAD
+        if isinstance(weight, Tensor):
+            weight = quantize(weight, self._bits if is_of_layer else BITS_OF_EMBEDDING)
+        if isinstance(module, nn.Linear):
+            self._model.set_submodule(path, QuantizedLinear(self._kernels.pack(weight)))
+            return
+        self._model.set_submodule(path, QuantizedEmbedding(weight, self._dtype))
+        if self._model.config.tie_word_embeddings:
+            self.take(f"{HEAD}.{parameter}", weight)
 
 
 def quantize_model(model: Any, quantization: str, kernels: Kernels) -> None:
@@ -99,7 +99,7 @@ def weight_bytes(model: Any) -> int:
         if isinstance(module, QuantizedLinear):
             total += module.packed.num_bytes
         elif isinstance(module, QuantizedEmbedding):
-            total += module.weight.values.nbytes + module.weight.scales.nbytes
+            total += module.weight.num_bytes
     return total
 
 

@@ -13,7 +13,8 @@ from phi3_serve.errors import CheckpointError
 
 # compression_config: compressed-tensors before 2025; quantization: MLX
 KEYS = ("quantization_config", "compression_config", "quantization")
-METHOD, FORMAT = "compressed-tensors", "pack-quantized"
+METHOD: Literal["compressed-tensors"] = "compressed-tensors"
+FORMAT = "pack-quantized"
 SMALLEST_GROUP = 32  # inputs; that of the kernels
 
 
@@ -21,8 +22,15 @@ SMALLEST_GROUP = 32  # inputs; that of the kernels
 class StoredQuantization:
     """How linear layers are stored. Those that the checkpoint leaves out have an ordinary weight."""
 
-    bits: Literal[8, 4]
-    group_size: int | None  # inputs that share a scale; None: all
+    method: Literal["compressed-tensors", "gguf"]
+    bits: Literal[8, 4]  # the fewest
+    group_size: int | None  # inputs that share a scale; None: all, or as the type of a tensor in a GGUF file says
+
+    @property
+    def in_words(self) -> str:
+        """For operators."""
+        groups = "" if self.group_size is None else f" in groups of {self.group_size}"
+        return f"{self.method}: {self.bits} bits{groups}"
 
 
 def read_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
@@ -63,14 +71,14 @@ def _of_weights(where: str, weights: Mapping[str, Any]) -> StoredQuantization:
     bits: Literal[8, 4] = 8 if weights["num_bits"] == 8 else 4
     if bits == 8:
         _require(f"{where}.strategy", weights.get("strategy"), "channel")
-        return StoredQuantization(8, None)
+        return StoredQuantization(METHOD, 8, None)
     _require(f"{where}.strategy", weights.get("strategy"), "group", "channel")
     if weights["strategy"] == "channel":
-        return StoredQuantization(4, None)
+        return StoredQuantization(METHOD, 4, None)
     size = weights.get("group_size")
     if not isinstance(size, int) or size < SMALLEST_GROUP or size % SMALLEST_GROUP:
         raise CheckpointError(f"{where}.group_size is {reprlib.repr(size)}; it must be a multiple of {SMALLEST_GROUP}")
-    return StoredQuantization(4, size)
+    return StoredQuantization(METHOD, 4, size)
 
 
 def _require(field: str, value: object, *allowed: object) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from phi3_serve.catalogue import is_local
 from phi3_serve.config import AppConfig
-from phi3_serve.engine.checkpoint import open_checkpoint
+from phi3_serve.engine.source import open_source
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch import config_file, proxy, run
 from phi3_serve.launch.capacity import check_cores
@@ -93,7 +93,7 @@ def _check_port_is_free(host: str, port: int) -> None:
 
 
 def _check_local_checkpoints(config: AppConfig) -> None:
-    """CheckpointError for a directory that a replica could not load, before any process is started."""
+    """CheckpointError for a source that a replica could not load, before any process is started."""
     for model in config.models:
         if model.min_replicas and is_local(model.checkpoint):
-            open_checkpoint(Path(model.checkpoint).expanduser())
+            open_source(Path(model.checkpoint).expanduser(), model.file)

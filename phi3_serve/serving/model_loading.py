@@ -94,6 +94,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
             device=options.device,
             dtype=options.dtype,
             quantization=options.quantization,
+            file=options.file,
         )
         # Before the engine: its thread and its cache would stay when the chat template cannot be used.
         tokenizer = Phi3Tokenizer(loaded.tokenizer)

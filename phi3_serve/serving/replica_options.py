@@ -19,7 +19,7 @@ class ReplicaOptions:
     """Which model a replica loads, where, and under which limits. Ray pickles this for the replica's process."""
 
     name: str  # as clients see it
-    source: str  # Hub repository id or checkpoint directory
+    source: str  # Hub repository id, checkpoint directory or GGUF file
     revision: str | None
     device: Literal["cpu", "cuda"]
     dtype: str
@@ -29,6 +29,7 @@ class ReplicaOptions:
     limits: QueueLimitsConfig
     defaults: GenerationParameters
     resources: Mapping[str, float]  # that it reserves
+    file: str | None = None  # the GGUF file of a source with several
     required: bool = False  # whether the replica must not run without its model
     reload: str | None = None  # a new value restarts the replica
 
@@ -44,6 +45,7 @@ class ReplicaOptions:
             name=model.served_name,
             source=model.checkpoint,
             revision=model.checkpoint_revision,
+            file=model.file,
             device=placement.device,
             resources=placement.resources,
             dtype=model.dtype,

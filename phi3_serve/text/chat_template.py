@@ -159,6 +159,8 @@ def _own_source(tokenizer: PreTrainedTokenizerBase, file: str) -> str | None:
 
 
 def _file(directory: Path) -> str:
-    """The file that transformers reads a chat template from; it prefers the first."""
+    """The file that transformers reads a chat template from; it prefers the first. A GGUF file has its own."""
+    if directory.is_file():
+        return str(directory)
     files = [directory / "chat_template.jinja", directory / "tokenizer_config.json"]
     return str(next((file for file in files if file.exists()), files[-1]))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from phi3_serve.engine.compressed_tensors import unpack
+from phi3_serve.engine.compressed_tensors import PACKED, SCALE, unpack
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.contract import QuantizedWeight
 from phi3_serve.engine.kernels.quantize import quantize
@@ -58,7 +58,7 @@ def test_a_layer_is_what_the_library_makes_of_it(layer: dict[str, Any]) -> None:
     dtype = getattr(torch, layer["dtype"])
     parts = layer["stored"]
     packed, scale = torch.tensor(parts["weight_packed"], dtype=torch.int32), torch.tensor(parts["weight_scale"])
-    weight = unpack(packed, scale.to(dtype), parts["weight_shape"][1], stored)
+    weight = unpack({PACKED: packed, SCALE: scale.to(dtype)}, parts["weight_shape"][1], stored)
     assert weight.bits == layer["scheme"]["weights"]["num_bits"]
     assert weight.scales.dtype == (torch.bfloat16 if weight.bits == 4 and dtype == torch.bfloat16 else torch.float32)
     assert torch.equal(weight.dequantized().to(dtype), torch.tensor(layer["unpacked"]).to(dtype))
@@ -93,9 +93,11 @@ def test_what_is_not_read_is_named(change: dict[str, Any], text: str) -> None:
 
 def test_what_is_read() -> None:
     assert read_quantization({"quantization_config": None}) is None
-    assert read_quantization({"quantization_config": config_of(scheme(group_size=128))}) == StoredQuantization(4, 128)
+    assert read_quantization({"quantization_config": config_of(scheme(group_size=128))}) == StoredQuantization(
+        "compressed-tensors", 4, 128
+    )
     older = {"compression_config": config_of(scheme(num_bits=8, strategy="channel", group_size=None))}
-    assert read_quantization(older) == StoredQuantization(8, None)
+    assert read_quantization(older) == StoredQuantization("compressed-tensors", 8, None)
 
 
 def words(weight: QuantizedWeight) -> Tensor:
@@ -142,6 +144,7 @@ def test_a_packed_checkpoint_answers_as_transformers_does(packed: tuple[Path, Lo
     wanted = f"int{bits}" if quantization == "the same" else quantization
     loaded = load("packed", str(directory), None, device="cpu", dtype="float32", quantization=wanted)
     assert loaded.quantization == f"int{bits}"
+    assert loaded.weight_format == f"compressed-tensors: {bits} bits{'' if bits == 8 else ' in groups of 32'}"
     layers = {path: m for path, m in loaded.model.named_modules() if isinstance(m, QuantizedLinear)}
     assert {m.packed.unpacked().bits for path, m in layers.items() if path != "lm_head"} == {bits}
     for path, module in layers.items():

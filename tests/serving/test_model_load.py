@@ -63,6 +63,7 @@ def loaded_by(name: str) -> LoadedReplica:
         cache_tokens=16,
         cache_bytes=64,
         weight_bytes=128,
+        weight_format="safetensors: BF16",
     )
     return LoadedReplica(name=name, version="any", engine=engine)
 

@@ -482,6 +482,7 @@ ENGINE = EngineInfo(
     cache_tokens=330_000,
     cache_bytes=64,
     weight_bytes=128,
+    weight_format="safetensors: BF16",
 )
 
 
@@ -502,6 +503,7 @@ def test_what_a_ready_model_runs_on_is_shown(backend: LocalBackend, config: AppC
                 "cache_tokens": 330_000,
                 "cache_bytes": 64,
                 "weight_bytes": 128,
+                "weight_format": "safetensors: BF16",
             },
         }
     }

@@ -322,6 +322,7 @@ def test_lists_of_models(sdk: ollama.Client, backend: LocalBackend, config: AppC
         cache_tokens=1,
         cache_bytes=64,
         weight_bytes=128,
+        weight_format="safetensors: BF16",
     )
     asleep.state_of = {"tested": VariantState("ready", engine=on_gpu)}
     with TestClient(create_app(asleep, config)) as client:
