@@ -24,6 +24,7 @@ SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 GENERATION_CONFIG = "generation_config.json"
+OLDER_QUANTIZATION = "quantize_config.json"
 # Of the tokenizer; transformers reads them if they exist.
 OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
@@ -82,6 +83,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointIncomplete(f"{directory}: no such checkpoint directory")
     config = read_config(directory / CONFIG)
+    _add_older_quantization(directory / OLDER_QUANTIZATION, config)
     if (directory / GENERATION_CONFIG).exists():
         check_generation_config(directory / GENERATION_CONFIG)
     for name in OPTIONAL_FILES:
@@ -95,6 +97,17 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
     weight_format = f"safetensors: {', '.join(dtypes)}" if quantization is None else quantization.in_words
     return Checkpoint(directory, config, tensors, quantization, weight_format)
+
+
+def _add_older_quantization(path: Path, config: dict[str, Any]) -> None:
+    """Before GPTQ wrote its settings into config.json, they were in a file of their own."""
+    if path.exists() and not any(config.get(key) is not None for key in KEYS):
+        given = {"quant_method": "gptq", **read_json(path)}
+        try:
+            read_quantization({KEYS[0]: given})
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error.message.removeprefix(f'{KEYS[0]}.')}") from None
+        config[KEYS[0]] = given
 
 
 def _all_tensors(directory: Path, dtypes: Sequence[str]) -> dict[str, StoredTensor]:

@@ -1,11 +1,11 @@
-"""How config.json says that weights are stored in fewer bits. Plain Python.
+"""How config.json says that weights are stored in fewer bits, with activations as they are. Plain Python.
 
-Of the formats in use, one is read: pack-quantized of the library compressed-tensors, which llm-compressor writes, with
-weights in 4 or 8 bits and activations as they are.
+Of the formats in use, three are read: pack-quantized of the library compressed-tensors, which llm-compressor writes, in
+4 or 8 bits; GPTQ, and AWQ in its version gemm, both in 4 bits.
 """
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ SMALLEST_GROUP = 32  # inputs; that of the kernels
 class StoredQuantization:
     """How linear layers are stored. Those that the checkpoint leaves out have an ordinary weight."""
 
-    method: Literal["compressed-tensors", "gguf"]
+    method: Literal["compressed-tensors", "gguf", "gptq", "gptq_v2", "awq"]
     bits: Literal[8, 4]  # the fewest
     group_size: int | None  # inputs that share a scale; None: all, or as the type of a tensor in a GGUF file says
 
@@ -44,11 +44,15 @@ def read_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
         return None
     key, given = found[0]
     method = given.get("quant_method") if isinstance(given, dict) else None
-    if method != METHOD:
-        raise CheckpointError(
-            f"{key} says that the weights are quantised ({method or 'no quant_method is given'}); "
-            f"of quantised weights, only {FORMAT} of {METHOD} is read"
-        )
+    if isinstance(method, str) and method in _READERS:
+        return _READERS[method](key, given)
+    raise CheckpointError(
+        f"{key} says that the weights are quantised ({method or 'no quant_method is given'}); "
+        f"of quantised weights, only {FORMAT} of {METHOD}, gptq and awq are read"
+    )
+
+
+def _compressed_tensors(key: str, given: Mapping[str, Any]) -> StoredQuantization:
     _require(f"{key}.format", given.get("format"), FORMAT)
     _require(f"{key}.kv_cache_scheme", given.get("kv_cache_scheme"), None)
     groups = given.get("config_groups")
@@ -79,6 +83,43 @@ def _of_weights(where: str, weights: Mapping[str, Any]) -> StoredQuantization:
     if not isinstance(size, int) or size < SMALLEST_GROUP or size % SMALLEST_GROUP:
         raise CheckpointError(f"{where}.group_size is {reprlib.repr(size)}; it must be a multiple of {SMALLEST_GROUP}")
     return StoredQuantization(METHOD, 4, size)
+
+
+def _gptq(key: str, given: Mapping[str, Any]) -> StoredQuantization:
+    """As AutoGPTQ and GPTQModel write it."""
+    _require(f"{key}.bits", given.get("bits"), 4)
+    _require(f"{key}.desc_act", given.get("desc_act"), None, False)  # else inputs change places
+    _require(f"{key}.checkpoint_format", given.get("checkpoint_format"), None, "gptq", "gptq_v2")
+    _require(f"{key}.pack_dtype", given.get("pack_dtype"), None, "int32")
+    _require(f"{key}.dynamic", given.get("dynamic"), None, {})  # other bits for some layers
+    version: Literal["gptq", "gptq_v2"] = "gptq_v2" if given.get("checkpoint_format") == "gptq_v2" else "gptq"
+    return StoredQuantization(version, 4, _group_size(key, given))
+
+
+def _awq(key: str, given: Mapping[str, Any]) -> StoredQuantization:
+    """As AutoAWQ writes it."""
+    _require(f"{key}.bits", given.get("bits"), 4)
+    _require(f"{key}.version", given.get("version"), "gemm", "GEMM")
+    _require(f"{key}.zero_point", given.get("zero_point"), True)
+    return StoredQuantization("awq", 4, _group_size(key, given))
+
+
+def _group_size(key: str, given: Mapping[str, Any]) -> int | None:
+    size = given.get("group_size")
+    if size == -1:
+        return None
+    if not isinstance(size, int) or size < SMALLEST_GROUP or size % SMALLEST_GROUP:
+        raise CheckpointError(
+            f"{key}.group_size is {reprlib.repr(size)}; it must be a multiple of {SMALLEST_GROUP}, or -1"
+        )
+    return size
+
+
+_READERS: Mapping[str, Callable[[str, Mapping[str, Any]], StoredQuantization]] = {
+    METHOD: _compressed_tensors,
+    "gptq": _gptq,
+    "awq": _awq,
+}
 
 
 def _require(field: str, value: object, *allowed: object) -> None:

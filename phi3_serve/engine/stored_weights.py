@@ -10,10 +10,16 @@ from phi3_serve.engine.checkpoint import Checkpoint
 from phi3_serve.engine.compressed_tensors import LAYOUT as COMPRESSED_TENSORS
 from phi3_serve.engine.gguf.tensor_types import read as read_from_gguf
 from phi3_serve.engine.kernels.contract import BlockedWeight, Weight
+from phi3_serve.engine.packed_columns import AWQ, GPTQ, GPTQ_V2
 from phi3_serve.engine.packed_layout import PackedLayout
 from phi3_serve.errors import CheckpointError
 
-_LAYOUTS: Mapping[str, PackedLayout] = {"compressed-tensors": COMPRESSED_TENSORS}
+_LAYOUTS: Mapping[str, PackedLayout] = {
+    "compressed-tensors": COMPRESSED_TENSORS,
+    "gptq": GPTQ,
+    "gptq_v2": GPTQ_V2,
+    "awq": AWQ,
+}
 
 
 class StoredWeights:

@@ -167,10 +167,11 @@ def test_part_of_the_dimensions_may_rotate(tmp_path: Path) -> None:
     ("changes", "text"),
     [
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            {"quantization_config": {"quant_method": "fp8", "bits": 8}},
             "quantization_config",
         ),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": ["gptq"]}}, "quantization_config"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantization_config"),
         ({"compression_config": {"quant_method": "sparseml"}}, "compression_config"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "quantization"),
@@ -182,7 +183,7 @@ def test_quantised_weights_are_refused(tmp_path: Path, changes: dict[str, Any], 
     method = given.get("quant_method") if isinstance(given, dict) else None
     assert config_fault(tmp_path, **changes) == (
         f"{text} says that the weights are quantised ({method or 'no quant_method is given'}); "
-        "of quantised weights, only pack-quantized of compressed-tensors is read"
+        "of quantised weights, only pack-quantized of compressed-tensors, gptq and awq are read"
     )
 
 

@@ -67,7 +67,7 @@ def test_a_layer_is_what_the_library_makes_of_it(layer: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"quant_method": "gptq"}, "quantization_config says that the weights are quantised (gptq); of quantised weights, only pack-quantized of compressed-tensors is read"),
+        ({"quant_method": "bitsandbytes"}, "quantization_config says that the weights are quantised (bitsandbytes); of quantised weights, only pack-quantized of compressed-tensors, gptq and awq are read"),
         ({"format": "int-quantized"}, "quantization_config.format is 'int-quantized'; it must be 'pack-quantized'"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "quantization_config.kv_cache_scheme is {'num_bits': 8}; it must be null"),
         ({"config_groups": {}}, "quantization_config.config_groups is {}; it must have one group of layers"),
