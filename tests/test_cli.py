@@ -49,6 +49,17 @@ def test_up_refuses_more_cores_than_there_are_before_ray_starts(tmp_path: Path) 
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_up_refuses_a_directory_of_batches_that_cannot_be_written(tmp_path: Path) -> None:
+    config, taken = tmp_path / "config.yaml", tmp_path / "taken"
+    taken.write_text("")
+    args = {"models": [{"name": "phi-3-tiny", "num_cpus": 0.5}], "batches": {"directory": f"{taken}/in"}}
+    application = {"import_path": "phi3_serve.serving.app:build_app", "args": args}
+    config.write_text(json.dumps({"applications": [application]}))
+    result = RUN.invoke(app, ["up", str(config)])
+    assert result.exit_code == 2
+    assert result.stderr == f"args.batches.directory: {taken}/in cannot be written: Not a directory\n"
+
+
 def test_up_refuses_tls_behind_haproxy(tmp_path: Path) -> None:
     certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     make = [

@@ -63,10 +63,9 @@ class ApiKey:
             self._num_running -= 1
 
     @property
-    def has_tokens_for_batches(self) -> bool:
-        """Whether half of the tokens of its minute are left. A batch leaves the other half to other requests."""
-        budget = self._budget
-        return budget is None or 2 * budget.remaining >= budget.per_minute
+    def tokens_above_half(self) -> float | None:
+        """Tokens that may be used now until half of those of a minute are left; None without a limit."""
+        return None if self._budget is None else self._budget.remaining - self._budget.per_minute / 2
 
     def spend(self, num_tokens: int) -> None:
         """Count tokens as used; without a limit of tokens they are not counted."""

@@ -7,6 +7,7 @@
 """
 
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ class BatchStore:
             OSError: it cannot be written.
         """
         hidden = self._hidden(request.id)
-        hidden.mkdir(parents=True)
+        hidden.mkdir(mode=stat.S_IRWXU, parents=True)  # nobody else reads what is asked
         json_file.write(hidden / _REQUEST, asdict(request))
         hidden.rename(self._path(request.id))
 

@@ -53,6 +53,11 @@ class BatchDirectory:
                     continue
         return total
 
+    def check(self) -> None:
+        """Raise OSError if it cannot be made, or not be written."""
+        with self.locked():
+            pass
+
     @contextmanager
     def locked(self) -> Iterator[bool]:
         """Whether this process alone runs the batches, while the context lasts. The lock ends with the process.

@@ -5,6 +5,7 @@ the two leaves only what ``sweep`` removes.
 """
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class FileStore:
         Raises:
             OSError: it cannot be written.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._make()
         id = FILE_ID.new()
         part = self._path(id, _PART)
         try:
@@ -84,7 +85,7 @@ class FileStore:
         Raises:
             OSError: neither call found it, or it cannot be moved.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._make()
         content = self.content(id)
         if path.exists() or not content.exists():
             _write_to_disk(path)
@@ -125,6 +126,9 @@ class FileStore:
             for path in self._directory.glob(pattern):
                 if _is_old(path):
                     path.unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        self._directory.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)  # nobody else reads what is asked
 
     def _about(self, id: str) -> StoredFile | None:
         about = json_file.read(self._path(id, _ABOUT)) if FILE_ID.matches(id) else None

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import yaml
 
+from phi3_serve.batch.directory import BatchDirectory
 from phi3_serve.catalogue import is_local
 from phi3_serve.config import AppConfig
 from phi3_serve.engine.source import open_source
@@ -28,7 +29,7 @@ def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port:
     """The config at ``path``, after all checks that need no process of Ray. ``host`` and ``port`` replace its own.
 
     Raises:
-        ConfigError: the file is missing, or a key or value is wrong.
+        ConfigError: the file is missing, a key or value is wrong, or the directory of batches cannot be written.
         CheckpointError: a local checkpoint cannot be served.
         Phi3ServeError: more cores are reserved than this machine has, the port is taken, or the config asks for TLS and
             HAProxy has none.
@@ -39,6 +40,7 @@ def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port:
         raise ConfigError(f"{path}: http_options.ssl_certfile: Ray's HAProxy has no TLS; use --proxy python")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cores(file.app)
+        _check_directory_of_batches(file.app)
     _check_local_checkpoints(file.app)
     _check_port_is_free(file.host, file.port)
     return file
@@ -90,6 +92,16 @@ def _check_port_is_free(host: str, port: int) -> None:
                 f"{host}:{port}: cannot be listened on: {error.strerror}. "
                 "Choose another with --port or http_options.port."
             ) from None
+
+
+def _check_directory_of_batches(config: AppConfig) -> None:
+    """ConfigError for a directory that the ingress, which will run on this machine, cannot use."""
+    if (directory := config.batches.directory) is None:
+        return
+    try:
+        BatchDirectory(Path(directory).expanduser()).check()
+    except OSError as error:
+        raise ConfigError(f"args.batches.directory: {directory} cannot be written: {error.strerror}") from None
 
 
 def _check_local_checkpoints(config: AppConfig) -> None:

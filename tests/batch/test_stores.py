@@ -112,6 +112,7 @@ def test_no_owner_has_the_place_of_another_one(tmp_path: Path) -> None:
     assert [len(directory.of(name).files.ids()) for name in names] == [1] * 5
     assert len(set(directory.owners())) == 5
     assert set(directory.owners()) == set(names)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*/files")} == {0o700}
     contents = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert directory.num_bytes() == contents
 

@@ -1,10 +1,12 @@
 """How a request of a batch is sent: after those of other clients, and again until it has an answer that counts."""
 
 import asyncio
+from collections import defaultdict
 from dataclasses import replace
 from http import HTTPStatus
 
 from phi3_serve.api.batches.in_process import InProcessClient
+from phi3_serve.api.batches.token_share import TokenShare
 from phi3_serve.api.keys import ApiKey, ApiKeys
 from phi3_serve.api.service import Service
 from phi3_serve.batch.lines import Reply, RequestLine
@@ -25,6 +27,7 @@ class BatchSender:
         self._service = service
         self._keys = keys
         self._client = client
+        self._tokens = defaultdict[str | None, TokenShare](TokenShare)
         self._share = Share(service.config.batches.share, service.backend.occupancy)
 
     def knows(self, owner: str | None) -> bool:
@@ -42,18 +45,22 @@ class BatchSender:
         return reply
 
     async def _send_once(self, owner: str | None, line: RequestLine) -> Reply:
-        key = await self._key(owner)
-        try:
-            model = self._service.model_named(line.body.get("model"))
-        except UnknownModel:
-            return await self._client.post(line.url, line.body, key)  # which refuses it
-        async with self._share.place(model):
-            return await self._client.post(line.url, line.body, key)
+        key, tokens = await self._key(owner), self._tokens[owner]
+        with tokens.in_flight():
+            try:
+                model = self._service.model_named(line.body.get("model"))
+            except UnknownModel:
+                return await self._client.post(line.url, line.body, key)  # which refuses it
+            async with self._share.place(model):
+                reply = await self._client.post(line.url, line.body, key)
+        if reply.is_answer:
+            tokens.ended(reply.body["usage"]["total_tokens"])
+        return reply
 
     async def _key(self, owner: str | None) -> ApiKey | None:
-        """The key of ``owner``; waits while it does not exist, and while it has few tokens left."""
+        """The key of ``owner``; waits while it does not exist, and while it has too few tokens for one more request."""
         while True:
             key = None if owner is None else self._keys.named(owner)
-            if self.knows(owner) and (key is None or key.has_tokens_for_batches):
+            if self.knows(owner) and (key is None or self._tokens[owner].has_room(key)):
                 return key
             await asyncio.sleep(_POLL_INTERVAL_S)

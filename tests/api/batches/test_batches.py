@@ -372,6 +372,30 @@ def test_files_and_batches_belong_to_their_key(
     assert 'phi3_serve_api_key_requests_total{api_key="alice",model_name="tested"} 10.0' in counted
 
 
+def test_a_batch_leaves_half_of_the_tokens_of_its_key(
+    backend: LocalBackend, config: AppConfig, tmp_path: Path, serve_app: Callable[[FastAPI], str]
+) -> None:
+    keys = [{"name": "alice", "hash": hash_of("alice"), "tokens_per_minute": 3000}]
+    url = serve_app(create_app(backend, with_batches(config, tmp_path, auth={"keys": keys})))
+    client = sdk(url, "alice")
+    bodies = [chat(number, max_tokens=40, **ENDLESS) for number in range(100)]
+    batch = start(client, [line(f"{number}", body) for number, body in enumerate(bodies)])
+    wait_for(lambda: num_answered(client, batch.id) >= 20)
+    time.sleep(1)
+    assert num_answered(client, batch.id) < 90
+    for body in bodies[:3]:
+        answer = httpx2.post(url + CHAT, json=body, headers={"Authorization": "Bearer alice"})
+        assert answer.status_code == 200
+        assert int(answer.headers["x-ratelimit-remaining-tokens"]) > 1000
+    client.batches.cancel(batch.id)
+    assert until(client, batch).status == "cancelled"
+
+
+def num_answered(client: OpenAI, id: str) -> int:
+    counts = client.batches.retrieve(id).request_counts
+    return 0 if counts is None else counts.completed
+
+
 class Watched(LocalBackend):
     """Remembers how many requests it had at once, and can be told to fail."""
 
