@@ -93,13 +93,13 @@ class Detokenizer:
 
     def _give(self, text: str) -> str:
         self._num_chars += len(text)
-        num_known = _num_common(text, self._known)
+        num_known = num_common(text, self._known)
         if text:
             self._known = ""
         return text[num_known:]
 
 
-def _num_common(one: str, other: str) -> int:
+def num_common(one: str, other: str) -> int:
     """How many leading characters are the same in both."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))

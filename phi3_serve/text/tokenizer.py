@@ -213,7 +213,7 @@ class Phi3Tokenizer:
             self.piece,
             byte_ids=self._byte_ids,
             traceless_ids=self.traceless_ids(parameters),
-            drops_first_space=not before,
+            before=before,
         )
 
     def prompt_places(self, prompt: Prompt, prompt_ids: Sequence[int]) -> tuple[str, list[Place]]:
@@ -229,7 +229,7 @@ class Phi3Tokenizer:
                 begins = [start for start, _ in encoding.offsets[1:]] + [len(text)]
                 parts = zip(encoding.ids, encoding.offsets, begins, strict=True)
                 return text, [self._place(text, *part) for part in parts]
-        places = TokenPlaces(self.piece, byte_ids=self._byte_ids, drops_first_space=True)
+        places = TokenPlaces(self.piece, byte_ids=self._byte_ids)
         places.add(prompt_ids)
         places.finish()
         return self._decode_all(prompt_ids), places.take_all()
