@@ -64,7 +64,8 @@ class GenerationParameters:
     """Maximum number of tokens of the answer."""
     min_new_tokens: Annotated[int, Range(ge=0)] | None = None
     """Minimum number of tokens of the answer; until then no end-of-sequence token is generated. If the maximum is
-    lower, the answer ends there, with a warning."""
+    lower, the answer ends there, with a warning. A structured answer or a forced call ends earlier where it is complete
+    and nothing can follow."""
     do_sample: bool | None = None
     """true draws each token from the distribution; false takes the most likely token."""
     early_stopping: EarlyStopping | None = None

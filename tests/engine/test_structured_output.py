@@ -125,13 +125,22 @@ def test_an_answer_that_is_complete_with_its_last_token_is_finished(engine: Engi
     assert open_ended.finish_reason == "length"  # it matches, but could have gone on
 
 
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_an_answer_that_can_only_end_ends_before_the_minimum(
+    engine: Engine, asker: Asker, mode: dict[str, Any]
+) -> None:
+    for sequence in Answer(engine, asker.request(choice=["yes", "no"], min_new_tokens=40, **mode)).sequences():
+        assert asker.text(sequence) in ("yes", "no")
+        assert sequence.finish_reason == "stop"
+    for sequence in Answer(engine, asker.request(regex="a{1,30}", min_new_tokens=12, **mode)).sequences():
+        text = asker.text(sequence)
+        assert len(sequence.token_ids) > 12 or len(text) == 30
+        assert re.fullmatch("a{1,30}", text)
+
+
 @pytest.mark.parametrize(
     "given",
     [
-        {"choice": ["yes", "no"], "min_new_tokens": 40},
-        {"choice": ["yes", "no"], "min_new_tokens": 40, "num_beams": 3},
-        {"choice": ["yes", "no"], "min_new_tokens": 40, "do_sample": True, "num_return_sequences": 2},
-        {"choice": ["yes", "no"], "min_new_tokens": 40, "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
         {"regex": "[0-9]+", "allowed_token_ids": [400, 401, 402]},
         {"regex": "x", "suppress_tokens": list(range(3, 703))},
         {"choice": ["yes"], "forced_eos_token_id": 643, "max_new_tokens": 1},

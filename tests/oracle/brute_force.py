@@ -50,6 +50,11 @@ class BruteForce:
         """Whether each token of ``answer`` may follow those before it."""
         return all(self.allowed(answer[:number])[token] for number, token in enumerate(answer))
 
+    def must_end(self, answer: Sequence[int]) -> bool:
+        """Whether only an end may follow ``answer``."""
+        allowed = self.allowed(answer)
+        return any(allowed) and not any(may and token not in self._ends for token, may in enumerate(allowed))
+
     def is_complete(self, text: bytes) -> bool:
         """Whether the grammar allows ``text``."""
         matcher = self._after(text)
@@ -80,7 +85,7 @@ class BruteForceProcessor(LogitsProcessor):
         ours = Phi3Tokenizer(tokenizer)
         is_start = not ours.before_answer(RawPrompt(""), request.prompt_ids)
         self.reference = BruteForce(request, ours, vocab_size, is_start_of_text=is_start)
-        self._num_prompt_tokens = len(request.prompt_ids)
+        self.num_prompt_tokens = len(request.prompt_ids)
         self._max_new_tokens = request.max_length - len(request.prompt_ids)
         self._ends = frozenset(request.parameters.eos_token_ids)
         self._is_beam_search = request.parameters.is_beam_search
@@ -93,7 +98,23 @@ class BruteForceProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Rule out what is not allowed. Rows that have ended are padded, whatever their scores."""
         scores = scores.clone()
-        for row, ids in enumerate(input_ids[:, self._num_prompt_tokens :].tolist()):
+        for row, ids in enumerate(input_ids[:, self.num_prompt_tokens :].tolist()):
             if self._is_beam_search or not self._ends.intersection(ids):
                 scores[row, ~torch.tensor(self.reference.allowed(ids))] = -torch.inf
         return scores
+
+
+class UnlessComplete(LogitsProcessor):
+    """A minimum length of ``generate``, which rules no end out where the grammar leaves nothing else."""
+
+    def __init__(self, minimum: LogitsProcessor, structured: BruteForceProcessor) -> None:
+        self._minimum = minimum
+        self._structured = structured
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Rule the ends out."""
+        processed: Tensor = self._minimum(input_ids, scores).clone()
+        for row, ids in enumerate(input_ids[:, self._structured.num_prompt_tokens :].tolist()):
+            if self._structured.reference.must_end(ids):
+                processed[row] = scores[row]
+        return processed

@@ -4,10 +4,20 @@ Slow and right: it defines what every parameter means. Group beam search, which 
 oracle.group_beams, held to recorded answers of 4.55.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from phi3_serve import core
 from phi3_serve.core import EngineRequest, Failed, Finished
@@ -73,7 +83,7 @@ class Oracle:
         if parameters.stop_strings:
             criteria.append(StopStringCriteria(self._tokenizer, list(parameters.stop_strings)))
         structured = self._structured(request)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _minimum_of(structured):
             if parameters.seed is not None:
                 torch.manual_seed(parameters.seed)
             output: Any = self._model.generate(
@@ -136,6 +146,21 @@ class Oracle:
             output.sequences, output.scores, getattr(output, "beam_indices", None), normalize_logits=True
         ).tolist()
         return rows
+
+
+def _minimum_of(structured: "BruteForceProcessor | None") -> AbstractContextManager[object]:
+    """generate() has the minimum length of structured answers."""
+    if structured is None:
+        return nullcontext()
+    from tests.oracle.brute_force import UnlessComplete
+
+    def unless_complete(minimum: type[LogitsProcessor], *args: Any, **kwargs: Any) -> LogitsProcessor:
+        return UnlessComplete(minimum(*args, **kwargs), structured)
+
+    kinds = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)  # generate() makes both of min_new_tokens
+    replaced: Any = {kind.__name__: partial(unless_complete, kind) for kind in kinds}
+    patched: AbstractContextManager[object] = patch.multiple("transformers.generation.utils", **replaced)
+    return patched
 
 
 def _has_empty_place(output: Any, parameters: ResolvedParameters) -> bool:

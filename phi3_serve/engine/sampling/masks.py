@@ -16,6 +16,10 @@ class Mask(NamedTuple):
     token_ids: Any  # int64 [tokens]
     are_allowed: bool
 
+    def allows_only(self, token_ids: Sequence[int]) -> bool:
+        """Whether no other token than ``token_ids`` is allowed."""
+        return self.are_allowed and bool(np.isin(self.token_ids, token_ids).all())
+
 
 @dataclass(frozen=True, slots=True)
 class PendingMask:

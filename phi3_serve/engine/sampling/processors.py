@@ -176,8 +176,15 @@ def _encoder_no_repeat_ngram(scores: Tensor, indices: list[int], rows: list[Scor
 
 
 def _min_length(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:
-    ends = [row.settings.min_length_ids if len(row.history) < row.settings.min_length else [] for row in rows]
+    """A structured answer to which only an end is left ends, however short it is."""
+    ends = [row.settings.min_length_ids if _must_go_on(row) else [] for row in rows]
     _rule_out(scores, indices, ends)
+
+
+def _must_go_on(row: ScoreRow) -> bool:
+    if len(row.history) >= row.settings.min_length:
+        return False
+    return row.mask is None or not row.mask.get().allows_only(row.settings.min_length_ids)
 
 
 def _allowed(scores: Tensor, indices: list[int], rows: list[ScoreRow], _: Tensor) -> None:

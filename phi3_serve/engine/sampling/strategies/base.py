@@ -161,7 +161,7 @@ class Strategy(ABC):
     def _nothing_is_left(self) -> InvalidRequest:
         kind = self.settings.structured_kind
         return InvalidRequest(
-            f"`{kind}` allows none of the tokens that the other parameters leave, such as a minimum length, banned "
-            "words or allowed_token_ids.",
+            f"`{kind}` allows none of the tokens that the other parameters leave, such as bad_words or "
+            "allowed_token_ids.",
             kind,
         )
