@@ -57,6 +57,7 @@ class Conversation:
     add_generation_prompt: bool = True  # end with what begins an answer of the assistant
     continue_final_message: bool = False  # end within the last message, which the answer continues
     add_special_tokens: bool = False  # those of RawPrompt, besides what the template writes
+    tools_text: str = ""  # the part of the system message that offers tools, for errors
 
 
 Prompt = RawPrompt | TokenPrompt | Conversation

@@ -1,6 +1,6 @@
 """Messages in OpenAI's form, which other servers' endpoints take, too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
@@ -124,7 +124,7 @@ class ChatCompletionMessage(BaseModel):
 ChatCompletionMessages = Annotated[list[ChatCompletionMessage], Len(1, 1024)]
 
 
-def conversation(messages: list[ChatCompletionMessage], offer: Offer | None = None) -> Conversation:
+def conversation(messages: Sequence[ChatCompletionMessage], offer: Offer | None = None) -> Conversation:
     """``messages`` as the replica takes them, with the tools of ``offer``.
 
     Raises:
@@ -133,7 +133,7 @@ def conversation(messages: list[ChatCompletionMessage], offer: Offer | None = No
     turns = Turns()
     for number, message in enumerate(messages):
         _add(message, turns, f"messages.{number}")
-    return Conversation(with_offer(turns.messages, offer))
+    return with_offer(turns.messages, offer)
 
 
 def _add(message: ChatCompletionMessage, turns: Turns, at: str) -> None:
@@ -146,9 +146,13 @@ def _add(message: ChatCompletionMessage, turns: Turns, at: str) -> None:
         turns.say(role, message.text, message.name, message.reasoning_content)
         calls = message.tool_calls or ()
         if message.role != "assistant" and (calls or message.function_call):
-            raise InvalidRequest("Only an assistant has called tools.", f"{at}.tool_calls")
+            name = f"{at}.{'tool_calls' if calls else 'function_call'}"
+            raise InvalidRequest(
+                f"`{name}` is in a turn of the {message.role}; only an assistant has called tools.", name
+            )
         for number, call in enumerate(calls):
-            turns.call(call.id, call.function.name, call.function.arguments, at=f"{at}.tool_calls.{number}")
+            called, place = call.function, f"{at}.tool_calls.{number}.function.arguments"
+            turns.call(call.id, called.name, called.arguments, at=place)
         if message.function_call is not None:
-            called = message.function_call
-            turns.call(None, called.name, called.arguments, at=f"{at}.function_call")
+            called, place = message.function_call, f"{at}.function_call.arguments"
+            turns.call(None, called.name, called.arguments, at=place)

@@ -1,8 +1,9 @@
 """Anthropic's request bodies as ``GenerationRequest``."""
 
-from typing import TypeVar
+from dataclasses import replace
 
 from phi3_serve.api.anthropic.schema import (
+    Block,
     CountTokensRequest,
     MessageParam,
     MessagesRequest,
@@ -20,8 +21,6 @@ from phi3_serve.core import Conversation, GenerationRequest, RequestOptions
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 
-Block = TypeVar("Block", TextBlock, ToolUseBlock, ToolResultBlock)
-
 
 def conversation(body: MessagesRequest | CountTokensRequest, offer: Offer | None) -> Conversation:
     """The system prompt and the messages, with the tools of ``offer``. An answer continues what an assistant has begun.
@@ -35,8 +34,9 @@ def conversation(body: MessagesRequest | CountTokensRequest, offer: Offer | None
     for number, message in enumerate(body.messages):
         _add(message, turns, f"messages.{number}.content")
     last = body.messages[-1]
-    is_begun = last.role == "assistant" and not _blocks(last, ToolUseBlock)
-    return Conversation(with_offer(turns.messages, offer), continue_final_message=is_begun)
+    has_calls = any(isinstance(block, ToolUseBlock) for block in last.content)
+    is_begun = last.role == "assistant" and not has_calls
+    return replace(with_offer(turns.messages, offer), continue_final_message=is_begun)
 
 
 def generation_request(
@@ -63,19 +63,31 @@ def generation_request(
 
 
 def _add(message: MessageParam, turns: Turns, at: str) -> None:
-    text = message.content if isinstance(message.content, str) else text_of(_blocks(message, TextBlock))
-    calls, results = _blocks(message, ToolUseBlock), _blocks(message, ToolResultBlock)
-    if (calls and message.role != "assistant") or (results and message.role != "user"):
-        raise InvalidRequest("An assistant has called tools, and a user sends the results.", at)
-    for result in results:
-        turns.result(result.tool_use_id, result.text, at=f"{at}.tool_use_id")
+    """``at``: the field with the content, for errors."""
+    if isinstance(message.content, str):
+        turns.say(message.role, message.content)
+        return
+    blocks = [(f"{at}.{number}", block) for number, block in enumerate(message.content)]
+    for place, block in blocks:
+        _check_author(message.role, block, place)
+    results = [(place, block) for place, block in blocks if isinstance(block, ToolResultBlock)]
+    for place, result in results:
+        turns.result(result.tool_use_id, result.text, at=f"{place}.tool_use_id")
+    text = text_of([block for _, block in blocks if isinstance(block, TextBlock)])
     if not results:
         turns.say(message.role, text)
     elif text:
         turns.say_more(text)
-    for call in calls:
-        turns.call(call.id, call.name, call.input, at=at)
+    for place, block in blocks:
+        if isinstance(block, ToolUseBlock):
+            turns.call(block.id, block.name, block.input, at=f"{place}.input")
 
 
-def _blocks(message: MessageParam, kind: type[Block]) -> list[Block]:
-    return [] if isinstance(message.content, str) else [block for block in message.content if isinstance(block, kind)]
+def _check_author(role: str, block: Block, place: str) -> None:
+    author = {"tool_use": "assistant", "tool_result": "user"}.get(block.type, role)
+    if role != author:
+        raise InvalidRequest(
+            f"`{place}` is a {block.type} block in a turn of the {role}; an assistant has called tools, and a user "
+            "sends the results.",
+            place,
+        )

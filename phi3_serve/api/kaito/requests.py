@@ -1,7 +1,8 @@
 """KAITO's request body as a ``GenerationRequest``."""
 
+from phi3_serve.api.chat_messages import conversation
 from phi3_serve.api.kaito.schema import ChatRequest
-from phi3_serve.core import Conversation, GenerationRequest, Message, RawPrompt, RequestOptions
+from phi3_serve.core import Conversation, GenerationRequest, RawPrompt, RequestOptions
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN
 
@@ -16,7 +17,7 @@ def generation_request(body: ChatRequest, *, model: str, request_id: str, option
     """The request that the body describes.
 
     Raises:
-        InvalidRequest: neither or both of prompt and messages.
+        InvalidRequest: neither or both of prompt and messages, or a result belongs to no call.
     """
     return GenerationRequest(
         request_id=request_id,
@@ -35,7 +36,7 @@ def _prompt(body: ChatRequest) -> RawPrompt | Conversation:
     if body.prompt and body.messages:
         raise InvalidRequest(PROMPT_AND_MESSAGES, "messages")
     if body.messages:
-        return Conversation(tuple(Message(m.role, m.content or "", m.name, m.reasoning_content) for m in body.messages))
+        return conversation(body.messages)
     if body.messages is not None and not body.prompt:
         raise InvalidRequest(MESSAGES_REQUIRED, "messages")
     if not body.prompt:

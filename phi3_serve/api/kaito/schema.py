@@ -11,32 +11,19 @@ from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
-from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing
+from phi3_serve.api.chat_messages import ChatCompletionMessage
+from phi3_serve.api.fields import GenerateKwargs, nothing
 from phi3_serve.api.refused_fields import unknown_fields
 from phi3_serve.parameters import Characters, GenerationParameters
 
 
-class ChatMessage(BaseModel):
-    """One turn of a conversation."""
+class ChatMessage(ChatCompletionMessage):
+    """One turn of a conversation, as in OpenAI's chat. Fields that are not known have no effect."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "user", "assistant"]
-    """The author of this turn."""
-    content: Annotated[Characters | None, OnlyAssistantMaySayNothing]
-    """The text. Text that spells a control token stays text. Null in an assistant's turn is an empty text."""
-    name: Characters | None = None
-    """The name of the author. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
-    reasoning_content: Characters | None = None
-    """What an assistant thought first. It has an effect if the checkpoint's chat template uses it; Phi-3's does not."""
-    tool_calls: Annotated[list[Any] | None, Len(0, 0), nothing("tools are not offered")] = None
-    """Always empty."""
-    function_call: Annotated[None, nothing("tools are not offered")] = None
-    """Always null."""
     images: Annotated[list[Any] | None, Len(0, 0), nothing("the model reads text only")] = None
     """Always empty."""
-    audio: Annotated[None, nothing("the model reads text only")] = None
-    """Always null."""
 
 
 class ChatRequest(BodyWithParameters):
@@ -70,7 +57,7 @@ class ChatRequest(BodyWithParameters):
     messages: Annotated[list[ChatMessage], Len(0, 1024)] | None = None
     """A conversation instead of a prompt. The checkpoint's chat template is applied, and Result is the reply alone. The
     turns may have any order that the template takes. A system message that it leaves out, as Phi-3-medium's does, is
-    written as in Phi-3-mini, or refused."""
+    written as in Phi-3-mini, or refused. Earlier calls of tools and their results are read; no tools are offered."""
     return_full_text: bool = True
     """Return the prompt and the answer (true) or the answer alone (false)."""
     clean_up_tokenization_spaces: bool = False

@@ -78,15 +78,19 @@ def _conversation(messages: Sequence[OllamaMessage], offer: Offer | None) -> Con
     for number, message in enumerate(messages):
         at = f"messages.{number}"
         if message.tool_calls and message.role != "assistant":
-            raise InvalidRequest("Only an assistant has called tools.", f"{at}.tool_calls")
+            raise InvalidRequest(
+                f"`{at}.tool_calls` is in a turn of the {message.role}; only an assistant has called tools.",
+                f"{at}.tool_calls",
+            )
         if message.role == "tool":
             name = message.tool_name or message.name or turns.unanswered
             turns.result(message.tool_call_id, message.content or "", at=f"{at}.tool_name", name=name)
             continue
         turns.say(message.role, message.content or "", reasoning_content=message.thinking)
-        for call in message.tool_calls or ():
-            turns.call(call.id, call.function.name, call.function.arguments, at=f"{at}.tool_calls")
-    return Conversation(with_offer(turns.messages, offer))
+        for n, call in enumerate(message.tool_calls or ()):
+            called, place = call.function, f"{at}.tool_calls.{n}.function.arguments"
+            turns.call(call.id, called.name, called.arguments, at=place)
+    return with_offer(turns.messages, offer)
 
 
 def _question(body: OllamaGenerateRequest) -> Prompt | None:

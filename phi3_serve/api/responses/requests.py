@@ -32,7 +32,7 @@ def conversation(body: ResponsesRequest | ResponseInputTokensRequest, offer: Off
     else:
         for number, item in enumerate(body.input):
             _add(item, turns, f"input.{number}")
-    return Conversation(with_offer(turns.messages, offer))
+    return with_offer(turns.messages, offer)
 
 
 def generation_request(
@@ -65,7 +65,7 @@ def generation_request(
 def _add(item: InputMessage | FunctionCallItem | FunctionCallOutputItem | ReasoningItem, turns: Turns, at: str) -> None:
     match item:
         case FunctionCallItem():
-            turns.call(item.call_id, item.name, item.arguments, at=at)
+            turns.call(item.call_id, item.name, item.arguments, at=f"{at}.arguments")
         case FunctionCallOutputItem():
             turns.result(item.call_id, item.text, at=f"{at}.call_id", name=item.name)
         case InputMessage():

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from phi3_serve.api.tools.offer import Offer, Tool
-from phi3_serve.core import Message
+from phi3_serve.core import Conversation, Message
 
 _EXAMPLE = '[{"name": "NAME", "arguments": {...}}]'
 _FORCED = f"Answer with a JSON list of calls of these tools, and nothing else: {_EXAMPLE}"
@@ -15,15 +15,17 @@ _AUTO = (
 )
 
 
-def with_offer(messages: Sequence[Message], offer: Offer | None) -> tuple[Message, ...]:
-    """``messages``, in which the system message offers the tools."""
+def with_offer(messages: Sequence[Message], offer: Offer | None) -> Conversation:
+    """The conversation of ``messages``, in which the system message offers the tools."""
     if offer is None:
-        return tuple(messages)
+        return Conversation(tuple(messages))
     text = _offer_text(offer)
     if messages and messages[0].role == "system":
         first, *others = messages
-        return (Message("system", f"{first.content}\n\n{text}", first.name), *others)
-    return (Message("system", text), *messages)
+        system = Message("system", f"{first.content}\n\n{text}", first.name)
+    else:
+        system, others = Message("system", text), list(messages)
+    return Conversation((system, *others), tools_text=text)
 
 
 def _offer_text(offer: Offer) -> str:

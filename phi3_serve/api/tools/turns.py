@@ -57,7 +57,7 @@ class Turns:
         self._turns[-1].texts.append(text)
 
     def call(self, call_id: str | None, name: str, arguments: str | Mapping[str, Any], *, at: str) -> None:
-        """The assistant calls a tool. ``at``: the field of the call, for errors."""
+        """The assistant calls a tool. ``at``: the field of the arguments, for errors."""
         if not self._turns or self._turns[-1].role != "assistant":
             self._turns.append(_Turn("assistant"))
         if not isinstance(arguments, str):

@@ -152,6 +152,27 @@ def test_groups_of_beams(client: TestClient) -> None:
     assert "".join(answer["Results"]) == answer["Result"]
 
 
+def test_earlier_calls_and_results_are_turns(client: TestClient) -> None:
+    """As in OpenAI's chat."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    question = {"role": "user", "content": [{"type": "text", "text": "b"}], "unknown": 1}
+    with_calls = [
+        question,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "d"},
+    ]
+    as_text = [
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": '[{"name": "f", "arguments": {"a": 1}}]'},
+        {"role": "user", "content": "Result of f:\nd"},
+    ]
+    answers = [ask(client, {"messages": turns, "generate_kwargs": GREEDY}) for turns in (with_calls, as_text)]
+    assert answers[0] == answers[1]
+    body = {"model": "tested", "messages": with_calls[1:], "max_tokens": 24, "temperature": 0}
+    same = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert ask(client, {"messages": with_calls[1:], "generate_kwargs": GREEDY})["Result"] == same
+
+
 def test_messages_get_the_reply_alone(client: TestClient, oracle: Any) -> None:
     messages = [
         {"role": "system", "content": "Be kind."},
@@ -291,6 +312,11 @@ def test_a_stream_tells_the_same_as_the_plain_call(client: TestClient, kwargs: d
             404,
             "Model testing is not served here; did you mean tested?",
         ),
+        (
+            {"messages": [{"role": "user", "content": "b"}, {"role": "tool", "tool_call_id": "c", "content": "d"}]},
+            400,
+            "`messages.1.tool_call_id` is 'c'; it must be the id of a call in an earlier message.",
+        ),
         ({"prompt": "a", "model": "gpt-2"}, 404, "Model gpt-2 is not served here; served are tested."),
         (
             {"prompt": "a b c d e f", "generate_kwargs": {"max_length": 3}},
@@ -330,11 +356,11 @@ def test_a_refusal_says_why(client: TestClient, body: dict[str, Any], status: in
         ({"prompt": "a", "generate_kwargs": {"temperature": "abc"}}, ["generate_kwargs", "temperature"], "Input should be a valid number, unable to parse string as a number"),
         ({"prompt": "a", "generate_kwargs": {"bad_words_ids": [[]]}}, ["generate_kwargs", "bad_words_ids", 0], "List should have at least 1 item after validation, not 0"),
         ({"prompt": "a", "handle_long_generation": "truncate"}, ["handle_long_generation"], "Input should be 'hole'"),
-        ({"messages": [{"role": "root", "content": "a"}]}, ["messages", 0, "role"], "Input should be 'system', 'user' or 'assistant'"),
-        ({"messages": [{"role": "user"}]}, ["messages", 0, "content"], "Field required"),
+        ({"messages": [{"role": "root", "content": "a"}]}, ["messages", 0, "role"], "Input should be 'system', 'developer', 'user', 'assistant', 'tool' or 'function'"),
+        ({"messages": [{"role": "user"}]}, ["messages", 0, "content"], "Only an assistant's content may be null; here a text is required."),
         ({"messages": [{"role": "user", "content": None}]}, ["messages", 0, "content"], "Only an assistant's content may be null; here a text is required."),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}]}, ["messages", 0, "tool_calls"], "This must be null or empty: tools are not offered."),
-        ({"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]}, ["messages", 0, "function_call"], "This must be null or empty: tools are not offered."),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}]}, ["messages", 0, "tool_calls", 0, "function"], "Field required"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, ["messages", 0, "content", 0], "Pictures are not offered: the model reads text only."),
         ({"messages": [{"role": "user", "content": "", "images": ["aGk="]}]}, ["messages", 0, "images"], "This must be null or empty: the model reads text only."),
         ({"prompt": "a", "stream": "perhaps"}, ["stream"], "Input should be a valid boolean, unable to interpret input"),
     ],
