@@ -3,7 +3,8 @@
 Phi3ServeError                 everything this project raises on purpose
 ├── InvalidRequest             the request is wrong; sending it again changes nothing
 │   ├── UnknownModel           the request names a model that this server does not declare
-│   └── NotFound               the request names a file or a batch that is not there
+│   ├── NotFound               the request names a file or a batch that is not there
+│   └── PromptTooLong          the prompt leaves no token of the context, or of max_length, to an answer
 ├── StorageUnavailable         the directory of files and batches cannot be read or written
 ├── Unauthorized               the request carries no API key that this server knows
 ├── PermissionDenied           the request's API key lacks the scope that the route needs
@@ -49,6 +50,10 @@ class InvalidRequest(Phi3ServeError):
 
 class UnknownModel(InvalidRequest):
     """The request names a model that is not declared in the config."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for an answer in the model's context, or in the request's own ``max_length``."""
 
 
 class NotFound(InvalidRequest):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from phi3_serve.core import EngineRequest
-from phi3_serve.errors import InvalidRequest
+from phi3_serve.errors import InvalidRequest, PromptTooLong
 from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS, MAX_PROMPT_LOGPROBS
 from phi3_serve.resolved_parameters import ResolvedParameters, check_token_ids
 
@@ -29,8 +29,8 @@ def prepare(
     prompt that leaves no space for the answer (``handle_long_generation`` "hole").
 
     Raises:
-        InvalidRequest: the prompt is empty, prompt and answer do not fit into the context, or the prompt is too long
-            for the log-probabilities that are asked of it.
+        InvalidRequest: the prompt is empty, or too long for the log-probabilities that are asked of it.
+        PromptTooLong: no token of an answer fits after the prompt.
     """
     if parameters.truncate_prompt_tokens is not None:
         num_given = len(prompt_ids)
@@ -93,6 +93,10 @@ def warnings(request: EngineRequest) -> tuple[str, ...]:
             f"`{name}` has no effect with `{kind}`: the answer ends where it is complete."
             for name in parameters.without_effect
         ]
+    if parameters.replaced_by_call is not None:
+        found.append(
+            f"`{parameters.replaced_by_call}` has no effect: it is for an answer in words, and a call is forced."
+        )
     if not parameters.eos_token_ids and not parameters.ignored_eos_token_ids:
         found.append("`eos_token_id` is empty: no token ends the answer.")
     return tuple(found)
@@ -123,10 +127,10 @@ def lengths(parameters: ResolvedParameters, *, prompt: int, prefix: int, context
     TextGenerationPipeline._forward). The maximum is limited to ``context``; the minimum may be above the maximum.
 
     Raises:
-        InvalidRequest: no token of an answer fits after the prompt.
+        PromptTooLong: no token of an answer fits after the prompt.
     """
     if prompt >= context:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"The prompt has {prompt} tokens, but this model's context holds {context}, answer included.",
             "prompt",
         )
@@ -145,7 +149,7 @@ def _longest(parameters: ResolvedParameters, *, prompt: int, prefix: int) -> int
         return prompt + LIBRARY_DEFAULT_NEW_TOKENS
     longest = parameters.max_length + prefix
     if prompt >= longest:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"Input length of input_ids is {prompt}, but `max_length` is set to {parameters.max_length}. "
             "`max_length` counts prompt and answer together: increase it, or set `max_new_tokens`.",
             "max_length",

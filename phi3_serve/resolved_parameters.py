@@ -88,6 +88,7 @@ class ResolvedParameters:
     # text
     structured_output: StructuredOutput | None = None
     without_effect: tuple[str, ...] = ()  # parameters that a structured output turns off
+    replaced_by_call: StructuredKind | None = None  # what the text would be if no call were forced
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None  # -1 is what the context holds
@@ -135,6 +136,8 @@ def resolve(
     values = merged.given()
     structured = next(filter(None, map(_structured_output, (given, *defaults))), None)
     if tool_calls is not None:
+        if tool_calls.is_forced and structured is not None:
+            values["replaced_by_call"] = structured.kind
         structured = _with_calls(tool_calls, structured)
     if structured is not None:
         values |= {"structured_output": structured, "without_effect": _turned_off(values)}

@@ -27,6 +27,7 @@ class CallableTool:
 
     name: str
     schema: dict[str, Any]  # JSON schema of the arguments, which are an object
+    field: str  # where the client has sent the schema, for errors
     is_strict: bool = False  # whether arguments always follow the schema, also in an answer that need not be a call
 
 

@@ -23,7 +23,8 @@ class FunctionDefinition(BaseModel):
     parameters: dict[str, Any] | None = None
     """The JSON schema of its arguments, which are an object; by default it has none."""
     strict: bool | None = None
-    """true: arguments always follow the schema. If a call is forced, they do so in any case."""
+    """true: arguments always follow the schema. If a call is forced, they do so in any case. Otherwise they are an
+    object that may not follow the schema, as with OpenAI: check them."""
     output_schema: Any = None
     """Without effect: what the function returns."""
 
@@ -128,7 +129,8 @@ class ToolFields(BaseModel):
     """Functions of the client that the answer may call. The system message offers them to the model."""
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolChoice | None = None
     """`auto`, the default: the answer may be calls. `required`: it is one or more calls whose arguments follow the
-    schemas. A tool: it is one such call of this tool. `none`: no tools are offered."""
+    schemas. A tool: it is one such call of this tool. `none`: no tools are offered. A format of the answer has no
+    effect where a call is forced."""
     parallel_tool_calls: bool | None = None
     """false: the answer has one call at most; by default up to 16."""
 

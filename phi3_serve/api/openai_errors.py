@@ -13,6 +13,7 @@ from phi3_serve.errors import (
     Overloaded,
     PermissionDenied,
     Phi3ServeError,
+    PromptTooLong,
     RequestTimeout,
     Unauthorized,
     UnknownModel,
@@ -21,6 +22,7 @@ from phi3_serve.errors import (
 # OpenAI has no code for most errors. An error without a row has the code of its nearest base class, or null.
 CODE: Mapping[type[Phi3ServeError], str] = {
     UnknownModel: "model_not_found",
+    PromptTooLong: "context_length_exceeded",
     Unauthorized: "invalid_api_key",
     PermissionDenied: "missing_scope",
     Overloaded: "rate_limit_exceeded",

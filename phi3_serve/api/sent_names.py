@@ -30,8 +30,12 @@ async def with_names_sent(
 
 
 def as_sent(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
-    """``error`` with ``names``, from generate parameters to what the client sent. The rest is no ``param``."""
-    return type(error)(_as_sent(error.message, names), names.get(error.param or ""))
+    """``error`` with ``names``, from generate parameters to what the client sent. The rest is no ``param``.
+
+    A ``param`` with dots is a place in the client's body already: no parameter has one in its name.
+    """
+    param = error.param or ""
+    return type(error)(_as_sent(error.message, names), param if "." in param else names.get(param))
 
 
 def _as_sent(text: str, names: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from phi3_serve.core import (
     Tokenization,
     TokenizationRequest,
 )
-from phi3_serve.errors import EngineFailure, InvalidRequest, ModelNotLoaded, Phi3ServeError
+from phi3_serve.errors import EngineFailure, InvalidRequest, ModelNotLoaded, Phi3ServeError, PromptTooLong
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
@@ -183,17 +183,20 @@ class Replica:
             bad_words_ids = model.tokenizer.bad_words_ids(parameters.bad_words)
             parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)
         prompt_ids = model.tokenizer.encode(request.prompt)
-        prepared = prepare(
-            request.request_id,
-            prompt_ids,
-            parameters,
-            context_length=model.loaded.context_length,
-            timeout_s=request.options.timeout_s,
-            queue_timeout_s=request.options.queue_timeout_s,
-            num_prefix_tokens=_prefix_length(model, request),
-            truncates_prompt=request.truncate_prompt,
-            stream=request.stream,
-        )
+        try:
+            prepared = prepare(
+                request.request_id,
+                prompt_ids,
+                parameters,
+                context_length=model.loaded.context_length,
+                timeout_s=request.options.timeout_s,
+                queue_timeout_s=request.options.queue_timeout_s,
+                num_prefix_tokens=_prefix_length(model, request),
+                truncates_prompt=request.truncate_prompt,
+                stream=request.stream,
+            )
+        except PromptTooLong as error:
+            raise _with_tools(error, model, request) from error
         return replace(prepared, constraint=_constraint(model, request, prepared))
 
 
@@ -224,6 +227,14 @@ def _turn_defaults(model: RunningModel) -> GenerationParameters:
     """The checkpoint's defaults for answers to conversations; a generation config can lack what ends a turn."""
     ends = dict.fromkeys([*model.loaded.defaults.eos_token_ids(), *sorted(model.tokenizer.end_of_turn_ids)])
     return replace(model.loaded.defaults, eos_token_id=list(ends) or None)
+
+
+def _with_tools(error: PromptTooLong, model: RunningModel, request: GenerationRequest) -> PromptTooLong:
+    """``error``, which says how much of the prompt the tools are, if there are any."""
+    if not isinstance(request.prompt, Conversation) or not request.prompt.tools_text:
+        return error
+    num_tokens = len(model.tokenizer.encode_text(request.prompt.tools_text))
+    return PromptTooLong(f"{error.message} `tools` takes {num_tokens} tokens of the prompt.", error.param)
 
 
 def _prefix_length(model: RunningModel, request: GenerationRequest) -> int:

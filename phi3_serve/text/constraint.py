@@ -97,10 +97,8 @@ class Grammars:
                 return kept.deep_copy()
         tokenizer = self._of_first_token if is_first else self.of_later_tokens
         matcher = self._compile(tokenizer, grammar)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # an error if no text is allowed, or if its start is too complex
-        if matcher.is_error():
-            raise compile_error(wanted, matcher.get_error(), self._error_of)
+        if (problem := self._problem(matcher)) is not None:
+            raise compile_error(wanted, problem, self._error_of)
         with self._lock:
             self._compiled[key] = matcher
             while len(self._compiled) > MAX_KEPT:
@@ -109,6 +107,14 @@ class Grammars:
 
     def _compile(self, tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
         return LLMatcher(tokenizer, grammar, log_level=0, limits=self._limits)
+
+    def _problem(self, matcher: LLMatcher) -> str | None:
+        """Why the fresh ``matcher`` cannot be used; None if it can."""
+        # an error if no text is allowed, or if its start is too complex
+        mask = None if matcher.is_error() else matcher.compute_bitmask()
+        if mask is None or matcher.is_error():
+            return matcher.get_error()
+        return "it allows the empty text only" if int.from_bytes(mask, "little") == 1 << self.end else None
 
     def _error_of(self, grammar: str) -> str | None:
         matcher = self._compile(self.of_later_tokens, grammar)

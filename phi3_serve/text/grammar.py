@@ -34,6 +34,7 @@ from phi3_serve.tool_calls import (
 # until its tokens are used up.
 WHITESPACE = r"\n[ \t]{0,64}|[ ]"
 MAX_DEPTH = 100  # schemas within schemas; llguidance takes 128 levels of JSON
+MAX_KEY_SHOWN = 128  # characters
 MAX_PLACES_TRIED = 256  # to find the place of an error; each takes about a millisecond
 
 # llguidance would choose tokens itself where the grammar leaves one text. The model does, as everywhere.
@@ -56,6 +57,8 @@ _SCHEMAS = (
     "propertyNames",
 )
 
+Place = tuple[str, ...]
+"""The keys and numbers from a JSON schema to a part of it."""
 Compile = Callable[[str], str | None]
 """Compiles a grammar and returns the message of llguidance's error; None if there is none."""
 
@@ -99,34 +102,49 @@ def compile_error(wanted: StructuredOutput, message: str, compile_: Compile) -> 
     """The error for ``wanted``, whose grammar llguidance refuses with ``message``."""
     if wanted.kind == "tools":
         return _tools_error(wanted.value, message, compile_)
+    if wanted.kind == "json_schema":
+        return _error_in_schema(_schema(wanted), message, compile_)
     line = _PLACE.match(message)
-    message = message.removesuffix("<non-verbose/>").strip()
-    reason = _EXCERPT.sub("", _PLACE.sub("", message)).strip().removeprefix("failed to compile JSON schema: ")
-    if reason == "NoExtensionBias":  # llguidance's word
-        reason = "it allows no text"
     is_lark = wanted.kind == "grammar" and _lark(wanted) == wanted.value
     at = f" at line {line[1]}, column {line[2]}" if line and is_lark else ""
-    if wanted.kind == "json_schema":
-        at = f" at {_place_in_schema(_schema(wanted), reason, compile_)}"
-    return InvalidRequest(f"`{wanted.kind}` cannot be compiled{at}: {reason[:1000].rstrip('.')}.", wanted.kind)
+    return InvalidRequest(f"`{wanted.kind}` cannot be compiled{at}: {_reason(message)}.", wanted.kind)
 
 
 def _tools_error(calls: ToolCalls, message: str, compile_: Compile) -> InvalidRequest:
-    """The error for ``calls``. It names the tool whose schema alone is refused, too, if there is one."""
+    """The error for ``calls``. It names the schema that alone is refused, too, if there is one."""
     for tool in calls.tools:
-        of_tool = StructuredOutput("json_schema", tool.schema)
-        if (reason := compile_(grammar_of(of_tool))) is not None:
-            error = compile_error(of_tool, reason, compile_)
-            return InvalidRequest(_of_tool(error.message, tool), "tools")
+        refused = compile_(_of_schema(tool.schema, tool)) if calls.is_forced or tool.is_strict else None
+        if refused is not None:
+            return _error_in_schema(tool.schema, refused, compile_, tool)
     if calls.text_schema is not None:
         of_text = StructuredOutput("json_schema", calls.text_schema)
-        if (reason := compile_(grammar_of(of_text))) is not None:
-            return compile_error(of_text, reason, compile_)
-    return InvalidRequest(f"`tools` cannot be compiled: {message[:1000].rstrip('.')}.", "tools")
+        if (refused := compile_(grammar_of(of_text))) is not None:
+            return compile_error(of_text, refused, compile_)
+    return InvalidRequest(f"`tools` cannot be compiled: {_reason(message)}.", "tools")
 
 
-def _of_tool(message: str, tool: CallableTool) -> str:
-    return message.replace("`json_schema`", f"`tools`: the schema of {tool.name}", 1)
+def _error_in_schema(schema: Any, message: str, compile_: Compile, tool: CallableTool | None = None) -> InvalidRequest:
+    reason = _reason(message)
+    return _schema_error(_place_in_schema(schema, reason, compile_), reason, tool)
+
+
+def _schema_error(place: Place, reason: str, tool: CallableTool | None) -> InvalidRequest:
+    """The error for the part at ``place`` of the schema of ``tool``, or of the parameter ``json_schema``."""
+    place = tuple(key[:MAX_KEY_SHOWN] for key in place)
+    if tool is None:
+        pointer = "/".join(("#", *(key.replace("~", "~0").replace("/", "~1") for key in place)))
+        return InvalidRequest(f"`json_schema` cannot be compiled at {pointer}: {reason}.", "json_schema")
+    field = ".".join((tool.field, *place))
+    return InvalidRequest(f"`{field}` cannot be compiled: {reason}.", field)
+
+
+def _reason(message: str) -> str:
+    """Why llguidance refuses a grammar, without the place."""
+    message = message.removesuffix("<non-verbose/>").strip()
+    reason = _EXCERPT.sub("", _PLACE.sub("", message)).strip().removeprefix("failed to compile JSON schema: ")
+    if reason == "NoExtensionBias":  # llguidance's word
+        return "it allows no text"
+    return reason[:1000].rstrip(".")
 
 
 def _only_calls(calls: ToolCalls) -> str:
@@ -136,7 +154,7 @@ def _only_calls(calls: ToolCalls) -> str:
     for number, tool in enumerate(calls.tools):
         rules += [
             f"call_{number}: {json.dumps(call_begin(tool.name))} arguments_{number} {json.dumps(CALL_END)}",
-            f"arguments_{number}: %json {_json_schema(tool.schema)}",
+            f"arguments_{number}: %json {_json_schema(tool.schema, tool)}",
         ]
     return "\n".join(rules)
 
@@ -158,7 +176,7 @@ def _calls_or_text(calls: ToolCalls) -> str:
         begin, schema = free_call_begin([tool.name]), tool.schema if tool.is_strict else _ANY_OBJECT
         rules += [
             f'call_{number}: /{begin}/ arguments_{number} space "}}"',
-            f"arguments_{number}: space %json {_json_schema(schema)}",
+            f"arguments_{number}: space %json {_json_schema(schema, tool)}",
         ]
         for before in begins:  # each up to the arguments is one lexeme: where it is full, the lexeme of the text ends
             end = "rest" if before.endswith(FREE_LIST_BEGIN) else 'space "}"'
@@ -196,51 +214,59 @@ def _schema(wanted: StructuredOutput) -> Any:
     return schema
 
 
-def _of_schema(schema: Any) -> str:
-    return f"start: %json {_json_schema(schema)}{_OPTIONS}"
+def _of_schema(schema: Any, tool: CallableTool | None = None) -> str:
+    return f"start: %json {_json_schema(schema, tool)}{_OPTIONS}"
 
 
-def _json_schema(schema: Any) -> str:
-    """Options of llguidance in the schema itself are replaced: they could turn the guarantee off."""
-    exact = _exact({} if schema is True else schema)
+def _json_schema(schema: Any, tool: CallableTool | None = None) -> str:
+    """``schema``, of ``tool`` or of the parameter, as llguidance takes it.
+
+    Options of llguidance in the schema itself are replaced: they could turn the guarantee off.
+    """
+    exact = _exact({} if schema is True else schema, tool)
     return json.dumps({**exact, "x-guidance": _JSON_OPTIONS} if isinstance(exact, dict) else exact)
 
 
-def _exact(schema: Any, depth: int = 0) -> Any:
+def _exact(schema: Any, tool: CallableTool | None, place: Place = (), depth: int = 0) -> Any:
     """``schema`` with the additions that make llguidance allow no more than it says.
 
     Raises:
         InvalidRequest: no addition can do that, or the schema is nested too deeply.
     """
     if depth > MAX_DEPTH:
-        raise InvalidRequest(f"`json_schema` is nested more than {MAX_DEPTH} schemas deep.", "json_schema")
+        raise _schema_error((), f"it is nested more than {MAX_DEPTH} schemas deep", tool)
     if not isinstance(schema, dict):
         return schema
-    _refuse_counted_keys(schema)
+    if (reason := _counted_keys(schema)) is not None:
+        raise _schema_error(place, reason, tool)
     exact = dict(schema)
     for keyword, value in schema.items():
+        at = (*place, keyword)
         if keyword in _SCHEMAS_BY_NAME and isinstance(value, dict):
-            exact[keyword] = {name: _exact(inner, depth + 1) for name, inner in value.items()}
+            exact[keyword] = {name: _exact(inner, tool, (*at, name), depth + 1) for name, inner in value.items()}
         elif keyword in _LISTS_OF_SCHEMAS and isinstance(value, list):
-            exact[keyword] = [_exact(inner, depth + 1) for inner in value]
+            exact[keyword] = [_exact(inner, tool, (*at, str(n)), depth + 1) for n, inner in enumerate(value)]
         elif keyword in _SCHEMAS:
-            exact[keyword] = _exact(value, depth + 1)
+            exact[keyword] = _exact(value, tool, at, depth + 1)
     if isinstance(format_ := schema.get("format"), str) and format_ in _EXACT:
         all_of = exact.get("allOf", [])
         exact["allOf"] = [*all_of, _EXACT[format_]] if isinstance(all_of, list) else all_of
     return exact
 
 
-def _refuse_counted_keys(schema: Mapping[str, Any]) -> None:
-    """With llguidance a key that is not in ``properties`` can come twice, and a reader then finds fewer properties."""
+def _counted_keys(schema: Mapping[str, Any]) -> str | None:
+    """Why the number of properties cannot be held, if it cannot.
+
+    With llguidance a key that is not in ``properties`` can come twice, and a reader then finds fewer properties.
+    """
     least, required = schema.get("minProperties"), schema.get("required")
     num_required = len(required) if isinstance(required, list) else 0
-    if isinstance(least, int) and least > num_required + 1:
-        raise InvalidRequest(
-            f"`json_schema` has `minProperties` {least} and {num_required} required properties; at most one more than "
-            "those that are required can be asked for.",
-            "json_schema",
-        )
+    if not isinstance(least, int) or least <= num_required + 1:
+        return None
+    return (
+        f"`minProperties` is {least} and {num_required} properties are required; at most one more than those that are "
+        "required can be asked for"
+    )
 
 
 def _lark(wanted: StructuredOutput) -> str:
@@ -250,33 +276,34 @@ def _lark(wanted: StructuredOutput) -> str:
         raise InvalidRequest(f"`grammar` cannot be read as GBNF: {error}."[:1000], "grammar") from error
 
 
-def _place_in_schema(schema: Any, reason: str, compile_: Compile) -> str:
-    """The JSON pointer of the smallest part of ``schema`` that llguidance refuses for the same ``reason``."""
+def _place_in_schema(schema: Any, reason: str, compile_: Compile) -> Place:
+    """The smallest part of ``schema`` that llguidance refuses for the same ``reason``."""
     definitions = {k: schema[k] for k in ("$defs", "definitions") if isinstance(schema, dict) and k in schema}
-    place, num_tried = "#", 0
+    place: Place = ()
+    num_tried = 0
     parts = _parts(schema)
     while (part := next(parts, None)) is not None and (num_tried := num_tried + 1) <= MAX_PLACES_TRIED:
-        name, inner = part
+        keys, inner = part
         if not isinstance(inner, dict):
             continue
         message = compile_(_of_schema({**definitions, **inner}))
         if message is not None and reason in message:
-            place, parts = f"{place}/{name}", _parts(inner)
+            place, parts = (*place, *keys), _parts(inner)
     return place
 
 
-def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas within ``schema``, and their places below it as JSON pointers."""
+def _parts(schema: Any) -> Iterator[tuple[Place, Any]]:
+    """The schemas within ``schema``, and their places."""
     if not isinstance(schema, dict):
         return
     for keyword in _SCHEMAS_BY_NAME:
         named = schema.get(keyword)
         for name, inner in named.items() if isinstance(named, Mapping) else ():
-            yield f"{keyword}/{str(name).replace('~', '~0').replace('/', '~1')}", inner
+            yield (keyword, str(name)), inner
     for keyword in _LISTS_OF_SCHEMAS:
         listed = schema.get(keyword)
         for number, inner in enumerate(listed) if isinstance(listed, list) else ():
-            yield f"{keyword}/{number}", inner
+            yield (keyword, str(number)), inner
     for keyword in _SCHEMAS:
         if keyword in schema:
-            yield keyword, schema[keyword]
+            yield (keyword,), schema[keyword]

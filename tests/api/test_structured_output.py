@@ -148,7 +148,10 @@ def test_what_asks_for_nothing(client: TestClient, path: str, fields: dict[str, 
         ),
         ({"response_format": OF_PERSON, "guided_json": {}}, "set the same parameter to different values"),
         ({"json_schema": PERSON, "eos_token_id": []}, "`eos_token_id` is empty"),
-        ({"guided_choice": ["yes"], "min_tokens": 30}, "`guided_choice` allows none of the tokens"),
+        ({"guided_regex": "[0-9]+", "allowed_token_ids": [400, 401]}, "`guided_regex` allows none of the tokens"),
+        ({"guided_grammar": "root ::= "}, "`guided_grammar` cannot be compiled: it allows the empty text only."),
+        ({"ebnf": 'root ::= ""'}, "`ebnf` cannot be compiled: it allows the empty text only."),
+        ({"guided_regex": "()"}, "`guided_regex` cannot be compiled: it allows the empty text only."),
         ({"guided_whitespace_pattern": " "}, "`guided_whitespace_pattern` is not accepted"),
     ],
     ids=lambda value: str(value)[:80],
@@ -194,6 +197,17 @@ def test_other_ends_have_no_effect_and_are_warned_of(client: TestClient, path: s
         f"`{name}` has no effect with `choice`: the answer ends where it is complete."
         for name in ("stop", "ignore_eos")
     ]
+
+
+@each_api
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 0}], ids=str)
+def test_a_minimum_length_ends_where_nothing_can_follow(client: TestClient, path: str, mode: dict[str, Any]) -> None:
+    fields = {"max_tokens": 40, "min_tokens": 30, **mode}
+    assert set(answer(client, path, {"guided_choice": ["yes", "no"], **fields})) <= {"yes", "no"}
+    assert all(map(is_person, answer(client, path, {**LONG, **mode, "json_schema": PERSON, "min_tokens": 110})))
+    for text in answer(client, path, {"regex": "a*", **fields}):
+        assert len(text) >= 29  # the first token can be a space, which the text loses
+        assert not text.strip("a")
 
 
 def test_an_answer_that_ran_out_of_tokens_says_so(client: TestClient) -> None:

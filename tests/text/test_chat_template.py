@@ -45,7 +45,7 @@ class Both:
         ]
         return ids
 
-    def encode(self, messages: Sequence[Message], **ending: bool) -> list[int]:
+    def encode(self, messages: Sequence[Message], **ending: Any) -> list[int]:
         return self.ours.encode(Conversation(tuple(messages), **ending))
 
 

@@ -195,9 +195,17 @@ def test_whitespace_of_json_is_limited() -> None:
         ({"json_schema": {"format": "foo"}}, "`json_schema` cannot be compiled at #: Unknown format: foo."),
         ({"json_schema": {"x-guidance": {"lenient": True}, "format": "foo"}}, "Unknown format: foo."),
         ({"json_schema": {"oneOf": [{"type": "integer"}, {"minimum": 3}]}}, "oneOf constraints are not supported"),
-        ({"json_schema": {"minProperties": 2}}, "`minProperties` 2 and 0 required properties"),
+        (
+            {"json_schema": {"minProperties": 2}},
+            "`json_schema` cannot be compiled at #: `minProperties` is 2 and 0 properties are required",
+        ),
         ({"json_schema": {"$ref": "#"}}, "it allows no text"),
         ({"json_schema": {"$ref": "http://127.0.0.1/x"}}, "`json_schema` cannot be compiled at #"),
+        (
+            {"json_schema": {"properties": {"a": {"items": {"minProperties": 3, "required": ["b"]}}}}},
+            "`json_schema` cannot be compiled at #/properties/a/items: `minProperties` is 3 and 1 properties are required",
+        ),
+        ({"json_schema": {"properties": {"x" * 5000: {"not": {}}}}}, 'xxx: Unimplemented keys: ["not"].'),
         ({"json_schema": False}, "schema is false"),
         ({"json_schema": "{"}, "`json_schema` is a text that is not JSON: Expecting property name"),
         ({"json_schema": "[]"}, "`json_schema` must be a JSON schema: an object, true or false."),
@@ -207,6 +215,9 @@ def test_whitespace_of_json_is_limited() -> None:
         ({"grammar": "start: a\n\na: b"}, '`grammar` cannot be compiled at line 3, column 4: unknown name: "b".'),
         ({"grammar": 'root ::= "a" x'}, "`grammar` cannot be read as GBNF: Rule 'x' not found."),
         ({"grammar": "("}, "`grammar` cannot be"),
+        ({"grammar": "root ::= "}, "`grammar` cannot be compiled: it allows the empty text only."),
+        ({"grammar": 'start: ""'}, "`grammar` cannot be compiled: it allows the empty text only."),
+        ({"regex": ""}, "`regex` cannot be compiled: it allows the empty text only."),
     ],
     ids=str,
 )
@@ -223,7 +234,9 @@ def test_a_deep_schema_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(MAX_DEPTH + 2):
         schema = {"items": schema}
-    with pytest.raises(InvalidRequest, match="`json_schema` is nested more than 100 schemas deep"):
+    with pytest.raises(
+        InvalidRequest, match="`json_schema` cannot be compiled at #: it is nested more than 100 schemas deep"
+    ):
         request("tiny", TURN, json_schema=schema)
 
 

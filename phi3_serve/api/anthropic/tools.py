@@ -25,7 +25,8 @@ class AnthropicTool(BaseModel):
     type: Literal["custom"] | None = None
     """Other tools are not offered: this server runs none itself."""
     strict: bool | None = None
-    """true: the input always follows the schema. If a call is forced, it does so in any case."""
+    """true: the input always follows the schema. If a call is forced, it does so in any case. Otherwise it is an object
+    that may not follow the schema, as with Anthropic: check it."""
     cache_control: Any = None
     """Without effect: the server finds common prefixes itself."""
     eager_input_streaming: Any = None
@@ -50,7 +51,8 @@ class AnthropicToolChoice(BaseModel):
 
     type: Literal["auto", "any", "tool", "none"]
     """`auto`: the answer may be calls. `any`: it is one or more calls whose inputs follow the schemas. `tool`: one
-    such call of the tool that is named. `none`: no tools are offered."""
+    such call of the tool that is named. `none`: no tools are offered. A format of the answer has no effect where a call
+    is forced."""
     name: Characters | None = None
     """The tool, with `tool`."""
     disable_parallel_tool_use: bool | None = None
@@ -86,6 +88,7 @@ class AnthropicToolFields(BaseModel):
                 parameters=tool.input_schema,
                 is_strict=bool(tool.strict),
                 field=f"tools.{number}",
+                schema_name="input_schema",
             )
             for number, tool in enumerate(self.tools or ())
         ]

@@ -64,7 +64,8 @@ class ResponseToolFields(BaseModel):
     """Functions of the client that the answer may call. The system message offers them to the model."""
     tool_choice: Literal["none", "auto", "required"] | ResponseToolName | ResponseAllowedTools | None = None
     """`auto`, the default: the answer may be calls. `required`: it is one or more calls whose arguments follow the
-    schemas. A tool: it is one such call of this tool. `none`: no tools are offered."""
+    schemas. A tool: it is one such call of this tool. `none`: no tools are offered. A format of the answer has no
+    effect where a call is forced."""
     parallel_tool_calls: bool | None = None
     """false: the answer has one call at most; by default up to 16."""
 

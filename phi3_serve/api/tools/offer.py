@@ -25,6 +25,12 @@ class Tool:
     parameters: Mapping[str, Any] | None = None  # JSON schema of the arguments
     is_strict: bool = False
     field: str  # where the client sent it
+    schema_name: str = "parameters"  # what its field calls the JSON schema
+
+    @property
+    def schema_field(self) -> str:
+        """Where the client sent the JSON schema."""
+        return f"{self.field}.{self.schema_name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,7 @@ def offer(tools: Sequence[Tool], choice: Choice, *, is_parallel: bool = True) ->
     if not chosen or choice.mode == "none":
         return None
     calls = ToolCalls(
-        tools=tuple(CallableTool(tool.name, _schema(tool), tool.is_strict) for tool in chosen),
+        tools=tuple(CallableTool(tool.name, _schema(tool), tool.schema_field, tool.is_strict) for tool in chosen),
         is_forced=choice.mode == "required",
         max_calls=MAX_CALLS if is_parallel and not choice.is_named else 1,
     )
@@ -72,20 +78,24 @@ def _check(tools: Sequence[Tool]) -> None:
         raise InvalidRequest(f"`tools` has {len(tools)} tools; the most is {MAX_TOOLS}.", "tools")
     seen: set[str] = set()
     for tool in tools:
+        name = f"{tool.field}.name"
         if not _NAME.fullmatch(tool.name):
             raise InvalidRequest(
-                f"`{tool.field}` has the name {tool.name[:64]!r}; a name has 1 to 128 letters, digits, and any of _.:-",
-                tool.field,
+                f"`{name}` is {tool.name[:64]!r}; a name has 1 to 128 letters, digits, and any of _.:-", name
             )
         if tool.name in seen:
-            raise InvalidRequest(f"`{tool.field}` has the name {tool.name} of an earlier tool.", tool.field)
+            raise InvalidRequest(f"`{name}` is {tool.name}, the name of an earlier tool.", name)
         seen.add(tool.name)
-        check_json(tool.parameters, tool.field)
-        if (kind := (tool.parameters or _NO_PARAMETERS).get("type", "object")) != "object":
-            raise InvalidRequest(
-                f"`{tool.field}` has parameters of type {str(kind)[:64]!r}; the arguments of a call are an object.",
-                tool.field,
-            )
+        check_json(tool.parameters, tool.schema_field)
+        if not _allows_object(tool.parameters or {}):
+            kind = str((tool.parameters or {})["type"])[:64]
+            at = f"{tool.schema_field}.type"
+            raise InvalidRequest(f"`{at}` is {kind!r}; the arguments of a call are an object.", at)
+
+
+def _allows_object(schema: Mapping[str, Any]) -> bool:
+    kind = schema.get("type", "object")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind)
 
 
 def _check_choice(tools: Iterable[Tool], choice: Choice) -> None:
@@ -104,7 +114,7 @@ def _schema(tool: Tool) -> dict[str, Any]:
     A weak model would invent properties without end, so those that the schema does not name are left out, unless the
     schema says something of them.
     """
-    given = {"type": "object", **(_NO_PARAMETERS if tool.parameters is None else tool.parameters)}
+    given = {**(_NO_PARAMETERS if tool.parameters is None else tool.parameters), "type": "object"}
     is_closed = "properties" in given and not any(keyword in given for keyword in _OPEN) and _names_required(given)
     return {**given, "additionalProperties": False} if is_closed else given
 

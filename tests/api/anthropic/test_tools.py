@@ -23,6 +23,9 @@ SCHEMAS = {"get_weather": CITY, "get_time": EMPTY}
 WEATHER: Any = {"name": "get_weather", "description": "Of a city.", "input_schema": CITY}
 TIME: Any = {"name": "get_time", "input_schema": EMPTY, "type": "custom"}
 ASKED: Any = {"model": "tested", "messages": QUESTION, "max_tokens": 900, "tools": [WEATHER, TIME]}
+DEEP: Any = {}
+for _ in range(200):
+    DEEP = {"a": DEEP}
 TWO = '[{"name": "get_weather", "arguments": {"city": "Rome"}}, {"name": "get_time", "arguments": {}}]'
 
 
@@ -166,16 +169,19 @@ def test_the_tool_runner_goes_on_without_a_thread(sdk: Anthropic) -> None:
     [
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0: Tools of type web_search_20250305 are not offered: this server runs no tools itself"),
         ({"tools": [{"name": "x"}]}, "tools.0.input_schema: Field required"),
-        ({"tools": [{**WEATHER, "input_schema": {"type": "string"}}]}, "the arguments of a call are an object"),
-        ({"tools": [{**WEATHER, "input_schema": {"properties": {"a": {"not": {}}}}}], "tool_choice": {"type": "any"}}, "`tools`: the schema of get_weather cannot be compiled at #/properties/a"),
-        ({"tools": [WEATHER, WEATHER]}, "the name get_weather of an earlier tool"),
+        ({"tools": [{**WEATHER, "input_schema": {"type": "string"}}]}, "`tools.0.input_schema.type` is 'string'; the arguments of a call are an object"),
+        ({"tools": [{**WEATHER, "input_schema": {"properties": {"a": {"not": {}}}}}], "tool_choice": {"type": "any"}}, "`tools.0.input_schema.properties.a` cannot be compiled: Unimplemented keys"),
+        ({"tools": [WEATHER, WEATHER]}, "`tools.1.name` is get_weather, the name of an earlier tool"),
         ({"tool_choice": {"type": "tool"}}, "needs the name of the tool"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "`tool_choice` names 'x', which is not a tool of this request"),
         ({"tool_choice": {"type": "required"}}, "tool_choice.type: "),
         ({"tools": [], "tool_choice": {"type": "any"}}, "no tools are given"),
         ({"mcp_servers": [{"name": "x"}]}, "the server runs no tools itself"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]}, "is 'x'; it must be the id of a call in an earlier message"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "x", "name": "f", "input": {}}]}]}, "An assistant has called tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]}, "`messages.0.content.0.tool_use_id` is 'x'; it must be the id of a call in an earlier message"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "x", "name": "f", "input": {}}]}]}, "`messages.0.content.0` is a tool_use block in a turn of the user; an assistant has called tools"),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "I look."}, {"type": "tool_result", "tool_use_id": "x"}]}]}, "`messages.1.content.1` is a tool_result block in a turn of the assistant"),
+        ({"messages": [*QUESTION, {"role": "user", "content": [{"type": "text", "text": "So:"}, {"type": "tool_result", "tool_use_id": "y"}]}]}, "`messages.1.content.1.tool_use_id` is 'y'"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "x"}, {"type": "tool_use", "id": "x", "name": "f", "input": DEEP}]}]}, "`messages.0.content.1.input` is nested more than 128 levels deep"),
         ({"messages": [{"role": "user", "content": [{"type": "server_tool_use", "id": "x"}]}]}, "The server runs no tools itself"),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "x", "name": "f"}]}]}, "messages.0.content.0.input: Field required"),
     ],

@@ -1,5 +1,6 @@
 """Calls of tools in ollama's API, with ollama's official client."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -155,8 +156,16 @@ def test_what_is_wrong_is_said(client: TestClient) -> None:
         client, {"messages": [{"role": "tool", "content": "x"}]}
     )
     user = {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}
-    assert "Only an assistant has called tools" in refused(client, {"messages": [user]})
+    assert "`messages.0.tool_calls` is in a turn of the user; only an assistant has called tools" in refused(
+        client, {"messages": [user]}
+    )
     bad = {"function": {"name": "x", "parameters": {"properties": {"a": {"not": {}}}}}}
-    assert "the schema of x cannot be compiled" in refused(client, {"tools": [bad], "tool_choice": "required"})
+    assert "`tools.0.function.parameters.properties.a` cannot be compiled" in refused(
+        client, {"tools": [bad], "tool_choice": "required"}
+    )
+    nan = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": float("nan")}}}]}
+    content = json.dumps({"model": "tested", "messages": [nan]})
+    answer = client.post("/api/chat", content=content, headers={"Content-Type": "application/json"})
+    assert "`messages.0.tool_calls.0.function.arguments` holds NaN" in answer.json()["error"]
     answer = client.post("/api/generate", json={"model": "tested", "prompt": "x", "tools": [WEATHER]})
     assert "tools are offered by" in answer.json()["error"]

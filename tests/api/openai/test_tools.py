@@ -1,6 +1,7 @@
 """Calls of tools in OpenAI's chat, with the official SDK."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
@@ -236,8 +237,14 @@ def test_tools_beside_a_format(sdk: OpenAI) -> None:
         message = completion.choices[0].message
         assert bool(message.parsed) != bool(message.tool_calls)
         assert isinstance(message.parsed or Report(mood=Unit.CELSIUS), Report)
-    forced = sdk.chat.completions.parse(**ASKED, tools=tools, response_format=Report, tool_choice="required")
+    forced: Any = sdk.chat.completions.parse(**ASKED, tools=tools, response_format=Report, tool_choice="required")
     assert forced.choices[0].message.tool_calls
+    warnings = ["`response_format` has no effect: it is for an answer in words, and a call is forced."]
+    assert forced.model_extra["warnings"] == warnings
+    asked: Any = {**ASKED, "tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}
+    *_, last = sdk.chat.completions.create(**asked, stream=True)
+    assert last.model_extra
+    assert last.model_extra["warnings"] == warnings
     never = sdk.chat.completions.parse(**ASKED, tools=tools, response_format=Report, tool_choice="none")
     assert isinstance(never.choices[0].message.parsed, Report)
 
@@ -333,6 +340,56 @@ def test_strict_tools_in_auto_allow_any_other_text(sdk: OpenAI) -> None:
     assert warned.model_extra["warnings"] == [
         "`stop` has no effect with `tools`: the answer ends where it is complete."
     ]
+
+
+@pytest.mark.parametrize("tool_choice", ["required", NAMED], ids=str)
+@pytest.mark.parametrize("more", [{"temperature": 0}, {"seed": 1, "n": 2}, {"extra_body": {"num_beams": 2}}], ids=str)
+def test_a_minimum_length_ends_no_forced_call_in_an_error(sdk: OpenAI, tool_choice: Any, more: Any) -> None:
+    extra = {**more.get("extra_body", {}), "min_tokens": 880}
+    asked: Any = {**ASKED, **more, "tools": TOOLS[1:], "tool_choice": tool_choice, "extra_body": extra}
+    for choice in sdk.chat.completions.create(**asked).choices:
+        assert check(choice.message.tool_calls)
+    chunks = [c for chunk in sdk.chat.completions.create(**asked, stream=True) for c in chunk.choices]
+    assert {c.finish_reason for c in chunks if c.finish_reason} == {
+        "tool_calls" if tool_choice == "required" else "stop"
+    }
+
+
+@pytest.mark.parametrize("kind", [["object", "null"], ["null", "object"], ["object"]], ids=str)
+def test_a_schema_that_also_allows_null_gets_an_object(sdk: OpenAI, client: TestClient, kind: list[str]) -> None:
+    tool: Any = {"type": "function", "function": {"name": "add", "parameters": {**SUM, "type": kind}}}
+    forced = sdk.chat.completions.create(**ASKED, tools=[tool], tool_choice="required", seed=1)
+    assert set(check(forced.choices[0].message.tool_calls)) == {"add"}
+    strict: Any = {**tool, "function": {**tool["function"], "strict": True}}
+    null = saying(client, '[{"name": "add", "arguments": null}]')
+    free: Any = sdk.chat.completions.create(**ASKED, tools=[strict], extra_body=null)
+    assert check(free.choices[0].message.tool_calls)
+
+
+def test_a_prompt_that_is_too_long_says_what_the_tools_take(client: TestClient) -> None:
+    tools = [
+        {"type": "function", "function": {**WEATHER, "name": f"f{number}", "description": "Of a city. " * 9}}
+        for number in range(128)
+    ]
+    body = {"model": "tested", "messages": QUESTION, "tools": tools}
+    error = client.post("/v1/chat/completions", json=body).json()["error"]
+    found = re.fullmatch(
+        r"The prompt has (\d+) tokens, but this model's context holds 2048, answer included\. "
+        r"`tools` takes (\d+) tokens of the prompt\.",
+        error["message"],
+    )
+    assert found, error
+    without = client.post("/tokenize", json={"messages": [{"role": "system", "content": ""}, *QUESTION]}).json()[
+        "count"
+    ]
+    assert 0 <= int(found[1]) - int(found[2]) - without <= 3  # tokens at the seams
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    older = {"model": "tested", "messages": QUESTION, "functions": [tool["function"] for tool in tools]}
+    assert "`functions` takes" in client.post("/v1/chat/completions", json=older).json()["error"]["message"]
+    alone = {"model": "tested", "messages": [{"role": "user", "content": "word " * 5000}]}
+    error = client.post("/v1/chat/completions", json=alone).json()["error"]
+    assert error["message"].endswith("answer included.")
+    assert error["code"] == "context_length_exceeded"
 
 
 def test_the_older_form(sdk: OpenAI, client: TestClient) -> None:
@@ -438,6 +495,7 @@ def test_a_whole_conversation_with_the_sdk(sdk: OpenAI) -> None:
 
 
 BAD_SCHEMA = {"type": "object", "properties": {"a": {"not": {}}}}
+LOOSE_AND_BAD = {"type": "function", "function": {"name": "loose", "parameters": BAD_SCHEMA}}
 
 
 def bad(**function: Any) -> dict[str, Any]:
@@ -447,14 +505,19 @@ def bad(**function: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "param", "text"),
     [
-        (bad(name="a b"), "tools.1.function", "a name has 1 to 128 letters"),
-        (bad(name=""), "tools.1.function", "a name has 1 to 128 letters"),
-        (bad(name="get_weather"), "tools.1.function", "the name get_weather of an earlier tool"),
-        (bad(name="x", parameters={"type": "array"}), "tools.1.function", "the arguments of a call are an object"),
+        (bad(name="a b"), "tools.1.function.name", "`tools.1.function.name` is 'a b'; a name has 1 to 128 letters"),
+        (bad(name=""), "tools.1.function.name", "a name has 1 to 128 letters"),
+        (bad(name="get_weather"), "tools.1.function.name", "is get_weather, the name of an earlier tool"),
+        (bad(name="x", parameters={"type": "array"}), "tools.1.function.parameters.type", "the arguments of a call are an object"),
         (bad(name="x", parametres={}), "tools.1.function.parametres", "not permitted"),
         (bad(description="x"), "tools.1.function.name", "required"),
-        ({**bad(name="x", parameters=BAD_SCHEMA), "tool_choice": "required"}, "tools", "`tools`: the schema of x cannot be compiled at #/properties/a"),
-        (bad(name="x", parameters=BAD_SCHEMA, strict=True), "tools", "`tools`: the schema of x cannot be compiled at #/properties/a"),
+        ({**bad(name="x", parameters=BAD_SCHEMA), "tool_choice": "required"}, "tools.1.function.parameters.properties.a", "`tools.1.function.parameters.properties.a` cannot be compiled: Unimplemented keys"),
+        (bad(name="x", parameters=BAD_SCHEMA, strict=True), "tools.1.function.parameters.properties.a", "cannot be compiled: Unimplemented keys"),
+        ({"tools": [LOOSE_AND_BAD, *bad(name="x", parameters=BAD_SCHEMA, strict=True)["tools"]]}, "tools.2.function.parameters.properties.a", "cannot be compiled"),
+        (bad(name="x", parameters={"type": "strng"}), "tools.1.function.parameters.type", "`tools.1.function.parameters.type` is 'strng'; the arguments of a call are an object"),
+        (bad(name="x", parameters={"type": ["string", "null"]}), "tools.1.function.parameters.type", "the arguments of a call are an object"),
+        (bad(name="x", parameters={"minProperties": 4}, strict=True), "tools.1.function.parameters", "`tools.1.function.parameters` cannot be compiled: `minProperties` is 4"),
+        (bad(name="x", parameters={"properties": {"a": {"items": {"minProperties": 4}}}}, strict=True), "tools.1.function.parameters.properties.a.items", "cannot be compiled: `minProperties` is 4"),
         ({"tools": [{"type": "web_search"}]}, "tools.0", "Tools of type web_search are not offered: this server runs no tools itself"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0", "Tools of type custom are not offered"),
         ({"tools": TOOLS * 43}, "tools", "128"),
@@ -467,13 +530,14 @@ def bad(**function: Any) -> dict[str, Any]:
         ({"functions": FUNCTIONS, "tool_choice": "required"}, "tool_choice", "with `functions` send `function_call`"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "Only an assistant's content may be null"),
         ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "c"}]}, "messages.1.content", "Only an assistant's content may be null"),
-        ({"functions": [{"name": "x", "parameters": BAD_SCHEMA}], "function_call": {"name": "x"}}, "functions", "`functions`: the schema of x"),
+        ({"functions": [{"name": "x", "parameters": BAD_SCHEMA}], "function_call": {"name": "x"}}, "functions.0.parameters.properties.a", "`functions.0.parameters.properties.a` cannot be compiled"),
         ({"tools": TOOLS[:1], "guided_regex": "a"}, "guided_regex", "`tools` and `guided_regex` exclude each other"),
         ({"tools": TOOLS[:1], "json_schema": {"type": "array"}}, "json_schema", "must be of an object"),
         ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages.1.tool_call_id", "is 'c'; it must be the id of a call in an earlier message"),
         ({"messages": [*QUESTION, {"role": "tool", "content": "x"}]}, "messages.1.tool_call_id", "is missing"),
         ({"messages": [*QUESTION, {"role": "function", "content": "x"}]}, "messages.1.name", "is missing; it must be the name of the tool"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "Only an assistant"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "only an assistant has called tools"),
+        ({"messages": [{"role": "user", "content": "x", "function_call": {"name": "f"}}]}, "messages.0.function_call", "only an assistant has called tools"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(client: TestClient, fields: dict[str, Any], param: str, text: str) -> None:
@@ -489,7 +553,7 @@ def test_a_deep_schema_is_refused(client: TestClient) -> None:
     for _ in range(200):
         deep = {"a": deep}
     answer = client.post("/v1/chat/completions", json={**ASKED, **bad(name="x", parameters=deep)})
-    assert "`tools.1.function` is nested more than 128 levels deep" in answer.json()["error"]["message"]
+    assert "`tools.1.function.parameters` is nested more than 128 levels deep" in answer.json()["error"]["message"]
 
 
 def test_other_paths_say_where_tools_are(client: TestClient) -> None:

@@ -191,8 +191,8 @@ def test_parse_of_the_sdk(sdk: OpenAI) -> None:
     [
         ({"tools": [{"type": "web_search"}]}, "Tools of type web_search are not offered: this server runs no tools itself", "tools.0"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "Tools of type mcp are not offered", "tools.0"),
-        ({"tools": [WEATHER, {**TIME, "name": "a b"}]}, "a name has 1 to 128 letters", "tools.1"),
-        ({"tools": [{**WEATHER, "parameters": {"properties": {"a": {"not": {}}}}, "strict": True}]}, "`tools`: the schema of get_weather cannot be compiled at #/properties/a", "tools"),
+        ({"tools": [WEATHER, {**TIME, "name": "a b"}]}, "a name has 1 to 128 letters", "tools.1.name"),
+        ({"tools": [{**WEATHER, "parameters": {"properties": {"a": {"not": {}}}}, "strict": True}]}, "`tools.0.parameters.properties.a` cannot be compiled: Unimplemented keys", "tools.0.parameters.properties.a"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "not a tool of this request", "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "Tools of type web_search are not offered", "tool_choice"),
         ({"tool_choice": "required"}, "no tools are given", "tool_choice"),

@@ -10,7 +10,10 @@ from phi3_serve.api.tools.answer import AnswerReader, Arguments, CallBegins, Cal
 from phi3_serve.errors import EngineFailure
 from phi3_serve.tool_calls import MAX_CALLS, CallableTool, ToolCalls, calls_text
 
-TOOLS = (CallableTool("get_weather", {"type": "object"}), CallableTool("f.2-x", {"type": "object"}))
+TOOLS = (
+    CallableTool("get_weather", {"type": "object"}, "tools.0"),
+    CallableTool("f.2-x", {"type": "object"}, "tools.1"),
+)
 FORCED = ToolCalls(tools=TOOLS, is_forced=True)
 FREE = ToolCalls(tools=TOOLS, is_forced=False)
 ROME = '{"city": "Rome"}'

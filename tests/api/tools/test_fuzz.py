@@ -123,6 +123,9 @@ def test_odd_tools_are_answered_or_refused(client: TestClient, path: str) -> Non
     counts: Counter[int] = Counter()
     for _ in range(NUM_CASES):
         body = {"model": "tested", **APIS[path](draw), "stream": draw.random() < 0.3}
+        if draw.random() < 0.3:
+            minimum = {"min_tokens": draw.randint(0, 12)}
+            body |= {"options": minimum} if path == "/api/chat" else minimum
         sent = json.dumps(body)
         answer = client.post(path, content=sent, headers={"Content-Type": "application/json"})
         assert answer.status_code in (200, 400), (answer.text, sent)
