@@ -107,7 +107,7 @@ bench: $(VENV)/.runtime
 	$(BIN)/phi3-serve bench engine --concurrency 1,16 --peers generate,batching
 
 plots:
-	$(PYTHON) docs/plots.py
+	PYTHONPATH=. $(PYTHON) docs/plots.py
 
 vendor:
 	$(PYTHON) -m tests.web.vendor

@@ -110,6 +110,45 @@ def chat(
 
 
 @app.command()
+def compare(
+    question: Annotated[list[str], typer.Argument(help="What each of them is asked.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar='"NAME=VALUE ..."', help="The generate parameters of one column; may be repeated."
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model to ask; may be repeated. By default those that are ready."),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the figures into an SVG.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one QUESTION under several settings or models, and show the answers side by side.
+
+    Exit codes are those of chat; the highest if several fail.
+    """
+    from phi3_serve.terminal import comparison
+
+    options = comparison.Options(
+        url=url,
+        api_key=api_key,
+        question=" ".join(question),
+        models=models or (),
+        settings=settings or (),
+        system=system,
+        as_json=as_json,
+        svg=svg,
+    )
+    if code := comparison.compare(options):
+        raise typer.Exit(code)
+
+
+@app.command()
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Requests, one a line, in OpenAI's batch format.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Answers, one a line; what it has is not asked again.")],

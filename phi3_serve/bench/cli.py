@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from phi3_serve import catalogue
+from phi3_serve.bench.output import Output
 from phi3_serve.errors import Phi3ServeError
 
 NO_PEERS = "none"
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the figures as bars into an SVG file.")]
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 
@@ -35,7 +38,8 @@ def bench_engine(
     ] = "none",
     peer_dtype: Annotated[str, typer.Option(help="The type in which peers compute; auto: the same.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: torch decides.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    svg: Svg = None,
 ) -> None:
     """Run the engine alone, without Ray, on random weights of a named shape."""
     from phi3_serve.bench import engine  # torch takes seconds to import
@@ -61,7 +65,7 @@ def bench_engine(
         rounds=rounds,
         threads=threads,
     )
-    engine.run(settings, as_json=as_json)
+    engine.run(settings, Output(as_json, svg))
 
 
 @app.command("http")
@@ -75,7 +79,8 @@ def bench_http(
         Path | None,
         typer.Option(help="A checkpoint that the engine also runs alone; `embedded`: phi-3-tiny."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    svg: Svg = None,
 ) -> None:
     """Measure a running server through its endpoints: time to the first token, tokens per second."""
     from phi3_serve.bench import http
@@ -89,7 +94,7 @@ def bench_http(
         engine=catalogue.EMBEDDED_TINY if engine == Path("embedded") else engine,
     )
     try:
-        http.run(settings, as_json=as_json)
+        http.run(settings, Output(as_json, svg))
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
@@ -103,13 +108,14 @@ def bench_overload(
     clients: Annotated[str, typer.Option(help="Clients at once; several with commas.")] = "1000",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
     seconds: Annotated[float, typer.Option(min=0, help="Seconds for which they continue; 0: one request each.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    svg: Svg = None,
 ) -> None:
     """Send more requests than a running server can take: how many are answered and refused, and how fast."""
     from phi3_serve.bench import overload
 
     counts = _counts("--clients", clients)
-    overload.run(overload.Settings(url.rstrip("/"), model, counts, new_tokens, seconds), as_json=as_json)
+    overload.run(overload.Settings(url.rstrip("/"), model, counts, new_tokens, seconds), Output(as_json, svg))
 
 
 @app.command("turns", hidden=True)  # the earlier name
@@ -126,14 +132,15 @@ def bench_multi_turn(
         int,
         typer.Option(help="Seed of the conversations; a new one avoids the prefixes of an earlier run."),
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    svg: Svg = None,
 ) -> None:
     """Hold conversations with a running server: the gain of a prefix that is already in memory."""
     from phi3_serve.bench import multi_turn
 
     settings = multi_turn.Settings(url.rstrip("/"), model, conversations, turns, words, new_tokens, rounds, seed)
     try:
-        multi_turn.run(settings, as_json=as_json)
+        multi_turn.run(settings, Output(as_json, svg))
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None

@@ -5,7 +5,6 @@ process of its own, which waits while others run. Prompts share no prefix, the p
 fixed length.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from phi3_serve import __version__
+from phi3_serve.bench import plots
 from phi3_serve.bench.competitors import ContinuousBatching, Ours, Pipeline, Run, Vllm
+from phi3_serve.bench.output import Output
 from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.worker_process import WorkerProcess
@@ -71,8 +72,8 @@ class Line:
     grown_mib: float | None = None  # memory of the process, over the second half of the requests
 
 
-def run(settings: Settings, *, as_json: bool) -> None:
-    """Measure, print progress on stderr and a table, or JSON, on stdout."""
+def run(settings: Settings, output: Output) -> None:
+    """Measure, with the progress on stderr, and show the figures."""
     with _progress() as progress:
         task = progress.add_task(f"making {settings.shape}", total=None)
         bench = EngineBench(settings)
@@ -88,10 +89,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
         "machine": asdict(bench.machine) | {"compute_dtype": str(bench.dtype)},
         "lines": [asdict(line) for line in lines],
     }
-    if as_json:
-        print(json.dumps(report))
-    else:
-        Console(width=None if sys.stdout.isatty() else 150).print(_table(settings, bench, lines))
+    output.show(report, plots.engine, partial(_table, settings, bench, lines), width=150)
 
 
 class EngineBench:

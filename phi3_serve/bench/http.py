@@ -4,9 +4,7 @@ Streams of one question over ``/chat`` and ``/v1/chat/completions``, in turns, s
 the server counts.
 """
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from phi3_serve.bench import plots
 from phi3_serve.bench.engine_only import EngineAlone, Stream
+from phi3_serve.bench.output import Output
 from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.client import Client, Unreachable
 
@@ -53,18 +53,15 @@ class Line:
     all_tokens_per_s: float
 
 
-def run(settings: Settings, *, as_json: bool) -> None:
-    """Measure, and print a table, or JSON, on stdout.
+def run(settings: Settings, output: Output) -> None:
+    """Measure, and show the figures.
 
     Raises:
         Phi3ServeError: the server cannot be reached, or refuses the question.
     """
     lines = list(measure(settings))
-    if as_json:
-        found = {"settings": asdict(settings), "lines": [asdict(line) for line in lines]}
-        print(json.dumps(found, default=str))  # a path as its text
-    else:
-        Console(width=None if sys.stdout.isatty() else 130).print(_table(settings, lines))
+    report = {"settings": asdict(settings), "lines": [asdict(line) for line in lines]}
+    output.show(report, plots.http, partial(_table, settings, lines), width=130)
 
 
 def measure(settings: Settings) -> Iterator[Line]:

@@ -4,9 +4,7 @@ A replica that has the previous turn in memory computes only the new tokens. The
 ``routing: prefix``, which sends each turn to that replica.
 """
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from phi3_serve.bench import plots
+from phi3_serve.bench.output import Output
 from phi3_serve.client import Client
 
 WORDS = ("castle", "king", "river", "bread", "stone", "forest", "winter", "letter", "music", "garden", "bridge")
@@ -47,8 +47,8 @@ class Turn:
     all_s: float
 
 
-def run(settings: Settings, *, as_json: bool) -> None:
-    """Measure, and print a table, or JSON, on stdout.
+def run(settings: Settings, output: Output) -> None:
+    """Measure, and show the figures.
 
     Raises:
         Phi3ServeError: the server cannot be reached or refuses the conversation.
@@ -60,10 +60,8 @@ def run(settings: Settings, *, as_json: bool) -> None:
             conversations = pool.map(partial(_hold_conversation, settings), rngs)
             turns += [turn for conversation in conversations for turn in conversation]
     seconds = time.perf_counter() - started
-    if as_json:
-        print(json.dumps({"settings": asdict(settings), "seconds": seconds, "turns": [asdict(turn) for turn in turns]}))
-    else:
-        Console(width=None if sys.stdout.isatty() else 100).print(_table(settings, turns, seconds))
+    report = {"settings": asdict(settings), "seconds": seconds, "turns": [asdict(turn) for turn in turns]}
+    output.show(report, plots.multi_turn, partial(_table, settings, turns, seconds), width=100)
 
 
 def _hold_conversation(settings: Settings, rng: Random) -> list[Turn]:

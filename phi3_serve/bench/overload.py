@@ -7,11 +7,11 @@ machine that they measure.
 
 import asyncio
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,9 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from phi3_serve.bench import plots
+from phi3_serve.bench.output import Output
 
 QUESTION = "How to explain Internet for a medieval knight?"
 LOST = 0  # the status of an answer that is missing or incomplete
@@ -69,15 +72,13 @@ class Line:
     tokens_per_s: float
 
 
-def run(settings: Settings, *, as_json: bool) -> None:
-    """Measure, and print a table, or JSON, on stdout."""
+def run(settings: Settings, output: Output) -> None:
+    """Measure, and show the figures."""
     lines = []
     for clients in track(settings.clients, "Sending", console=Console(stderr=True)):
         lines.append(asyncio.run(measure(settings, clients)))
-    if as_json:
-        print(json.dumps({"settings": asdict(settings), "lines": [asdict(line) for line in lines]}))
-    else:
-        Console(width=None if sys.stdout.isatty() else 130).print(_table(lines))
+    report = {"settings": asdict(settings), "lines": [asdict(line) for line in lines]}
+    output.show(report, plots.overload, partial(_table, lines), width=130)
 
 
 async def measure(settings: Settings, clients: int) -> Line:

@@ -24,6 +24,7 @@ class Answer:
         self.was_cut = False  # at its maximum length
         self.prompt_tokens = 0
         self.tokens = 0
+        self.logprobs: list[float] = []  # of all tokens, if the body asks for them
         self.first_after_s: float | None = None
         self.seconds = 0.0
 
@@ -58,6 +59,8 @@ class Answer:
         index, piece = choice["index"], choice["delta"].get("content") or ""
         if piece:
             self.texts[index] = self.texts.get(index, "") + piece
+        scored = (choice.get("logprobs") or {}).get("content") or ()
+        self.logprobs += (token["logprob"] for token in scored)
         self.was_cut |= choice.get("finish_reason") == "length"
         return piece if index == 0 else ""
 

@@ -14,13 +14,9 @@ from phi3_serve.errors import Phi3ServeError
 from phi3_serve.terminal.answer_printer import AnswerPrinter
 from phi3_serve.terminal.commands import QUIT, Commands
 from phi3_serve.terminal.conversation import Conversation
-from phi3_serve.terminal.exit_codes import INTERRUPTED, USAGE, exit_code_of
+from phi3_serve.terminal.exit_codes import INTERRUPTED, USAGE, UsageError, exit_code_of
 from phi3_serve.terminal.saved_conversations import SavedConversations
 from phi3_serve.terminal.session import Session
-
-
-class UsageError(Phi3ServeError):
-    """The command line or standard input cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

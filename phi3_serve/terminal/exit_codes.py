@@ -13,6 +13,10 @@ INTERRUPTED = 130  # by Ctrl-C, as in shells
 _LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
+class UsageError(Phi3ServeError):
+    """The command line or standard input cannot be used."""
+
+
 def exit_code_of(error: Phi3ServeError) -> int:
     """The exit code of a command that ``error`` has ended."""
     if isinstance(error, Unreachable) or (isinstance(error, Refused) and error.status in _LATER):

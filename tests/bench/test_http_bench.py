@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +15,13 @@ from phi3_serve.launch.proxy import free_port
 RUN = CliRunner()
 
 
-def test_both_endpoints_are_measured(server_url: str) -> None:
+def labels_of(svg: Path) -> list[str]:
+    """The labels of the bars."""
+    found = ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")
+    return [text.text or "" for text in found if text.get("text-anchor") == "end"]
+
+
+def test_both_endpoints_are_measured_and_drawn(server_url: str, tmp_path: Path) -> None:
     given = ["--url", server_url, "--model", "tested", "--concurrency", "1,3", "--new-tokens", "12", "--rounds", "2"]
     result = RUN.invoke(app, ["bench", "http", *given, "--json"])
     assert result.exit_code == 0, result.output
@@ -29,8 +36,9 @@ def test_both_endpoints_are_measured(server_url: str) -> None:
         assert line["tokens"] == 12
         assert 0 < line["first_token_ms"] < 2 * 12_000 / line["stream_tokens_per_s"]  # medians, of different answers
         assert line["all_tokens_per_s"] > 0
-    table = RUN.invoke(app, ["bench", "http", *given])
+    table = RUN.invoke(app, ["bench", "http", *given, "--svg", str(tmp_path / "x.svg")])
     assert "First token, ms" in table.stdout
+    assert labels_of(tmp_path / "x.svg") == ["/chat", "/v1/chat/completions"] * 4
 
 
 @pytest.mark.slow
@@ -54,7 +62,7 @@ def test_a_refusal_and_a_server_that_is_not_there(server_url: str) -> None:
     assert "cannot be reached" in absent.stderr
 
 
-def test_a_crowd_is_counted(server_url: str) -> None:
+def test_a_crowd_is_counted(server_url: str, tmp_path: Path) -> None:
     given = ["--url", server_url, "--model", "tested", "--clients", "3,8", "--new-tokens", "8"]
     result = RUN.invoke(app, ["bench", "crowd", *given, "--json"])
     assert result.exit_code == 0, result.output
@@ -65,7 +73,8 @@ def test_a_crowd_is_counted(server_url: str) -> None:
     going_on = RUN.invoke(app, ["bench", "crowd", *given, "--seconds", "1", "--json"])
     few, many = json.loads(going_on.stdout)["lines"]
     assert few["answered"] > 3
-    assert "429" in RUN.invoke(app, ["bench", "crowd", *given]).stdout
+    assert "429" in RUN.invoke(app, ["bench", "crowd", *given, "--svg", str(tmp_path / "x.svg")]).stdout
+    assert (tmp_path / "x.svg").read_text().endswith("</svg>\n")  # also if nobody was refused
 
 
 def test_what_does_not_come_whole_is_lost() -> None:
@@ -80,11 +89,13 @@ def test_what_does_not_come_whole_is_lost() -> None:
             crowd._parsed(broken, 1)
 
 
-def test_conversations_go_on(server_url: str) -> None:
+def test_conversations_go_on(server_url: str, tmp_path: Path) -> None:
     given = ["--url", server_url, "--model", "tested", "--conversations", "2", "--turns", "3", "--words", "20"]
     result = RUN.invoke(app, ["bench", "turns", *given, "--rounds", "2", "--json"])
     assert result.exit_code == 0, result.output
     turns = json.loads(result.stdout)["turns"]
     assert sorted(turn["number"] for turn in turns) == [0] * 4 + [1] * 4 + [2] * 4
     assert all(0 < turn["first_s"] <= turn["all_s"] for turn in turns)
-    assert "12 answers" in RUN.invoke(app, ["bench", "turns", *given, "--rounds", "2"]).stdout
+    drawn = ["--svg", str(tmp_path / "x.svg")]
+    assert "12 answers" in RUN.invoke(app, ["bench", "turns", *given, "--rounds", "2", *drawn]).stdout
+    assert labels_of(tmp_path / "x.svg") == ["turn 1", "turn 2", "turn 3"]

@@ -1,0 +1,57 @@
+"""The bars of each benchmark, from what it prints with ``--json``. Plain Python."""
+
+import statistics
+from typing import Any
+
+from phi3_serve.bar_chart import Bar, Panel
+
+OURS = "phi3-serve"
+
+
+def engine(report: Any) -> list[Panel]:
+    """``bench engine``: tokens per second, one panel for each workload and concurrency."""
+    panels: dict[tuple[str, int], list[Bar]] = {}
+    for line in report["lines"]:
+        label = line["name"].removesuffix(", bfloat16")
+        bar = Bar(label, line["tokens_per_s"], label.split(",")[0] == OURS)
+        panels.setdefault((line["workload"], line["concurrency"]), []).append(bar)
+    names = {workload for workload, _ in panels}
+    return [
+        Panel(f"Tokens per second, {_requests(count)}{f', {workload}' if len(names) > 1 else ''}", tuple(bars))
+        for (workload, count), bars in panels.items()
+    ]
+
+
+def http(report: Any) -> list[Panel]:
+    """``bench http``: time to the first token, then throughput, for each concurrency."""
+    panels = []
+    for key, title in (("first_token_ms", "First token, milliseconds"), ("all_tokens_per_s", "Tokens per second")):
+        for count in sorted({line["concurrency"] for line in report["lines"]}):
+            lines = [line for line in report["lines"] if line["concurrency"] == count]
+            bars = (Bar(line["endpoint"], line[key], line["endpoint"].startswith("/")) for line in lines)
+            panels.append(Panel(f"{title}, {_requests(count)}", tuple(bars)))
+    return panels
+
+
+def overload(report: Any) -> list[Panel]:
+    """``bench overload``: how soon 99 % of the refusals came, in each run that has any."""
+    bars = tuple(
+        Bar(f"run {number}: {line['answered']} answered, {line['refused']} refused", line["p99_refusal_ms"])
+        for number, line in enumerate(report["lines"], 1)
+        if line["p99_refusal_ms"] is not None
+    )
+    clients = report["lines"][0]["clients"]
+    return [Panel(f"99 % of the refusals arrived within, milliseconds, {clients:,} clients at once", bars)]
+
+
+def multi_turn(report: Any) -> list[Panel]:
+    """``bench multi-turn``: time to the first token of each turn, over all conversations."""
+    times: dict[int, list[float]] = {}
+    for turn in report["turns"]:
+        times.setdefault(turn["number"], []).append(1000 * turn["first_s"])
+    bars = (Bar(f"turn {number + 1}", statistics.median(found)) for number, found in sorted(times.items()))
+    return [Panel("First token, milliseconds, by turn", tuple(bars))]
+
+
+def _requests(count: int) -> str:
+    return "one request" if count == 1 else f"{count} requests at once"
