@@ -35,7 +35,7 @@ def main(shape: str, name: str) -> None:
         threads=0,
     )
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        engine.run(settings, as_json=True)
+        engine.run(settings, Output(as_json=True))
     report = json.loads(out.getvalue())
     for line in report["lines"]:
         say(f"{line['name']}, {line['workload']}, {at_once} at once: {line['tokens_per_s']:,.0f} tokens/s")
