@@ -6,6 +6,7 @@ import json
 import sys
 
 from phi3_serve.bench import engine
+from phi3_serve.bench.output import Output
 from tests.gpu.report import say, write
 
 # name: (workloads, requests at once, peers)

@@ -10,7 +10,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-
 from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
