@@ -124,8 +124,9 @@ def baker(directory: Path) -> Iterator[str]:
     port = free_port()
     config = directory / "baker.yaml"
     config.write_text(config.read_text().replace("port: 8001", f"port: {port}"))
-    (command,) = (block.text.split() for block in BLOCKS if "phi3-serve up" in block.text)
-    with running([str(BIN / command[0]), *command[1:]], directory / "log", port, cwd=directory) as server:
+    (command,) = (block.text for block in BLOCKS if "phi3-serve up" in block.text)
+    in_directory = ["bash", "-c", f"cd {directory} && exec {command}"]
+    with running(in_directory, directory / "log", port) as server:
         server.wait_until_ready()
         yield server.url
 

@@ -133,7 +133,7 @@ def _problem_of_put(request: urllib.request.Request) -> str | None:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path, port: int, *, cwd: Path = ROOT, **env: str) -> Iterator[Cluster]:
+def running(command: list[str], log: Path, port: int, **env: str) -> Iterator[Cluster]:
     """``command`` as a process group of its own, with its output in ``log``."""
     STARTED.append(command)
     temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Ray puts sockets into it
@@ -143,7 +143,7 @@ def running(command: list[str], log: Path, port: int, *, cwd: Path = ROOT, **env
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=cwd,
+            cwd=ROOT,
             env={
                 **os.environ,
                 "RAY_USAGE_STATS_ENABLED": "0",
