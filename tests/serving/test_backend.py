@@ -18,6 +18,7 @@ from phi3_serve.core import (
     Done,
     Failed,
     GenerationRequest,
+    Occupancy,
     Queued,
     RawPrompt,
     RequestOptions,
@@ -165,6 +166,8 @@ def test_those_who_wait_for_a_sleeping_model_take_no_place_of_others(monkeypatch
                 }
                 assert all(isinstance(error, Overloaded) and error.retry_after_s == 10 for error in refused)
             assert backend.capacity() == alone + 2 * LIMIT
+            assert backend.occupancy("sleeping") == Occupancy(num_places=0, num_requests=LIMIT)
+            assert backend.occupancy("ready") == Occupancy(num_places=128, num_requests=0)
             assert isinstance(await answer(backend, "ready"), Done)
         assert backend.capacity() == alone
 
