@@ -8,8 +8,11 @@ import {tokenView} from "./tokens.js";
 
 const LONGEST_VALUE = 40;  // characters of a setting; the curl line has all of it
 
-/** An element for `turn`. `actions`: label → what a button under the answers does. `choose` gets the index of an answer. */
-export function answerTurn(turn, actions, choose) {
+/**
+ * An element for `turn`. `actions`: label → what a button under the answers does. `choose` gets the index of an answer.
+ * `figures`: what was measured.
+ */
+export function answerTurn(turn, actions, choose = null, figures = figuresLine(turn)) {
   const box = element("article", {className: "turn assistant"},
     element("h2", {className: "out-of-sight", textContent: turn.request?.model ?? "The model"}), element("div", {className: "answers"}));
   box.classList.toggle("live", turn.state === "running");
@@ -20,7 +23,7 @@ export function answerTurn(turn, actions, choose) {
   }
   if (turn.trouble) box.append(element("div", {className: "trouble", role: "alert", textContent: turn.trouble}));
   if (isSeveral(turn)) box.querySelectorAll(".answer").forEach((section, at) => addHead(section, turn, at, choose));
-  box.append(footer(turn, box, actions));
+  box.append(footer(turn, box, actions, figures));
   return box;
 }
 
@@ -62,10 +65,12 @@ function addHead(section, turn, at, choose) {
     ...buttonsOf(turn.answers[at], section)));
 }
 
-function footer(turn, box, actions) {
-  const told = turn.state === "interrupted" ? "cut off when the page was left" : turn.figures;
-  return element("footer", {className: "doing"},
-    element("p", {className: "made-by", textContent: madeBy(turn)}), element("p", {className: "figures", textContent: told}),
+function figuresLine(turn) {
+  return element("p", {className: "figures", textContent: turn.state === "interrupted" ? "cut off when the page was left" : turn.figures});
+}
+
+function footer(turn, box, actions, figures) {
+  return element("footer", {className: "doing"}, element("p", {className: "made-by", textContent: madeBy(turn)}), figures,
     ...(isSeveral(turn) ? [] : buttonsOf(turn.answers[0], box)),
     ...buttonsFor(actions));
 }

@@ -1,7 +1,7 @@
 // An answer as a line for a shell.
 
 import {$} from "./elements.js";
-import {bodyOf} from "./answering.js";
+import {bodyOf} from "./asking.js";
 import {read} from "./storage.js";
 
 /** Shows the line that asks for the answers of `turn` again, with the settings that gave them. */

@@ -65,7 +65,8 @@ function questionTurn(turn, at, acts) {
   const box = element("article", {className: "turn user"}, element("h2", {className: "out-of-sight", textContent: "You"}),
     element("div", {className: "text", textContent: turn.content}));
   box.append(element("footer", {className: "doing"}, button("Copy", event => copy(turn.content, event.target)),
-    button("Edit", () => edit(box, turn, text => acts.resend(at, text), () => drawLog(acts)))));
+    button("Edit", () => edit(box, turn, text => acts.resend(at, text), () => drawLog(acts))),
+    button("Compare", () => acts.compare(at))));
   return box;
 }
 

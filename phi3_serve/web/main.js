@@ -1,9 +1,11 @@
 // The chat page: draws what is kept, then does what its reader asks.
 
-import {answer, emptyTurn, isRunning, stop} from "./answering.js";
+import {answer, isRunning, stop} from "./answering.js";
+import {emptyTurn} from "./asking.js";
 import {copy} from "./clipboard.js";
+import {openComparison, setUpComparison} from "./comparison.js";
 import * as conversations from "./conversations.js";
-import {$} from "./elements.js";
+import {$, oncePerFrame} from "./elements.js";
 import {drawLastTurn, drawLog, drawProgress, drawWait} from "./log.js";
 import {choose, watchModels} from "./models.js";
 import {describeParameters, drawFields, knownParameters} from "./parameters.js";
@@ -12,11 +14,12 @@ import {closeSidebar, drawSidebar, setUpSidebar} from "./sidebar.js";
 import {read, write} from "./storage.js";
 import {applyTheme, nextTheme} from "./theme.js";
 
-const acts = {send, resend, regenerate, choose: chooseAnswer};
+const acts = {send, resend, regenerate, choose: chooseAnswer, compare: compareQuestion};
 
 applyTheme();
 setUpSidebar(stop);
 setUpQuestion();
+setUpComparison();
 setUpSettings();
 setUpKeys();
 conversations.onChange(draw);
@@ -63,7 +66,7 @@ async function answerNext(conversation) {
   draw(true);
   // Until the server has described its parameters, it is not known which of the settings it takes.
   const request = described.then(() => settings.currentRequest(knownParameters()));
-  const whole = answer(conversation, turn, request, {onProgress: drawSoon(), onWait: drawWait});
+  const whole = answer(conversation, turn, request, {onProgress: oncePerFrame(drawProgress), onWait: drawWait});
   showBusy();
   await whole;
   showBusy();
@@ -72,40 +75,65 @@ async function answerNext(conversation) {
   if (conversation === conversations.current()) drawLastTurn(acts);
 }
 
-/** Draws at most once for each picture of the screen. */
-function drawSoon() {
-  let isPlanned = false;
-  return () => {
-    if (!isPlanned) requestAnimationFrame(() => { isPlanned = false; drawProgress() });
-    isPlanned = true;
-  };
-}
-
 function keep(conversation) { $("full").hidden = conversations.save(conversation) }
 
 function showBusy() {
   $("send").hidden = isRunning();
+  $("compare-this").hidden = isRunning();
   $("stop").hidden = !isRunning();
   if (!isRunning()) $("prompt").focus({preventScroll: true});
 }
 
+// --- comparing
+
+function compareQuestion(at) {
+  const conversation = conversations.current();
+  openComparison(conversation.turns[at].content, conversation, at, {take: goOnWith(at), leave: () => {}});
+}
+
+function compareNext() {
+  const conversation = conversations.current(), at = conversation?.turns.length ?? 0;
+  openComparison($("prompt").value, conversation, at, {take: goOnWith(at), leave: setPrompt});
+}
+
+/** Makes a question and its answer the last turns, from turn `at` on. */
+function goOnWith(at) {
+  return (question, turn) => {
+    stop();
+    const conversation = conversations.current() ?? conversations.begin(question);
+    conversation.turns.splice(at, Infinity, {role: "user", content: question}, turn);
+    keep(conversation);
+    draw(true);
+    showBusy();
+  };
+}
+
 // --- the fixed parts of the page
 
+function setPrompt(text) {
+  $("prompt").value = text;
+  fitPrompt();
+}
+
+function fitPrompt() {
+  $("prompt").style.height = "auto";
+  $("prompt").style.height = $("prompt").scrollHeight + "px";
+}
+
 function setUpQuestion() {
-  const fit = () => { $("prompt").style.height = "auto"; $("prompt").style.height = $("prompt").scrollHeight + "px" };
   $("ask").onsubmit = event => {
     event.preventDefault();
     const text = $("prompt").value;
     if (isRunning() || !text.trim()) return;
-    $("prompt").value = "";
-    fit();
+    setPrompt("");
     send(text);
   };
-  $("prompt").oninput = fit;
+  $("prompt").oninput = fitPrompt;
   $("prompt").onkeydown = event => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit() }
   };
   $("stop").onclick = stop;
+  $("compare-this").onclick = compareNext;
   $("copy-curl").onclick = event => copy($("curl").querySelector("pre").textContent, event.target);
   $("close-curl").onclick = () => $("curl").close();
 }
@@ -132,7 +160,7 @@ function setUpKeys() {
   $("open-side").onclick = () => $("side").classList.toggle("open");
   $("log").onclick = closeSidebar;
   document.addEventListener("keydown", event => {
-    if (event.key !== "Escape" || $("curl").open || $("menu").matches(":popover-open")) return;
+    if (event.key !== "Escape" || document.querySelector("dialog[open]") || $("menu").matches(":popover-open")) return;
     if (isRunning()) stop();
     else if (!$("settings").hidden) showSettings(false);
     else closeSidebar();

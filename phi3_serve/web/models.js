@@ -10,6 +10,9 @@ const SECONDS = 1000;
 
 let models = [];
 
+/** What the server says of each of its models. */
+export const servedModels = () => models;
+
 export const chosenModel = () => $("model").value;
 
 /** Asks the server for its models, now and again and again. */

@@ -76,7 +76,7 @@ function range(name) {
   return start + (high === undefined ? "." : ` to ${inWords(high)}.`);
 }
 
-function parsed(given) {
+export function parsed(given) {
   if (given === "") return undefined;
   try { return JSON.parse(given) } catch { return given }
 }

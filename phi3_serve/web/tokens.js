@@ -27,7 +27,7 @@ export function tokenView(tokens) {
   view.onkeydown = event => {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity}[event.key];
     if (step) { event.preventDefault(); show(at + step) }
-    if (event.key === "Escape" && !$("token").hidden) { event.stopPropagation(); hide() }
+    if (event.key === "Escape" && !$("token").hidden) { event.preventDefault(); event.stopPropagation(); hide() }
   };
   return view;
 }
@@ -38,6 +38,7 @@ function describe([text, logprob, others], token) {
   $("token").replaceChildren(element("table", {}, element("tbody", {}, ...rows.map(row =>
     element("tr", {className: isTaken(row) ? "taken" : ""}, element("td", {textContent: visible(row[0])}),
       element("td", {textContent: percent(row[1])}))))));
+  (token.closest("dialog") ?? document.body).append($("token"));  // below an open dialog nothing is seen
   $("token").hidden = false;
   const {left, top, bottom} = token.getBoundingClientRect(), {offsetWidth, offsetHeight} = $("token");
   const isBelow = bottom + GAP + offsetHeight < innerHeight;
