@@ -11,15 +11,19 @@ import torch
 from phi3_serve.engine.threads import in_temporary_thread
 from phi3_serve.errors import EngineFailure
 
+# A server process imports what takes eight seconds, once, and each worker is a fork of it. It runs nothing, so that no
+# worker inherits threads, a device or memory that counts.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "transformers.models.phi3.modeling_phi3"])
+
 
 class WorkerProcess:
     """An object in another process. Its methods are called by name, one at a time."""
 
     def __init__(self, make: Callable[[], Any], *, num_threads: int) -> None:
         """``make``, arguments and results must be picklable. With ``num_threads`` 0 torch decides."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child_pipe = context.Pipe()
-        self._process = context.Process(target=_serve_calls, args=(child_pipe, make, num_threads), daemon=True)
+        self._pipe, child_pipe = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve_calls, args=(child_pipe, make, num_threads), daemon=True)
         self._process.start()
         child_pipe.close()
         self._answer()
