@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
-PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+# A file stays in one process: its fixtures, such as models and tokenizers, are made once.
+PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
