@@ -153,7 +153,8 @@ def batches_router(service: BatchService) -> APIRouter:
 
         def work(stores: OwnStores) -> BatchList:
             shown = page(stores.batches.ids(), after=after, limit=limit)
-            return BatchList(data=[_batch_of(stores.batches, id) for id in shown.ids], **_ends(shown))
+            found = [batch for id in shown.ids if (batch := _find_batch(stores.batches, id)) is not None]
+            return BatchList(data=found, **_ends(shown))
 
         return await in_thread(http, work)
 
@@ -196,11 +197,16 @@ def _batch_of(batches: BatchStore, id: str) -> Batch:
     Raises:
         NotFound: it is not there.
     """
-    if (request := batches.request(id)) is None:
+    if (batch := _find_batch(batches, id)) is None:
         raise NotFound(
             f"There is no batch {id[:64]!r}. It was never made with this API key, or is too old.", "batch_id"
         )
-    return batch_object(request, batches.progress(id), batches.cancelled_at(id))
+    return batch
+
+
+def _find_batch(batches: BatchStore, id: str) -> Batch | None:
+    request = batches.request(id)
+    return None if request is None else batch_object(request, batches.progress(id), batches.cancelled_at(id))
 
 
 def _batch_request(body: CreateBatchRequest) -> BatchRequest:
