@@ -1,5 +1,6 @@
 """From a source to a model that is ready to run: fetch, check, load, test."""
 
+import ctypes
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -221,11 +222,19 @@ def _load_one_by_one(
     progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
     for parameter in wanted:
         take(parameter, stored.read(parameter))
+        _return_freed_memory()
         progress.advance(stored.num_bytes(parameter))
     progress.finish()
     if (generation_config := _stored_generation_config(checkpoint)) is not None:
         model.generation_config = generation_config
     return model.eval()
+
+
+def _return_freed_memory() -> None:
+    """Give the system what was freed. glibc keeps pieces of up to 32 MB, a quarter of the model in 4 bits."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
+    if trim is not None:
+        trim(0)
 
 
 def _taken_as_it_is(model: Any, device: str, dtype: torch.dtype) -> Callable[[str, Any], None]:
