@@ -38,6 +38,18 @@ def problem(args: dict[str, Any]) -> str:
             {"models": [{"name": "mine"}]},
             "models.0: `mine` is not in the catalogue; give its `source`: a Hub repository id, a checkpoint directory or a GGUF file",
         ),
+        (
+            {"models": [{"name": "mine", "source": "a/b", "file": "../model.gguf"}]},
+            "models.0.file: must be the name of a .gguf file in the source, and is `../model.gguf`",
+        ),
+        (
+            {"models": [{"name": "mine", "source": "a/b", "file": "model.safetensors"}]},
+            "models.0.file: must be the name of a .gguf file in the source, and is `model.safetensors`",
+        ),
+        (
+            {"models": [{**TINY, "file": "model.gguf"}]},
+            "models.0: file is given without `source`, and the catalogue's sources have no GGUF files",
+        ),
         ({"models": [TINY, TINY]}, ": model `phi-3-tiny` is declared twice"),
         (
             {"models": [TINY], "default_model": "phi-3-tony"},

@@ -25,6 +25,7 @@ def test_what_the_config_says_of_a_model() -> None:
         {
             "name": "mine",
             "source": "/models/mine",
+            "file": "q4.gguf",
             "dtype": "bfloat16",
             "quantization": "int4",
             "health": {"stuck_after_s": 7},
@@ -36,6 +37,7 @@ def test_what_the_config_says_of_a_model() -> None:
         name="mine",
         source="/models/mine",
         revision=None,
+        file="q4.gguf",
         device="cpu",
         dtype="bfloat16",
         quantization="int4",
