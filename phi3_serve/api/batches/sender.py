@@ -47,15 +47,24 @@ class BatchSender:
     async def _send_once(self, owner: str | None, line: RequestLine) -> Reply:
         key, tokens = await self._key(owner), self._tokens[owner]
         with tokens.in_flight():
-            try:
-                model = self._service.model_named(line.body.get("model"))
-            except UnknownModel:
+            model = self._model_of(line)
+            if model is None:
                 return await self._client.post(line.url, line.body, key)  # which refuses it
             async with self._share.place(model):
                 reply = await self._client.post(line.url, line.body, key)
         if reply.is_answer:
             tokens.ended(reply.body["usage"]["total_tokens"])
         return reply
+
+    def _model_of(self, line: RequestLine) -> str | None:
+        """The model that ``line`` asks; None if it names none that is served."""
+        name = line.body.get("model")
+        if not isinstance(name, str | None):
+            return None
+        try:
+            return self._service.model_named(name)
+        except UnknownModel:
+            return None
 
     async def _key(self, owner: str | None) -> ApiKey | None:
         """The key of ``owner``; waits while it does not exist, and while it has too few tokens for one more request."""

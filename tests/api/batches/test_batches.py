@@ -51,6 +51,15 @@ BODIES: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("model", [["tested"], {"name": "tested"}, 5])
+def test_a_model_that_is_no_text_is_refused(openai_client: OpenAI, model: Any) -> None:
+    done = until(openai_client, start(openai_client, [line("a", chat(1, model=model)), line("b", chat(2))]))
+    assert (done.status, done.output_file_id is not None) == ("completed", True)
+    (refused,) = lines_of(openai_client, done.error_file_id)
+    assert refused["response"]["status_code"] == 400
+    assert refused["response"]["body"]["error"]["param"] == "model"
+
+
 @pytest.mark.parametrize("endpoint", BODIES)
 def test_the_life_of_a_batch(openai_client: OpenAI, url: str, endpoint: str) -> None:
     bodies = [BODIES[endpoint](number) for number in range(30)]
