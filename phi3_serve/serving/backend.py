@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from grpc import StatusCode
-from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
@@ -35,7 +33,7 @@ from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.placement import Placement
-from phi3_serve.serving.ray_errors import RAY_ERRORS, from_ray
+from phi3_serve.serving.ray_errors import RAY_ERRORS, from_ray, replica_errors
 from phi3_serve.serving.wake_up import WakeUpCalls
 
 logger = logging.getLogger("ray.serve")
@@ -109,7 +107,8 @@ class HandleBackend:
         give_up_at = time.monotonic() + MEETING_TIMEOUT_S
         while True:
             try:
-                result: Tokenization | Failed = await self._tokenizers[request.model].remote(request)
+                with replica_errors():
+                    result: Tokenization | Failed = await self._tokenizers[request.model].remote(request)
             except RAY_ERRORS as error:
                 raise from_ray(error) from error
             if isinstance(result, Tokenization):
@@ -175,7 +174,8 @@ class HandleBackend:
         if not on_gpu:
             return HostInfo(cpu=await asyncio.to_thread(cpu_info))
         try:
-            return HostInfo(gpus=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
+            with replica_errors():
+                return HostInfo(gpus=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
         except RAY_ERRORS as error:
             raise from_ray(error) from error
 
@@ -237,20 +237,18 @@ async def _while_alive(events: AsyncIterator[Event], first_timeout_s: float) -> 
 
     Raises:
         RayActorError: the replica gives no sign of life, or ends.
+        RAY_ERRORS: the replica fails on this request.
     """
     timeout_s = first_timeout_s
     while True:
         try:
             async with asyncio.timeout(timeout_s):
-                event = await anext(events)
+                with replica_errors():
+                    event = await anext(events)
         except StopAsyncIteration:
             return
         except TimeoutError:
             raise RayActorError(error_msg="The replica is silent.") from None
-        except AioRpcError as error:
-            if error.code() is StatusCode.CANCELLED:  # by the replica, which ends
-                raise RayActorError(error_msg="The replica has cancelled the call.") from error
-            raise
         timeout_s = SILENCE_TIMEOUT_S
         yield event
 

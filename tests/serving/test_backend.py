@@ -90,7 +90,7 @@ class Events:
         event = self._script.pop(0)
         if event is SILENCE:
             await asyncio.Event().wait()
-        if isinstance(event, Exception):
+        if isinstance(event, BaseException):
             raise event
         return event
 
@@ -218,6 +218,10 @@ def test_who_does_not_wait_learns_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         ([[Delta("a"), status(StatusCode.CANCELLED)]], ReplicaLost),
         ([[Queued(), status(StatusCode.CANCELLED)], [DONE]], [DONE]),
         ([[Delta("a"), status(StatusCode.RESOURCE_EXHAUSTED)]], EngineFailure),
+        ([[Delta("a"), asyncio.CancelledError()]], ReplicaLost),
+        ([[Queued(), asyncio.CancelledError()], [DONE]], [DONE]),
+        ([[Queued(), KeyError("x")]], EngineFailure),
+        ([[Queued(), TimeoutError()]], EngineFailure),
     ],
 )
 def test_only_a_request_that_has_not_begun_is_sent_to_another_replica(
@@ -260,6 +264,18 @@ class TokenizerHandle(Handle):
 
 
 TOKENIZED = Tokenization(text="a", token_ids=(5,), context_length=8)
+
+
+def test_a_client_that_leaves_ends_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        backend = backend_of({"m": VariantState("ready", num_replicas=2)}, monkeypatch, Handle([Queued(), SILENCE]))
+        request = asyncio.create_task(answer(backend, "m"))
+        await asyncio.sleep(0.05)
+        request.cancel()
+        await asyncio.wait({request})
+        assert request.cancelled()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(

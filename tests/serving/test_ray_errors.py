@@ -1,12 +1,14 @@
 """What a client is told when Ray fails."""
 
+import asyncio
+
 import pytest
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, Phi3ServeError
-from phi3_serve.serving.ray_errors import from_ray
+from phi3_serve.serving.ray_errors import RAY_ERRORS, from_ray, replica_errors
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,22 @@ def test_an_error_of_ray_is_one_of_ours(
 ) -> None:
     found = from_ray(error)
     assert (type(found), found.message, getattr(found, "retry_after_s", None)) == (kind, message, retry_after_s)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (KeyError("x"), "The replica failed on this request: KeyError."),
+        (TimeoutError(), "The replica failed on this request: TimeoutError."),
+        (asyncio.CancelledError(), "The replica was lost; another one takes over."),
+        (RayServeException(), "The request could not reach its model: RayServeException."),
+    ],
+)
+def test_what_a_replica_raises_is_one_of_ray_s_errors(raised: BaseException, expected: str) -> None:
+    async def call() -> None:
+        with replica_errors():
+            raise raised
+
+    with pytest.raises(RAY_ERRORS) as caught:
+        asyncio.run(call())
+    assert from_ray(caught.value).message == expected
