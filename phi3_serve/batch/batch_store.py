@@ -92,8 +92,9 @@ class BatchStore:
     def progress(self, id: str) -> Progress:
         """How far the batch ``id`` is."""
         content = self._read(id, _PROGRESS) or {}
-        problems = [json_file.as_object(Problem, each) for each in content.pop("problems", ())]
-        return json_file.as_object(Progress, {**content, "problems": problems})
+        given = [json_file.as_object(Problem, each) for each in content.pop("problems", ())]
+        problems = [problem for problem in given if problem is not None]
+        return json_file.as_object(Progress, {**content, "problems": problems}) or Progress()
 
     def save(self, id: str, progress: Progress) -> None:
         """Remember how far the batch ``id`` is."""

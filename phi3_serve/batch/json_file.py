@@ -42,7 +42,13 @@ def read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def as_object(cls: type[T], content: Mapping[str, Any]) -> T:
-    """An object of the dataclass ``cls``. Fields that it lacks are left out: a later version has written them."""
+def as_object(cls: type[T], content: Mapping[str, Any]) -> T | None:
+    """An object of the dataclass ``cls``; None if ``content`` lacks a field that ``cls`` needs.
+
+    Fields that ``cls`` lacks are left out: a later version has written them.
+    """
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # every dataclass
-    return cls(**{name: value for name, value in content.items() if name in names})
+    try:
+        return cls(**{name: value for name, value in content.items() if name in names})
+    except TypeError:
+        return None

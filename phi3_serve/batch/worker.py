@@ -58,6 +58,7 @@ class BatchWorker:
         self._may_run = may_run
         self._running: dict[_Batch, asyncio.Task[None]] = {}
         self._ended: set[_Batch] = set()
+        self._retry_at: dict[_Batch, float] = {}  # of batches that could not go on, on the monotonic clock
 
     async def run(self) -> None:
         """Run batches, or wait until the process that does so ends; until the task is cancelled."""
@@ -94,6 +95,8 @@ class BatchWorker:
             for batch in (_Batch(owner, id) for id in batches.ids()):
                 if batch in self._ended or batch in self._running:
                     continue
+                if time.monotonic() < self._retry_at.get(batch, 0.0):  # it leaves its place to another one
+                    continue
                 if batches.progress(batch.id).has_ended:
                     self._ended.add(batch)
                 elif self._may_run(owner) or _is_late(batches.request(batch.id)):
@@ -114,13 +117,17 @@ class BatchWorker:
         stores = self._directory.of(batch.owner)
         request = await asyncio.to_thread(stores.batches.request, batch.id)
         if request is None:
+            logger.error("batch %s cannot be read; it is left as it is", batch.id)
+            self._ended.add(batch)
             return
         run = BatchRun(request, stores, lambda line: self._send(batch.owner, line), self._limits, self._keep_s)
         try:
             await run.run()
         except Exception:  # one batch must not end the others
             logger.exception("batch %s cannot go on; it is tried again in %g s", batch.id, RETRY_INTERVAL_S)
-            await asyncio.sleep(RETRY_INTERVAL_S)
+            self._retry_at[batch] = time.monotonic() + RETRY_INTERVAL_S
+        else:
+            self._retry_at.pop(batch, None)
 
     def _sweep(self) -> None:
         """Remove what was kept for long enough."""

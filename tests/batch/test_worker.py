@@ -86,9 +86,10 @@ def test_what_nobody_may_run_waits_and_expires(tmp_path: Path) -> None:
 
 def test_a_batch_that_cannot_go_on_leaves_the_others_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = BatchDirectory(tmp_path)
-    broken, good = new_batch(directory, None), new_batch(directory, None)
+    broken, good = [new_batch(directory, None) for _ in range(MOST_BATCHES)], new_batch(directory, None)
     batches = directory.of(None).batches
-    batches.output(broken.id).mkdir()
+    for each in broken:
+        batches.output(each.id).mkdir()
 
     async def check() -> None:
         run = Run(directory, (None,))
@@ -97,8 +98,28 @@ def test_a_batch_that_cannot_go_on_leaves_the_others_alone(tmp_path: Path, caplo
 
     asyncio.run(check())
     assert batches.progress(good.id).status == "completed"
-    assert batches.progress(broken.id).status == "in_progress"
-    assert f"batch {broken.id} cannot go on; it is tried again in 30 s" in caplog.text
+    assert {batches.progress(each.id).status for each in broken} == {"in_progress"}
+    for each in broken:
+        assert caplog.text.count(f"batch {each.id} cannot go on; it is tried again in 30 s") == 1
+
+
+@pytest.mark.parametrize("name", ["request.json", "progress.json"])
+def test_a_damaged_record_leaves_the_others_alone(tmp_path: Path, name: str) -> None:
+    directory = BatchDirectory(tmp_path)
+    damaged, good = [new_batch(directory, None) for _ in range(MOST_BATCHES)], new_batch(directory, None)
+    batches = directory.of(None).batches
+    for each in damaged:
+        (batches.output(each.id).parent / name).write_text('{"problems": [{}]}')
+
+    async def check() -> None:
+        run = Run(directory, (None,))
+        run.let_go.set()
+        await run.for_a_while(3)
+
+    asyncio.run(check())
+    assert batches.progress(good.id).status == "completed"
+    found = {batches.request(each.id) for each in damaged}
+    assert found == ({None} if name == "request.json" else set(damaged))
 
 
 def test_a_directory_may_be_away_for_a_while(

@@ -59,13 +59,11 @@ class FileForm:
         """Take the next part of the body.
 
         Raises:
-            InvalidRequest: it is not a form, or has other fields.
+            FormParserError: it is not a form.
+            InvalidRequest: it has other fields.
             Phi3ServeError: the file is too large.
         """
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise InvalidRequest(f"The body is not a multipart form: {error}.") from None
+        self._parser.write(data)
 
     def check(self) -> None:
         """Raise InvalidRequest if the form is not complete."""
@@ -129,10 +127,12 @@ async def read_form(http: Request, file: NewFile, room: Room) -> FileForm:
         InvalidRequest: the body is not this form, or breaks off.
         Phi3ServeError: the file is larger than its ``room``.
     """
-    form = FileForm(_boundary(http), file, room)
     try:
+        form = FileForm(_boundary(http), file, room)
         async for data in http.stream():
             await asyncio.to_thread(form.write, data)
+    except FormParserError as error:
+        raise InvalidRequest(f"The body is not a multipart form: {error}.") from None
     except ClientDisconnect:
         raise InvalidRequest("The client has disconnected before the end of the body.") from None
     form.check()

@@ -298,6 +298,11 @@ FILE = {"file": ("a.jsonl", b"{}")}
             "The body",
         ),
         (
+            {"content": b"", "headers": {"Content-Type": f"multipart/form-data; boundary={'x' * 257}"}},
+            400,
+            "The body is not a multipart form: Boundary length 257",
+        ),
+        (
             {"content": b"", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
             400,
             "The body ends before the end of the multipart form.",
