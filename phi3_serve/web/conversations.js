@@ -39,11 +39,13 @@ export function said(turn) {
 const allText = turn => turn.role === "user" ? turn.content : turn.answers.map(answer => answer.content).join("\n");
 
 export function begin(text) {
-  const id = crypto.randomUUID?.() ?? String(Date.now() + Math.random());  // none on a page by plain HTTP
+  const id = newId();
   all.unshift({id, title: titleOf(text), begun: Date.now(), turns: []});
   show(id);
   return current();
 }
+
+const newId = () => crypto.randomUUID?.() ?? String(Date.now() + Math.random());  // none on a page by plain HTTP
 
 export function show(id) {
   currentId = id;
@@ -81,6 +83,23 @@ export function undoForget() {
 export function dismissDeleted() {
   deleted = null;
   changed(false);
+}
+
+/**
+ * Adds `conversations` that are not here yet. One that is here with other turns stays, and the other comes beside it.
+ * Gives how many were added, how many were here, and whether the browser could keep all.
+ */
+export function add(conversations) {
+  const isHere = ({id, ...content}) => all.some(({id: _, ...other}) => JSON.stringify(other) === JSON.stringify(content));
+  const added = conversations.filter(one => !isHere(one));
+  for (const one of added) {
+    if (all.some(other => other.id === one.id)) one.id = newId();
+    all.push(one);
+  }
+  all = sorted(all);
+  const areKept = added.map(save).every(Boolean);
+  changed(false);
+  return {added: added.length, here: conversations.length - added.length, areKept};
 }
 
 function titleOf(text) { return text.trim().replace(/\s+/g, " ").slice(0, TITLE) }

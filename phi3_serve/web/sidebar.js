@@ -3,6 +3,7 @@
 import * as conversations from "./conversations.js";
 import {$, button, element} from "./elements.js";
 import {exportAsJson, exportAsMarkdown} from "./export.js";
+import {conversationsIn} from "./import.js";
 
 let chosen = null;  // the conversation that the menu belongs to
 let renamed = null;  // the one whose name is being written
@@ -27,6 +28,9 @@ export function setUpSidebar(leave) {
   $("talks").onclick = event => { if (event.target.className === "title") show(event.target.dataset.id) };
   $("search").oninput = drawSidebar;
   $("export-all").onclick = () => exportAsJson(conversations.found(""), "conversations");
+  $("import").onclick = () => $("import-file").click();
+  $("import-file").onchange = importFile;
+  $("dismiss-imported").onclick = () => { $("imported").hidden = true };
   $("undo-delete").onclick = () => { leave(); conversations.undoForget(); $("talks").querySelector("[aria-current] .title")?.focus() };
   $("dismiss-delete").onclick = conversations.dismissDeleted;
   setUpMenu({
@@ -39,6 +43,20 @@ export function setUpSidebar(leave) {
       $("undo-delete").focus();
     },
   });
+}
+
+async function importFile() {
+  const [file] = $("import-file").files;
+  if (!file) return;
+  const tell = text => { $("imported").hidden = false; $("imported").firstElementChild.textContent = text };
+  try {
+    const {added, here, areKept} = conversations.add(conversationsIn(await file.text()));
+    tell(`Imported ${added} of ${added + here} conversations from “${file.name}”.` + (here ? ` ${here} were here already.` : ""));
+    if (!areKept) $("full").hidden = false;
+  } catch (error) {
+    tell(`“${file.name}” was not imported. ${error.message}`);
+  }
+  $("import-file").value = "";  // the same file can be chosen again
 }
 
 function setUpMenu(acts) {

@@ -162,6 +162,67 @@ def test_export(browser: Browser, downloads: Path) -> None:
     assert browser.complaints() == []
 
 
+def import_file(browser: Browser, path: Path) -> str:
+    """Import a file; what the page says of it."""
+    if browser.one("#imported").is_displayed():
+        browser.one("#dismiss-imported").click()
+    assert not browser.one("#imported").is_displayed()
+    browser.one("#import-file").send_keys(str(path))
+    browser.until(lambda: browser.one("#imported").is_displayed())
+    return browser.one("#imported span").text
+
+
+def test_what_was_exported_is_imported(browser: Browser, downloads: Path) -> None:
+    browser.open(**THREE)
+    browser.one("#export-all").click()
+    downloaded(browser, path := downloads / "conversations.json")
+    kept = [browser.kept(name) for name in THREE]
+    browser.open()
+    assert import_file(browser, path) == "Imported 3 of 3 conversations from “conversations.json”."
+    assert titles(browser) == ["Fruits", "Sums", "Castles"]
+    assert [browser.kept(name) for name in THREE] == kept
+    browser.all("#talks .title")[1].click()
+    assert browser.one(".answer.chosen .text").text == "It is 632."
+    told = "Imported 0 of 3 conversations from “conversations.json”. 3 were here already."
+    assert import_file(browser, path) == told
+    browser.menu("Rename", 0)
+    browser.one("#talks input").send_keys("Other fruits", Keys.ENTER)
+    assert import_file(browser, path).startswith("Imported 1 of 3 conversations")
+    assert sorted(titles(browser)) == ["Castles", "Fruits", "Other fruits", "Sums"]  # none is overwritten
+    browser.driver.refresh()
+    browser.until(lambda: len(titles(browser)) == 4)
+    assert browser.complaints() == []
+
+
+WHERE_FROM = "The page imports what “Export all” and “Export as JSON” write."
+A_TURN = answered("Yes")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("# Markdown", f"It is no JSON. {WHERE_FROM}"),
+        ('{"id": "1"}', f"It is no list of conversations. {WHERE_FROM}"),
+        ("[3]", "Conversation 1: must be an object."),
+        (json.dumps([{"id": "1", "title": 3, "begun": 1, "turns": []}]), "Conversation 1: `title` must be a text."),
+        ([question(), {"role": "tool"}], "Conversation 1, turn 2: `role` must be “user” or “assistant”."),
+        ([{**A_TURN, "chosen": 1}], "Conversation 1, turn 1: `chosen` must be from 0 to 0."),
+        ([{**A_TURN, "answers": [{}]}], "Conversation 1, turn 1: `answers` must be a list of answers with `content`."),
+        (
+            [{**A_TURN, "state": "new"}],
+            "Conversation 1, turn 1: `state` must be one of whole, stopped, failed, interrupted.",
+        ),
+    ],
+)
+def test_a_wrong_file_is_explained(browser: Browser, tmp_path: Path, content: Any, problem: str) -> None:
+    path = tmp_path / "wrong.json"
+    turns = [{"id": "9", "title": "Nine", "begun": 9, "turns": content}]
+    path.write_text(content if isinstance(content, str) else json.dumps(turns))
+    browser.open(**THREE)
+    assert import_file(browser, path) == f"“wrong.json” was not imported. {problem}"
+    assert titles(browser) == ["Fruits", "Sums", "Castles"]
+
+
 def test_the_menu_is_used_with_the_keyboard(browser: Browser) -> None:
     browser.open(**THREE)
     opener = browser.all("#talks .more")[0]
