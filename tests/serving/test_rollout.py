@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from phi3_serve.api.keys import hash_of
+from phi3_serve.launch.ending import INTERRUPTED
 from phi3_serve.launch.proxy import free_port
 from tests.api.kaito.test_chat import PROMPT
 from tests.serving.cluster import BIN, Answer, Cluster, Head, running, serve_config
@@ -140,11 +141,12 @@ def test_a_model_comes_and_goes_beside_a_replica_that_stays(cluster: Head, check
     assert [(a.status, a.body) for a in answers if (a.status, a.body) != (200, answers[0].body)] == []
 
 
-def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to all processes in front of it; SIGTERM is handled in the same way.
+LONG = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 1900, **ENDLESS}}
 
-    One request takes more than the minute that `serve.delete` waits.
-    """
+
+@contextmanager
+def server_to_end(checkpoint: Path, directory: Path) -> Iterator[Cluster]:
+    """`phi3-serve up` with a model, and with one that waits for a node that never comes."""
     port = free_port()
     args = {
         "models": [
@@ -154,14 +156,22 @@ def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> No
         "http": {"num_cpus": 0.25},
         "cluster": {"elastic": True},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(serve_config(port, args)))
-    long = {"prompt": PROMPT, "generate_kwargs": {"do_sample": False, "max_new_tokens": 1900, **ENDLESS}}
-    command = [str(BIN / "phi3-serve"), "up", str(tmp_path / "config.yaml")]
-    with running(command, tmp_path / "log", port) as server, ThreadPoolExecutor(9) as pool:
+    (directory / "config.yaml").write_text(yaml.safe_dump(serve_config(port, args)))
+    command = [str(BIN / "phi3-serve"), "up", str(directory / "config.yaml")]
+    with running(command, directory / "log", port) as server:
         server.wait_until_ready()
         server.call("/chat", ASKED)
+        yield server
+
+
+def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C, which a terminal sends to all processes in front of it.
+
+    One request takes more than the minute that `serve.delete` waits.
+    """
+    with server_to_end(checkpoint, tmp_path) as server, ThreadPoolExecutor(9) as pool:
         longest = pool.submit(server.call, "/waited-for/chat", ASKED, timeout=120, prefer="wait=66")
-        asked = [pool.submit(server.call, "/chat", long) for _ in range(8)]
+        asked = [pool.submit(server.call, "/chat", LONG) for _ in range(8)]
         until(lambda: server.in_flight("mine") == 8 and server.in_flight("waited-for") == 1, 30)
         server.children = psutil.Process(server.process.pid).children(recursive=True)
         os.killpg(server.process.pid, signal.SIGINT)
@@ -170,4 +180,25 @@ def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> No
         assert "is starting now" in longest.result(120).body["detail"]
         assert server.process.wait(40) == 0
         assert "9 requests in flight are answered" in server.log.read_text()
+        assert server.left_over() == []
+
+
+def test_sigterm_waits_for_what_was_asked_and_ctrl_c_then_ends_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    """SIGTERM as `kill` and systemd send it: to the one process."""
+    with server_to_end(checkpoint, tmp_path) as server, ThreadPoolExecutor(5) as pool:
+        longest = pool.submit(server.call, "/waited-for/chat", ASKED, timeout=120, prefer="wait=66")
+        asked = [pool.submit(server.call, "/chat", LONG) for _ in range(4)]
+        until(lambda: server.in_flight("mine") == 4 and server.in_flight("waited-for") == 1, 30)
+        server.children = psutil.Process(server.process.pid).children(recursive=True)
+        os.kill(server.process.pid, signal.SIGTERM)
+        answers = [one.exception(60) or one.result().status for one in asked]
+        assert answers == [200] * 4
+        until(lambda: "requests in flight are answered" in server.log.read_text(), 10)
+        assert server.process.poll() is None
+        assert not longest.done()
+        began = time.monotonic()
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert server.process.wait(20) == INTERRUPTED
+        assert time.monotonic() - began < 5
+        assert isinstance(longest.exception(20), OSError)  # the connection has ended
         assert server.left_over() == []
