@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from phi3_serve import __version__
+from phi3_serve.bench.cli import Svg
 from phi3_serve.bench.cli import app as bench
 from phi3_serve.config import AppConfig
 from phi3_serve.errors import Phi3ServeError
@@ -123,7 +124,7 @@ def compare(
         typer.Option("--model", "-m", help="A model to ask; may be repeated. By default those that are ready."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the figures into an SVG.")] = None,
+    svg: Svg = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,

@@ -1,5 +1,6 @@
 """The commands ``phi3-serve bench ...``."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,19 @@ from phi3_serve.errors import Phi3ServeError
 
 NO_PEERS = "none"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the figures as bars into an SVG file.")]
+
+
+def _writable(file: Path | None) -> Path | None:
+    """``file``, if it can be written: a wrong name is told before minutes of work."""
+    if file is not None and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
+        raise typer.BadParameter(f"{file} cannot be written.")
+    return file
+
+
+Svg = Annotated[
+    Path | None,
+    typer.Option("--svg", metavar="FILE", callback=_writable, help="Draw the figures as bars into an SVG file."),
+]
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 

@@ -36,12 +36,14 @@ def http(report: Any) -> list[Panel]:
 def overload(report: Any) -> list[Panel]:
     """``bench overload``: how soon 99 % of the refusals came, in each run that has any."""
     bars = tuple(
-        Bar(f"run {number}: {line['answered']} answered, {line['refused']} refused", line["p99_refusal_ms"])
-        for number, line in enumerate(report["lines"], 1)
+        Bar(
+            f"{line['clients']:,} clients: {line['answered']:,} answered, {line['refused']:,} refused",
+            line["p99_refusal_ms"],
+        )
+        for line in report["lines"]
         if line["p99_refusal_ms"] is not None
     )
-    clients = report["lines"][0]["clients"]
-    return [Panel(f"99 % of the refusals arrived within, milliseconds, {clients:,} clients at once", bars)]
+    return [Panel("99 % of the refusals arrived within, milliseconds", bars)]
 
 
 def multi_turn(report: Any) -> list[Panel]:

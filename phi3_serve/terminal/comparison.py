@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from phi3_serve.bar_chart import Bar, Panel, drawn
 from phi3_serve.client import Client
@@ -45,7 +46,7 @@ def compare(options: Options) -> int:
         contestants = _contestants(client, options)
         for number, contestant in enumerate(contestants, 1):
             of_all = f"{number} of {len(contestants)}: {contestant.model}, {contestant.settings_in_words}"
-            with console.status(of_all, spinner="dots"):
+            with console.status(escape(of_all), spinner="dots"):
                 _ask(client, options, contestant, console)
     except KeyboardInterrupt:
         return INTERRUPTED

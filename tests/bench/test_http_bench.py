@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from phi3_serve.bench import overload as crowd
+from phi3_serve.bench import plots
 from phi3_serve.cli import app
 from phi3_serve.launch.proxy import free_port
 
@@ -99,3 +100,14 @@ def test_conversations_go_on(server_url: str, tmp_path: Path) -> None:
     drawn = ["--svg", str(tmp_path / "x.svg")]
     assert "12 answers" in RUN.invoke(app, ["bench", "turns", *given, "--rounds", "2", *drawn]).stdout
     assert labels_of(tmp_path / "x.svg") == ["turn 1", "turn 2", "turn 3"]
+
+
+def test_the_bars_of_several_crowds_say_how_large_each_was() -> None:
+    lines = [
+        {"clients": clients, "answered": 1, "refused": clients - 1, "p99_refusal_ms": 5.0} for clients in (10, 2000)
+    ]
+    (panel,) = plots.overload({"lines": lines})
+    assert [bar.label for bar in panel.bars] == [
+        "10 clients: 1 answered, 9 refused",
+        "2,000 clients: 1 answered, 1,999 refused",
+    ]

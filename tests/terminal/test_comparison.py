@@ -119,3 +119,17 @@ def test_a_server_that_is_not_there() -> None:
     result = run(f"http://127.0.0.1:{free_port()}", "--with", GREEDY, "--with", WARM)
     assert result.exit_code == 3
     assert "cannot be reached" in result.stderr
+
+
+def test_settings_that_look_like_markup_are_shown_as_they_are(server_url: str) -> None:
+    result = run(server_url, "--with", "stop_strings=[/INST] max_new_tokens=2", "--with", GREEDY)
+    assert result.exit_code == 0, result.output
+    assert "stop_strings=[/INST]" in result.stdout
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anyone_is_asked(tmp_path: Path) -> None:
+    for name in (tmp_path / "none" / "x.svg", tmp_path):
+        for command in (["compare", "Who?"], ["bench", "http"]):
+            result = CliRunner().invoke(app, [*command, "--url", f"http://127.0.0.1:{free_port()}", "--svg", str(name)])
+            assert result.exit_code == 2
+            assert "cannot be written" in " ".join(result.output.replace("│", "").split())
