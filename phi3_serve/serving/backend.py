@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -106,11 +106,7 @@ class HandleBackend:
         await self._require_ready(request.model, request.wait_s)
         give_up_at = time.monotonic() + MEETING_TIMEOUT_S
         while True:
-            try:
-                with replica_errors():
-                    result: Tokenization | Failed = await self._tokenizers[request.model].remote(request)
-            except RAY_ERRORS as error:
-                raise from_ray(error) from error
+            result: Tokenization | Failed = await _reply(self._tokenizers[request.model].remote(request))
             if isinstance(result, Tokenization):
                 return result
             if not isinstance(result.error, ModelNotLoaded) or time.monotonic() >= give_up_at:
@@ -173,11 +169,7 @@ class HandleBackend:
         on_gpu = [n for n, p in self._placements.items() if p.device == "cuda" and states[n].state == "ready"]
         if not on_gpu:
             return HostInfo(cpu=await asyncio.to_thread(cpu_info))
-        try:
-            with replica_errors():
-                return HostInfo(gpus=tuple([await self._handles[n].host_info.remote() for n in on_gpu]))
-        except RAY_ERRORS as error:
-            raise from_ray(error) from error
+        return HostInfo(gpus=tuple([await _reply(self._handles[n].host_info.remote()) for n in on_gpu]))
 
     def capacity(self) -> int:
         """How many requests can run or wait in all models; see ``core.Backend``.
@@ -230,6 +222,22 @@ class HandleBackend:
         if state.retry_after_s is None or time.monotonic() + next_try_s >= deadline:
             raise _unavailable(model, state)
         return False
+
+
+async def _reply(call: Awaitable[Any]) -> Any:
+    """What a replica answers to ``call``, which is not a stream.
+
+    Raises:
+        Phi3ServeError: it does not answer in time, or fails.
+    """
+    try:
+        async with asyncio.timeout(SILENCE_TIMEOUT_S):
+            with replica_errors():
+                return await call
+    except TimeoutError:
+        raise ModelUnavailable("The replica is silent.", STARTING_RETRY_AFTER_S) from None
+    except RAY_ERRORS as error:
+        raise from_ray(error) from error
 
 
 async def _while_alive(events: AsyncIterator[Event], first_timeout_s: float) -> AsyncIterator[Event]:

@@ -255,6 +255,8 @@ class TokenizerHandle(Handle):
 
     async def _next(self) -> Any:
         result = self.results.pop(0)
+        if result is SILENCE:
+            await asyncio.Event().wait()
         if isinstance(result, Exception):
             raise result
         return result
@@ -285,12 +287,15 @@ def test_a_client_that_leaves_ends_its_request_only(monkeypatch: pytest.MonkeyPa
         ([Failed(ModelNotLoaded("not here")), TOKENIZED], TOKENIZED),
         ([Failed(InvalidRequest("no", "prompt"))], InvalidRequest),
         ([DEATH], ModelUnavailable),
+        ([SILENCE], ModelUnavailable),
+        ([KeyError("x")], EngineFailure),
     ],
 )
 def test_a_tokenizer_is_used_where_its_model_is(
     monkeypatch: pytest.MonkeyPatch, results: list[Any], expected: Any
 ) -> None:
     monkeypatch.setattr(backend_module, "MEETING_INTERVAL_S", 0.01)
+    monkeypatch.setattr(backend_module, "SILENCE_TIMEOUT_S", 0.05)
     asked = TokenizationRequest(model="m", prompt=RawPrompt("a"))
     spare = Tokenization(text="", token_ids=(), context_length=8)
     handle = TokenizerHandle(*results, spare)
