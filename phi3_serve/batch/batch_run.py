@@ -71,8 +71,8 @@ class BatchRun:
             except FileNotFoundError:
                 self._progress.problems = [missing_file()]
                 return "failed"
-            answers = await asyncio.to_thread(stack.enter_context, OutputFile.opened(self._output))
-            errors = await asyncio.to_thread(stack.enter_context, OutputFile.opened(self._errors))
+            answers = await asyncio.to_thread(stack.enter_context, OutputFile.opened(self._output, is_own=True))
+            errors = await asyncio.to_thread(stack.enter_context, OutputFile.opened(self._errors, is_own=True))
             rest = _without_answer(lines, answers, errors)
 
             def take(line: RequestLine, reply: Reply) -> None:

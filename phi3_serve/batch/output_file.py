@@ -20,8 +20,11 @@ class OutputFile:
 
     @staticmethod
     @contextmanager
-    def opened(path: Path) -> Iterator["OutputFile"]:
+    def opened(path: Path, *, is_own: bool = False) -> Iterator["OutputFile"]:
         """The file at ``path``, made if it is missing. What an ended process left of its last line is removed.
+
+        ``is_own``: nobody else has written to it, so a line that is no answer is damaged. It is removed, and all that
+        follows it.
 
         Raises:
             InvalidRequest: another process writes it, it has lines that are not answers, or it cannot be written.
@@ -36,15 +39,17 @@ class OutputFile:
             except OSError:
                 raise InvalidRequest(f"{path} is written by another process; wait for its end, or stop it.") from None
             output = OutputFile(file)
-            output._read(path)
+            output._read(path, is_own)
             yield output
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, is_own: bool) -> None:
         end = 0
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
                 break
             custom_id = answered_id(line.decode(errors="replace"))
+            if custom_id is None and is_own:
+                break
             if custom_id is None:
                 raise InvalidRequest(f"{path}, line {number}, is not an answer of a batch; give another file.")
             self.answered.add(custom_id)

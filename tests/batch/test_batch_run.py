@@ -15,7 +15,7 @@ from phi3_serve.batch.batch_run import BatchRun
 from phi3_serve.batch.batch_store import BatchRequest
 from phi3_serve.batch.directory import BatchDirectory, OwnStores
 from phi3_serve.batch.lines import Reply, RequestLine
-from phi3_serve.batch.object_id import BATCH_ID
+from phi3_serve.batch.object_id import BATCH_ID, FILE_ID
 from phi3_serve.batch.output_file import OutputFile
 from phi3_serve.batch.validation import InputLimits
 
@@ -160,3 +160,20 @@ def test_a_batch_that_is_late_answers_with_what_it_has(stores: OwnStores) -> Non
     errors = lines_of(stores, progress.error_file_id)
     assert {(each["response"], each["error"]["code"]) for each in errors} == {(None, "batch_expired")}
     assert len(errors) == NUM_LINES
+
+
+@pytest.mark.parametrize("expires_in_s", [100, -1])
+def test_a_damaged_line_is_answered_again(stores: OwnStores, expires_in_s: int) -> None:
+    request = new_batch(stores, expires_in_s)
+    progress = stores.batches.progress(request.id)
+    progress.status, progress.num_total = "in_progress", NUM_LINES
+    progress.output_file_id, progress.error_file_id = FILE_ID.new(), FILE_ID.new()
+    stores.batches.save(request.id, progress)
+    kept = b'{"custom_id": "1"}\n'
+    stores.batches.output(request.id).write_bytes(kept + bytes(100) + b'\n{"custom_id": "2"}\n')
+    run(request, stores)
+    ended = stores.batches.progress(request.id)
+    answers = [*lines_of(stores, ended.output_file_id), *lines_of(stores, ended.error_file_id)]
+    assert answers[0] == {"custom_id": "1"}
+    assert sorted(int(each["custom_id"]) for each in answers) == list(range(NUM_LINES))
+    assert ended.status == ("completed" if expires_in_s > 0 else "expired")
