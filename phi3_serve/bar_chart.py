@@ -64,4 +64,5 @@ def _panel(panel: Panel, top: int, left: int) -> list[str]:
 
 
 def _text(x: float, y: float, text: str, style: str) -> str:
-    return f"<text x='{x:.1f}' y='{y:.1f}' {style}>{escape(text)}</text>"
+    readable = "".join(c if c.isprintable() else " " for c in text)  # XML has no control characters
+    return f"<text x='{x:.1f}' y='{y:.1f}' {style}>{escape(readable)}</text>"

@@ -7,7 +7,6 @@
 """
 
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from phi3_serve.batch import json_file
 from phi3_serve.batch.object_id import BATCH_ID
+from phi3_serve.batch.private_directory import make_private
 
 Ending = Literal["completed", "cancelled", "expired", "failed"]
 Status = Literal["validating", "in_progress", "finalizing"] | Ending
@@ -80,7 +80,7 @@ class BatchStore:
             OSError: it cannot be written.
         """
         hidden = self._hidden(request.id)
-        hidden.mkdir(mode=stat.S_IRWXU, parents=True)  # nobody else reads what is asked
+        make_private(hidden)
         json_file.write(hidden / _REQUEST, asdict(request))
         hidden.rename(self._path(request.id))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from phi3_serve.batch.batch_store import BatchStore
 from phi3_serve.batch.file_store import FileStore
+from phi3_serve.batch.private_directory import make_private
 
 _KEY, _NO_KEY = "key-", "no-key"
 _LOCK = "worker.lock"
@@ -65,7 +66,7 @@ class BatchDirectory:
         Raises:
             OSError: the directory cannot be made, or not be written.
         """
-        self._root.mkdir(parents=True, exist_ok=True)
+        make_private(self._root)
         with open(self._root / _LOCK, "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

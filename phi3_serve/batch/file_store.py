@@ -5,7 +5,6 @@ the two leaves only what ``sweep`` removes.
 """
 
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import BinaryIO
 
 from phi3_serve.batch import json_file
 from phi3_serve.batch.object_id import FILE_ID
+from phi3_serve.batch.private_directory import make_private
 
 _CONTENT, _ABOUT, _PART = ".jsonl", ".json", ".part"
 _OLDEST_PART_S = 86_400.0  # an upload that got nothing for a day has ended with its process
@@ -128,7 +128,7 @@ class FileStore:
                     path.unlink(missing_ok=True)
 
     def _make(self) -> None:
-        self._directory.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)  # nobody else reads what is asked
+        make_private(self._directory)
 
     def _about(self, id: str) -> StoredFile | None:
         about = json_file.read(self._path(id, _ABOUT)) if FILE_ID.matches(id) else None

@@ -107,6 +107,8 @@ def test_figures_are_drawn(server_url: str, tmp_path: Path) -> None:
         (["--with", "temprature=1", "--with", GREEDY], 2, "`temprature` is not a generate parameter"),
         (["--with", "stop='a", "--with", GREEDY], 2, "No closing quotation"),
         (["-m", "tested", "-m", "other"], 1, "Model other is not served here"),
+        (["-m", "tested?x", "-m", "other"], 1, "Model tested?x is not served here"),
+        (["-m", "a b", "-m", "other"], 1, "Model a b is not served here"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(server_url: str, given: list[str], code: int, message: str) -> None:
@@ -133,3 +135,10 @@ def test_a_file_that_cannot_be_written_is_told_before_anyone_is_asked(tmp_path: 
             result = CliRunner().invoke(app, [*command, "--url", f"http://127.0.0.1:{free_port()}", "--svg", str(name)])
             assert result.exit_code == 2
             assert "cannot be written" in " ".join(result.output.replace("│", "").split())
+
+
+def test_a_question_with_control_characters_is_drawn(server_url: str, tmp_path: Path) -> None:
+    asked = ["compare", "--url", server_url, "Who\x07 are you?", "--with", GREEDY, "--with", WARM]
+    result = CliRunner().invoke(app, [*asked, "--svg", str(tmp_path / "x.svg")])
+    assert result.exit_code == 0, result.output
+    assert "Who  are you?" in "".join(ElementTree.parse(tmp_path / "x.svg").getroot().itertext())

@@ -86,7 +86,12 @@ def batches_router(service: BatchService) -> APIRouter:
                     "purpose": PURPOSE,
                     "expires_after_s": expiry_of(form.fields) or service.keep_s,
                 }
-                return file_object(await asyncio.to_thread(files.keep, file, **how))
+
+                def keep() -> StoredFile:
+                    room.require_space()
+                    return files.keep(file, **how)
+
+                return file_object(await asyncio.to_thread(keep))
 
     @router.get("/files", responses=_READ)
     async def files(
@@ -128,9 +133,16 @@ def batches_router(service: BatchService) -> APIRouter:
     @router.get("/files/{file_id}/content", response_class=FileResponse, responses=_CONTENT)
     async def content(http: Request, file_id: str) -> FileResponse:
         """Send the content of a file."""
-        file = await in_thread(http, lambda stores: _file_of(stores.files, file_id))
-        path = service.stores_of(http).files.content(file_id)
-        return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+
+        def work(stores: OwnStores) -> FileResponse:
+            file, path = _file_of(stores.files, file_id), stores.files.content(file_id)
+            try:
+                size = path.stat()
+            except FileNotFoundError:  # deleted a moment ago
+                raise _no_file(file_id) from None
+            return FileResponse(path, media_type="application/octet-stream", filename=file.filename, stat_result=size)
+
+        return await in_thread(http, work)
 
     @router.post("/batches", responses=_WRITE)
     async def create(http: Request, body: CreateBatchRequest) -> Batch:
@@ -187,8 +199,12 @@ def _file_of(files: FileStore, id: str, param: str = "file_id") -> StoredFile:
         NotFound: it is not there.
     """
     if (file := files.get(id)) is None:
-        raise NotFound(f"There is no file {id[:64]!r}. It was never made with this API key, or was deleted.", param)
+        raise _no_file(id, param)
     return file
+
+
+def _no_file(id: str, param: str = "file_id") -> NotFound:
+    return NotFound(f"There is no file {id[:64]!r}. It was never made with this API key, or was deleted.", param)
 
 
 def _batch_of(batches: BatchStore, id: str) -> Batch:

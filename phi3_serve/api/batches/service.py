@@ -56,8 +56,9 @@ class BatchService:
         """
         in_directory = self.check_room()
         if in_directory < (limit := self.config.max_file_bytes):
-            return Room(in_directory, self._directory_is_full())
-        return Room(limit, BodyTooLarge(f"The file is larger than {limit:,} bytes (batches.max_file_bytes)."))
+            return Room(in_directory, self._directory_is_full(), self._require_space)
+        too_large = BodyTooLarge(f"The file is larger than {limit:,} bytes (batches.max_file_bytes).")
+        return Room(limit, too_large, self._require_space)
 
     def check_room(self) -> int:
         """The bytes that the directory may still get.
@@ -69,6 +70,11 @@ class BatchService:
         if free_bytes <= 0:
             raise self._directory_is_full()
         return free_bytes
+
+    def _require_space(self) -> None:
+        """Raise InvalidRequest if the directory has more than it may have, files that come now included."""
+        if self._required().num_bytes() > self.config.max_directory_bytes:
+            raise self._directory_is_full()
 
     def _directory_is_full(self) -> InvalidRequest:
         return InvalidRequest(

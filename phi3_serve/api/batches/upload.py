@@ -1,7 +1,7 @@
 """The form of ``POST /v1/files``, written to the disk while it comes: a file may be larger than the memory."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -17,6 +17,7 @@ FORM_BYTES = 2**16
 """More than the form needs around a file."""
 _MAX_FIELD_BYTES = 1024
 _MAX_FILENAME = 255  # characters
+_LOOK_EVERY_BYTES = 4 * 2**20  # files that come at the same time fill the directory together
 _FIELDS = tuple(FILE_FORM["properties"])
 
 
@@ -26,6 +27,7 @@ class Room:
 
     max_bytes: int
     too_large: Phi3ServeError
+    require_space: Callable[[], None]  # raises an error if the directory has more than it may have
 
 
 class FileForm:
@@ -37,6 +39,7 @@ class FileForm:
         self._file = file
         self._room = room
         self._is_complete = False
+        self._look_at = _LOOK_EVERY_BYTES  # bytes of the file
         self._header, self._value = b"", b""
         self._disposition = b""
         self._field: str | None = None  # the one that comes now; None is the file
@@ -111,6 +114,9 @@ class FileForm:
         if self._file.num_bytes + end - start > self._room.max_bytes:
             raise self._room.too_large
         self._file.write(memoryview(data)[start:end])
+        if self._file.num_bytes >= self._look_at:
+            self._look_at = self._file.num_bytes + _LOOK_EVERY_BYTES
+            self._room.require_space()
 
     def _end_part(self) -> None:
         if self._field is not None:

@@ -1,10 +1,12 @@
 """OpenAI's files and batches with the official SDK, over a real engine."""
 
 import json
+import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +340,49 @@ def test_a_full_directory_takes_nothing_more(backend: LocalBackend, config: AppC
         assert client.post("/v1/batches", json=body).json() == full.json()
         assert client.delete(f"/v1/files/{file['id']}").json()["deleted"]
         assert upload(4_000).status_code == 200
+
+
+def test_uploads_at_the_same_time_fill_the_directory_together(
+    backend: LocalBackend, config: AppConfig, tmp_path: Path, serve_app: Callable[[FastAPI], str]
+) -> None:
+    limit, size = 12_000_000, 9_000_000
+    url = serve_app(create_app(backend, with_batches(config, tmp_path, batches={"max_directory_bytes": limit})))
+    form: Any = {"files": {"file": ("a", b"a" * size)}, "data": {"purpose": "batch"}, "timeout": 60}
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: httpx2.post(f"{url}/v1/files", **form), range(6)))
+    assert {answer.status_code for answer in answers} <= {200, 400}
+    kept = [file for file in tmp_path.rglob("file-*") if file.suffix in (".jsonl", ".part")]
+    assert len(kept) == [answer.status_code for answer in answers].count(200) <= 1
+    for answer in answers:
+        if answer.status_code == 400:
+            assert "batches.max_directory_bytes" in answer.json()["error"]["message"]
+
+
+def test_only_the_user_of_the_server_opens_the_directory(
+    backend: LocalBackend, config: AppConfig, tmp_path: Path
+) -> None:
+    root = tmp_path / "of" / "batches"
+    with TestClient(create_app(backend, with_batches(config, root))) as client:
+        form: Any = {"files": {"file": ("a", b"{}\n")}, "data": {"purpose": "batch"}}
+        file = client.post("/v1/files", **form).json()
+        body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+        assert client.post("/v1/batches", json=body).status_code == 200
+        directories = [root.parent, root, *(path for path in root.rglob("*") if path.is_dir())]
+        assert len(directories) >= 5
+        assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
+
+
+def test_a_file_that_is_deleted_meanwhile_is_not_there(
+    backend: LocalBackend, config: AppConfig, tmp_path: Path
+) -> None:
+    with TestClient(create_app(backend, with_batches(config, tmp_path))) as client:
+        form: Any = {"files": {"file": ("a", b"{}\n")}, "data": {"purpose": "batch"}}
+        id = client.post("/v1/files", **form).json()["id"]
+        (content,) = tmp_path.rglob(f"{id}.jsonl")
+        content.unlink()
+        gone = client.get(f"/v1/files/{id}/content")
+        assert gone.status_code == 404
+        assert id in gone.json()["error"]["message"]
 
 
 def test_a_directory_that_cannot_be_used_is_said(backend: LocalBackend, config: AppConfig, tmp_path: Path) -> None:
