@@ -67,7 +67,7 @@ def request(replica: Replica, found: Offer, draw: random.Random, name: str) -> G
 def verdicts(found: Offer, seen: list[Event]) -> list[str]:
     last = seen[-1]
     if isinstance(last, Failed):
-        is_refused = isinstance(last.error, InvalidRequest) and last.error.param == "tools"
+        is_refused = isinstance(last.error, InvalidRequest) and (last.error.param or "").split(".")[0] == "tools"
         return ["refused" if is_refused else f"FAILED: {last.error}"]
     assert isinstance(last, Done)
     schemas = {tool.name: tool.parameters for tool in found.tools}
