@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from phi3_serve.serving.backend import LOST_MESSAGE
@@ -203,12 +204,17 @@ def test_a_full_log_disk_stops_nothing(cluster: Head, fault: Callable[[str], Non
 def test_a_dead_proxy_is_back_within_seconds_and_lies_to_nobody(cluster: Head) -> None:
     """Between its start and its first routes, Ray's HAProxy would answer 404."""
     for victim in ("haproxy", "ray::HAProxyManager"):
-        (proxy,) = [p for p in cluster.processes("haproxy", "-f") if p.name() == "haproxy"]
+        until(lambda: len(haproxies(cluster)) == 1, 30)  # after a reload the earlier one finishes its requests
+        (proxy,) = haproxies(cluster)
         (process,) = [proxy] if victim == "haproxy" else cluster.processes(victim)
         process.kill()
         proxy.wait(10)  # it goes with its manager, a moment later
         assert until(lambda: is_answered(cluster), 30) < 15
         assert all(is_answered(cluster) for _ in range(20))
+
+
+def haproxies(cluster: Head) -> list[psutil.Process]:
+    return [process for process in cluster.processes("haproxy", "-f") if process.name() == "haproxy"]
 
 
 def is_answered(cluster: Head) -> bool:
