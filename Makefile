@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
 	@echo "make test       run all tests, also those on real Ray clusters and in Chromium"
-	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; under three minutes on two cores"
+	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; some minutes on two cores"
 	@echo "make test-clients  run clients of other projects, unchanged, against phi-3-tiny, and write docs/clients.md"
 	@echo "make test-clients NAMES=\"openai ollama\"  only those; they write nothing"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
