@@ -161,7 +161,8 @@ def test_the_tool_runner_goes_on_without_a_thread(sdk: Anthropic) -> None:
         tool_choice={"type": "tool", "name": "get_time", "disable_parallel_tool_use": True},
         max_iterations=2,
     )
-    assert [message.stop_reason for message in runner] in (["tool_use"] * 2, ["max_tokens"])
+    first, *others = [message.stop_reason for message in runner]
+    assert len(others) == (1 if first == "tool_use" else 0)  # it goes on after each whole call
 
 
 @pytest.mark.parametrize(
