@@ -36,16 +36,21 @@ help:
 
 setup: $(VENV)/.dev
 
-$(VENV)/.runtime: pyproject.toml constraints.txt phi3_serve/engine/kernels/cpu.cpp
+# Both install the package itself, which compiles its kernels; so the second does not wait for the first.
+INSTALLED_FROM := pyproject.toml constraints.txt $(wildcard phi3_serve/engine/kernels/*.cpp)
+define install
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing the packages of constraints.txt into $(VENV) (once, about a minute on a fast line) ..."
-	$(PIP) -q -e .
-	@touch $@
+	@echo "Installing the packages of constraints.txt into $(VENV) (once, some minutes) ..."
+	$(PIP) -q -e $(1)
+	@touch $(VENV)/.runtime $@
+endef
 
-$(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) -q -e .[dev]
-	@touch $@
+$(VENV)/.runtime: $(INSTALLED_FROM)
+	$(call install,.)
+
+$(VENV)/.dev: $(INSTALLED_FROM)
+	$(call install,.[dev])
 
 serve: $(VENV)/.runtime
 	@exec $(BIN)/phi3-serve up serve_config.yaml
