@@ -12,6 +12,8 @@ from typing import Literal
 RopeKind = Literal["default", "longrope"]
 
 EMBEDDED_TINY = Path(__file__).parent / "models" / "phi-3-tiny"
+# Of a repository. No pickles and no code are downloaded, so none can run.
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes of a weight in memory, scales and the embedding included; without quantization it is the dtype that counts.

@@ -1,5 +1,6 @@
 """The console script ``phi3-serve``."""
 
+import json
 import secrets
 from pathlib import Path
 from typing import Annotated, Literal
@@ -214,6 +215,50 @@ def models(as_json: AsJson = False) -> None:
     from phi3_serve.terminal.catalogue_table import print_catalogue, this_machine
 
     print_catalogue(this_machine(), as_json=as_json)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of the catalogue.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Each model gets a directory in it.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Download nothing; compare what is there with its own fetched.json.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Download the weights of variants at their pinned revision, and compare every file with its hash.
+
+    The same command continues an unfinished download and keeps what is right.
+    Exit codes: 1 failed, 2 wrong command line, 3 the Hub does not answer or the
+    disk is full; the same command may succeed later.
+    """
+    from phi3_serve import fetch as fetching  # imports torch
+    from phi3_serve.errors import SourceUnreachable, StorageFull
+    from phi3_serve.observability.progress import human_bytes, told_to
+    from phi3_serve.terminal.exit_codes import FAILED, INTERRUPTED, NOT_NOW, USAGE
+
+    try:
+        wanted = fetching.variants_named(names)
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(USAGE) from None
+    get = fetching.verify if verify else fetching.fetch
+    try:
+        with told_to(lambda line: typer.echo(line, err=True)):
+            fetched = [get(one, to) for one in wanted]
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(NOT_NOW if isinstance(error, SourceUnreachable | StorageFull) else FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped. The same command goes on from here.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps([model.as_json() for model in fetched], indent=1))
+        return
+    for model in fetched:
+        what = f"{len(model.files)} files, {human_bytes(model.total_bytes)}, equal to their hashes"
+        typer.echo(f"{model.variant.name}: {what}; {len(model.downloaded)} of them were downloaded now")
+        typer.echo(f"    source: {model.directory}")
 
 
 @app.command()

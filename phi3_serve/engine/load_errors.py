@@ -50,14 +50,17 @@ def resource_error(where: str, error: BaseException) -> CheckpointError | None:
     return None
 
 
-def fetch_error(source: str, revision: str | None, error: BaseException) -> CheckpointError:
-    """The error for an exception of ``huggingface_hub`` while it fetches the repository ``source``."""
-    kind, reason = _fetch_cause(source, error)
+def fetch_error(source: str, revision: str | None, error: BaseException, *, into: str | None = None) -> CheckpointError:
+    """The error for an exception of ``huggingface_hub`` while it fetches the repository ``source``.
+
+    ``into`` is the directory of the files, by default the cache of the library.
+    """
+    kind, reason = _fetch_cause(source, error, into or constants.HF_HUB_CACHE)
     return kind(f"{source}: cannot be fetched at revision {revision or 'main'}: {reason}")
 
 
-def _fetch_cause(source: str, error: BaseException) -> tuple[type[CheckpointError], str]:
-    if full := resource_error(constants.HF_HUB_CACHE, error):
+def _fetch_cause(source: str, error: BaseException, into: str) -> tuple[type[CheckpointError], str]:
+    if full := resource_error(into, error):
         return type(full), full.message
     for one in _chain(error):
         match one:

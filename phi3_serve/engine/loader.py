@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase
 
-from phi3_serve.catalogue import NO_QUANTIZATION, QUANTIZATIONS, is_local, memory_needed
+from phi3_serve.catalogue import DOWNLOADED, NO_QUANTIZATION, QUANTIZATIONS, is_local, memory_needed
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
 from phi3_serve.engine.device import compute_capability, device_name
 from phi3_serve.engine.gguf.tokenizer import make_tokenizer
@@ -29,8 +29,6 @@ from phi3_serve.parameters import NAMES, GenerationParameters
 
 logger = logging.getLogger("phi3_serve")
 
-# No pickles and no code are downloaded, so none can run.
-DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 SELF_TEST_TOKENS = 4
 STORED_BY_TRANSFORMERS_4 = "rotary_emb.inv_freq"  # computed now
 

@@ -1,6 +1,7 @@
 """Progress of long work as log lines: bytes, percent, and the name of the work."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,22 @@ def weights_progress(what: str, tensor_bytes: Mapping[str, int]) -> Iterator[Non
     finally:
         transformers_logging.set_tqdm_hook(previous)
     progress.finish()
+
+
+def counting_bar(progress: Progress) -> type[tqdm]:
+    """A tqdm class that counts into ``progress`` instead of drawing a bar. Several may count at once."""
+    lock = threading.Lock()
+
+    class CountingBar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": False, "file": StringIO()})
+            self.update(kwargs.get("initial", 0))
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                progress.advance(int(n or 0))
+
+    return CountingBar
 
 
 def download_bar(what: str) -> type[tqdm]:

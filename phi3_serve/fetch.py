@@ -1,0 +1,229 @@
+"""``phi3-serve fetch``: the files of a variant in a directory, at the catalogue's revision, each equal to its hash.
+
+The directory is a checkpoint, for ``source`` of a model. The file ``fetched.json`` in it has the sizes and the hashes.
+With it, a copy of the directory can be compared without the Hub.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._headers import build_hf_headers
+
+from phi3_serve.catalogue import DOWNLOADED, VARIANTS, Variant, variant
+from phi3_serve.engine.load_errors import fetch_error
+from phi3_serve.errors import CheckpointError, CheckpointIncomplete, Phi3ServeError, StorageFull, did_you_mean
+from phi3_serve.observability.progress import Progress, counting_bar, human_bytes
+
+MANIFEST = "fetched.json"
+PARTS = ".unfinished"  # a directory; each file in it is named after the hash of the whole
+DOWNLOADS_AT_ONCE = 4
+_BYTES_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository. Its hash is that of the content, or for small files that of the git object."""
+
+    path: str  # in the repository
+    size: int  # bytes
+    algorithm: str  # sha256, or git-sha1: SHA-1 over "blob SIZE", a zero byte and the content
+    hash: str  # hexadecimal
+
+    def problem_in(self, directory: Path, progress: Progress) -> str | None:
+        """What is wrong with this file in ``directory``; None if it has the right content."""
+        path = directory / self.path
+        if not path.is_file():
+            return f"{path} is missing"
+        if (size := path.stat().st_size) != self.size:
+            return f"{path} has {size} bytes and should have {self.size}"
+        found = self._hash_of(path, progress)
+        return None if found == self.hash else f"{path} has the {self.algorithm} {found} and should have {self.hash}"
+
+    def _hash_of(self, path: Path, progress: Progress) -> str:
+        if self.algorithm == "sha256":
+            hasher = hashlib.sha256()
+        else:
+            hasher = hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)  # as git names the object
+        with path.open("rb") as opened:
+            while piece := opened.read(_BYTES_AT_ONCE):
+                hasher.update(piece)
+                progress.advance(len(piece))
+        return hasher.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A variant whose files are complete and right."""
+
+    variant: Variant
+    directory: Path
+    files: Sequence[HubFile]
+    downloaded: Sequence[str]  # paths of the files that were not there, or not right
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result for scripts."""
+        return {
+            "name": self.variant.name,
+            "source": self.variant.source,
+            "revision": self.variant.revision,
+            "directory": str(self.directory),
+            "bytes": self.total_bytes,
+            "downloaded": list(self.downloaded),
+            "files": [asdict(file) for file in self.files],
+        }
+
+
+def variants_named(names: Iterable[str]) -> list[Variant]:
+    """The catalogue's entries of ``names``.
+
+    Raises:
+        Phi3ServeError: a name is not in the catalogue, or its weights are part of the package.
+    """
+    found = []
+    for name in names:
+        if (one := variant(name)) is None:
+            known = [entry.name for entry in VARIANTS]
+            hint = did_you_mean(name, known, f"; it must be one of {', '.join(known)}")
+            raise Phi3ServeError(f"MODEL: `{name}` is not in the catalogue{hint}")
+        if one.revision is None:
+            raise Phi3ServeError(f"MODEL: {one.name} is part of the package; there is nothing to download")
+        found.append(one)
+    return found
+
+
+def fetch(wanted: Variant, to: Path) -> Fetched:
+    """Download what the directory of ``wanted`` in ``to`` lacks, and compare every file with its hash.
+
+    Unfinished files are continued. Files that are right are kept.
+
+    Raises:
+        CheckpointError: the Hub does not give the files, the disk is full, or a file is not right after the download.
+    """
+    directory = to.expanduser().absolute() / wanted.name
+    files = _files_on_the_hub(wanted)
+    lacking = [file for file, _ in _problems(wanted, files, directory)]
+    if lacking:
+        _check_room(directory, lacking)
+        _download(wanted, directory, lacking)
+        if problems := [problem for _, problem in _problems(wanted, lacking, directory)]:
+            raise CheckpointIncomplete(f"{wanted.name}: {'; '.join(problems)}. The same command downloads it again.")
+    fetched = Fetched(wanted, directory, files, [file.path for file in lacking])
+    (directory / MANIFEST).write_text(json.dumps(fetched.as_json(), indent=1) + "\n", encoding="utf-8")
+    return fetched
+
+
+def verify(wanted: Variant, to: Path) -> Fetched:
+    """Compare the files of ``wanted`` in ``to`` with the hashes in its ``fetched.json``, without the Hub.
+
+    Raises:
+        CheckpointError: a file is missing or not right, or the directory has another revision.
+    """
+    directory = to.expanduser().absolute() / wanted.name
+    manifest = _manifest_in(directory)
+    if (found := manifest["revision"]) != wanted.revision:
+        raise CheckpointError(f"{directory}: holds revision {found}, and the catalogue has {wanted.revision}")
+    files = [HubFile(**file) for file in manifest["files"]]
+    if problems := [problem for _, problem in _problems(wanted, files, directory)]:
+        raise CheckpointIncomplete(f"{wanted.name}: {'; '.join(problems)}")
+    return Fetched(wanted, directory, files, [])
+
+
+def _files_on_the_hub(wanted: Variant) -> list[HubFile]:
+    try:
+        entries = list(HfApi().list_repo_tree(wanted.source, revision=wanted.revision, recursive=True))
+    except Exception as error:  # of the Hub or of the network
+        raise fetch_error(wanted.source, wanted.revision, error) from error
+    files = [_hub_file(entry) for entry in entries if isinstance(entry, RepoFile)]
+    chosen = [file for file in files if any(fnmatch(file.path, pattern) for pattern in DOWNLOADED)]
+    if not any(file.path.endswith(".safetensors") for file in chosen):
+        raise CheckpointError(f"{wanted.source}: there are no safetensors files at revision {wanted.revision}")
+    return chosen
+
+
+def _hub_file(entry: RepoFile) -> HubFile:
+    if entry.lfs is not None:
+        return HubFile(entry.path, entry.lfs.size, "sha256", entry.lfs.sha256)
+    return HubFile(entry.path, entry.size, "git-sha1", entry.blob_id)
+
+
+def _problems(wanted: Variant, files: Sequence[HubFile], directory: Path) -> list[tuple[HubFile, str]]:
+    """The files that are not right in ``directory``, each with the reason."""
+    present = sum(file.size for file in files if (directory / file.path).is_file())
+    progress = Progress(f"{wanted.name}: comparing with the hashes", present)
+    found = [(file, problem) for file in files if (problem := file.problem_in(directory, progress)) is not None]
+    if present:
+        progress.finish()
+    return found
+
+
+def _check_room(directory: Path, lacking: Sequence[HubFile]) -> None:
+    """StorageFull before the download, not hours later."""
+    there = [path for file in lacking for path in (directory / file.path, _part(directory, file)) if path.is_file()]
+    needed = sum(file.size for file in lacking) - sum(path.stat().st_size for path in there)
+    existing = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise StorageFull(f"{directory}: {human_bytes(needed)} are needed, and {human_bytes(free)} are free")
+
+
+def _download(wanted: Variant, directory: Path, files: Sequence[HubFile]) -> None:
+    """Download ``files``. ``snapshot_download`` of the library begins each unfinished file anew, so it is not used."""
+    progress = Progress(f"{wanted.name}: downloading {wanted.source}", sum(file.size for file in files))
+    bar = counting_bar(progress)
+    try:
+        (directory / PARTS).mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+            downloads = [pool.submit(_download_file, wanted, directory, file, bar) for file in files]
+        for download in downloads:
+            download.result()
+        (directory / PARTS).rmdir()
+    except Exception as error:  # of the Hub, of the network or of the disk
+        raise fetch_error(wanted.source, wanted.revision, error, into=str(directory)) from error
+    progress.finish()
+
+
+def _download_file(wanted: Variant, directory: Path, file: HubFile, bar: type[Any]) -> None:
+    part, path = _part(directory, file), directory / file.path
+    path.unlink(missing_ok=True)
+    with part.open("ab") as opened:
+        if opened.tell() > file.size:
+            opened.truncate(0)
+        http_get(
+            hf_hub_url(wanted.source, file.path, revision=wanted.revision),
+            opened,
+            resume_size=opened.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            tqdm_class=bar,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(path)
+
+
+def _part(directory: Path, file: HubFile) -> Path:
+    return directory / PARTS / file.hash
+
+
+def _manifest_in(directory: Path) -> Mapping[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointIncomplete(f"{path}: {error.strerror}; `phi3-serve fetch` writes this file") from None
+    except ValueError as error:
+        raise CheckpointIncomplete(f"{path}: is not JSON: {error}") from None
+    return manifest

@@ -1,0 +1,156 @@
+"""``phi3-serve fetch``, from a hub on this machine."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from phi3_serve.catalogue import variant
+from phi3_serve.cli import app
+from phi3_serve.engine.source import open_source
+from tests.hub import Hub, running_hub
+
+NAME = "phi-3-mini-4k-instruct"
+WEIGHTS = "model.safetensors"
+NOBODY = "http://127.0.0.1:9"
+Usage = namedtuple("Usage", ["total", "used", "free"])
+
+
+@pytest.fixture
+def hub(checkpoint: Path) -> Iterator[tuple[type[Hub], str]]:
+    found = variant(NAME)
+    assert found is not None
+    assert found.revision is not None
+    with running_hub(checkpoint, repository=found.source, revision=found.revision) as running:
+        yield running
+
+
+@pytest.fixture
+def run(hub: tuple[type[Hub], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command in this process, with the Hub at ``endpoint``."""
+    # the library itself tries again for half a minute
+    no_waiting = SimpleNamespace(**{**vars(time), "sleep": lambda s: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", no_waiting)
+    monkeypatch.setattr("huggingface_hub.file_download.time", no_waiting)
+
+    def command(*args: str, endpoint: str = hub[1]) -> Result:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+        return CliRunner().invoke(app, ["fetch", *args, "--to", str(tmp_path / "weights")])
+
+    return command
+
+
+def test_it_downloads_as_a_command(hub: tuple[type[Hub], str], tmp_path: Path, checkpoint: Path) -> None:
+    env = {**os.environ, "HF_ENDPOINT": hub[1], "HF_HOME": str(tmp_path / "cache")}
+    line = [sys.executable, "-m", "phi3_serve", "fetch", "Phi3-mini-4k", "--json", "--to", str(tmp_path)]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    directory = tmp_path / NAME
+    assert result["directory"] == str(directory)
+    assert set(result["downloaded"]) == {path.name for path in checkpoint.iterdir()}
+    assert f"{NAME}: downloading microsoft/Phi-3-mini-4k-instruct: 100 % (" in done.stderr
+    assert f"{NAME}: comparing with the hashes: 100 % (" in done.stderr
+    sha256 = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+    assert {file["path"]: file["hash"] for file in result["files"]}[WEIGHTS] == sha256
+    open_source(directory)  # a checkpoint for `source`
+
+
+def test_it_mends_a_damaged_file_and_keeps_the_others(
+    run: Callable[..., Result], hub: tuple[type[Hub], str], tmp_path: Path
+) -> None:
+    assert run(NAME).exit_code == 0
+    weights = tmp_path / "weights" / NAME / WEIGHTS
+    # other content of the same size and time, as after a bad copy or a bad disk
+    damaged, times = bytearray(weights.read_bytes()), weights.stat()
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    refused = run(NAME, "--verify")
+    assert refused.exit_code == 1
+    assert f"{weights} has the sha256 " in refused.stderr
+
+    hub[0].asked.clear()
+    again = run(NAME)
+    assert again.exit_code == 0, again.stderr
+    assert "equal to their hashes; 1 of them were downloaded now" in again.stdout
+    assert f"    source: {weights.parent}" in again.stdout
+    assert [path.rsplit("/", 1)[-1] for path in hub[0].asked if "/resolve/" in path] == [WEIGHTS]
+    assert run(NAME, "--verify", endpoint=NOBODY).exit_code == 0  # without the Hub
+
+
+def test_it_goes_on_where_the_connection_broke(
+    run: Callable[..., Result], hub: tuple[type[Hub], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1_000)
+    hub[0].breaks_off_at = 100_500
+    broken = run(NAME)
+    assert broken.exit_code == 3, broken.stderr
+    assert "the Hub does not answer" in broken.stderr
+    hub[0].breaks_off_at = None
+    hub[0].ranges.clear()
+    assert run(NAME).exit_code == 0
+    assert hub[0].ranges == ["bytes=100000-"]
+
+
+def test_what_arrives_damaged_is_told(
+    run: Callable[..., Result], hub: tuple[type[Hub], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_damaged(handler: Hub, path: Path) -> None:
+        content = path.read_bytes()
+        handler._send(content[:-1] + b"?", etag=handler._etag(path))
+
+    monkeypatch.setattr(hub[0], "_send_file", send_damaged)
+    done = run(NAME)
+    assert done.exit_code == 1
+    assert "should have" in done.stderr
+    assert done.stderr.endswith("The same command downloads it again.\n")
+
+
+def test_a_hub_that_is_away_is_for_later(run: Callable[..., Result]) -> None:
+    done = run(NAME, endpoint=NOBODY)
+    assert done.exit_code == 3
+    assert "the Hub does not answer" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_disk_without_room_is_told_before_the_download(
+    run: Callable[..., Result], hub: tuple[type[Hub], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10_000, 9_000, 1_000))
+    done = run(NAME)
+    assert done.exit_code == 3
+    assert "are needed, and 1.0 kB are free" in done.stderr
+    assert not [path for path in hub[0].asked if "/resolve/" in path]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("phi-3-mini-5k-instruct", "MODEL: `phi-3-mini-5k-instruct` is not in the catalogue; did you mean `phi-3-mini-4k-instruct`?"),
+        ("phi-3-tiny", "MODEL: phi-3-tiny is part of the package; there is nothing to download"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["fetch", NAME, name, "--to", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr == f"{message}\n"
+
+
+def test_what_was_not_fetched_cannot_be_verified(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["fetch", NAME, "--verify", "--to", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"{tmp_path}/{NAME}/fetched.json: No such file or directory; `phi3-serve fetch` writes this file\n"
+    )
