@@ -22,6 +22,9 @@ _API_PREFIXES = {"v1": "OpenAI's", "api": "ollama's"}  # of the paths of an API,
 _MAX_NAME_LENGTH = 128
 _NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{_MAX_NAME_LENGTH}}}")
 _PART_OF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL_KEY = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL.pattern}")
+_LABEL_RULE = "at most 63 letters, digits and . _ -, with a letter or a digit at both ends"
 _KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -141,6 +144,8 @@ class ModelConfig(StrictModel):
     """GPUs that a replica reserves; by default 1 on `cuda`, otherwise 0. Above 1, a whole number."""
     accelerator_type: str | None = Field(default=None, min_length=1)
     """A GPU type of Ray, for example `L4` or `A100`, if the replica needs this type."""
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of Ray, each with the value that the node of a replica must have."""
     defaults: GenerationParameters = NONE_GIVEN
     """Values of generate parameters for requests that give none. They override the defaults of the API."""
     routing: Routing = "load"
@@ -170,6 +175,11 @@ class ModelConfig(StrictModel):
     @classmethod
     def _check_precision(cls, given: float | None) -> float | None:
         return _as_ray_counts(given)
+
+    @field_validator("label_selector")
+    @classmethod
+    def _check_labels(cls, given: dict[str, str]) -> dict[str, str]:
+        return _as_labels(given)
 
     @field_validator("num_gpus")
     @classmethod
@@ -241,6 +251,16 @@ def _as_ray_counts(given: float | None) -> float | None:
     """``given``, an amount of a resource. Raises ValueError if Ray cannot reserve it."""
     if given is not None and round(given, 4) != given:
         raise ValueError(f"must have at most four decimal places, and is {given:g}")
+    return given
+
+
+def _as_labels(given: dict[str, str]) -> dict[str, str]:
+    """``given``, labels of a node. Raises ValueError for what is not a label of Kubernetes, as Ray has them."""
+    for key, value in given.items():
+        if not _LABEL_KEY.fullmatch(key):
+            raise ValueError(f"`{key}` is not a label: {_LABEL_RULE}, and before it perhaps a domain and a slash")
+        if not _LABEL.fullmatch(value):
+            raise ValueError(f"the value of {key} is `{value}`, and must be {_LABEL_RULE}")
     return given
 
 
@@ -383,6 +403,8 @@ class HttpConfig(StrictModel):
     """CPU cores that an ingress replica reserves. With 0 it always finds a node, also if models hold all cores."""
     replicas: int = Field(default=1, ge=1)
     """Ingress replicas."""
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of Ray, each with the value that the node of an ingress replica must have."""
     cors_origins: tuple[str, ...] = ()
     """Other web origins whose pages may call this server, for example `https://chat.example.org`; by default none."""
 
@@ -390,6 +412,11 @@ class HttpConfig(StrictModel):
     @classmethod
     def _check_precision(cls, given: float) -> float | None:
         return _as_ray_counts(given)
+
+    @field_validator("label_selector")
+    @classmethod
+    def _check_labels(cls, given: dict[str, str]) -> dict[str, str]:
+        return _as_labels(given)
 
 
 class BatchesConfig(StrictModel):

@@ -82,6 +82,14 @@ def problem(args: dict[str, Any]) -> str:
             {"models": [{**TINY, "accelerator_type": ""}]},
             "models.0.accelerator_type: String should have at least 1 character",
         ),
+        (
+            {"models": [{**TINY, "label_selector": {"a b": "c"}}]},
+            "models.0.label_selector: `a b` is not a label: at most 63 letters, digits and . _ -, with a letter or a digit at both ends, and before it perhaps a domain and a slash",
+        ),
+        (
+            {"http": {"label_selector": {"phi3-serve/group": "!gpu"}}},
+            "http.label_selector: the value of phi3-serve/group is `!gpu`, and must be at most 63 letters, digits and . _ -, with a letter or a digit at both ends",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_by_name(args: dict[str, Any], text: str) -> None:

@@ -44,7 +44,7 @@ def test_described_defaults_are_the_codes() -> None:
                 if line.startswith("|") and f"`{section}.{key}`" in line.split("|")[1]
             ]
             assert len(rows) == 1, key
-            shown = "none" if default == () else str(default).lower()
+            shown = "none" if default in ((), {}) else str(default).lower()
             if isinstance(default, float):
                 shown = f"{default:g}"
             assert shown in rows[0].split("|")[2], (key, rows[0])

@@ -40,7 +40,7 @@ def build_application(config: AppConfig, replica_class: type[ServedReplica] = Se
     ingress: Deployment = serve.deployment(
         name=INGRESS_NAME,
         num_replicas=config.http.replicas,
-        ray_actor_options={"num_cpus": config.http.num_cpus},
+        ray_actor_options={"num_cpus": config.http.num_cpus, **_labels(config.http.label_selector)},
         max_ongoing_requests=UNLIMITED_REQUESTS,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=config.limits.request_timeout_s,
@@ -87,6 +87,10 @@ def _scaling_options(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
             look_back_period_s=scaling.look_back_s,
         )
     }
+
+
+def _labels(selector: dict[str, str]) -> dict[str, Any]:
+    return {"label_selector": selector} if selector else {}
 
 
 def _router_options(model: ModelConfig) -> dict[str, Any]:

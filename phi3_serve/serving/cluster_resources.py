@@ -1,19 +1,25 @@
 """What the nodes of the Ray cluster have and have free, which replicas live, and which have no node yet."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ray
 from ray._private.state import state as ray_state
 from ray.util import list_named_actors
 
-from phi3_serve.serving.placement import NodeResources
+from phi3_serve.serving.placement import NodeResources, label_as_resource
 
 
 def node_resources() -> list[NodeResources]:
     """The nodes that are alive."""
     free = ray_state.available_resources_per_node()
-    return [NodeResources(n["Resources"], free.get(n["NodeID"], {})) for n in ray.nodes() if n["Alive"]]
+    return [NodeResources(_total_of(n), free.get(n["NodeID"], {})) for n in ray.nodes() if n["Alive"]]
+
+
+def _total_of(node: Mapping[str, Any]) -> dict[str, float]:
+    labels: Mapping[str, str] = node.get("Labels") or {}
+    return {**node["Resources"], **{label_as_resource(key, value): 1.0 for key, value in labels.items()}}
 
 
 def num_replicas_without_node(app_name: str) -> Counter[str]:

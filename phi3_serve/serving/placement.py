@@ -1,7 +1,7 @@
 """Where a model runs: its device, and the resources of a node that a replica reserves."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from phi3_serve.config import ModelConfig
@@ -9,10 +9,18 @@ from phi3_serve.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class NodeResources:
-    """The resources of one node, by Ray's names. A resource that is used up may be missing in ``free``."""
+    """The resources of one node, by Ray's names. A resource that is used up may be missing in ``free``.
+
+    Its labels are among ``total``, by the name that ``label_as_resource`` gives them.
+    """
 
     total: Mapping[str, float]
     free: Mapping[str, float]
+
+
+def label_as_resource(key: str, value: str) -> str:
+    """The name under which a label of a node is compared as a resource is. Ray has no such resource."""
+    return f"label:{key}={value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +31,16 @@ class Placement:
     num_cpus: float
     num_gpus: float
     accelerator_type: str | None
+    label_selector: Mapping[str, str] = field(default_factory=dict)
     lacks_gpu: bool = False  # `device: auto` would be a GPU, and the cluster had none when the application was built
 
     @property
     def resources(self) -> dict[str, float]:
-        """The reservation by the names of Ray's resources."""
+        """The reservation by the names of Ray's resources, and the labels."""
         needed = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         if self.accelerator_type is not None:
             needed[f"accelerator_type:{self.accelerator_type}"] = 0.001
+        needed |= {label_as_resource(key, value): 1.0 for key, value in self.label_selector.items()}
         return {name: amount for name, amount in needed.items() if amount}
 
     @property
@@ -39,6 +49,8 @@ class Placement:
         options: dict[str, object] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         if self.accelerator_type is not None:
             options["accelerator_type"] = self.accelerator_type
+        if self.label_selector:
+            options["label_selector"] = dict(self.label_selector)
         return options
 
     def missing_resource(self, nodes: Iterable[Mapping[str, float]]) -> str | None:
@@ -78,8 +90,10 @@ class Placement:
         return f"{note} The cluster has a GPU now; `device: cuda` uses it." if has_gpu else note
 
     def _describe(self, resource: str) -> str:
-        kind, _, accelerator_type = resource.partition(":")
-        return f"an accelerator of type {accelerator_type}" if accelerator_type else f"{self.resources[kind]:g} {kind}"
+        kind, _, detail = resource.partition(":")
+        if kind == "label":
+            return f"the label {detail}"
+        return f"an accelerator of type {detail}" if detail else f"{self.resources[kind]:g} {kind}"
 
 
 def _free(name: str, nodes: Sequence[NodeResources]) -> str:
@@ -106,5 +120,6 @@ def place(model: ModelConfig, *, cluster_has_gpu: bool, elastic: bool = False) -
         num_cpus=model.num_cpus if model.num_cpus is not None else (2.0 if on_gpu else 1.0),
         num_gpus=model.num_gpus if model.num_gpus is not None else (1.0 if on_gpu else 0.0),
         accelerator_type=model.accelerator_type,
+        label_selector=model.label_selector,
         lacks_gpu=model.device == "auto" and model.variant is None and not can_have_gpu,
     )

@@ -16,10 +16,13 @@ from ray.serve._private import api
 from ray.serve.schema import ServeDeploySchema
 from ray.util.state import list_actors
 
+GROUP = "phi3-serve/group"  # a label of Ray
+
 
 def main(config: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": True})
-    gpu_nodes = {name: cluster.add_node(num_cpus=8, num_gpus=3) for name in ("one", "two")}
+    head = {"num_cpus": 3, "include_dashboard": True, "labels": {GROUP: "cpu"}}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    gpu_nodes = {name: cluster.add_node(num_cpus=8, num_gpus=3, labels={GROUP: "gpu"}) for name in ("one", "two")}
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
     schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text()))

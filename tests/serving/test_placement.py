@@ -57,6 +57,7 @@ def test_the_cpu_that_nobody_has_chosen_is_named() -> None:
 
 
 GPU_REPLICA = Placement("cuda", 2, 1, None)
+LABELLED = place(model(name="phi-3-tiny", label_selector={"phi3-serve/group": "cpu"}), cluster_has_gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,12 @@ GPU_REPLICA = Placement("cuda", 2, 1, None)
             [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}],
             "an accelerator of type A100 on one node, and no node of the cluster has that",
         ),
+        (LABELLED, [{"CPU": 1.0, "label:phi3-serve/group=cpu": 1.0}], None),
+        (
+            LABELLED,
+            [{"CPU": 8.0, "label:phi3-serve/group=gpu": 1.0}],
+            "the label phi3-serve/group=cpu on one node, and no node of the cluster has that",
+        ),
     ],
 )
 def test_which_resource_is_missing(placement: Placement, nodes: list[dict[str, float]], missing: str | None) -> None:
@@ -88,6 +95,7 @@ CPU_REPLICA = Placement("cpu", 1, 0, None)
     ("placement", "nodes", "shortage"),
     [
         (CPU_REPLICA, [({"CPU": 2.0}, {})], "1 CPU (0 of 2 are free)"),
+        (LABELLED, [({"CPU": 2.0, "label:phi3-serve/group=cpu": 1.0}, {})], "1 CPU (0 of 2 are free)"),
         (CPU_REPLICA, [({"CPU": 2.0}, {"CPU": 0.5})], "1 CPU (0.5 of 2 are free)"),
         (CPU_REPLICA, [({"CPU": 2.0}, {"CPU": 1.0})], None),
         (
