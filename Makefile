@@ -19,6 +19,7 @@ help:
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; about an hour on two cores"
 	@echo "make fuzz CASES=2000 QUANTIZATION=int4   the same with weights in int4 or int8"
+	@echo "make fuzz CASES=2000 RUNNER=device   the same with the runner of a GPU, without its kernels"
 	@echo "make fuzz-schemas  ask for JSON of 2,000 random schemas; every finished answer must validate; ten minutes on two cores"
 	@echo "make fuzz-kernels  compare the GPU's kernels with the reference on 400 random shapes, in Triton's interpreter"
 	@echo "make planted-faults  plant faults in the GPU's kernels and runner, one by one, and show which test notices each; an hour on two cores"
@@ -90,7 +91,7 @@ coverage: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100) $(or $(QUANTIZATION),none)
+	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100) $(or $(QUANTIZATION),none) $(or $(RUNNER),host)
 
 fuzz-schemas: $(VENV)/.dev
 	$(BIN)/python -m tests.structured.fuzz $(or $(CASES),2000) $(or $(SEED),0)

@@ -1,12 +1,13 @@
 """The engine against transformers: random prompts, parameters and company, token for token.
 
-``python -m tests.engine.parity NUM_CASES [SEED [QUANTIZATION]]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
+``python -m tests.engine.parity NUM_CASES [SEED [QUANTIZATION [RUNNER]]]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
 ``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
 runs at once in the engine, in blocks too few for all of them, and some are preempted and computed again; the oracle
 answers them one after another. Sampling is compared, too: with a seed both draw the same tokens. The companies take
 turns on three checkpoints: a plain one, one whose sliding window is shorter than most sequences, and one whose RoPE
 factors change amid most sequences, with guidance in half of its requests. With a third argument, int8 or int4, the
-engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``).
+engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``). With ``device``
+as the fourth, the runner of a GPU takes the steps, with the kernels of the reference (``make fuzz RUNNER=device``).
 """
 
 import copy
@@ -51,6 +52,7 @@ from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import STRUCTURED_PARAMETERS, check_token_ids, resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
+from tests.engine.model.replayer import runner_on_cpu
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
 
@@ -65,6 +67,7 @@ FEW_TOKENS = CUTOFFS.union(STRUCTURED_PARAMETERS)
 PREEMPTED = 0.1  # of the steps
 SHAKES, SHAKEN_BY = 16, 2e-6
 NUM_BLOCKS = 32  # 512 tokens: enough for any one request, too few for those that come with it
+RUNNERS: dict[str, RunnerFactory] = {"host": new_runner, "device": runner_on_cpu}
 
 
 @dataclass(frozen=True)
@@ -421,13 +424,16 @@ def expect_equal(parity: Parity, drawn: Iterator[Case], num_companies: int) -> N
     )  # a grammar and banned tokens, for example
 
 
-def fuzz(num_cases: int, seed: int, quantization: str, report: "queue.Queue[Counter[str]]") -> None:
+def fuzz(num_cases: int, seed: int, quantization: str, runner: str, report: "queue.Queue[Counter[str]]") -> None:
     """Run ``num_cases`` in this process, print what differs, report the verdicts of each company."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     done = 0
     with tempfile.TemporaryDirectory() as directory:
-        parities = [Parity(Path(directory) / n, k.shape, quantization=quantization) for n, k in KINDS.items()]
+        parities = [
+            Parity(Path(directory) / name, kind.shape, RUNNERS[runner], quantization=quantization)
+            for name, kind in KINDS.items()
+        ]
         drawn = [cases(p.loaded, seed, guided=kind.guided) for p, kind in zip(parities, KINDS.values(), strict=True)]
         turns = cycle(zip(parities, drawn, strict=True))
         while done < num_cases:
@@ -443,14 +449,15 @@ def fuzz(num_cases: int, seed: int, quantization: str, report: "queue.Queue[Coun
     report.put(Counter())
 
 
-def main(num_cases: int, seed: int, quantization: str) -> int:
+def main(num_cases: int, seed: int, quantization: str, runner: str) -> int:
     """Share ``num_cases`` among the cores; 1 if any differs or is missing, or many are too close to call."""
     context = multiprocessing.get_context("spawn")
     num_processes = os.cpu_count() or 1
     report: queue.Queue[Counter[str]] = context.Queue()  # type: ignore[assignment]
     shares = [num_cases // num_processes + (n < num_cases % num_processes) for n in range(num_processes)]
     workers = [
-        context.Process(target=fuzz, args=(share, seed + n, quantization, report)) for n, share in enumerate(shares)
+        context.Process(target=fuzz, args=(share, seed + n, quantization, runner, report))
+        for n, share in enumerate(shares)
     ]
     for worker in workers:
         worker.start()
@@ -470,4 +477,4 @@ def main(num_cases: int, seed: int, quantization: str) -> int:
 
 if __name__ == "__main__":
     given = dict(enumerate(sys.argv))
-    sys.exit(main(int(given[1]), int(given.get(2, 0)), given.get(3, NO_QUANTIZATION)))
+    sys.exit(main(int(given[1]), int(given.get(2, 0)), given.get(3, NO_QUANTIZATION), given.get(4, "host")))

@@ -88,7 +88,6 @@ class DeviceSampler:
         return (
             strategy.choice != "by_strategy"
             and not settings.processors
-            and not strategy.negative_prompt_rows
             and not parameters.output_scores
             and parameters.top_logprobs is None
             and parameters.prompt_lookup_num_tokens is None

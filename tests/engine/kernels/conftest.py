@@ -6,12 +6,12 @@ import pytest
 
 from phi3_serve.engine.kernels import cpu_library as library_module
 from phi3_serve.engine.kernels.cpu_library import cpu_library, levels
-from tests.engine.kernels.interpreter import mended_bfloat16
+from tests.engine.kernels.interpreter import mended_interpreter
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _bfloat16_in_the_interpreter() -> Iterator[None]:
-    with mended_bfloat16():
+def _mended_interpreter() -> Iterator[None]:
+    with mended_interpreter():
         yield
 
 

@@ -12,15 +12,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from phi3_serve.engine.kernels import triton_layers
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES
 from phi3_serve.engine.kernels.reference import ReferenceKernels
-from phi3_serve.engine.kernels.triton_attention import AttentionConfig
+from phi3_serve.engine.kernels.triton_attention import AttentionConfig, decode_config, prefill_config
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from tests.engine.kernels.interpreter import mended_bfloat16
+from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.kernels.test_triton_attention import NUM_BLOCKS, Request, Shape, check
 from tests.engine.kernels.test_triton_layers import assert_close
 
@@ -54,6 +56,22 @@ def attention(draw: random.Random) -> str:
     )
     check(requests, shape, config)
     return f"attention {requests} {shape} {config}"
+
+
+def default_attention(draw: random.Random) -> str:
+    """Attention with the configs of both models, at the borders of their blocks of keys."""
+    kv_heads, group, dim = draw.choice(((2, 1, 96), (1, 4, 128)))
+    window = draw.choice((None, draw.randint(1, 140)))
+    shape = Shape(kv_heads * group, kv_heads, dim, draw.choice(DTYPES), window)
+    end = draw.choice((draw.randint(1, 150), 32 * draw.randint(1, 4) + draw.choice((-1, 0, 1))))
+    queries = min(end, draw.choice((1, draw.randint(2, 8), draw.randint(9, 60))))
+    if queries > MAX_SHORT_QUERIES:
+        config = prefill_config(1, kv_heads, group, shape.dtype, 132)
+    else:
+        config = decode_config(1, kv_heads, group, shape.dtype, 132, queries_per_tile=draw.choice((1, 4)))
+    config = replace(config, num_splits=draw.choice((1, 2, 3)))
+    check([Request(queries, end)], shape, config)
+    return f"{queries} queries before {end}, {shape} {config}"
 
 
 def layers(draw: random.Random) -> str:
@@ -102,7 +120,7 @@ def sampling(draw: random.Random) -> str:
     return f"sampling {rows} rows of {vocab}, top_k {top_k}"
 
 
-KINDS: tuple[Callable[[random.Random], str], ...] = (attention, attention, layers, sampling)
+KINDS: tuple[Callable[[random.Random], str], ...] = (attention, default_attention, attention, layers, sampling)
 
 
 def main(count: int, seed: int) -> int:
@@ -125,5 +143,5 @@ def main(count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    with mended_bfloat16():
+    with mended_interpreter():
         sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""The kernels of a layer in Triton's interpreter against the reference."""
+"""The kernels of a layer in Triton's interpreter against the reference. ``make fuzz-kernels`` draws more shapes."""
 
 import pytest
 import torch
@@ -50,32 +50,39 @@ def test_silu_product(dtype: torch.dtype, tokens: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "rotary"),
-    [(4, 4, 64, 64), (4, 2, 96, 72), (8, 1, 40, 40), (3, 1, 16, 12), (32, 32, 96, 96), (40, 10, 128, 128)],
+    ("heads", "kv_heads", "dim", "rotary", "slot_dtype"),
+    [
+        (4, 2, 96, 72, torch.int32),
+        (3, 1, 16, 12, torch.int64),
+        (8, 1, 40, 40, torch.int32),
+        (8, 8, 96, 96, torch.int64),
+        (16, 4, 128, 128, torch.int32),
+    ],
 )
-@pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
 def test_rotate_and_store(
     dtype: torch.dtype, slot_dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int
 ) -> None:
-    """The last two tokens have no slot. With int32 slots, the fourth is padding, too."""
+    """The last two tokens have no slot. With int32 slots, the fourth is padding, too. 16 heads are one program."""
     qkv = torch.randn(7, heads + 2 * kv_heads, dim).to(dtype)
     rotation = (torch.randn(7, 1, rotary).to(dtype), torch.randn(7, 1, rotary).to(dtype))
-    slots = torch.randperm(NUM_SLOTS)[:5].to(slot_dtype)
+    slots = torch.cat([torch.tensor([0]), 1 + torch.randperm(NUM_SLOTS - 1)[:4]]).to(slot_dtype)
     if slot_dtype == torch.int32:
         slots[3] = -1
-    cache = torch.randn(2 * kv_heads, NUM_SLOTS, dim).to(dtype)
+    memory = torch.randn(1 + 2 * kv_heads, NUM_SLOTS, dim).to(dtype)
+    before_cache, cache = memory[0].clone(), memory[1:]  # slot -1 of the first head is in front of the cache
     expected_qkv, expected_cache = qkv.clone(), cache.clone()
     REFERENCE.rotate_and_store(expected_qkv, rotation, slots, expected_cache)
     before = cache.clone()
     triton_layers.rotate_and_store(qkv, rotation, slots, cache)
     assert_close(qkv, expected_qkv)
     assert_close(cache, expected_cache)
+    assert torch.equal(memory[0], before_cache)
     unwritten = [slot for slot in range(NUM_SLOTS) if slot not in slots.tolist()]
     assert torch.equal(cache[:, unwritten], before[:, unwritten])
     assert torch.equal(qkv[:, heads + kv_heads :], expected_qkv[:, heads + kv_heads :])  # values are not rotated
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(70, 512), (33, 1024)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(70, 1536), (33, 2048)])  # with several blocks of inputs
 def test_multiply_row(dtype: torch.dtype, outputs: int, inputs: int) -> None:
     x, weight = torch.randn(1, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
     config = row_config(outputs, inputs)
@@ -118,19 +125,28 @@ def test_greedy_takes_the_first_of_the_largest(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("floats", "ints", "kept"),
+    ("floats", "ints", "kept", "dtype"),
     [
-        ((1.0, 1.0, 0.0), (1, 2, 1), {3, 4, 5}),  # the second largest score is that of two tokens
-        ((1.0, 0.6, 0.0), (1, 0, 1), {3, 5}),  # of the two, the lower id is beyond the nucleus
-        ((1.0, 1.0, 0.5), (1, 0, 1), {3}),
-        ((1.0, 0.01, 0.0), (1, 0, 3), {3, 4, 5}),
-        ((0.1, 0.9, 0.0), (1, 0, 1), {3}),
+        ((1.0, 1.0, 0.0), (1, 2, 1), {3, 4, 5}, torch.float16),  # the second largest score is that of two tokens
+        ((1.0, 1.0, 0.0), (1, 1, 1), {3}, torch.float32),
+        ((1.0, 0.6, 0.0), (1, 0, 1), {3, 5}, torch.float32),  # of the two, the lower id is beyond the nucleus
+        ((1.0, 1.0, 0.5), (1, 0, 1), {3}, torch.bfloat16),
+        ((1.0, 0.01, 0.0), (1, 0, 3), {3, 4, 5}, torch.bfloat16),
+        ((0.1, 0.9, 0.0), (1, 0, 1), {3}, torch.float16),
     ],
+    ids=str,
 )
 def test_draws_stay_in_the_support(
-    dtype: torch.dtype, floats: tuple[float, ...], ints: tuple[int, ...], kept: set[int]
+    floats: tuple[float, ...], ints: tuple[int, ...], kept: set[int], dtype: torch.dtype
 ) -> None:
-    probs = torch.tensor([0.02, 0.03, 0.05, 0.5, 0.2, 0.2])
-    logits = probs.log().to(dtype).expand(24, 6).contiguous()
-    assert set(chosen(logits, floats, ints).tolist()) == kept
-    assert not torch.equal(chosen(logits, (1.0, 1.0, 0.0), (1, 0, 1), 0), chosen(logits, (1.0, 1.0, 0.0), (1, 0, 1), 1))
+    assert set(chosen(_scores(16, dtype), floats, ints).tolist()) == kept
+
+
+def test_steps_draw_with_different_noise() -> None:
+    scores = _scores(12, torch.float32)
+    assert not torch.equal(chosen(scores, (1.0, 1.0, 0.0), (1, 0, 1), 0), chosen(scores, (1.0, 1.0, 0.0), (1, 0, 1), 1))
+
+
+def _scores(rows: int, dtype: torch.dtype) -> Tensor:
+    """Those of six tokens, two of which are equal."""
+    return torch.tensor([0.02, 0.03, 0.05, 0.5, 0.2, 0.2]).log().to(dtype).expand(rows, 6).contiguous()
