@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from phi3_serve.catalogue import EMBEDDED_TINY, QUANTIZATIONS
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loader import LoadedModel
 from training.curriculum import LESSONS
 from training.dialogue import Draw
 from training.encoding import DialogueEncoder, Encoded
 from training.exam import Examinee, examine
+from training.modules import load_with_modules
 
 SEED = 2026
 DIALOGUES_PER_KIND = 40
@@ -98,7 +99,7 @@ def _weights_error(model: Any) -> float:
 
 
 def _load(quantization: str) -> LoadedModel:
-    return load("phi-3-tiny", str(EMBEDDED_TINY), None, device="cpu", dtype="float32", quantization=quantization)
+    return load_with_modules(EMBEDDED_TINY, quantization=quantization)
 
 
 def _exam(quantization: str, questions_per_kind: int) -> float:

@@ -1,4 +1,4 @@
-"""From a source to a model that is ready to run: fetch, check, load, test."""
+"""From a source to a model that is ready to run: fetch, check, load."""
 
 import ctypes
 import logging
@@ -9,9 +9,8 @@ from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, Phi3Config, PreTrainedTokenizerBase
 
 from phi3_serve.catalogue import DOWNLOADED, NO_QUANTIZATION, QUANTIZATIONS, is_local, memory_needed
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
@@ -23,13 +22,14 @@ from phi3_serve.engine.precision import dtype_to_load, has_bfloat16, quantizatio
 from phi3_serve.engine.quantization import Quantizer
 from phi3_serve.engine.source import open_source
 from phi3_serve.engine.stored_weights import StoredWeights
+from phi3_serve.engine.weights import Phi3Weights, head_dim
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, DeviceMissing
-from phi3_serve.observability.progress import Progress, download_bar, human_bytes, weights_progress
+from phi3_serve.observability.progress import Progress, download_bar, human_bytes
 from phi3_serve.parameters import NAMES, GenerationParameters
 
 logger = logging.getLogger("phi3_serve")
 
-SELF_TEST_TOKENS = 4
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 STORED_BY_TRANSFORMERS_4 = "rotary_emb.inv_freq"  # computed now
 
 
@@ -37,7 +37,7 @@ STORED_BY_TRANSFORMERS_4 = "rotary_emb.inv_freq"  # computed now
 class LoadedModel:
     """A model on its device, with its tokenizer and its generation config."""
 
-    model: Any  # Phi3ForCausalLM; its generate() does not pass a type checker
+    model: Any  # Phi3Weights, or Phi3ForCausalLM, whose modules have the same names
     tokenizer: PreTrainedTokenizerBase
     defaults: GenerationParameters  # the checkpoint's generation config
     context_length: int  # tokens
@@ -88,10 +88,8 @@ def load(
     quantization = _quantization_to_load(name, checkpoint, config, quantization, device=device, dtype=dtype)
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
     try:
-        if quantization == NO_QUANTIZATION and checkpoint.gguf is None:
-            model = _load_weights(name, checkpoint, config, device=device, dtype=dtype)
-        else:
-            model = _load_one_by_one(name, checkpoint, config, device=device, dtype=dtype, quantization=quantization)
+        model = _load_weights(name, checkpoint, config, device=device, dtype=dtype, quantization=quantization)
+        generation_config = _load_generation_config(checkpoint, config)
     except CheckpointError:
         raise
     except Exception as error:  # the libraries raise any error of their parsers
@@ -100,13 +98,12 @@ def load(
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        defaults=_generation_defaults(name, model.generation_config, int(model.config.vocab_size)),
-        context_length=int(model.config.max_position_embeddings),
-        vocab_size=int(model.config.vocab_size),
+        defaults=_generation_defaults(name, generation_config, config.vocab_size),
+        context_length=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
         quantization=quantization,
         weight_format=checkpoint.weight_format,
     )
-    self_test(loaded, checkpoint)
     rounded = "" if quantization == NO_QUANTIZATION else f", weights in {quantization}"
     computed_in = str(model.dtype).removeprefix("torch.")
     logger.info("%s: %s, ready on %s in %s%s", name, checkpoint.weight_format, device, computed_in, rounded)
@@ -137,6 +134,8 @@ def fetch(name: str, source: str, revision: str | None, file: str | None = None)
     """
     if is_local(source):
         return Path(source).expanduser().resolve()
+    from huggingface_hub import snapshot_download  # slow to import, and a directory needs nothing of it
+
     logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
     try:
         snapshot = Path(
@@ -179,53 +178,40 @@ def _load_tokenizer(checkpoint: Checkpoint, config: Phi3Config) -> PreTrainedTok
     return tokenizer
 
 
-def _load_weights(name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str) -> Any:
-    with weights_progress(f"{name}: loading weights", checkpoint.tensor_bytes):
-        loaded: Any = Phi3ForCausalLM.from_pretrained(
-            checkpoint.path,
-            config=config,
-            dtype=dtype,
-            device_map={"": "cuda:0" if device == "cuda" else "cpu"},
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # _check_tensors refuses them, with a better message
-        )
-    model, info = loaded
-    _check_tensors(name, checkpoint.path, info)
-    return model.eval()
-
-
-def _load_one_by_one(
+def _load_weights(
     name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str, quantization: str
-) -> Any:
-    """The model, with weights that are rounded or unpacked while they are read.
+) -> Phi3Weights:
+    """The weights, which are converted, rounded or unpacked one after another while they are read.
 
-    At no time it is held as it was stored. ``from_pretrained`` would hold it so.
+    At no time they are held as they were stored.
     """
-    with torch.device("meta"):
-        model: Any = Phi3ForCausalLM._from_config(config, attn_implementation="sdpa")
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # computed, not stored
+    config.tie_word_embeddings = _is_tied(checkpoint, config)
+    model = Phi3Weights(config, getattr(torch, checkpoint.config["dtype"] if dtype == "auto" else dtype))
     wanted = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
     stored = StoredWeights(checkpoint, wanted)
     _check_tensors(name, checkpoint.path, _loading_info(model, wanted, stored.shapes()))
-    of_model = getattr(torch, checkpoint.config["dtype"] if dtype == "auto" else dtype)
     if quantization == NO_QUANTIZATION:
-        take = _taken_as_it_is(model, device, of_model)
+        take = _taken_as_it_is(model, device)
     else:
         kernels = select_kernels(torch.device("cpu"), torch.float32, head_dim=1)  # those of a weight fit any head
         # What a quantised checkpoint leaves in floats is sensitive.
-        take = Quantizer(model, quantization if checkpoint.quantization is None else "int8", kernels, of_model).take
+        take = Quantizer(model, quantization if checkpoint.quantization is None else "int8", kernels, model.dtype).take
     progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
     for parameter in wanted:
         take(parameter, stored.read(parameter))
         _return_freed_memory()
         progress.advance(stored.num_bytes(parameter))
     progress.finish()
-    if (generation_config := _stored_generation_config(checkpoint)) is not None:
-        model.generation_config = generation_config
-    return model.eval()
+    return model
+
+
+def _is_tied(checkpoint: Checkpoint, config: Phi3Config) -> bool:
+    """Whether the head is the embedding. As in transformers, a head that is stored and differs is not."""
+    if not config.tie_word_embeddings or not checkpoint.tensors.keys() >= {EMBEDDING, HEAD}:
+        return config.tie_word_embeddings
+    stored = StoredWeights(checkpoint, {})
+    embedding, head = stored.read(EMBEDDING), stored.read(HEAD)
+    return isinstance(embedding, Tensor) and isinstance(head, Tensor) and torch.equal(embedding, head)
 
 
 def _return_freed_memory() -> None:
@@ -235,12 +221,13 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _taken_as_it_is(model: Any, device: str, dtype: torch.dtype) -> Callable[[str, Any], None]:
-    """Sets a parameter of ``model`` to a weight, in ``dtype``."""
+def _taken_as_it_is(model: Phi3Weights, device: str) -> Callable[[str, Any], None]:
+    """Sets a parameter of ``model`` to a weight."""
 
     def take(name: str, weight: Tensor) -> None:
         path, _, parameter = name.rpartition(".")
-        of_model = nn.Parameter(weight.to(device, dtype), requires_grad=False)
+        # A copy: the stored weight is a view of the file, which may change.
+        of_model = nn.Parameter(weight.to(device, model.dtype, copy=True), requires_grad=False)
         setattr(model.get_submodule(path), parameter, of_model)
         if isinstance(model.get_submodule(path), nn.Embedding) and model.config.tie_word_embeddings:
             model.lm_head.weight = of_model
@@ -248,12 +235,12 @@ def _taken_as_it_is(model: Any, device: str, dtype: torch.dtype) -> Callable[[st
     return take
 
 
-def _stored_generation_config(checkpoint: Checkpoint) -> GenerationConfig | None:
+def _load_generation_config(checkpoint: Checkpoint, config: Phi3Config) -> GenerationConfig:
     if checkpoint.generation_config is not None:
         return GenerationConfig(**checkpoint.generation_config)
     if (checkpoint.path / GENERATION_CONFIG).exists():
         return GenerationConfig.from_pretrained(checkpoint.path)
-    return None
+    return GenerationConfig.from_model_config(config)
 
 
 def _loading_info(model: Any, required: Mapping[str, list[int]], stored: Mapping[str, list[int]]) -> dict[str, Any]:
@@ -286,12 +273,11 @@ def _quantization_to_load(
     if device == "cuda":  # there are no kernels for fewer bits
         return NO_QUANTIZATION
     available = psutil.virtual_memory().available
-    kv_heads = config.num_key_value_heads or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_values = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0) * head_dim(config)
     needed = {
         quantization: memory_needed(
             checkpoint.num_parameters,
-            kv_bytes_per_token=2 * config.num_hidden_layers * kv_heads * head_dim * getattr(torch, dtype).itemsize,
+            kv_bytes_per_token=kv_values * getattr(torch, dtype).itemsize,
             context_length=config.max_position_embeddings,
             dtype=dtype,
             quantization=quantization,
@@ -361,24 +347,3 @@ def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -
     if not ends:
         logger.warning("%s: the generation config has no end-of-sequence token; answers end only by their length", name)
     return replace(defaults, eos_token_id=ends or None)
-
-
-@torch.inference_mode()
-def self_test(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
-    """Generate a few tokens greedily.
-
-    Raises:
-        CheckpointError: a score is not a number.
-    """
-    prompt = torch.tensor([[loaded.tokenizer.convert_tokens_to_ids("<|user|>")]], device=loaded.model.device)
-    output: Any = loaded.model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=SELF_TEST_TOKENS,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    if not all(bool(torch.isfinite(step).all()) for step in output.logits):
-        raise CheckpointError(f"{checkpoint.path}: the self-test gave nan or inf scores; the weights are damaged")

@@ -10,6 +10,7 @@ import torch
 from phi3_serve.core import MAX_ROWS
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.step_budget import MIN_TOKENS
+from phi3_serve.engine.weights import head_dim
 from phi3_serve.errors import MemoryFull
 
 GPU_TOKEN_BUDGET = 2048
@@ -105,6 +106,5 @@ def _too_small(memory: GpuMemory | None, bytes_per_block: int) -> str:
 
 def block_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of the keys and values of one block in all layers."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    values = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config)
     return int(values * dtype.itemsize * BLOCK_SIZE)

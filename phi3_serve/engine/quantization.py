@@ -1,4 +1,4 @@
-"""A Phi3ForCausalLM whose weights have 8 or 4 bits.
+"""A model whose weights have 8 or 4 bits.
 
 Linear layers multiply with the weights as they are stored. The embedding and the head always have 8 bits: they are a
 twentieth of the model, and half of the error of 4 bits would be theirs.
@@ -86,14 +86,14 @@ class Quantizer:
 
 
 def quantize_model(model: Any, quantization: str, kernels: Kernels) -> None:
-    """Round the weights of ``model``, a Phi3ForCausalLM, in place, one after another."""
+    """Round the weights of ``model``, Phi3Weights or a Phi3ForCausalLM, in place, one after another."""
     quantizer = Quantizer(model, quantization, kernels, model.dtype)
     for name in [name for name, _ in model.named_parameters()]:
         quantizer.take(name, model.get_parameter(name).detach())
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of the weights of ``model``, a Phi3ForCausalLM, whatever bits they have."""
+    """Bytes of the weights of ``model``, Phi3Weights or a Phi3ForCausalLM, whatever bits they have."""
     total: int = sum(parameter.nbytes for parameter in model.parameters())
     for module in model.modules():
         if isinstance(module, QuantizedLinear):

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any
@@ -64,31 +64,6 @@ class Progress:
         logger.info("%s", line)
         for listener in _listeners:
             listener(line)
-
-
-@contextmanager
-def weights_progress(what: str, tensor_bytes: Mapping[str, int]) -> Iterator[None]:
-    """While the context lasts, ``from_pretrained`` logs the bytes it has loaded instead of drawing a bar."""
-    from transformers.utils import logging as transformers_logging  # slow to import, and only a loader has it
-
-    progress = Progress(what, sum(tensor_bytes.values()))
-
-    def counted(items: Iterable[Any]) -> Iterator[Any]:
-        for name, mapping in items:
-            yield name, mapping
-            progress.advance(tensor_bytes.get(name, 0))
-
-    def bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("desc") == "Loading weights":
-            return counted(args[0])
-        return factory(*args, **{**kwargs, "disable": True})
-
-    previous = transformers_logging.set_tqdm_hook(bar)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-    progress.finish()
 
 
 def counting_bar(progress: Progress) -> type[tqdm]:

@@ -82,6 +82,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
+    from phi3_serve.engine.self_test import self_test
     from phi3_serve.engine.threads import in_temporary_thread
     from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -102,7 +103,12 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
         engine = BatchingEngine(
             loaded, stuck_after_s=options.stuck_after_s, on_breakdown=on_fatal_error, releases_weights=True
         )
-        return RunningModel(loaded, tokenizer, engine, Grammars(tokenizer, loaded.vocab_size))
+        try:
+            self_test(options.name, loaded, engine)
+            return RunningModel(loaded, tokenizer, engine, Grammars(tokenizer, loaded.vocab_size))
+        except BaseException:
+            engine.close()
+            raise
 
     torch.set_num_threads(options.num_threads)
     # At every request transformers would warn of parameters without effect. Ours are checked, and KAITO's defaults

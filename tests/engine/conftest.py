@@ -5,14 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.observability import progress
 from tests.hub import Hub, running_hub
+from training.modules import load_with_modules
 
 
 @pytest.fixture(scope="session")
 def loaded(checkpoint: Path) -> LoadedModel:
-    return load("tested", str(checkpoint), None, device="cpu", dtype="float32")
+    return load_with_modules(checkpoint)
 
 
 @pytest.fixture

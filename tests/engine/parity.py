@@ -55,6 +55,7 @@ from phi3_serve.text.tokenizer import Phi3Tokenizer
 from tests.engine.model.replayer import runner_on_cpu
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
+from training.modules import load_with_modules
 
 HAS_LLGUIDANCE = find_spec("llguidance") is not None  # the reference machine with a GPU does without
 COMPANY = 24  # requests in flight at once
@@ -351,7 +352,7 @@ class Parity:
         quantization: str = NO_QUANTIZATION,
     ) -> None:
         make(directory, shape, seed=7)
-        self.loaded = load("tested", str(directory), None, device="cpu", dtype="float32")
+        self.loaded = load_with_modules(directory)
         ours = load("tested", str(directory), None, device=device, dtype="float32", quantization=quantization)
         if quantization != NO_QUANTIZATION:
             set_dequantized(self.loaded.model, ours.model)

@@ -348,7 +348,9 @@ def test_weights_that_are_no_numbers(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     tensors["model.norm.weight"].fill_(float("nan"))
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    assert loading_fault(copy) == f"{copy}: the self-test gave nan or inf scores; the weights are damaged"
+    assert loading_fault(copy) == (
+        f"{copy}/model.safetensors: tensor model.norm.weight has nan or inf; the weights are damaged"
+    )
     tensors = load_file(copy / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("inf")
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})

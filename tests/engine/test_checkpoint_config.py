@@ -16,6 +16,7 @@ from phi3_serve.engine.loader import load
 from phi3_serve.errors import CheckpointError
 from phi3_serve.parameters import LIBRARY_DEFAULTS, GenerationParameters
 from tests.random_checkpoint import Shape, make
+from training.modules import load_with_modules
 
 REAL_CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
@@ -56,13 +57,13 @@ def test_su_is_longrope(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_su_is_served_under_every_name_of_the_field(tmp_path: Path, name: str, key: str) -> None:
     make(tmp_path, Shape(context_length=64, long_context_length=256))
-    before = load("mine", str(tmp_path), None, device="cpu", dtype="auto")
+    before = load_with_modules(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
     del rope["rope_type"]
     path.write_text(json.dumps({**config, name: {**rope, key: "su"}}))
-    after = load("mine", str(tmp_path), None, device="cpu", dtype="auto")
+    after = load_with_modules(tmp_path)
     prompt = torch.arange(3, 83)[None]  # beyond the 64 tokens of the short factors
     with torch.inference_mode():
         assert torch.equal(before.model(prompt).logits, after.model(prompt).logits)

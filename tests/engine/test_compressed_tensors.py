@@ -24,6 +24,7 @@ from phi3_serve.errors import CheckpointError
 from tests.engine.asking import Answer, request
 from tests.engine.parity import set_dequantized
 from tests.oracle.reference import Oracle
+from training.modules import load_with_modules
 
 RECORD = Path(__file__).parents[1] / "data" / "quantized" / "compressed_tensors_0_20_1.json"
 RECORDED: list[dict[str, Any]] = json.loads(RECORD.read_text())
@@ -119,7 +120,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def packed(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> tuple[Path, LoadedModel]:
     """A checkpoint whose layers are packed, and transformers' model with the weights that they mean."""
     directory = Path(shutil.copytree(checkpoint, tmp_path / "packed"))
-    whole = load("whole", str(checkpoint), None, device="cpu", dtype="float32")
+    whole = load_with_modules(checkpoint)
     tensors = load_file(directory / "model.safetensors")
     for path, module in whole.model.named_modules():
         if isinstance(module, nn.Linear) and path != "lm_head":

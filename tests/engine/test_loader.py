@@ -4,12 +4,16 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Phi3ForCausalLM
 
 from phi3_serve.engine import loader
+from phi3_serve.engine.model.rope import Rope
+from phi3_serve.engine.weights import Phi3Weights
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability import progress
 from tests.hub import REPOSITORY, REVISION, Hub
@@ -66,6 +70,44 @@ def test_loading_tells_bytes_and_percent(
     assert percents[-1] == 100
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("head", ["its own", "none", "the embedding", "its own, although the config says tied"])
+def test_weights_and_rotations_are_those_of_transformers(
+    checkpoint: Path, tmp_path: Path, head: str, dtype: str
+) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    if head != "its own":
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tensors = load_file(checkpoint / "model.safetensors")
+    if head == "none":
+        del tensors["lm_head.weight"]
+    elif head == "the embedding":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ours = loader.load("mine", str(tmp_path), None, device="cpu", dtype=dtype).model
+    theirs: Any = Phi3ForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    expected = theirs.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in ours.state_dict().items())
+    assert {weight.dtype for weight in ours.state_dict().values()} == {theirs.dtype} == {ours.dtype}
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == (head in ("none", "the embedding"))
+    positions = torch.arange(50)
+    cosine, sine = Rope(ours.config, torch.device("cpu")).rotation(positions, torch.zeros_like(positions), theirs.dtype)
+    of_theirs = theirs.model.rotary_emb(torch.zeros(1, dtype=theirs.dtype), positions[None])
+    assert torch.equal(cosine[:, 0], of_theirs[0][0])
+    assert torch.equal(sine[:, 0].abs(), of_theirs[1][0].abs())
+
+
+def test_loaded_weights_outlive_their_file(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    loaded = loader.load("mine", str(tmp_path), None, device="cpu", dtype="auto")
+    before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    with (tmp_path / "model.safetensors").open("r+b") as file:  # in place, as a copy over it does
+        file.write(bytes((tmp_path / "model.safetensors").stat().st_size))
+    assert all(torch.equal(weight, before[name]) for name, weight in loaded.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )
@@ -86,13 +128,13 @@ def t4(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_without_bfloat16_gets_float16(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    asked: list[object] = []
+    asked: list[torch.dtype] = []
 
-    def from_pretrained(*_: object, dtype: str, **__: object) -> None:
-        asked.append(dtype)
+    def take(model: Phi3Weights, device: str) -> None:
+        asked.append(model.dtype)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Phi3ForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loader, "_taken_as_it_is", take)
     shutil.copytree(checkpoint, half := tmp_path / "half")
     config = json.loads((half / "config.json").read_text())
     (half / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
@@ -100,7 +142,7 @@ def test_a_gpu_without_bfloat16_gets_float16(
         for dtype in ("auto", "float32"):
             with pytest.raises(CheckpointError, match="does not fit into the memory that is free now"):
                 loader.load("mine", str(half), None, device="cuda", dtype=dtype)
-    assert asked == ["float16", "float32"]
+    assert asked == [torch.float16, torch.float32]
     said = "mine: float16 instead of bfloat16, which Tesla T4 (compute capability 7.5) does not have"
     assert [record.getMessage() for record in caplog.records].count(said) == 1
 

@@ -30,6 +30,7 @@ from tests.engine.asking import Answer, request
 from tests.engine.parity import set_dequantized
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape
+from training.modules import load_with_modules
 
 LAYER = "model.layers.1.mlp.gate_up_proj"
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -168,7 +169,7 @@ def both(method: str, tmp_path: Path) -> tuple[Path, LoadedModel]:
     config, pack, symmetric, _ = METHODS[method]
     directory = tmp_path / "packed"
     random_checkpoint.make(directory, Shape(hidden_size=128, intermediate_size=256), seed=5)
-    whole = load("whole", str(directory), None, device="cpu", dtype="float32")
+    whole = load_with_modules(directory)
     tensors = load_file(directory / "model.safetensors")
     for path, module in whole.model.named_modules():
         if isinstance(module, nn.Linear) and path != "lm_head":

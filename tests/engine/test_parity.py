@@ -15,7 +15,7 @@ from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kernels import select
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.engine.step_budget import MIN_TOKENS
@@ -24,6 +24,7 @@ from tests.engine.asking import Answer, request
 from tests.engine.parity import COMPANY, KINDS, Case, Parity, cases, draws, expect_equal, modes, verdict
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
+from training.modules import load_with_modules
 
 NUM_CASES = 504
 
@@ -175,7 +176,7 @@ def test_what_transformers_only_warns_of_is_answered(
 def longrope(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     directory = tmp_path_factory.mktemp("longrope")
     make(directory, Shape(num_layers=2, context_length=4096, long_context_length=16384), seed=3)
-    return load("longrope", str(directory), None, device="cpu", dtype="float32")
+    return load_with_modules(directory)
 
 
 def prompt(length: int) -> tuple[int, ...]:
@@ -216,7 +217,7 @@ def test_a_prefix_is_known_by_its_rope_too(longrope: LoadedModel) -> None:
 @pytest.mark.parametrize("budget", [64, 1024])
 def test_the_window_is_honoured_far_beyond_it(tmp_path: Path, budget: int) -> None:
     make(tmp_path, Shape(num_layers=3, sliding_window=47), seed=5)
-    loaded = load("window", str(tmp_path), None, device="cpu", dtype="float32")
+    loaded = load_with_modules(tmp_path)
     engine = Engine(loaded, sizes=EngineSizes(num_blocks=800, token_budget=budget, max_rows=64))
     kinds: list[dict[str, Any]] = [
         {},
@@ -246,7 +247,7 @@ def test_the_window_is_honoured_far_beyond_it(tmp_path: Path, budget: int) -> No
 def test_grouped_queries(tmp_path: Path, shape: Shape) -> None:
     """Medium has fewer heads of keys than of queries."""
     make(tmp_path, shape, seed=2)
-    loaded = load("gqa", str(tmp_path), None, device="cpu", dtype="float32")
+    loaded = load_with_modules(tmp_path)
     engine = Engine(loaded, sizes=EngineSizes(num_blocks=400, token_budget=64, max_rows=64))
     asked = [request(loaded, f"{n}", prompt=prompt(n), max_new_tokens=20, **GREEDY) for n in (5, 90, 200)]
     asked += [request(loaded, f"b{n}", prompt=prompt(n), max_new_tokens=20, num_beams=4, **GREEDY) for n in (5, 90)]
@@ -257,8 +258,8 @@ def test_grouped_queries(tmp_path: Path, shape: Shape) -> None:
 def test_bfloat16_is_float32_but_for_its_rounding(tmp_path: Path) -> None:
     """Its scores are as near to those of float32 as those of transformers in bfloat16 are, over the same weights."""
     make(tmp_path, Shape(num_layers=3, num_heads=4, num_kv_heads=2, hidden_size=128, intermediate_size=192), seed=4)
-    half = load("half", str(tmp_path), None, device="cpu", dtype="bfloat16")
-    whole = load("whole", str(tmp_path), None, device="cpu", dtype="float32")
+    half = load_with_modules(tmp_path, dtype="bfloat16")
+    whole = load_with_modules(tmp_path)
     whole.model.load_state_dict(half.model.state_dict())  # the weights as rounded
     engine = Engine(half, sizes=EngineSizes(num_blocks=400, token_budget=64, max_rows=64))
     asked = [

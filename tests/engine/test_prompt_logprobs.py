@@ -11,7 +11,7 @@ import torch
 from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, ScoredPrompt, TokenLogprobs
 from phi3_serve.engine import engine_core
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling import logprobs
 from phi3_serve.errors import InvalidRequest
@@ -20,6 +20,7 @@ from tests.engine.asking import Answer, request
 from tests.engine.model.replayer import runner_on_cpu
 from tests.random_checkpoint import Shape, make
 from tests.support import ENDLESS
+from training.modules import load_with_modules
 
 BUDGET = 64
 SIZES = EngineSizes(num_blocks=600, token_budget=BUDGET, max_rows=16)
@@ -201,7 +202,7 @@ def test_a_prompt_that_is_preempted_in_its_middle_goes_on_behind_what_is_scored(
 def test_beyond_the_window_and_the_crossing(tmp_path: Path, window: int | None) -> None:
     shape = Shape(sliding_window=window, context_length=CROSSING, long_context_length=512)
     make(tmp_path, shape, seed=5)
-    loaded = load("long", str(tmp_path), None, device="cpu", dtype="float32")
+    loaded = load_with_modules(tmp_path)
     engine = Engine(loaded, sizes=SIZES)
     for length in (40, CROSSING - 1, CROSSING, CROSSING + 1, 200):
         prompt = tokens(length)

@@ -23,13 +23,14 @@ from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear, 
 from phi3_serve.errors import CheckpointError
 from tests.engine.asking import Answer, request
 from tests.engine.parity import set_dequantized
+from training.modules import load_with_modules
 
 SIZES = EngineSizes(num_blocks=64, token_budget=64, max_rows=16)
 FORMATS = ("int8", "int4")
 
 
 def loaded_as(checkpoint: Path, quantization: str, dtype: str = "float32") -> Any:
-    return load("mine", str(checkpoint), None, device="cpu", dtype=dtype, quantization=quantization)
+    return load_with_modules(checkpoint, dtype=dtype, quantization=quantization)
 
 
 def test_the_bytes_of_the_weights_are_those_of_their_bits(checkpoint: Path) -> None:
@@ -100,7 +101,9 @@ def test_shards_and_tied_embeddings_are_read(checkpoint: Path, tmp_path: Path) -
 
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
-    model: Any = Phi3ForCausalLM.from_pretrained(checkpoint, tie_word_embeddings=True)
+    model: Any = Phi3ForCausalLM.from_pretrained(checkpoint)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["tie_word_embeddings"] is True
@@ -191,7 +194,7 @@ def test_auto_asks_for_the_free_memory(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=1000))
     assert loaded_as(checkpoint, "auto").quantization == "int4"
     assert (
-        "mine: weights in int4, because 1.0 kB of memory are available and the model in float32 needs " in caplog.text
+        "tested: weights in int4, because 1.0 kB of memory are available and the model in float32 needs " in caplog.text
     )
 
 

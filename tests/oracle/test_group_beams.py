@@ -10,7 +10,7 @@ import torch
 
 from phi3_serve.core import Finished
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling.hypotheses import BestHypotheses, Hypothesis
 from phi3_serve.parameters import GenerationParameters
@@ -18,6 +18,7 @@ from phi3_serve.resolved_parameters import resolve
 from tests.engine.asking import Answer, request
 from tests.oracle.record_group_beams import RECORD, weights_hash
 from tests.oracle.reference import Oracle
+from training.modules import load_with_modules
 
 RECORDED = json.loads(RECORD.read_text())
 
@@ -25,7 +26,7 @@ RECORDED = json.loads(RECORD.read_text())
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> LoadedModel:
     assert weights_hash(checkpoint) == RECORDED["weights_sha256"], "another checkpoint: record again"
-    return load("tested", str(checkpoint), None, device="cpu", dtype="float32")
+    return load_with_modules(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """The only forward pass: token ids in, logits of the next tokens out.
 
-It takes the weights from the modules of ``Phi3ForCausalLM`` and computes in the order of modeling_phi3.py in
-transformers 5.23, with its own implementation of each operation: linear layers in the fastest form for the machine,
-kernels between them, a paged key-value cache, and no attention mask over the whole batch.
+It takes the weights from ``Phi3Weights`` and computes in the order of modeling_phi3.py in transformers 5.23, with its
+own implementation of each operation: linear layers in the fastest form for the machine, kernels between them, a paged
+key-value cache, and no attention mask over the whole batch.
 """
 
+import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, plain
 from phi3_serve.engine.model.rope import Rope
 from phi3_serve.engine.quantization import QuantizedLinear
+from phi3_serve.engine.weights import head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,14 @@ class Decoder:
     """The weights of a model and its forward pass."""
 
     def __init__(self, model: Any, kernels: LayerKernels, *, releases_weights: bool = False) -> None:
-        """Take the weights of ``model``, a Phi3ForCausalLM.
+        """Take the weights of ``model``, Phi3Weights or a Phi3ForCausalLM.
 
         ``releases_weights`` removes from ``model`` the weights that the decoder holds in another form.
         """
         self.config: Any = model.config
         self.device: torch.device = model.device
         self.dtype = compute_dtype(model.dtype, self.device)
-        self.rope = Rope(model)
+        self.rope = Rope(model.config, self.device)
         self._kernels = kernels
         self._head_dim = head_dim(model.config)
         self._epsilon: float = model.config.rms_norm_eps
@@ -128,12 +131,6 @@ def _form(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Linear]:
     return fastest_form([layer.weight.detach() for layer in layers], dtype)
 
 
-def head_dim(config: Any) -> int:
-    """The dimensions of one attention head."""
-    dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return dim
-
-
 def sliding_window(config: Any) -> int | None:
     """How many keys a query sees, its own included; None if it sees the whole context."""
     window: int | None = config.sliding_window
@@ -143,12 +140,16 @@ def sliding_window(config: Any) -> int | None:
 def new_cache(decoder: Decoder, num_blocks: int) -> Tensor:
     """An empty key-value cache for ``decoder``, [layers, heads of the keys and then of the values, slots, dim].
 
-    Masked attention may read slots that were never written, so they must be numbers. On Linux, zeroed memory is only
-    allocated when it is written.
+    Masked attention may read slots that were never written, so they must be numbers. On a CPU they take memory only
+    when they are written: ``torch.zeros`` would write all of them.
     """
     config = decoder.config
     shape = (config.num_hidden_layers, 2 * config.num_key_value_heads, num_blocks * BLOCK_SIZE, head_dim(config))
-    return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+    if decoder.device.type != "cpu":
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+    num_bytes = math.prod(shape) * decoder.dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
+    return torch.frombuffer(pages, dtype=decoder.dtype).view(shape)
 
 
 def copy_blocks(cache: Tensor, pairs: list[tuple[int, int]]) -> None:

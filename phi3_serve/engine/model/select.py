@@ -10,11 +10,13 @@ from torch import Tensor
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.memory import EngineSizes, FittingSizes, block_bytes, sizes_on_cpu, sizes_on_gpu
-from phi3_serve.engine.model.decoder import Decoder, head_dim, sliding_window
+from phi3_serve.engine.model.decoder import Decoder, sliding_window
 from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, Replay
 from phi3_serve.engine.model.largest_step import measure_largest_step
 from phi3_serve.engine.model.linear import compute_dtype
+from phi3_serve.engine.model.rope import rotary_dim
 from phi3_serve.engine.model.runner import ModelRunner
+from phi3_serve.engine.weights import head_dim
 
 Runner = ModelRunner | DeviceRunner
 Sizes = EngineSizes | FittingSizes
@@ -24,7 +26,7 @@ class RunnerFactory(Protocol):
     """Makes the runner of a model."""
 
     def __call__(self, model: Any, sizes: Sizes, *, releases_weights: bool = False) -> Runner:
-        """A runner for ``model``, a Phi3ForCausalLM; ``releases_weights``: see ``Decoder``."""
+        """A runner for ``model``, Phi3Weights or a Phi3ForCausalLM; ``releases_weights``: see ``Decoder``."""
 
 
 def new_runner(model: Any, sizes: Sizes, *, releases_weights: bool = False) -> Runner:
@@ -76,7 +78,7 @@ def _shape(model: Any) -> ModelShape:
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         head_dim=head_dim(config),
-        rotary_dim=2 * len(model.model.rotary_emb.inv_freq),
+        rotary_dim=rotary_dim(config),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         window=sliding_window(config),

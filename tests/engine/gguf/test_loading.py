@@ -28,6 +28,7 @@ from tests.engine.gguf.files import write
 from tests.hub import REPOSITORY, REVISION, Hub
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape
+from training.modules import load_with_modules, modules_over
 
 BLOCK = 256  # inputs of a block of the types whose names end in K
 
@@ -72,7 +73,7 @@ def loaded_from(path: Path, **given: Any) -> LoadedModel:
 
 def meant_by(directory: Path, weights: dict[str, Tensor]) -> LoadedModel:
     """The model of transformers of ``directory`` with other weights."""
-    whole = loaded_from(directory)
+    whole = load_with_modules(directory)
     missing = whole.model.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys
     assert not missing.missing_keys
@@ -137,7 +138,7 @@ def test_a_model_without_a_head_uses_its_embedding(directory: Path, tmp_path: Pa
     whole = Phi3ForCausalLM.from_pretrained(tied)
     assert not whole.load_state_dict(weights, strict=False).unexpected_keys
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(ids).logits, whole(ids).logits, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(modules_over(loaded)(ids).logits, whole(ids).logits, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("directory", [None], indirect=True)
@@ -150,7 +151,7 @@ def test_a_file_in_floats_is_rounded_as_other_checkpoints_are(directory: Path, t
         assert from_gguf.quantization == quantization
         assert weight_bytes(from_gguf.model) == weight_bytes(whole.model)
         ids = torch.tensor([[5, 9, 300]])
-        assert torch.equal(from_gguf.model(ids).logits, whole.model(ids).logits)
+        assert torch.equal(modules_over(from_gguf.model)(ids).logits, modules_over(whole.model)(ids).logits)
 
 
 @pytest.mark.parametrize("directory", [None], indirect=True)
@@ -296,7 +297,7 @@ def test_another_dtype(directory: Path, tmp_path: Path, dtype: str) -> None:
         write(path, directory, types)
         model = loaded_from(path, dtype=dtype).model
         assert model.dtype == getattr(torch, dtype)
-        assert model(torch.tensor([[5, 9]])).logits.dtype == getattr(torch, dtype)
+        assert modules_over(model)(torch.tensor([[5, 9]])).logits.dtype == getattr(torch, dtype)
 
 
 def test_token_types_are_those_of_the_library() -> None:
