@@ -1,8 +1,7 @@
 """The files and batches of this server: the directory, its limits, and the worker that runs the batches."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from fastapi import Request
@@ -14,6 +13,7 @@ from phi3_serve.api.batches.upload import FORM_BYTES, Room
 from phi3_serve.api.keys import ApiKeys, key_of
 from phi3_serve.api.service import Service
 from phi3_serve.batch.directory import BatchDirectory, OwnStores
+from phi3_serve.batch.own_thread import in_own_thread, on_this_loop
 from phi3_serve.batch.validation import InputLimits
 from phi3_serve.batch.worker import BatchWorker
 from phi3_serve.config import BatchesConfig
@@ -90,14 +90,10 @@ class BatchService:
             return
         sender = BatchSender(service, keys, InProcessClient(app))
         limits = InputLimits(self.config.max_requests, service.config.limits.max_body_bytes)
-        worker = BatchWorker(self._directory, sender.send, limits=limits, keep_s=self.keep_s, may_run=sender.knows)
-        task = asyncio.create_task(worker.run())
-        try:
+        send = on_this_loop(sender.send)
+        worker = BatchWorker(self._directory, send, limits=limits, keep_s=self.keep_s, may_run=sender.knows)
+        async with in_own_thread(worker.run()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def _required(self) -> BatchDirectory:
         if self._directory is None:

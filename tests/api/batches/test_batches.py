@@ -1,6 +1,7 @@
 """OpenAI's files and batches with the official SDK, over a real engine."""
 
 import json
+import os
 import stat
 import threading
 import time
@@ -60,6 +61,28 @@ def test_a_model_that_is_no_text_is_refused(openai_client: OpenAI, model: Any) -
     (refused,) = lines_of(openai_client, done.error_file_id)
     assert refused["response"]["status_code"] == 400
     assert refused["response"]["body"]["error"]["param"] == "model"
+
+
+def test_a_directory_that_hangs_holds_up_no_other_request(
+    openai_client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, let_go, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def fsync_or_hang(file: int) -> None:
+        if threading.current_thread().name == "phi3-batches":
+            hangs.set()
+            let_go.wait(60)
+        fsync(file)
+
+    monkeypatch.setattr("phi3_serve.batch.json_file.os.fsync", fsync_or_hang)
+    batch = start(openai_client, [line(str(number), chat(number)) for number in range(3)])
+    assert hangs.wait(20)
+    for number in range(3):
+        assert openai_client.with_options(timeout=10).chat.completions.create(**chat(number)).choices
+    let_go.set()
+    counts = until(openai_client, batch).request_counts
+    assert counts is not None
+    assert counts.completed == 3
 
 
 @pytest.mark.parametrize("endpoint", BODIES)
