@@ -104,6 +104,7 @@ def test_the_name_of_another_server(
     assert answer(client, path, others, {name: value}) == expected
 
 
+@pytest.mark.slow
 @each_api
 @pytest.mark.parametrize(
     "unlimited", [{"max_tokens": -1}, {"n_predict": -1}, {"num_predict": -1}, {"num_predict": -2}], ids=str

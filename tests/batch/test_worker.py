@@ -17,6 +17,8 @@ from phi3_serve.batch.object_id import BATCH_ID
 from phi3_serve.batch.validation import InputLimits
 from phi3_serve.batch.worker import MOST_BATCHES, BatchWorker
 
+pytestmark = pytest.mark.slow
+
 LIMITS = InputLimits(max_lines=10, max_line_bytes=10_000)
 
 

@@ -37,11 +37,12 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
 
 
 @pytest.mark.filterwarnings("ignore")  # generate() warns of parameters that have no effect together
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_random_requests_in_company(parity: Parity, seed: int) -> None:
     expect_equal(parity, cases(parity.loaded, seed), NUM_CASES // 6 // COMPANY)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_rounded_weights_answer_as_transformers_does_with_them(quantization: str, tmp_path: Path) -> None:

@@ -388,6 +388,7 @@ def test_preempted_rows_whose_windows_have_passed_the_prompt_need_not_share_it(m
     assert paper.finished == ["forked"]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=strategies.data())
 def test_every_key_that_a_query_sees_is_held(make: Make, data: strategies.DataObject) -> None:

@@ -35,6 +35,8 @@ from phi3_serve.launch.proxy import free_port
 from phi3_serve.overload import server_is_full
 from tests.upgrades import BODY, post_with_upgrade
 
+pytestmark = pytest.mark.slow
+
 CAPACITY = 2
 LAUNCHER = Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"
 

@@ -156,6 +156,7 @@ def server_to_end(checkpoint: Path, directory: Path) -> Iterator[Cluster]:
         "http": {"num_cpus": 0.25},
         "cluster": {"elastic": True},
     }
+    directory.mkdir()
     (directory / "config.yaml").write_text(yaml.safe_dump(serve_config(port, args)))
     command = [str(BIN / "phi3-serve"), "up", str(directory / "config.yaml")]
     with running(command, directory / "log", port) as server:
@@ -164,28 +165,9 @@ def server_to_end(checkpoint: Path, directory: Path) -> Iterator[Cluster]:
         yield server
 
 
-def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to all processes in front of it.
-
-    One request takes more than the minute that `serve.delete` waits.
-    """
-    with server_to_end(checkpoint, tmp_path) as server, ThreadPoolExecutor(9) as pool:
-        longest = pool.submit(server.call, "/waited-for/chat", ASKED, timeout=120, prefer="wait=66")
-        asked = [pool.submit(server.call, "/chat", LONG) for _ in range(8)]
-        until(lambda: server.in_flight("mine") == 8 and server.in_flight("waited-for") == 1, 30)
-        server.children = psutil.Process(server.process.pid).children(recursive=True)
-        os.killpg(server.process.pid, signal.SIGINT)
-        answers = [one.exception(60) or one.result().status for one in asked]
-        assert answers == [200] * 8
-        assert "is starting now" in longest.result(120).body["detail"]
-        assert server.process.wait(40) == 0
-        assert "9 requests in flight are answered" in server.log.read_text()
-        assert server.left_over() == []
-
-
-def test_sigterm_waits_for_what_was_asked_and_ctrl_c_then_ends_at_once(checkpoint: Path, tmp_path: Path) -> None:
+def sigterm_waits_for_what_was_asked_and_ctrl_c_then_ends_at_once(checkpoint: Path, directory: Path) -> None:
     """SIGTERM as `kill` and systemd send it: to the one process."""
-    with server_to_end(checkpoint, tmp_path) as server, ThreadPoolExecutor(5) as pool:
+    with server_to_end(checkpoint, directory) as server, ThreadPoolExecutor(5) as pool:
         longest = pool.submit(server.call, "/waited-for/chat", ASKED, timeout=120, prefer="wait=66")
         asked = [pool.submit(server.call, "/chat", LONG) for _ in range(4)]
         until(lambda: server.in_flight("mine") == 4 and server.in_flight("waited-for") == 1, 30)
@@ -201,4 +183,24 @@ def test_sigterm_waits_for_what_was_asked_and_ctrl_c_then_ends_at_once(checkpoin
         assert server.process.wait(20) == INTERRUPTED
         assert time.monotonic() - began < 5
         assert isinstance(longest.exception(20), OSError)  # the connection has ended
+        assert server.left_over() == []
+
+
+def test_an_end_waits_for_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C, which a terminal sends to all processes in front of it.
+
+    One request takes more than the minute that `serve.delete` waits. Meanwhile another server ends in another way.
+    """
+    with server_to_end(checkpoint, tmp_path / "first") as server, ThreadPoolExecutor(9) as pool:
+        longest = pool.submit(server.call, "/waited-for/chat", ASKED, timeout=120, prefer="wait=66")
+        asked = [pool.submit(server.call, "/chat", LONG) for _ in range(8)]
+        until(lambda: server.in_flight("mine") == 8 and server.in_flight("waited-for") == 1, 30)
+        server.children = psutil.Process(server.process.pid).children(recursive=True)
+        os.killpg(server.process.pid, signal.SIGINT)
+        answers = [one.exception(60) or one.result().status for one in asked]
+        assert answers == [200] * 8
+        sigterm_waits_for_what_was_asked_and_ctrl_c_then_ends_at_once(checkpoint, tmp_path / "second")
+        assert "is starting now" in longest.result(120).body["detail"]
+        assert server.process.wait(40) == 0
+        assert "9 requests in flight are answered" in server.log.read_text()
         assert server.left_over() == []

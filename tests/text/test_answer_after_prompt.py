@@ -44,6 +44,7 @@ def difference(prompt_ids: list[int], answer_ids: list[int]) -> str:
     return whole[len(prompt) :]
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(token_ids, token_ids, st.integers(1, 4))
 def test_the_text_is_the_difference_of_two_decodings(prompt: list[int], answer: list[int], size: int) -> None:

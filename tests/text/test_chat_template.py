@@ -72,6 +72,7 @@ def keeps_system(name: str, messages: Sequence[Message]) -> bool:
     return all(m.role != "system" or not m.content.strip() for m in messages[num_places:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=conversations)

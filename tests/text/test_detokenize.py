@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -16,6 +17,7 @@ BYTES = [VOCABULARY[f"<0x{byte:02X}>"] for byte in range(256)]
 token_ids = st.sampled_from(BYTES) | st.integers(0, TOKENIZER._tokenizer.get_vocab_size() + 50)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.lists(token_ids, max_size=4), max_size=20))
 def test_pieces_joined_are_the_decoded_whole_whatever_the_model_says(chunks: list[list[int]]) -> None:
@@ -55,6 +57,7 @@ def test_the_work_per_token_does_not_grow_with_the_answer() -> None:
     assert max(decoded) == 2
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.text(" .?!,'ntmsverab", max_size=6)))
 def test_clean_up_in_pieces_is_clean_up_of_the_whole(pieces: list[str]) -> None:

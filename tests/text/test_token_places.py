@@ -30,6 +30,7 @@ def places(ids: list[int], before: list[int], *, keeps_control: bool) -> list[Pl
     return found.take_all()
 
 
+@pytest.mark.slow
 @settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "1000")), deadline=None)
 @given(st.lists(token_ids, max_size=20), st.booleans(), st.booleans(), st.lists(st.sampled_from(BYTES), max_size=4))
 @example(ids=[BYTES[0x20], BYTES[0x80]], keeps_control=False, goes_on=False, bytes_before=[])

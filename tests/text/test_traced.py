@@ -44,6 +44,7 @@ def written_characters(text: str) -> str:
     return "".join(match[0] for match in written_matches(text, re.compile("(?s)."))) if isinstance(text, Traced) else ""
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(string, string, st.integers(0, 4), st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=4))
 def test_operations_give_what_those_of_str_give_and_no_character_of_a_user_becomes_written(

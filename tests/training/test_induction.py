@@ -1,11 +1,13 @@
 """The untrained model copies; the same model without the circuit does not."""
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 
 from training import model as tiny_model
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_new_model_goes_on_with_what_it_has_seen_before() -> None:
     tokenizer: Tokenizer = tiny_model.learn_vocabulary(0)

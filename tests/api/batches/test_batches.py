@@ -29,6 +29,8 @@ from phi3_serve.launch.proxy import free_port
 from tests.api.batches.asking import CHAT, chat, jsonl, line, lines_of, sdk, start, until
 from tests.support import ENDLESS, LocalBackend
 
+pytestmark = pytest.mark.slow
+
 FOREVER = {"max_tokens": 3000, **ENDLESS}
 
 

@@ -218,6 +218,7 @@ def test_parse_of_the_sdk(sdk: OpenAI, tool_choice: Any) -> None:
         assert completion.choices[0].message.tool_calls
 
 
+@pytest.mark.slow
 def test_parse_of_the_sdk_by_the_tiny_model(tiny: OpenAI) -> None:
     completion = tiny.chat.completions.parse(
         model="phi-3-tiny", messages=QUESTION, temperature=0, tools=[openai.pydantic_function_tool(GetWeather)],
@@ -459,6 +460,7 @@ def test_a_required_property_that_the_schema_does_not_name(sdk: OpenAI) -> None:
     assert answer.choices[0].finish_reason in ("length", "tool_calls")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"seed": 1}, {"extra_body": {"num_beams": 3}}], ids=str)
 def test_the_sdk_reads_a_stream_of_several_answers(sdk: OpenAI, more: dict[str, Any]) -> None:
     asked: Any = {**ASKED, "tools": TOOLS, "tool_choice": "required", "n": 3, **more}

@@ -284,6 +284,7 @@ def test_n_probs(url: str) -> None:
     assert all(len(each) >= 10 and all(value <= 0 for value in each.values()) for each in found["top_logprobs"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "num_tokens"), [(64, 64), (-1, None)])
 def test_context_is_not_shifted(url: str, asked: int, num_tokens: int | None) -> None:
     answer = complete(url, "Hi how are you", n_predict=asked, ignore_eos=True)

@@ -78,6 +78,7 @@ def test_the_ids_that_llama_cpp_has(both: tuple[Any, Tokenizer]) -> None:
 PIECES = st.sampled_from([*TEXTS, "<|user|>", "<|end|>", "</s>", "<s>", " ", "\n", "é", "\u0301", "中", "\x00", "😀"])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=12)), max_size=8).map("".join))
 def test_the_ids_of_random_texts(both: tuple[Any, Tokenizer], text: str) -> None:
@@ -109,6 +110,7 @@ def conversations() -> Sequence[Conversation]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["phi-3-mini", "phi-3-medium"])
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_conversations_and_raw_prompts(name: str, adds_bos: bool, tmp_path: Path) -> None:
