@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, PreTrainedTokenizerBase
 
@@ -134,8 +135,6 @@ def fetch(name: str, source: str, revision: str | None, file: str | None = None)
     """
     if is_local(source):
         return Path(source).expanduser().resolve()
-    from huggingface_hub import snapshot_download  # slow to import, and a directory needs nothing of it
-
     logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
     try:
         snapshot = Path(
