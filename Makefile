@@ -8,7 +8,7 @@ PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help vendor setup serve test test-fast test-clients coverage wheel k8s gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
+.PHONY: help vendor setup serve test test-fast test-clients coverage wheel k8s image gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench      the engine beside transformers on this machine, in tokens per second; three minutes"
 	@echo "make vendor     fetch the libraries of the chat page anew, with npm; their versions and checksums are in tests/web/vendor.py"
 	@echo "make k8s        render k8s/ and check it against the schemas of Kubernetes and KubeRay, without a cluster; writes k8s/rayservice.yaml"
+	@echo "make image      carry out the Dockerfile without Docker, run the image in a network namespace and ask it; needs root, iproute2 and tini"
 	@echo "make plots      draw docs/images/*.svg from docs/data/*.json"
 	@echo "make gpu        check and measure the engine on the GPU of this machine; needs only PYTHON with torch, transformers, triton"
 	@echo "make lint       formatting, lint rules, strict types, import contracts"
@@ -116,6 +117,9 @@ bench: $(VENV)/.runtime
 
 k8s: $(VENV)/.dev
 	$(BIN)/python -m tests.k8s
+
+image: $(VENV)/.dev
+	$(BIN)/python -m tests.image $(or $(STAGES),cpu)
 
 plots:
 	PYTHONPATH=. $(PYTHON) docs/plots.py

@@ -90,7 +90,7 @@ MISTAKES: Sequence[tuple[str, str, Callable[[dict[str, Any]], None], str]] = [
     ("base", "RayService", replace_config("{elastic: true}", "{elastic: false}"), "args.cluster.elastic: must be true"),
     ("base", "RayService", operation("replace", f"{HEAD}/terminationGracePeriodSeconds", 600), "terminationGracePeriodSeconds must be above 615"),
     ("base", "RayService", replace_config("default_model", "limits: {request_timeout_s: 900}\n      default_model"), "rayClusterDeletionDelaySeconds must be above 900"),
-    ("base", "RayService", operation("replace", f"{WORKERS}/0/template/spec/volumes/0/emptyDir/sizeLimit", "512Mi"), "object-store-memory: is 1073741824 bytes, and /dev/shm has 536870912"),
+    ("base", "RayService", operation("replace", f"{WORKERS}/0/template/spec/volumes/1/emptyDir/sizeLimit", "512Mi"), "object-store-memory: is 1073741824 bytes, and /dev/shm has 536870912"),
     ("base", "PersistentVolumeClaim", operation("replace", "/metadata/name", "weights"), "there is no PersistentVolumeClaim phi3-serve-weights"),
     ("base", "PodDisruptionBudget", operation("replace", "/spec/selector/matchLabels", {"a": "b"}), "selects no pod of this overlay"),
     ("overlays/ha", "HTTPRoute", operation("replace", "/spec/rules/0/backendRefs/0/port", 80), "must lead to ('phi3-serve-serve-svc', 8000)"),
