@@ -336,9 +336,15 @@ class AuthConfig(StrictModel):
     """SHA-256 in hex of each API key that has all scopes and no limit. `phi3-serve key` makes one."""
     keys: tuple[ApiKeyConfig, ...] = ()
     """API keys with a name, scopes and limits."""
+    file: str | None = None
+    """An absolute path of a YAML file with `key_hashes` and `keys`, such as a mounted Secret. Its keys are accepted
+    besides those here. A change of it is noticed within seconds. With a file, every request needs a key, even if the
+    file has none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.file is not None and not self.file.startswith("/"):
+            raise ValueError(f"file must be an absolute path, and is {self.file!r}")
         for number, key_hash in enumerate(self.key_hashes):
             _check_hash(key_hash, f"key_hashes[{number}]")
         for field in ("name", "hash"):

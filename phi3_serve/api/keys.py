@@ -2,19 +2,24 @@
 
 import hashlib
 import hmac
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
+from pydantic import ValidationError
 from starlette.types import Scope
 
 from phi3_serve import overload
 from phi3_serve.api import headers
+from phi3_serve.api.key_file import KeyFile, KeyFileError
 from phi3_serve.api.token_budget import TokenBudget
 from phi3_serve.config import ApiKeyConfig, AuthConfig, KeyScope
 from phi3_serve.errors import Overloaded
+
+logger = logging.getLogger("phi3_serve")
 
 _STATE = "api_key"
 
@@ -89,19 +94,45 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys that the server knows. They may be replaced while it runs."""
+    """The keys that the server knows. They may be replaced while it runs, and so may their file.
 
-    def __init__(self, auth: AuthConfig) -> None:
+    Raises:
+        KeyFileError: the file of ``auth`` cannot be used.
+    """
+
+    def __init__(self, auth: AuthConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._keys: list[ApiKey] = []
+        self._clock = clock
+        self._auth: AuthConfig
+        self._file: KeyFile | None
         self.replace(auth)
 
     @property
     def are_required(self) -> bool:
         """Whether a request needs a key."""
-        return bool(self._keys)
+        return bool(self._keys) or self._file is not None
 
     def replace(self, auth: AuthConfig) -> None:
-        """Accept the keys of ``auth`` and no others. A key that stays keeps its usage."""
+        """Accept the keys of ``auth`` and of its file, and no others. A key that stays keeps its usage.
+
+        Raises:
+            KeyFileError: the file cannot be used. The keys stay as they were.
+        """
+        file = None if auth.file is None else KeyFile(auth.file, self._clock)
+        self._accept(auth if file is None else _together(auth, file.read()))
+        self._auth, self._file = auth, file
+
+    def _look_at_file(self) -> None:
+        """Accept the keys of a file that has changed. One that cannot be used changes nothing."""
+        if self._file is not None and self._file.has_changed():
+            try:
+                self._accept(_together(self._auth, self._file.read()))
+            except KeyFileError as error:
+                logger.error("%s; the keys stay as they were", error.message)
+            else:
+                logger.info("the API keys have been read again")
+
+    def _accept(self, auth: AuthConfig) -> None:
         known = {key.digest: key for key in self._keys}
         keys = []
         for config in auth.all_keys:
@@ -116,6 +147,7 @@ class ApiKeys:
 
     def of_headers(self, headers: Mapping[str, str]) -> ApiKey | None:
         """The key in the header ``Authorization`` or, as Anthropic's clients send it, in ``x-api-key``."""
+        self._look_at_file()
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and (key := self._known(given.strip())) is not None:
             return key
@@ -141,3 +173,12 @@ def key_of(scope: Scope) -> ApiKey | None:
 def hash_of(key: str) -> str:
     """The SHA-256 of ``key`` in hex, for the config. Keys are random, so a slow hash would not be safer."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _together(auth: AuthConfig, of_file: AuthConfig) -> AuthConfig:
+    """The keys of both."""
+    try:
+        return AuthConfig(key_hashes=auth.key_hashes + of_file.key_hashes, keys=auth.keys + of_file.keys)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise KeyFileError(f"auth.file: {auth.file}: with the keys of the config, {reason}") from None

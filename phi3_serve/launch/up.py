@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import yaml
 
+from phi3_serve.api.keys import ApiKeys
 from phi3_serve.batch.directory import BatchDirectory
 from phi3_serve.catalogue import is_local
 from phi3_serve.config import AppConfig
@@ -30,6 +31,7 @@ def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port:
 
     Raises:
         ConfigError: the file is missing, a key or value is wrong, or the directory of batches cannot be written.
+        KeyFileError: the file of API keys cannot be used.
         CheckpointError: a local checkpoint cannot be served.
         Phi3ServeError: more cores are reserved than this machine has, the port is taken, or the config asks for TLS and
             HAProxy has none.
@@ -41,6 +43,7 @@ def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port:
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cores(file.app)
         _check_directory_of_batches(file.app)
+        ApiKeys(file.app.auth)  # reads their file
     _check_local_checkpoints(file.app)
     _check_port_is_free(file.host, file.port)
     return file

@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from phi3_serve.api.app import create_app
+from phi3_serve.api.key_file import KeyFileError
 from phi3_serve.api.keys import ApiKeys
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig, LiveIngressConfig
@@ -44,4 +45,7 @@ class Ingress:
         """Replace limits and keys; requests in flight keep theirs. Serve calls this, also at the start."""
         live = self._live.read(user_config)
         self._limits.current = live.over(self._config.limits)
-        self._keys.replace(self._config.auth if live.auth is None else live.auth)
+        try:
+            self._keys.replace(self._config.auth if live.auth is None else live.auth)
+        except KeyFileError as error:
+            logger.error("%s; the API keys stay as they were", error.message)

@@ -217,6 +217,8 @@ def _volumes_of(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "PersistentVolumeClaim", claim["claimName"]
         if config := volume.get("configMap"):
             yield "ConfigMap", config["name"]
+        if (secret := volume.get("secret")) and secret["secretName"] not in SECRETS_OF_A_SITE:
+            yield "Secret", secret["secretName"]
 
 
 def _selectors(objects: Sequence[Object]) -> Iterator[str]:
