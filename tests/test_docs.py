@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from docs.plots import plot
+from docs.sizing import tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -22,6 +23,10 @@ def test_links_and_paths_lead_to_files(page: Path) -> None:
     paths = re.findall(r"`((?:phi3_serve|training|tests|docs|examples|k8s)/[\w./-]+)`", text)
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
+
+
+def test_the_tables_of_sizes_are_those_of_the_catalogue() -> None:
+    assert tables() in (ROOT / "docs" / "sizing.md").read_text()
 
 
 def test_the_architecture_names_every_package_and_module() -> None:
