@@ -16,6 +16,7 @@ from phi3_serve import __version__
 from phi3_serve.config import AppConfig
 from phi3_serve.launch import proxy as proxies
 from phi3_serve.launch.config_file import IMPORT_PATH
+from tests.image.dockerfile import stages_of
 from tests.k8s.environment import unknown
 from tests.k8s.kustomize import Operation, change, render
 from tests.k8s.manifests import COMPONENTS, K8S, KUSTOMIZATIONS, ONE_FILE, objects_of, one_file
@@ -159,8 +160,9 @@ def test_the_image_sets_for_ray_what_phi3_serve_up_sets_on_any_machine() -> None
 
 
 def test_the_image_sets_no_variable_that_nothing_reads() -> None:
-    image = (ROOT / "Dockerfile").read_text()
-    names = re.findall(r"^(?:ENV|\s{4})\s*([A-Za-z_]+)=|\s([A-Z][A-Za-z_]+)=", image, re.MULTILINE)
-    found = {first or second for first, second in names}
+    lines = [
+        one for stage in stages_of(ROOT / "Dockerfile").values() for one in stage.instructions if one.name == "ENV"
+    ]
+    found = {word.split("=")[0] for line in lines for word in line.words}
     assert "RAY_SERVE_ENABLE_HA_PROXY" in found
     assert [problem for name in sorted(found) if (problem := unknown(name))] == []
