@@ -46,7 +46,7 @@ def stages_of(path: Path) -> dict[str, Stage]:
             raise ValueError(f"{path}: {name} is not carried out here")
         if name == "FROM":
             base, *rest = text.split()
-            stage = Stage(rest[1] if rest else f"stage {len(stages)}", base)
+            stage = Stage(rest[1] if rest else f"stage-{len(stages)}", base)
             stages[stage.name] = stage
         elif stage is not None:
             stage.instructions.append(Instruction(name, text.strip()))
