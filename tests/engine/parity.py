@@ -6,8 +6,10 @@ runs at once in the engine, in blocks too few for all of them, and some are pree
 answers them one after another. Sampling is compared, too: with a seed both draw the same tokens. The companies take
 turns on three checkpoints: a plain one, one whose sliding window is shorter than most sequences, and one whose RoPE
 factors change amid most sequences, with guidance in half of its requests. With a third argument, int8 or int4, the
-engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``). With ``device``
-as the fourth, the runner of a GPU takes the steps, with the kernels of the reference (``make fuzz RUNNER=device``).
+engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``). With gguf-q8_0,
+gguf-q4_0 or gguf-q4_k_m it reads a GGUF file of such types, and the oracle has what the library ``gguf`` makes of them.
+With ``device`` as the fourth, the runner of a GPU takes the steps, with the kernels of the reference
+(``make fuzz RUNNER=device``).
 """
 
 import copy
@@ -67,6 +69,8 @@ CHOSEN_FOR_ALL = {"allowed_token_ids", "forced_bos_token_id", "forced_eos_token_
 FEW_TOKENS = CUTOFFS.union(STRUCTURED_PARAMETERS)
 PREEMPTED = 0.1  # of the steps
 SHAKES, SHAKEN_BY = 16, 2e-6
+GGUF = "gguf-"  # begins the name of a quantization that is the type of a file
+GGUF_WEIGHTS = 0.2  # the size of random ones, as in the other checkpoints
 NUM_BLOCKS = 32  # 512 tokens: enough for any one request, too few for those that come with it
 RUNNERS: dict[str, RunnerFactory] = {"host": new_runner, "device": runner_on_cpu}
 
@@ -325,6 +329,29 @@ def set_dequantized(model: Any, quantized: Any) -> None:
             model.get_submodule(path).weight.data = module.dequantized()
 
 
+def loaded_twice(directory: Path, shape: Shape, device: str, quantization: str) -> tuple[LoadedModel, LoadedModel]:
+    """A new checkpoint, for the oracle and for the engine. The oracle has the weights that the engine should have."""
+    if quantization.startswith(GGUF):
+        return loaded_from_gguf(directory, shape, device, quantization.removeprefix(GGUF))
+    make(directory, shape, seed=7)
+    theirs = load_with_modules(directory)
+    ours = load("tested", str(directory), None, device=device, dtype="float32", quantization=quantization)
+    if quantization != NO_QUANTIZATION:
+        set_dequantized(theirs.model, ours.model)
+    return theirs, ours
+
+
+def loaded_from_gguf(directory: Path, shape: Shape, device: str, types: str) -> tuple[LoadedModel, LoadedModel]:
+    """The same with a GGUF file, whose weights the library ``gguf`` reads for the oracle."""
+    from tests.engine.gguf import files  # the reference machine with a GPU does without the library
+
+    make(directory, replace(shape, hidden_size=files.BLOCK, intermediate_size=files.BLOCK), seed=7)
+    meant = files.write(directory / "model.gguf", directory, files.MIXTURES[types], size=GGUF_WEIGHTS)
+    theirs = load_with_modules(directory)
+    theirs.model.load_state_dict(meant)
+    return theirs, load("tested", str(directory / "model.gguf"), None, device=device, dtype="float32")
+
+
 def shaken(loaded: LoadedModel, seed: int) -> LoadedModel:
     """``loaded`` with another head, each weight of it moved by two parts in a million."""
     model = copy.deepcopy(loaded.model)
@@ -351,11 +378,7 @@ class Parity:
         device: str = "cpu",
         quantization: str = NO_QUANTIZATION,
     ) -> None:
-        make(directory, shape, seed=7)
-        self.loaded = load_with_modules(directory)
-        ours = load("tested", str(directory), None, device=device, dtype="float32", quantization=quantization)
-        if quantization != NO_QUANTIZATION:
-            set_dequantized(self.loaded.model, ours.model)
+        self.loaded, ours = loaded_twice(directory, shape, device, quantization)
         self.oracle = Oracle(self.loaded)
         self._all_are_there = threading.Event()
         self._draw = random.Random(0)

@@ -20,6 +20,29 @@ from safetensors.torch import load_file
 SIZES = gguf.GGML_QUANT_SIZES
 K_TYPES = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
 Array = np.ndarray[Any, np.dtype[Any]]
+BLOCK = 256  # inputs of a block of the types whose names end in K
+
+
+def q4_k_m(name: str) -> Type:
+    """As in Phi-3-mini-4k-instruct-q4.gguf; every other layer has Q6_K."""
+    if "attn_qkv" in name:
+        return Type.Q5_K
+    if name == "output.weight" or "blk.0.ffn_down" in name:
+        return Type.Q6_K
+    return Type.Q4_K
+
+
+def q4_0(name: str) -> Type:
+    """As llama.cpp quantises to Q4_0."""
+    return Type.Q6_K if name == "output.weight" else Type.Q4_0
+
+
+def all_are(kind: Type) -> Callable[[str], Type]:
+    """Every matrix has the type ``kind``."""
+    return lambda name: kind
+
+
+MIXTURES = {"q8_0": all_are(Type.Q8_0), "q4_0": q4_0, "q4_k_m": q4_k_m}
 
 
 def blocks_of(kind: Type, rows: int, inputs: int, *, seed: int, size: float = 0.02) -> Array:
@@ -40,10 +63,13 @@ def write(
     directory: Path,
     type_of: Callable[[str], Type] = lambda name: Type.F16,
     change: Mapping[str, Any] | None = None,
+    *,
+    size: float = 0.02,
 ) -> dict[str, torch.Tensor]:
     """Write the checkpoint in ``directory``; returns the weights that the file means, by the names in Phi3ForCausalLM.
 
-    ``type_of``: that of a matrix, by its name in the file. ``change``: metadata; None: there is none.
+    ``type_of``: that of a matrix, by its name in the file. ``change``: metadata; None: there is none. ``size``: of
+    random weights, about.
     """
     config = json.loads((directory / "config.json").read_text())
     tokenizer, tokenizer_config = (
@@ -57,7 +83,7 @@ def write(
     for number, (parameter, weight) in enumerate(load_file(directory / "model.safetensors").items()):
         name = f"{names.get_name(parameter.removesuffix('.weight'))}.weight"
         data, kind = weight.float().numpy(), Type.F32 if weight.ndim == 1 else type_of(name)
-        stored = blocks_of(kind, *data.shape, seed=number) if kind in K_TYPES else gguf.quantize(data, kind)
+        stored = blocks_of(kind, *data.shape, seed=number, size=size) if kind in K_TYPES else gguf.quantize(data, kind)
         writer.add_tensor(name, stored, raw_dtype=kind)
         meant[parameter] = torch.from_numpy(np.array(gguf.dequantize(stored, kind), np.float32))
     add_factors(writer, config)

@@ -24,34 +24,18 @@ from phi3_serve.engine.source import open_source
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete
 from tests import random_checkpoint
 from tests.engine.asking import Answer, request
-from tests.engine.gguf.files import write
+from tests.engine.gguf.files import BLOCK, all_are, q4_0, q4_k_m, write
 from tests.hub import REPOSITORY, REVISION, Hub
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape
 from training.modules import load_with_modules, modules_over
-
-BLOCK = 256  # inputs of a block of the types whose names end in K
-
-
-def q4_k_m(name: str) -> Type:
-    """As in Phi-3-mini-4k-instruct-q4.gguf; every other layer has Q6_K."""
-    if "attn_qkv" in name:
-        return Type.Q5_K
-    if name == "output.weight" or "blk.0.ffn_down" in name:
-        return Type.Q6_K
-    return Type.Q4_K
-
-
-def all_are(kind: Type) -> Callable[[str], Type]:
-    return lambda name: kind
-
 
 MIXTURES: dict[str, tuple[Callable[[str], Type], str, str]] = {  # types, quantization, words
     "F32": (all_are(Type.F32), "none", "GGUF: F32"),
     "F16": (all_are(Type.F16), "none", "GGUF: F16"),
     "BF16": (all_are(Type.BF16), "none", "GGUF: BF16"),
     "Q8_0": (all_are(Type.Q8_0), "int8", "GGUF: Q8_0"),
-    "Q4_0": (lambda name: Type.Q6_K if name == "output.weight" else Type.Q4_0, "int4", "GGUF: Q4_0, Q6_K"),
+    "Q4_0": (q4_0, "int4", "GGUF: Q4_0, Q6_K"),
     "Q4_K_M": (q4_k_m, "int4", "GGUF: Q4_K, Q5_K, Q6_K"),
 }
 
