@@ -1,13 +1,16 @@
 """What rounded weights cost: phi-3-tiny in fewer bits against itself.
 
 ``python -m training.quality`` prints the perplexity of held-out answers, the divergence of the probabilities from those
-of the weights as stored, how often the likeliest token is the same, and the share of right answers in the exam.
+of the weights as stored, how often the likeliest token is the same, and the share of right answers in the exam. The
+activations are float32, but for one line, which shows what bfloat16 costs. ``--checkpoint`` adds a checkpoint of the
+same model, for example a GGUF file.
 """
 
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
@@ -20,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from phi3_serve.catalogue import EMBEDDED_TINY, QUANTIZATIONS
+from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION, QUANTIZATIONS
 from phi3_serve.engine.loader import LoadedModel
 from training.curriculum import LESSONS
 from training.dialogue import Draw
@@ -34,16 +37,35 @@ QUESTIONS_PER_KIND = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
-    """What a quantization makes of a model."""
+class Form:
+    """A form of phi-3-tiny."""
 
-    quantization: str
+    name: str
+    quantization: str = NO_QUANTIZATION
+    source: Path = EMBEDDED_TINY
+    dtype: str = "float32"  # of the activations
+
+    def load(self) -> LoadedModel:
+        """The model."""
+        return load_with_modules(self.source, dtype=self.dtype, quantization=self.quantization)
+
+
+STORED = Form("none")
+IN_BFLOAT16 = Form("none, computed in bfloat16", dtype="bfloat16")
+FORMS = (STORED, IN_BFLOAT16, *(Form(name, name) for name in QUANTIZATIONS if name != NO_QUANTIZATION))
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a form of the weights makes of a model."""
+
+    name: str
     weights_error: float  # root of the mean square of the error, over that of the weights
     perplexity: float  # of held-out answers
     divergence: float  # Kullback-Leibler, from the weights as stored, nats a token; mean over the same tokens
     largest_divergence: float  # of one token
     same_likeliest: float  # share of tokens whose likeliest one is the same
-    right: float  # share of right answers in the exam
+    right: float | None  # share of right answers in the exam
 
 
 def held_out(dialogues_per_kind: int) -> list[Encoded]:
@@ -63,10 +85,10 @@ def log_probabilities(loaded: LoadedModel, dialogues: Sequence[Encoded]) -> Iter
 
 
 def measure(
-    quantization: str, stored: Sequence[tuple[Tensor, Tensor]], dialogues: Sequence[Encoded], *, right: float
+    form: Form, stored: Sequence[tuple[Tensor, Tensor]], dialogues: Sequence[Encoded], *, right: float | None
 ) -> Quality:
-    """The quality of ``quantization``; ``stored`` has the log-probabilities of the weights as they are stored."""
-    loaded = _load(quantization)
+    """The quality of ``form``; ``stored`` has the log-probabilities of the weights as they are stored."""
+    loaded = form.load()
     loss, divergence, largest, same, count = 0.0, 0.0, 0.0, 0, 0
     for (expected, ids), (found, _) in zip(stored, log_probabilities(loaded, dialogues), strict=True):
         loss -= float(found.gather(1, ids[:, None]).sum())
@@ -76,7 +98,7 @@ def measure(
         same += int((found.argmax(-1) == expected.argmax(-1)).sum())
         count += len(ids)
     return Quality(
-        quantization,
+        form.name,
         weights_error=_weights_error(loaded.model),
         perplexity=math.exp(loss / count),
         divergence=divergence / count,
@@ -88,7 +110,7 @@ def measure(
 
 @torch.inference_mode()
 def _weights_error(model: Any) -> float:
-    whole = _load("none").model
+    whole = STORED.load().model
     error = square = 0.0
     for name, weight in whole.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
@@ -98,29 +120,28 @@ def _weights_error(model: Any) -> float:
     return math.sqrt(error / square) if square else 0.0
 
 
-def _load(quantization: str) -> LoadedModel:
-    return load_with_modules(EMBEDDED_TINY, quantization=quantization)
-
-
-def _exam(quantization: str, questions_per_kind: int) -> float:
-    examinee = Examinee(EMBEDDED_TINY, quantization)
+def _exam(form: Form, questions_per_kind: int) -> float | None:
+    """The share of right answers; None for ``IN_BFLOAT16``, because few processors compute in bfloat16."""
+    if form == IN_BFLOAT16:
+        return None
+    examinee = Examinee(form.source, form.quantization)
     marks = list(examine(examinee, questions_per_kind))
     examinee.close()
     return sum(mark.right for mark in marks) / sum(mark.questions for mark in marks)
 
 
 def as_table(qualities: Sequence[Quality]) -> Table:
-    """One line for each quantization."""
+    """One line for each form."""
     table = Table("weights", "error", "perplexity", "KL", "largest KL", "same likeliest", "exam")
     for q in qualities:
         table.add_row(
-            q.quantization,
+            q.name,
             f"{q.weights_error:.2%}",
             f"{q.perplexity:.4f}",
             f"{q.divergence:.2e}",
             f"{q.largest_divergence:.2e}",
             f"{q.same_likeliest:.2%}",
-            f"{q.right:.1%}",
+            "" if q.right is None else f"{q.right:.1%}",
         )
     return table
 
@@ -128,14 +149,18 @@ def as_table(qualities: Sequence[Quality]) -> Table:
 def main(
     dialogues: Annotated[int, typer.Option(help="Dialogues of each kind.", min=1)] = DIALOGUES_PER_KIND,
     questions: Annotated[int, typer.Option(help="Questions of each kind in the exam.", min=1)] = QUESTIONS_PER_KIND,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="A directory or GGUF file with phi-3-tiny; may be repeated.", exists=True)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare phi-3-tiny in each quantization with its weights as they are stored."""
     drawn = held_out(dialogues)
-    stored = list(log_probabilities(_load("none"), drawn))
+    stored = list(log_probabilities(STORED.load(), drawn))
+    forms = (*FORMS, *(Form(path.name, source=path) for path in checkpoint or ()))
     qualities = [
-        measure(quantization, stored, drawn, right=_exam(quantization, questions))
-        for quantization in track(QUANTIZATIONS, "Measuring", console=Console(stderr=True))
+        measure(form, stored, drawn, right=_exam(form, questions))
+        for form in track(forms, "Measuring", console=Console(stderr=True))
     ]
     if as_json:
         print(json.dumps([asdict(quality) for quality in qualities], indent=1))

@@ -32,13 +32,15 @@ app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 
 @app.command("engine")
 def bench_engine(
-    shape: Annotated[str, typer.Option(help="small, mini or medium; probe is for tests.")] = "small",
+    shape: Annotated[
+        str, typer.Option(help="small, mini or medium; probe is for tests. mini:8 is mini with 8 decoder layers.")
+    ] = "small",
     concurrency: Annotated[str, typer.Option(help="Requests in flight; several with commas.")] = "1,16",
     workload: Annotated[
         str, typer.Option(help="plain, sampled, beams, exotic, structured; several with commas.")
     ] = "plain",
     peers: Annotated[
-        str, typer.Option(help="none, or generate, batching, vllm (if installed); several with commas.")
+        str, typer.Option(help="none, or generate, batching, and if installed vllm, llamacpp; several with commas.")
     ] = NO_PEERS,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a prompt.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
@@ -55,16 +57,20 @@ def bench_engine(
     svg: Svg = None,
 ) -> None:
     """Run the engine alone, without Ray, on random weights of a named shape."""
-    from phi3_serve.bench import engine  # torch takes seconds to import
-    from phi3_serve.bench.shapes import SHAPES
+    from phi3_serve.bench import engine, llamacpp  # torch takes seconds to import
     from phi3_serve.bench.workload import KINDS
 
     if engine.VLLM in peers.split(",") and find_spec("vllm") is None:
         raise typer.BadParameter("vllm is not installed beside phi3-serve.", param_hint="--peers")
+    if engine.LLAMACPP in peers.split(","):
+        if not llamacpp.is_installed():
+            raise typer.BadParameter(f"llamacpp needs the package {llamacpp.PACKAGE}.", param_hint="--peers")
+        if device != "cpu":
+            raise typer.BadParameter("llamacpp is measured on a CPU only.", param_hint="--peers")
     if device == "cuda" and quantization != catalogue.NO_QUANTIZATION:
         raise typer.BadParameter("only none on a GPU.", param_hint="--quantization")
     settings = engine.Settings(
-        shape=_one_of("--shape", shape, tuple(SHAPES))[0],
+        shape=_shape(shape),
         device=_one_of("--device", device, ("cpu", "cuda"))[0],
         dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))[0],
         quantization=_one_of("--quantization", quantization, catalogue.QUANTIZATIONS),
@@ -157,6 +163,16 @@ def bench_multi_turn(
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
+
+
+def _shape(given: str) -> str:
+    from phi3_serve.bench.shapes import sizes_of
+
+    try:
+        sizes_of(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--shape") from None
+    return given
 
 
 def _counts(option: str, given: str) -> tuple[int, ...]:

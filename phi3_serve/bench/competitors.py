@@ -17,11 +17,13 @@ import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from phi3_serve.bench.drawn_tokens import DrawnTokens
+from phi3_serve.bench.roofline import weight_bytes
 from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.memory import FittingSizes
+from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.errors import EngineFailure
 
 MAX_CONTEXT = 4096  # tokens for which vLLM reserves memory
@@ -37,11 +39,23 @@ class Run:
     first_token_s: list[float] = field(default_factory=list)
     steps: list[StepStats] = field(default_factory=list)
     grown_bytes: int = 0  # of the process's memory, from when half of the requests were answered to the end
+    resident_bytes: int = 0  # of the process at the end
+    read_bytes: int = 0  # of weights, in each step; 0: not known
 
     @property
     def tokens_per_s(self) -> float:
         """Generated tokens per second."""
         return self.num_tokens / self.seconds
+
+    @property
+    def decode_steps(self) -> list[StepStats]:
+        """The steps with one token of each request; the others have prompts, too."""
+        return [step for step in self.steps if step.num_tokens == step.num_ready > 0]
+
+    @property
+    def prompt_steps(self) -> list[StepStats]:
+        """The steps with tokens of prompts."""
+        return [step for step in self.steps if step.num_tokens > step.num_ready]
 
 
 class Contestant(Protocol):
@@ -59,6 +73,7 @@ class Ours:
 
     def __init__(self, model: Model, *, max_waiting: int, max_blocks: int) -> None:
         built = build(model)
+        self._read_bytes = weight_bytes(built.config, compute_dtype(model.dtype, built.device), model.quantization)
         self._steps: list[StepStats] = []
         self._vocab_size: int = built.config.vocab_size
         self._engine = Engine(
@@ -75,6 +90,7 @@ class Ours:
         self._steps.clear()
         result = _closed_loop(self._engine.submit, requests, concurrency)
         result.steps = list(self._steps)
+        result.read_bytes = self._read_bytes
         return result
 
     def _constrained(self, requests: list[EngineRequest]) -> list[EngineRequest]:
@@ -131,7 +147,8 @@ def _closed_loop(
         for request in _first(waiting, 1):
             start(request)
     result.seconds = time.perf_counter() - began
-    result.grown_bytes = process.memory_info().rss - halfway_bytes
+    result.resident_bytes = process.memory_info().rss
+    result.grown_bytes = result.resident_bytes - halfway_bytes
     return result
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from phi3_serve import __version__
 from phi3_serve.bench import plots
 from phi3_serve.bench.competitors import ContinuousBatching, Ours, Pipeline, Run, Vllm
+from phi3_serve.bench.llamacpp import FILE_TYPES, LlamaCpp
 from phi3_serve.bench.output import Output
 from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
@@ -28,11 +29,12 @@ from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.bench.workload import Workload
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core import MAX_ROWS, EngineRequest
+from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import compute_dtype
 
-PEERS = GENERATE, BATCHING, VLLM = "generate", "batching", "vllm"
-LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching", VLLM: "vLLM"}
+PEERS = GENERATE, BATCHING, VLLM, LLAMACPP = "generate", "batching", "vllm", "llamacpp"
+LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching", VLLM: "vLLM", LLAMACPP: "llama.cpp"}
 OURS = "phi3-serve"
 WARM_UP_REQUESTS = 4
 
@@ -67,6 +69,10 @@ class Line:
     spread: float  # (largest - smallest) / median
     first_token_ms: float | None = None
     step_ms: float | None = None
+    prompt_tokens_per_s: float | None = None  # tokens of the steps that have prompts / their time
+    decode_tokens_per_s: float | None = None  # tokens of the other steps / their time
+    of_bandwidth: float | None = None  # bytes of weights / time of the steps that decode / measured bandwidth
+    resident_mib: float | None = None  # of the process
     of_linear_layers: float | None = None  # time of the linear layers alone / time taken
     of_roofline: float | None = None
     grown_mib: float | None = None  # memory of the process, over the second half of the requests
@@ -89,7 +95,7 @@ def run(settings: Settings, output: Output) -> None:
         "machine": asdict(bench.machine) | {"compute_dtype": str(bench.dtype)},
         "lines": [asdict(line) for line in lines],
     }
-    output.show(report, plots.engine, partial(_table, settings, bench, lines), width=150)
+    output.show(report, plots.engine, partial(_table, settings, bench, lines), width=190)
 
 
 class EngineBench:
@@ -111,19 +117,32 @@ class EngineBench:
                 partial(Ours, ours, max_waiting=max(settings.concurrency), max_blocks=self._max_blocks())
             )
         self.machine: Machine = next(iter(self._limits.values())).call("machine")
-        theirs = Model(settings.shape, settings.device, peer_dtype)
+        self.compared_with: dict[str, str] = {}  # for each peer, the one of ours
+        for name in settings.peers:
+            for label, ours_is, make in self._peer(name, peer_dtype):
+                self.compared_with[label] = ours_is
+                self._competitors[label] = self._in_process(make)
+        self._runs: dict[tuple[str, str, int], list[Run]] = {}
+        # of each of ours, in each round the seconds of the linear layers alone, by tokens
+        self._linear: dict[str, list[dict[int, float]]] = {name: [] for name in self._limits}
+
+    def _peer(self, name: str, dtype: torch.dtype) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+        """The competitors of ``name``, each with its label, the one of ours that it is compared with, and its maker."""
+        s = self.settings
+        theirs = Model(s.shape, s.device, dtype)
+        if name == LLAMACPP:
+            of_one = self._most_tokens()
+            for ours, quantization in self._quantization_of.items():
+                make = partial(LlamaCpp, sequences=max(*s.concurrency, WARM_UP_REQUESTS), sequence_tokens=of_one)
+                rounded = replace(theirs, quantization=quantization)
+                yield f"{LABELS[name]}, {FILE_TYPES[quantization]}", ours, partial(make, rounded)
+            return
         makers: dict[str, Callable[[], Any]] = {
             GENERATE: partial(Pipeline, theirs),
             BATCHING: partial(ContinuousBatching, theirs, *self._requests("plain", 1)),
             VLLM: partial(Vllm, theirs, *self._requests("plain", 1)),
         }
-        for name in settings.peers:
-            self._competitors[f"{LABELS[name]}, {str(peer_dtype).removeprefix('torch.')}"] = self._in_process(
-                makers[name]
-            )
-        self._runs: dict[tuple[str, str, int], list[Run]] = {}
-        # of each of ours, in each round the seconds of the linear layers alone, by tokens
-        self._linear: dict[str, list[dict[int, float]]] = {name: [] for name in self._limits}
+        yield f"{LABELS[name]}, {str(dtype).removeprefix('torch.')}", next(iter(self._quantization_of)), makers[name]
 
     def warm_up(self) -> Iterator[str]:
         """Let every competitor answer a few short requests that do not count; yields the name of the next one."""
@@ -137,9 +156,13 @@ class EngineBench:
     def _max_blocks(self) -> int:
         """More blocks than all requests in flight need, and few enough that competitors on the same GPU have memory."""
         s = self.settings
-        of_one = (s.prompt_tokens * 9 // 8 + s.new_tokens) // BLOCK_SIZE + 2
+        of_one = self._most_tokens() // BLOCK_SIZE + 2
         rows = 4 if "beams" in s.workloads else 1
         return min(max(s.concurrency), MAX_ROWS["cuda" if s.device == "cuda" else "cpu"]) * rows * of_one * 4
+
+    def _most_tokens(self) -> int:
+        """Of one request, prompt and answer."""
+        return self.settings.prompt_tokens * 9 // 8 + self.settings.new_tokens
 
     def _requests(self, kind: str, count: int, new_tokens: int = 0) -> list[EngineRequest]:
         workload = Workload(
@@ -188,9 +211,17 @@ class EngineBench:
         )
         if not steps:
             return line
-        return replace(
+        line = replace(
             line,
             step_ms=statistics.median(step.seconds for step in steps) * 1e3,
+            resident_mib=max(result.resident_bytes for result in runs) / 2**20,
+        )
+        if line.workload == "plain":
+            line = self._with_phases(line, runs)
+        if line.name not in self._quantization_of:
+            return line
+        return replace(
+            line,
             of_linear_layers=statistics.median(
                 sum(count * linear[size] for size, count in by_size(result.steps).items()) / result.seconds
                 for result, linear in zip(runs, self._linear[line.name], strict=True)
@@ -201,6 +232,26 @@ class EngineBench:
             / seconds,
             grown_mib=max(result.grown_bytes for result in runs) / 2**20,
         )
+
+    def _with_phases(self, line: Line, runs: list[Run]) -> Line:
+        """``line`` with the rates of prompts and of decoding, each the median of the rounds that have such steps."""
+        prompts = [_tokens_per_s(steps) for result in runs if (steps := result.prompt_steps)]
+        decoding = [_tokens_per_s(steps) for result in runs if (steps := result.decode_steps)]
+        read = [
+            result.read_bytes * len(steps) / sum(step.seconds for step in steps)
+            for result in runs
+            if (steps := result.decode_steps)
+        ]
+        return replace(
+            line,
+            prompt_tokens_per_s=statistics.median(prompts) if prompts else None,
+            decode_tokens_per_s=statistics.median(decoding) if decoding else None,
+            of_bandwidth=statistics.median(read) / self.machine.bytes_per_s if read else None,
+        )
+
+
+def _tokens_per_s(steps: list[StepStats]) -> float:
+    return sum(step.num_tokens for step in steps) / sum(step.seconds for step in steps)
 
 
 def _name_of_ours(quantization: str) -> str:
@@ -220,18 +271,27 @@ def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
         f"{machine.bytes_per_s / 1e9:.1f} GB/s, {machine.flops_per_s / 1e9:.0f} GFLOP/s",
         title_justify="left",
     )
-    for name in ("who", "workload", "at once", "tokens/s", "ours is", "spread", "step", "first token"):
+    for name in (
+        "who",
+        "workload",
+        "at once",
+        "tokens/s",
+        "ours is",
+        "spread",
+        "step",
+        "first token",
+        "prompt",
+        "decode",
+    ):
         table.add_column(name, justify="left" if name in ("who", "workload") else "right")
-    table.add_column("of linear", justify="right")
-    table.add_column("of roofline", justify="right")
-    table.add_column("memory", justify="right")
+    for name in ("of bandwidth", "of linear", "of roofline", "memory", "growth"):
+        table.add_column(name, justify="right")
     ours = {
         (line.name, line.workload, line.concurrency): line.tokens_per_s for line in lines if line.name.startswith(OURS)
     }
-    first_of_ours = _name_of_ours(settings.quantization[0])
     for line in lines:
         is_ours = line.name.startswith(OURS)
-        compared = (line.name, "plain") if is_ours else (first_of_ours, line.workload)
+        compared = (line.name, "plain") if is_ours else (bench.compared_with[line.name], line.workload)
         against = ours.get((*compared, line.concurrency))
         ratio = (line.tokens_per_s / against if is_ours else against / line.tokens_per_s) if against else None
         table.add_row(
@@ -245,8 +305,12 @@ def _table(settings: Settings, bench: EngineBench, lines: list[Line]) -> Table:
             f"{line.spread:.0%}",
             _optional(line.step_ms, "{:.0f} ms"),
             _optional(line.first_token_ms, "{:.0f} ms"),
+            _optional(line.prompt_tokens_per_s, "{:.1f}/s"),
+            _optional(line.decode_tokens_per_s, "{:.1f}/s"),
+            _optional(line.of_bandwidth, "{:.0%}"),
             _optional(line.of_linear_layers, "{:.0%}"),
             _optional(line.of_roofline, "{:.0%}"),
+            _optional(line.resident_mib, "{:.0f} MiB"),
             _optional(line.grown_mib, "{:+.0f} MiB"),
         )
     return table

@@ -1,7 +1,7 @@
 """Models of a named shape with random weights, made in memory: the cost of a forward pass depends only on sizes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,9 +37,21 @@ SHAPES: Mapping[str, Sizes] = {
 }
 
 
+def sizes_of(shape: str) -> Sizes:
+    """The sizes of ``shape``: a name in ``SHAPES``, or ``NAME:LAYERS`` for fewer or more decoder layers.
+
+    Raises:
+        ValueError: there is no such shape.
+    """
+    name, colon, layers = shape.partition(":")
+    if name not in SHAPES or (colon and not (layers.isdecimal() and int(layers))):
+        raise ValueError(f"{shape!r} is not one of {', '.join(SHAPES)}, and not one of them with :LAYERS.")
+    return replace(SHAPES[name], num_layers=int(layers)) if colon else SHAPES[name]
+
+
 def config(shape: str) -> Phi3Config:
     """The configuration of ``shape``, with Phi-3's vocabulary and 4k context."""
-    sizes = SHAPES[shape]
+    sizes = sizes_of(shape)
     return Phi3Config(
         vocab_size=32_064,
         hidden_size=sizes.hidden_size,

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from phi3_serve.bench import llamacpp
+from phi3_serve.bench.gguf_file import bytes_of_step, write_random
 from phi3_serve.bench.roofline import Machine, linear_sizes, roofline_seconds, weight_bytes
 from phi3_serve.bench.shapes import SHAPES, config
 from phi3_serve.bench.worker_process import WorkerProcess
@@ -57,6 +61,34 @@ def test_rounded_weights_are_measured_beside_others() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not llamacpp.is_installed(), reason="llama-cpp-python is not installed")
+def test_llama_cpp_has_a_line_beside_each_of_ours() -> None:
+    given = ["--peers", "llamacpp", "--concurrency", "3", "--quantization", "int8,int4", "--json"]
+    result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
+    assert result.exit_code == 0, result.output
+    lines = {line["name"]: line for line in json.loads(result.stdout)["lines"]}
+    assert list(lines) == ["phi3-serve, int8", "phi3-serve, int4", "llama.cpp, Q8_0", "llama.cpp, Q4_K_M"]
+    for line in lines.values():
+        assert line["prompt_tokens_per_s"] > 0
+        assert line["decode_tokens_per_s"] > 0
+        assert line["resident_mib"] > 10
+        assert 0 < line["of_bandwidth"] < 1.5
+
+
+def test_a_file_for_llama_cpp_has_the_tensors_of_phi_3(tmp_path: Path) -> None:
+    write_random(tmp_path / "probe.gguf", config("probe"))
+    reader = gguf.GGUFReader(tmp_path / "probe.gguf")
+    shapes = {tensor.name: tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors}
+    assert len(shapes) == 2 * 6 + 3
+    assert shapes["blk.1.attn_qkv.weight"] == (192, 64)
+    assert shapes["blk.1.ffn_up.weight"] == (256, 64)
+    assert shapes["blk.1.ffn_down.weight"] == (64, 128)
+    assert shapes["output.weight"] == (32_064, 64)
+    norms = 5 * 64 * 4
+    assert bytes_of_step(tmp_path / "probe.gguf") == weight_bytes(config("probe"), torch.float16, "none") + norms
+
+
+@pytest.mark.slow
 def test_the_table_says_what_was_measured() -> None:
     result = RUN.invoke(app, ["bench", "engine", *QUICK, "--concurrency", "2"])
     assert result.exit_code == 0, result.output
@@ -69,8 +101,14 @@ def test_the_table_says_what_was_measured() -> None:
     ("given", "message"),
     [
         (["--shape", "huge"], "'huge' is not one of small, mini, medium"),
+        (["--shape", "mini:0"], "'mini:0' is not one of small, mini, medium, probe, and not one of them with :LAYERS."),
         (["--peers", "vllm"], "vllm is not installed beside phi3-serve."),
-        (["--peers", "llama"], "'llama' is not one of generate, batching, vllm."),
+        (["--peers", "llama"], "'llama' is not one of generate, batching, vllm, llamacpp."),
+        pytest.param(
+            ["--peers", "llamacpp"],
+            "llamacpp needs the package llama-cpp-python.",
+            marks=pytest.mark.skipif(llamacpp.is_installed(), reason="llama-cpp-python is installed"),
+        ),
         (["--quantization", "int8,int3"], "'int3' is not one of none, int8, int4."),
         (["--quantization", "int8", "--device", "cuda"], "only none on a GPU."),
         (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic, structured."),
