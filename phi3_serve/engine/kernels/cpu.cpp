@@ -28,6 +28,7 @@ struct float16 {
 
 // Functions with other options call these, and a compiler would not inline them by itself.
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 INLINE float to_float(float x) { return x; }
 
@@ -435,14 +436,29 @@ struct TileOfPanels {
     }
 };
 
-// sum[r][n] += weights[n] * x[r]
-template <int R, int N>
-INLINE void add_products(Floats (&sum)[R][N], const Floats (&weights)[N], const float *x) {
+// sum[r][n] += weight_of(n) * x[r]. The smaller of both sides waits in registers for the other one.
+template <int R, int N, typename WeightOf>
+INLINE void add_products(Floats (&sum)[R][N], const float *x, WeightOf weight_of) {
+    if constexpr (R < N) {
+        Floats of_rows[R];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-        const Floats of_row = Floats{} + x[r];
+        for (int r = 0; r < R; ++r) of_rows[r] = Floats{} + x[r];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sum[r][n] += weights[n] * of_row;
+        for (int n = 0; n < N; ++n) {
+            const Floats weights = weight_of(n);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; ++r) sum[r][n] += weights * of_rows[r];
+        }
+    } else {
+        Floats weights[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) weights[n] = weight_of(n);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+            const Floats of_row = Floats{} + x[r];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) sum[r][n] += weights[n] * of_row;
+        }
     }
 }
 
@@ -455,13 +471,10 @@ struct Bytes {
         for (int64_t k = 0; k < inputs; k += OF_CACHE_LINE, offset += CACHE_LINE) {
             tile.prefetch<R, N>(offset);
 #pragma GCC unroll 4
-            for (int64_t i = 0; i < OF_CACHE_LINE; ++i, x += R) {
-                Floats weights[N];
-#pragma GCC unroll 8
-                for (int n = 0; n < N; ++n)
-                    weights[n] = floats_of_bytes(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
-                add_products(sum, weights, x);
-            }
+            for (int64_t i = 0; i < OF_CACHE_LINE; ++i, x += R)
+                add_products(sum, x, [&](int n) INLINE_LAMBDA {
+                    return floats_of_bytes(tile.part(n, offset + i * QUANTIZED_OUTPUTS, 1));
+                });
         }
     }
 };
@@ -478,11 +491,9 @@ struct Nibbles {
     template <int J, int R, int N>
     INLINE static void add_word(Floats (&sum)[R][N], const Words (&words)[N], const float *x) {
         if constexpr (J < PER_WORD) {
-            Floats weights[N];
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n)
-                weights[n] = __builtin_convertvector(words[n] & static_cast<int32_t>(0xFu << 4 * J), Floats);
-            add_products(sum, weights, x + J * R);
+            add_products(sum, x + J * R, [&](int n) INLINE_LAMBDA {
+                return __builtin_convertvector(words[n] & static_cast<int32_t>(0xFu << 4 * J), Floats);
+            });
             add_word<J + 1>(sum, words, x);
         }
     }
