@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from phi3_serve.engine_statistics import EngineStatistics
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 from phi3_serve.resolved_parameters import ResolvedParameters
@@ -347,6 +348,7 @@ class Load:
     num_waiting: int
     num_blocks: int
     num_blocks_used: int
+    num_preempted: int = 0  # of the waiting requests, those that have run before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +380,10 @@ class Engine(Protocol):
     @property
     def load(self) -> Load:
         """The current load."""
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What the engine has counted since its start; it goes on counting."""
 
     def submit(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> None:
         """Queue ``request``. The engine's thread calls ``on_event`` with each event.
@@ -418,7 +424,7 @@ class VariantState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuInfo:
-    """One GPU. Load and temperature are None where the driver does not report them."""
+    """One GPU. Load, temperature, power and energy are None where the driver does not report them."""
 
     id: str
     name: str
@@ -426,6 +432,13 @@ class GpuInfo:
     temperature_celsius: float | None
     memory_used_bytes: int
     memory_total_bytes: int
+    power_watts: float | None = None
+    energy_joules: float | None = None  # since the driver was loaded
+
+    @property
+    def load(self) -> float | None:
+        """The load from 0 to 1."""
+        return None if self.load_percent is None else self.load_percent / 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ events (``core.Failed``), so each keeps everything in ``args`` and survives a pi
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 
 class Phi3ServeError(Exception):
@@ -93,8 +94,18 @@ class ModelNotLoaded(ModelUnavailable):
     """The replica that got the request runs without its model."""
 
 
+# Who refuses a request: a limit of its API key, the capacity of the whole server or of one model, the number that may
+# wait for a model to start, Ray Serve's router, the queue of a replica, or the time that it may wait there.
+RefusedBy = Literal["key", "server", "model", "start", "router", "queue", "queue_timeout"]
+
+
 class Overloaded(ModelUnavailable):
     """Too many requests are waiting already."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None, refused_by: RefusedBy = "queue") -> None:
+        super().__init__(message, retry_after_s)
+        self.args = (message, retry_after_s, refused_by)
+        self.refused_by: RefusedBy = refused_by
 
 
 class RequestTimeout(Phi3ServeError):

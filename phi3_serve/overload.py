@@ -11,7 +11,7 @@ Overload is checked cheapest first:
    that a request has waited, against ``limits.queue_timeout_s``; the GPU's memory.
 """
 
-from phi3_serve.errors import ModelUnavailable, Overloaded
+from phi3_serve.errors import ModelUnavailable, Overloaded, RefusedBy
 
 RETRY_AFTER_S = 5.0
 """Seconds after which a refused request may find capacity."""
@@ -29,7 +29,9 @@ def server_is_full(num_requests: object, capacity: object) -> Overloaded:
 
     The arguments are only printed: HAProxy's launcher passes HAProxy's own variables.
     """
-    return Overloaded(f"The server has {num_requests} requests already; its capacity is {capacity}.", RETRY_AFTER_S)
+    return Overloaded(
+        f"The server has {num_requests} requests already; its capacity is {capacity}.", RETRY_AFTER_S, "server"
+    )
 
 
 def key_has_too_many_requests(name: str, limit: int) -> Overloaded:
@@ -37,6 +39,7 @@ def key_has_too_many_requests(name: str, limit: int) -> Overloaded:
     return Overloaded(
         f"The API key {name} has {limit} requests running already; its max_parallel_requests is {limit}.",
         REQUEST_OF_KEY_RETRY_AFTER_S,
+        "key",
     )
 
 
@@ -45,12 +48,14 @@ def key_has_used_its_tokens(name: str, limit: int, retry_after_s: float) -> Over
     return Overloaded(
         f"The API key {name} has used its tokens; its tokens_per_minute is {limit}. Wait {retry_after_s:.1f} s.",
         retry_after_s,
+        "key",
     )
 
 
-def queue_is_full(limit: int) -> Overloaded:
-    """The queue of a replica holds ``limit`` requests, as many as it may."""
-    return Overloaded(f"{limit} requests are waiting already; limits.max_waiting_requests is {limit}.", RETRY_AFTER_S)
+def queue_is_full(limit: int, refused_by: RefusedBy = "queue") -> Overloaded:
+    """The queue of a replica holds ``limit`` requests, as many as it may. The ingress knows it before the replica."""
+    message = f"{limit} requests are waiting already; limits.max_waiting_requests is {limit}."
+    return Overloaded(message, RETRY_AFTER_S, refused_by)
 
 
 def waiting_prompts_are_too_long(num_tokens: int, limit: int) -> Overloaded:
@@ -65,17 +70,20 @@ def too_many_wait_for_start(model: str, limit: int) -> Overloaded:
     return Overloaded(
         f"{limit} requests are waiting for model {model} to start; limits.max_waiting_requests is {limit}.",
         STARTING_RETRY_AFTER_S,
+        "start",
     )
 
 
 def waited_too_long() -> Overloaded:
     """The request was not started within ``limits.queue_timeout_s``."""
-    return Overloaded("The request waited in the queue for longer than limits.queue_timeout_s.", RETRY_AFTER_S)
+    return Overloaded(
+        "The request waited in the queue for longer than limits.queue_timeout_s.", RETRY_AFTER_S, "queue_timeout"
+    )
 
 
 def router_is_full() -> Overloaded:
     """Ray Serve's router refused the request, because each replica has ``max_ongoing_requests``."""
-    return Overloaded("Too many requests are waiting for this model.", RETRY_AFTER_S)
+    return Overloaded("Too many requests are waiting for this model.", RETRY_AFTER_S, "router")
 
 
 def memory_is_full() -> ModelUnavailable:

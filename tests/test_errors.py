@@ -26,7 +26,7 @@ from phi3_serve.errors import (
         NotFound("which", "file_id"),
         LineError(3, "invalid_value", "`url` must be a path", "url"),
         ModelUnavailable("soon", 3.5),
-        Overloaded("full", 1.0),
+        Overloaded("full", 1.0, "key"),
         RequestTimeout("late"),
         EngineFailure("broken"),
         ReplicaLost("gone with its replica"),

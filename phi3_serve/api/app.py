@@ -30,6 +30,7 @@ from phi3_serve.api.service import Service
 from phi3_serve.api.tokenization.routes import tokenization_router
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend
+from phi3_serve.observability.metrics import RequestMetrics
 
 
 def create_app(
@@ -38,15 +39,18 @@ def create_app(
     *,
     limits: CurrentLimits | None = None,
     keys: ApiKeys | None = None,
+    metrics: RequestMetrics | None = None,
     behind_ray: bool = False,
 ) -> FastAPI:
     """The ASGI application.
 
-    ``limits`` and ``keys`` replace those of ``config``; the caller may change them while the server runs.
+    ``limits`` and ``keys`` replace those of ``config``; the caller may change them while the server runs. ``metrics``
+    count the requests.
     ``behind_ray``: Ray Serve's proxy receives the requests and adds the request id to each response.
     """
     limits, keys = limits or CurrentLimits(config.limits), keys or ApiKeys(config.auth)
-    service, batches = Service(backend, config, limits), BatchService(config.batches)
+    metrics = metrics or RequestMetrics()
+    service, batches = Service(backend, config, limits, metrics), BatchService(config.batches)
     app = FastAPI(
         lifespan=lambda _: batches.running(service, keys, batch_app(service)),
         title="phi3-serve",
@@ -57,8 +61,8 @@ def create_app(
             *_cors(config.http.cors_origins),
             Middleware(HeadersMiddleware, adds_request_id=not behind_ray),
             Middleware(AuthenticationMiddleware, keys=keys),
-            Middleware(RateLimitMiddleware, on_refusal=service.metrics.count_refusal),
-            Middleware(AdmissionMiddleware, capacity=lambda: backend.capacity()),
+            Middleware(RateLimitMiddleware, on_refusal=metrics.count_refusal_of_key),
+            Middleware(AdmissionMiddleware, capacity=lambda: backend.capacity(), on_refusal=metrics.count_refusal),
             Middleware(BodyLimitMiddleware, limits=limits, max_bytes_at=batches.max_bytes_at),
         ],
         docs_url=None,  # FastAPI's pages load scripts from other hosts

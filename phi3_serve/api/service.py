@@ -42,11 +42,11 @@ Events = AsyncGenerator[Delta | Done, None]
 class Service:
     """The backend as the routes use it."""
 
-    def __init__(self, backend: Backend, config: AppConfig, limits: CurrentLimits) -> None:
+    def __init__(self, backend: Backend, config: AppConfig, limits: CurrentLimits, metrics: RequestMetrics) -> None:
         self.backend = backend
         self.config = config
         self.limits = limits
-        self.metrics = RequestMetrics()
+        self.metrics = metrics
         self._served_names = [model.served_name for model in config.models]
 
     def model_named(self, name: str | None) -> str:
@@ -100,8 +100,8 @@ class Service:
         key = key_of(http.scope)
         events = self.backend.generate(request)
         if key is None:
-            return self.metrics.observe(request.model, events)
-        return self.metrics.observe(request.model, _charged(key, request.prompt, events), api_key=key.name)
+            return self.metrics.observe(request, events)
+        return self.metrics.observe(request, _charged(key, request.prompt, events), api_key=key.name)
 
 
 async def _charged(key: ApiKey, prompt: Prompt, events: Events) -> Events:

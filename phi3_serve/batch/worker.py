@@ -60,6 +60,11 @@ class BatchWorker:
         self._ended: set[_Batch] = set()
         self._retry_at: dict[_Batch, float] = {}  # of batches that could not go on, on the monotonic clock
 
+    @property
+    def num_running(self) -> int:
+        """The batches that this process runs now."""
+        return len(self._running)
+
     async def run(self) -> None:
         """Run batches, or wait until the process that does so ends; until the task is cancelled."""
         while True:

@@ -37,11 +37,24 @@ def gpu_info() -> GpuInfo:
     return GpuInfo(
         id=str(torch.cuda.get_device_properties(0).uuid),
         name=torch.cuda.get_device_name(0),
-        load_percent=_if_reported(torch.cuda.utilization),
+        load_percent=_if_reported(torch.cuda.utilization),  # this call initialises NVML
         temperature_celsius=_if_reported(torch.cuda.temperature),
         memory_used_bytes=total - free,
         memory_total_bytes=total,
+        power_watts=_in_thousands(_if_reported(torch.cuda.power_draw)),
+        energy_joules=_in_thousands(_if_reported(_energy_millijoules)),
     )
+
+
+def _energy_millijoules() -> int:
+    import pynvml  # nvidia-ml-py, which is installed on Linux alone
+
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+
+
+def _in_thousands(value: int | None) -> float | None:
+    return None if value is None else value / 1000
 
 
 def _if_reported(read: Callable[[], int]) -> int | None:

@@ -17,6 +17,7 @@ from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import FittingSizes
 from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
 from phi3_serve.engine.reports import Reports
+from phi3_serve.engine_statistics import EngineStatistics
 from phi3_serve.errors import EngineFailure
 
 logger = logging.getLogger("phi3_serve")
@@ -85,8 +86,15 @@ class Engine:
         """The current load."""
         in_flight = self._reports.in_flight
         num_running = sum(generation.is_running for generation in in_flight)
+        num_preempted = sum(generation.has_started and not generation.is_running for generation in in_flight)
         num_used = self.blocks.num_blocks - self.blocks.num_available
-        return Load(num_running, len(in_flight) - num_running, self.blocks.num_blocks, num_used)
+        num_waiting = len(in_flight) - num_running
+        return Load(num_running, num_waiting, self.blocks.num_blocks, num_used, num_preempted)
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What the engine has counted since its start."""
+        return self._core.statistics
 
     def submit(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> None:
         """Queue ``request``; see ``core.Engine``."""
@@ -104,7 +112,7 @@ class Engine:
         generation = self._reports.find(request_id)
         if generation is None:
             return False
-        # The scheduler sets has_started before the engine's thread reads announces_start. So no start is missed.
+        # The scheduler counts the start before the engine's thread reads announces_start. So no start is missed.
         generation.announces_start = True
         return not generation.has_started
 

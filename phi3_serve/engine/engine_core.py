@@ -31,6 +31,7 @@ from phi3_serve.engine.sampling.stopping import StoppingCriteria, token_bytes
 from phi3_serve.engine.sampling.strategies.base import LogitIndices
 from phi3_serve.engine.sampling.strategies.select import strategy_for
 from phi3_serve.engine.scheduler import Plan, Scheduler
+from phi3_serve.engine_statistics import EngineStatistics
 from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError, RequestTimeout
 from phi3_serve.prepare import check_vocabulary
 
@@ -114,6 +115,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows, window=window
         )
+        self.statistics = EngineStatistics()
         self._device_sampler = self.runner.sampler
         self._mask_pool = ThreadPoolExecutor(MASK_THREADS, "phi3-masks")  # starts threads when they are needed
         self._in_flight: _Launched | None = None
@@ -173,6 +175,7 @@ class EngineCore:
     def schedule(self) -> Plan:
         """Plan the next step, which ``run`` then runs."""
         plan = self.scheduler.schedule()
+        self._count_starts(plan)
         self._add_drafts(plan)
         return plan
 
@@ -183,8 +186,12 @@ class EngineCore:
         """
         started = time.perf_counter()
         events: Events = [(generation, Failed(self._too_large())) for generation in plan.rejected]
-        num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
-        num_keys = sum(chunk.end for chunk in plan.all_chunks)
+        chunks = plan.all_chunks
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        num_keys = sum(chunk.end for chunk in chunks)
+        if chunks:
+            self.statistics.step_tokens.observe(num_tokens)
+            self.statistics.step_sequences.observe(len(chunks))
         before, self._in_flight = self._in_flight, None
         launched: _Launched | None = None
         if plan.chunks:
@@ -210,6 +217,22 @@ class EngineCore:
                 draft = propose_draft(generation.strategy.rows[0].tokens, count)
                 draft = generation.strategy.permitted(draft)
                 self.scheduler.add_draft(plan, generation, draft)
+                if num_drafted := len(generation.strategy.rows[0].draft):
+                    self.statistics.num_drafts += 1
+                    self.statistics.num_draft_tokens += num_drafted
+
+    def _count_starts(self, plan: Plan) -> None:
+        """Count how long requests have waited that start now, and how much of their prompts the prefix cache has."""
+        statistics = self.statistics
+        statistics.num_preemptions = self.scheduler.num_preemptions
+        for generation in plan.started:
+            if generation.num_starts > 1:  # after a preemption
+                continue
+            statistics.queue_s.observe(generation.stopwatch.timings().queue_s)
+            for sequences in generation.strategy.sequences_by_prompt:
+                for sequence in sequences[:1]:
+                    statistics.prefix_cache_queries += sequence.num_prompt_tokens
+                    statistics.prefix_cache_hits += sequence.num_cached
 
     @torch.inference_mode()
     def _launch(self, plan: Plan) -> _Launched:
@@ -286,12 +309,15 @@ class EngineCore:
             for task in launched.on_device:
                 self._append(task, [next(tokens) for _ in task.sequences], launched.logits)
         scored = self._score_prompts(launched)  # at last: a request that fails here needs no more tokens
-        return scored + [
+        now = time.monotonic()
+        events = scored + [
             event
             for task in (*launched.on_device, *launched.on_host)
             if not task.generation.is_removed
-            for event in self._events(task.generation, task.sampling)
+            for event in self._events(task.generation, task.sampling, now)
         ]
+        self.statistics.end_step(now)
+        return events
 
     def _score_prompts(self, launched: _Launched) -> Events:
         """Add log-probabilities to prompts; returns an event for each prompt that is complete."""
@@ -322,19 +348,36 @@ class EngineCore:
         else:
             advance(task.sampling, 0, logits, self.blocks)
 
-    def _events(self, generation: Generation, task: SamplingTask) -> Events:
+    def _events(self, generation: Generation, task: SamplingTask, now: float) -> Events:
         strategy = generation.strategy
         if task.error is not None:
             return [self._fail(generation, task.error)]
-        generation.stopwatch.note_tokens()
+        self._count_tokens(generation, task, now)
         events: Events = []
         if task.new_tokens and generation.request.stream and strategy.num_rows == 1:
             logprobs = strategy.latest_logprobs(len(task.new_tokens))
             events.append((generation, NewTokens(tuple(task.new_tokens), logprobs)))
         if strategy.is_done:
-            events.append((generation, Finished(strategy.result(), generation.stopwatch.timings())))
+            timings = generation.stopwatch.timings()
+            self.statistics.decode_s.observe(timings.answer_s)
+            events.append((generation, Finished(strategy.result(), timings)))
             self.scheduler.remove(generation)
         return events
+
+    def _count_tokens(self, generation: Generation, task: SamplingTask, now: float) -> None:
+        statistics, stopwatch = self.statistics, generation.stopwatch
+        if generation.strategy.num_rows == 1:
+            num_tokens = num_of_each = len(task.new_tokens)
+            statistics.num_accepted_tokens += num_tokens - 1
+        else:
+            num_tokens, num_of_each = generation.strategy.num_rows if task.tokens is None else len(task.tokens), 1
+        statistics.generation_tokens += num_tokens
+        if (since := stopwatch.last_token_at) is not None and num_of_each:
+            statistics.count_tokens(num_of_each, since=since)
+        stopwatch.note_tokens(now)
+        if since is None:
+            statistics.prompt_tokens += len(generation.request.prompt_ids)
+            statistics.prefill_s.observe(stopwatch.timings().prompt_s)
 
     def _fail(self, generation: Generation, error: Phi3ServeError) -> tuple[Generation, EngineEvent]:
         self.scheduler.remove(generation)

@@ -18,7 +18,7 @@ class Generation:
     on_event: Callable[[EngineEvent], None]
     strategy: Strategy
     is_running: bool = False  # set by the scheduler
-    has_started: bool = False  # set by the scheduler; stays true after a preemption
+    num_starts: int = 0  # set by the scheduler; one more after each preemption
     announces_start: bool = False  # whether somebody waits for the event Started
     is_removed: bool = False  # set by the scheduler; a step that was launched before may still run
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -26,6 +26,11 @@ class Generation:
 
     def __post_init__(self) -> None:
         self._limit_reuse()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the request runs, or has run before a preemption."""
+        return self.num_starts > 0
 
     @property
     def num_unscored(self) -> int:

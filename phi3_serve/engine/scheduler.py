@@ -54,6 +54,7 @@ class Scheduler:
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
         self.budget = StepBudget(max(token_budget, max_rows))
+        self.num_preemptions = 0
         self._max_rows = max_rows
         self._window = window
 
@@ -86,6 +87,7 @@ class Scheduler:
         self.running.remove(generation)
         generation.release(self.blocks)
         generation.is_running = False
+        self.num_preemptions += 1
         self.waiting.appendleft(generation)
 
     def retreat(self, plan: Plan) -> Generation | None:
@@ -194,7 +196,8 @@ class Scheduler:
             generation.release(self.blocks)
             return False
         self.running.append(self.waiting.popleft())
-        generation.is_running = generation.has_started = True
+        generation.is_running = True
+        generation.num_starts += 1
         generation.stopwatch.note_start()
         return True
 

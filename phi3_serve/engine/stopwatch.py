@@ -13,20 +13,22 @@ class Stopwatch:
     arrived_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
+    last_token_at: float | None = None
 
     def note_start(self) -> None:
         """The next step begins the request. A later start, after a preemption, counts as part of the answer."""
         if self.started_at is None:
             self.started_at = time.monotonic()
 
-    def note_tokens(self) -> None:
+    def note_tokens(self, now: float) -> None:
         """Tokens were chosen."""
         if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
+            self.first_token_at = now
+        self.last_token_at = now
 
     def timings(self) -> Timings:
-        """The times of a request whose last token was chosen now."""
-        now = time.monotonic()
+        """The times up to the last token."""
+        now = time.monotonic() if self.last_token_at is None else self.last_token_at
         started_at = now if self.started_at is None else self.started_at
         first_token_at = now if self.first_token_at is None else self.first_token_at
         return Timings(

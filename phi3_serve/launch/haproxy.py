@@ -17,6 +17,10 @@ repeat a refused connection; they do not repeat a request after a 404.
 HAProxy refuses requests beyond the server's capacity, in a tenth of the time that the ingress needs. Every answer of
 the ingress has the capacity in a header (``api.middleware.admission``). HAProxy remembers the capacity and counts the
 requests in flight.
+
+HAProxy reports each answer to Ray with the name of the deployment that has given it. Its own refusals have the name
+``haproxy``, so that Ray counts them apart from those of the ingress:
+``ray_serve_num_deployment_http_error_requests_total{deployment="haproxy"}``.
 """
 
 import json
@@ -38,6 +42,8 @@ EXCESS = 4
 # After this time without an answer, the capacity may have grown unnoticed, because all requests run for minutes.
 CAPACITY_MAX_AGE_S = 2
 EXCESS_OF_OLD_CAPACITY = 64
+
+DEPLOYMENT = "haproxy"
 
 _NO_SPLICING = "-dS"
 _ADMIN_SOCKET = re.compile(r"^(\s*stats socket \S+ mode) 666 ", re.MULTILINE)
@@ -103,6 +109,7 @@ def _rules(backend: str) -> str:
     http-request set-var(txn.overloaded) bool(1) if METH_POST !is_of_a_page is_beyond is_known
     http-request set-var(txn.overloaded) bool(1) if METH_POST !is_of_a_page is_far_beyond
     acl is_overloaded var(txn.overloaded) -m found
+    http-request set-var(txn.serve_deployment) str({DEPLOYMENT}) if is_overloaded
 {_refusals(capacity)}
     http-request track-sc0 int(1) if METH_POST
     http-request set-var({known_at}) date if METH_POST !is_beyond

@@ -191,7 +191,7 @@ class HandleBackend:
     def _require_capacity(self, model: str) -> None:
         """Refuse what every replica would refuse: here it takes a tenth of the time."""
         if self._num_in_flight[model] >= self._capacity_of(model) > 0:
-            raise overload.queue_is_full(self._limits.current.max_waiting_requests)
+            raise overload.queue_is_full(self._limits.current.max_waiting_requests, "model")
 
     async def _require_ready(self, model: str, wait_s: float) -> None:
         """Start ``model`` if it sleeps, and wait at most ``wait_s`` until it is ready."""

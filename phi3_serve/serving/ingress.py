@@ -1,7 +1,9 @@
 """The deployment that receives HTTP."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,10 +15,13 @@ from phi3_serve.api.key_file import KeyFileError
 from phi3_serve.api.keys import ApiKeys
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig, LiveIngressConfig
+from phi3_serve.errors import ModelUnavailable
+from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.serving.backend import HandleBackend
 from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.placement import Placement
+from phi3_serve.serving.published_metrics import PublishedMetrics
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,7 +32,9 @@ class Ingress:
     def __init__(
         self, config: AppConfig, placements: Mapping[str, Placement], models: dict[str, DeploymentHandle[Any]]
     ) -> None:
-        view = ClusterView(placements, app_name=serve.get_replica_context().app_name, elastic=config.cluster.elastic)
+        self._view = view = ClusterView(
+            placements, app_name=serve.get_replica_context().app_name, elastic=config.cluster.elastic
+        )
         for model, placement in placements.items():
             if note := placement.device_note([]):
                 logger.warning("%s: %s", model, note)
@@ -36,10 +43,24 @@ class Ingress:
         self._live = LiveSettings(LiveIngressConfig)
         self._keys = ApiKeys(config.auth)
         self._backend = HandleBackend(models, placements, view, self._limits)
+        self._metrics = RequestMetrics()
+        published = PublishedMetrics(self._metrics.registry)
+        self._publishing = asyncio.create_task(published.publish_forever(self._show_states))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Build the app in the process that runs it."""
-        return create_app(self._backend, self._config, limits=self._limits, keys=self._keys, behind_ray=True)
+        return create_app(
+            self._backend,
+            self._config,
+            limits=self._limits,
+            keys=self._keys,
+            metrics=self._metrics,
+            behind_ray=True,
+        )
+
+    async def _show_states(self) -> None:
+        with suppress(ModelUnavailable):  # no reading of the cluster has succeeded yet
+            self._metrics.show_states(await self._view.states())
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
         """Replace limits and keys; requests in flight keep theirs. Serve calls this, also at the start."""

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ class RunningModel:
     tokenizer: "Phi3Tokenizer"
     engine: Engine
     grammars: "Grammars"
+    load_s: float  # seconds that its load took
 
 
 def load_model(
@@ -88,6 +90,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
     def start() -> RunningModel:
+        begun = time.monotonic()
         loaded = load(
             options.name,
             options.source,
@@ -105,7 +108,8 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
         )
         try:
             self_test(options.name, loaded, engine)
-            return RunningModel(loaded, tokenizer, engine, Grammars(tokenizer, loaded.vocab_size))
+            grammars = Grammars(tokenizer, loaded.vocab_size)
+            return RunningModel(loaded, tokenizer, engine, grammars, time.monotonic() - begun)
         except BaseException:
             engine.close()
             raise

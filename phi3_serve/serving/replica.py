@@ -23,6 +23,7 @@ from phi3_serve.core import (
     TokenizationRequest,
 )
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelNotLoaded, Phi3ServeError, PromptTooLong
+from phi3_serve.observability.engine_metrics import EngineMetrics, EngineReading
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
@@ -31,6 +32,7 @@ from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.model_load import ModelLoad
 from phi3_serve.serving.model_loading import RunningModel
+from phi3_serve.serving.published_metrics import PublishedMetrics
 from phi3_serve.serving.replica_options import ReplicaOptions
 from phi3_serve.serving.replica_process import end_process, log_through_serve, replica_name, set_allocator_options
 from phi3_serve.serving.text_events import text_events
@@ -150,6 +152,20 @@ class Replica:
         time.sleep(LAST_REPORTS_S)
         self._on_fatal_error(f"{type(error).__name__}: {error}")
 
+    def read_engine(self) -> EngineReading | None:
+        """The engine at this moment; None without a model. Reading a GPU takes milliseconds."""
+        if (model := self._model) is None:
+            return None
+        gpu = None
+        if self._options.device == "cuda":
+            from phi3_serve.engine.device import gpu_info
+
+            gpu = gpu_info()
+        engine = model.engine
+        return EngineReading(
+            info=engine.info, load=engine.load, statistics=engine.statistics, load_s=model.load_s, gpu=gpu
+        )
+
     async def load(self) -> Mapping[str, int]:
         """Running requests, waiting requests, and blocks of the cache in use."""
         return {} if self._model is None else asdict(self._model.engine.load)
@@ -205,6 +221,8 @@ class ServedReplica(Replica):
 
     async def __init__(self, options: ReplicaOptions) -> None:  # type: ignore[misc]
         super().__init__(options)
+        published = PublishedMetrics(EngineMetrics(options.name, self.read_engine))
+        self._publishing = asyncio.create_task(published.publish_forever())
         await self.start()
 
 

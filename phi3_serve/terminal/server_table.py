@@ -13,7 +13,7 @@ from rich.table import Table
 from phi3_serve.client import Client, Refused
 from phi3_serve.observability.progress import human_bytes
 
-_RUNNING = "phi3_serve_num_requests_running"
+_RUNNING = "phi3_serve_num_requests_in_flight"
 _UNKNOWN = "?"
 
 

@@ -68,7 +68,7 @@ class Cluster:
         request = urllib.request.Request(self.url + "/metrics", headers={"Accept": "text/plain"})
         with urllib.request.urlopen(request, timeout=10) as response:
             text = response.read().decode()
-        found = re.search(rf'num_requests_running{{model_name="{re.escape(model)}"}} (\S+)', text)
+        found = re.search(rf'num_requests_in_flight{{model_name="{re.escape(model)}"}} (\S+)', text)
         return int(float(found[1])) if found else 0
 
     def wait_until_ready(self, seconds: float = 120) -> None:

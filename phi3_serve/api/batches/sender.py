@@ -52,6 +52,7 @@ class BatchSender:
                 return await self._client.post(line.url, line.body, key)  # which refuses it
             async with self._share.place(model):
                 reply = await self._client.post(line.url, line.body, key)
+        self._service.metrics.count_batch_request(model, reply.status)
         if reply.is_answer:
             tokens.ended(reply.body["usage"]["total_tokens"])
         return reply

@@ -92,6 +92,7 @@ class BatchService:
         limits = InputLimits(self.config.max_requests, service.config.limits.max_body_bytes)
         send = on_this_loop(sender.send)
         worker = BatchWorker(self._directory, send, limits=limits, keep_s=self.keep_s, may_run=sender.knows)
+        service.metrics.show_batches(lambda: worker.num_running)
         async with in_own_thread(worker.run()):
             yield
 

@@ -16,6 +16,7 @@ from phi3_serve.api.kaito.schema import ChatRequest, ChatResponse, HealthStatus,
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Service, cancel_on_disconnect, final_event
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Unauthorized
+from phi3_serve.observability.engine_metrics import EngineFacts
 from phi3_serve.observability.metrics import CONTENT_TYPE, accepts_prometheus
 
 _CHAT_RESPONSES = {200: sse.DOCUMENTED, **documented(STATUS, KAITO.validation_status)}
@@ -79,8 +80,9 @@ async def _exposition(service: Service) -> bytes:
         states = await service.backend.states()
     except ModelUnavailable:  # no reading of the cluster has succeeded yet
         states = {}
-    service.metrics.show_engines({name: s.engine for name, s in states.items() if s.engine is not None})
-    return service.metrics.exposition()
+    service.metrics.show_states(states)
+    engines = {name: state.engine for name, state in states.items() if state.engine is not None}
+    return service.metrics.exposition(EngineFacts(engines))
 
 
 async def _chat(service: Service, http: Request, body: ChatRequest, model: str | None) -> Response:

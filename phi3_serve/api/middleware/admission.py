@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3_serve.api.error_handlers import error_response, local_path
 from phi3_serve.api.headers import CAPACITY
+from phi3_serve.errors import Overloaded
 from phi3_serve.overload import server_is_full
 
 
@@ -16,9 +17,10 @@ class AdmissionMiddleware:
     Every response carries the capacity in a header, so that HAProxy can refuse the same requests (``launch.haproxy``).
     """
 
-    def __init__(self, app: ASGIApp, capacity: Callable[[], int]) -> None:
+    def __init__(self, app: ASGIApp, *, capacity: Callable[[], int], on_refusal: Callable[[Overloaded], None]) -> None:
         self._app = app
         self._capacity = capacity
+        self._on_refusal = on_refusal
         self._num_inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,8 +38,9 @@ class AdmissionMiddleware:
             await self._app(scope, receive, send_with_capacity)
             return
         if self._num_inside >= (capacity := self._capacity()):
-            refusal = error_response(local_path(scope), server_is_full(self._num_inside, capacity))
-            await refusal(scope, receive, send_with_capacity)
+            refusal = server_is_full(self._num_inside, capacity)
+            self._on_refusal(refusal)
+            await error_response(local_path(scope), refusal)(scope, receive, send_with_capacity)
             return
         self._num_inside += 1
         try:

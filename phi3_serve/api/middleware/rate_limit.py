@@ -7,13 +7,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3_serve.api.error_handlers import error_response, local_path
 from phi3_serve.api.keys import key_of
+from phi3_serve.errors import Overloaded
 
 
 class RateLimitMiddleware:
     """Answers 429 to a POST beyond a limit of its key. The answers to all others have the limits in headers."""
 
-    def __init__(self, app: ASGIApp, *, on_refusal: Callable[[str], None]) -> None:
-        """``on_refusal`` gets the name of the key."""
+    def __init__(self, app: ASGIApp, *, on_refusal: Callable[[str, Overloaded], None]) -> None:
+        """``on_refusal`` gets the name of the key too."""
         self._app = app
         self._on_refusal = on_refusal
 
@@ -30,7 +31,7 @@ class RateLimitMiddleware:
             await send(message)
 
         if refusal := key.refusal():
-            self._on_refusal(key.name)
+            self._on_refusal(key.name, refusal)
             await error_response(local_path(scope), refusal)(scope, receive, send_with_limits)
             return
         with key.running():

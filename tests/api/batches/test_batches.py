@@ -454,6 +454,8 @@ def test_files_and_batches_belong_to_their_key(
         sdk(url, "eve").files.list()
     counted = httpx2.get(f"{url}/metrics", headers={"Authorization": "Bearer bob", "Accept": "text/plain"}).text
     assert 'phi3_serve_api_key_requests_total{api_key="alice",model_name="tested"} 10.0' in counted
+    assert 'phi3_serve_batch_requests_total{model_name="tested",status="200"} 10.0' in counted
+    assert "phi3_serve_num_batches_running 0.0" in counted
 
 
 def test_a_batch_leaves_half_of_the_tokens_of_its_key(

@@ -491,10 +491,18 @@ def test_metrics_for_prometheus(backend: LocalBackend, config: AppConfig) -> Non
     figures = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
     assert figures['phi3_serve_requests_total{model_name="tested",outcome="success"}'] == "2.0"
     assert figures['phi3_serve_requests_total{model_name="tested",outcome="InvalidRequest"}'] == "1.0"
-    assert figures['phi3_serve_generation_tokens_total{model_name="tested"}'] == "48.0"
-    assert figures['phi3_serve_prompt_tokens_total{model_name="tested"}'] == "36.0"
-    assert figures['phi3_serve_num_requests_running{model_name="tested"}'] == "0.0"
-    assert figures['phi3_serve_e2e_request_latency_seconds_count{model_name="tested"}'] == "3.0"
+    assert figures['phi3_serve_request_generation_tokens_sum{model_name="tested"}'] == "48.0"
+    assert figures['phi3_serve_request_prompt_tokens_sum{model_name="tested"}'] == "36.0"
+    assert figures['phi3_serve_num_requests_in_flight{model_name="tested"}'] == "0.0"
+    ended = {
+        r: f'phi3_serve_e2e_request_latency_seconds_count{{finished_reason="{r}",model_name="tested"}}'
+        for r in ("length", "error")
+    }
+    assert (figures[ended["length"]], figures[ended["error"]]) == ("2.0", "1.0")
+    assert figures['phi3_serve_time_to_first_token_seconds_count{model_name="tested"}'] == "1.0"  # of the stream
+    assert figures['phi3_serve_model_state{model_name="tested",state="ready"}'] == "1.0"
+    assert figures['phi3_serve_model_state{model_name="tested",state="failed"}'] == "0.0"
+    assert figures['phi3_serve_refusals_total{refused_by="key"}'] == "0.0"  # before the first one
     assert set(client.get("/metrics").json()) == {"gpu_info", "cpu_info"}
 
 

@@ -367,6 +367,7 @@ def test_what_every_api_does_this_does_too(backend: LocalBackend, config: AppCon
             )
         figures = client.get("/metrics", headers={"Accept": "text/plain"}).text
         assert 'phi3_serve_requests_total{model_name="tested",outcome="Overloaded"} 2.0' in figures
+        assert 'phi3_serve_refusals_total{refused_by="queue"} 2.0' in figures
 
 
 @pytest.fixture
