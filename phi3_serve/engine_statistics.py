@@ -69,17 +69,25 @@ class EngineStatistics:
         self.inter_token_s = Histogram(STEP_SECONDS)  # between two tokens of a request
         self.step_tokens = Histogram(SIZES)  # run in one step
         self.step_sequences = Histogram(SIZES)  # run in one step
-        self._intervals = Counter[tuple[float, int]]()
+        self._last_step_at = 0.0
+        self._num_since_last_step = 0  # requests that got one token, and one in the step before
+        self._other_intervals = Counter[tuple[float, int]]()  # (start, tokens)
 
     def count_tokens(self, num_tokens: int, *, since: float) -> None:
         """A request has got ``num_tokens``, and its tokens before these at ``since``.
 
-        Most requests of a step got their tokens together in the step before. So ``end_step`` has one interval for all.
+        Most requests of a step got one token together in the step before. So ``end_step`` has one interval for all.
         """
-        self._intervals[since, num_tokens] += 1
+        if num_tokens == 1 and since == self._last_step_at:
+            self._num_since_last_step += 1
+        else:
+            self._other_intervals[since, num_tokens] += 1
 
     def end_step(self, now: float) -> None:
         """The tokens that were counted since the last call were chosen at ``now``."""
-        for (since, num_tokens), num_requests in self._intervals.items():
+        if self._num_since_last_step:
+            self.inter_token_s.observe(now - self._last_step_at, self._num_since_last_step)
+        for (since, num_tokens), num_requests in self._other_intervals.items():
             self.inter_token_s.observe((now - since) / num_tokens, num_tokens * num_requests)
-        self._intervals.clear()
+        self._other_intervals.clear()
+        self._last_step_at, self._num_since_last_step = now, 0

@@ -368,7 +368,8 @@ class EngineCore:
         statistics, stopwatch = self.statistics, generation.stopwatch
         if generation.strategy.num_rows == 1:
             num_tokens = num_of_each = len(task.new_tokens)
-            statistics.num_accepted_tokens += num_tokens - 1
+            if num_tokens > 1:
+                statistics.num_accepted_tokens += num_tokens - 1
         else:
             num_tokens, num_of_each = generation.strategy.num_rows if task.tokens is None else len(task.tokens), 1
         statistics.generation_tokens += num_tokens

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from fastapi import FastAPI
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve._private.haproxy_metrics import HAProxyMetricsCollector
 from ray.serve.config import HTTPOptions
 from starlette.types import Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from phi3_serve.api import headers
 from phi3_serve.api.error_handlers import error_response
 from phi3_serve.launch.haproxy import (
     CAPACITY_MAX_AGE_S,
+    DEPLOYMENT,
     EXCESS,
     EXCESS_OF_OLD_CAPACITY,
     closed_without_routes,
@@ -61,7 +63,9 @@ def config_of_ray(directory: Path, port: int, upstream: str | None) -> Path:
     if upstream is not None:
         host, _, upstream_port = upstream.partition(":")
         server = ServerConfig("ingress", host, int(upstream_port))
-        backends["http-phi3"] = BackendConfig("http-phi3", "/", servers=[server], app_name="phi3")
+        backends["http-phi3"] = BackendConfig(
+            "http-phi3", "/", servers=[server], app_name="phi3", ingress_deployment_name="ingress"
+        )
     path = directory / "haproxy.cfg"
     HAProxyApi(config, backends, str(path))._generate_config_file_internal()
     return path
@@ -202,6 +206,22 @@ def test_a_request_beyond_the_capacity_is_refused_as_the_ingress_would(proxied: 
     proxied.application.let_go.set()
     assert {answer.result().status_code for answer in held} == {200}
     assert proxied.client.post(path, json={}).status_code == 200
+
+
+def test_ray_counts_a_refusal_apart_from_the_answers_of_the_ingress(proxied: Proxied, tmp_path: Path) -> None:
+    """HAProxy sends a line for each answer to the socket at which Ray's proxy actor listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "metrics.sock"))
+        listener.settimeout(20)
+        proxied.waiting(CAPACITY + EXCESS)
+        proxied.client.get("/health")
+        proxied.client.post("/chat", json={})
+        seen: dict[str | None, str | None] = {}
+        while "429" not in seen.values():
+            parsed = HAProxyMetricsCollector.parse_line(listener.recv(8192))
+            if parsed is not None:
+                seen[parsed.deployment] = parsed.status_code
+    assert seen == {"ingress": "200", DEPLOYMENT: "429"}
 
 
 def test_a_refusal_has_an_id(proxied: Proxied) -> None:

@@ -16,7 +16,7 @@ from phi3_serve.launch import proxy as front_door
 def test_no_port_and_no_path_is_another_server_s() -> None:
     one, other = (front_door.environment("haproxy", port=port, request_timeout_s=1) for port in (1, 2))
     own = {name for name in one if re.search("_PORT$|_PATH$|_LOC$|_STATE_", name)} - {"RAY_SERVE_HAPROXY_BINARY_PATH"}
-    assert len(own) == 7
+    assert len(own) == 8
     assert all(one[name] != other[name] for name in own)
 
 

@@ -268,7 +268,8 @@ def up(directory: Path, checkpoint: Path) -> Iterator[Cluster]:
     args = {"models": models, "limits": {"max_waiting_requests": 2}, "http": {"num_cpus": 0.25}}
     (directory / "config.yaml").write_text(yaml.safe_dump(serve_config(port, args)))
     command = [str(BIN / "phi3-serve"), "up", str(directory / "config.yaml")]
-    with running(command, directory / "log", port) as cluster:
+    # milliseconds between two reports of metrics; Ray's default of ten seconds would be waited for by tests
+    with running(command, directory / "log", port, RAY_metrics_report_interval_ms="1000") as cluster:
         cluster.wait_until_ready()
         yield cluster
 
