@@ -118,6 +118,21 @@ def rules_file() -> str:
     return yaml.safe_dump({"groups": [rule_group()]}, sort_keys=False, width=120, allow_unicode=True)
 
 
+def prometheus_rule_file() -> str:
+    """``prometheus-rule.yaml``, for the Prometheus operator of Kubernetes."""
+    labels = {"app.kubernetes.io/part-of": "phi3-serve", "release": "prometheus"}
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "phi3-serve", "labels": labels},
+        "spec": {"groups": [rule_group()]},
+    }
+    comment = (
+        "# Written by `python -m phi3_serve.monitoring .`. The label release is what your Prometheus selects by.\n"
+    )
+    return comment + yaml.safe_dump(rule, sort_keys=False, width=120, allow_unicode=True)
+
+
 def rule_group(alerts: Iterable[Alert] = ALERTS) -> dict[str, Any]:
     """One group of rules, for Prometheus and for a PrometheusRule of Kubernetes."""
     return {"name": "phi3-serve", "rules": [_rule(alert) for alert in alerts]}

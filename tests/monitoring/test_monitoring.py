@@ -52,7 +52,7 @@ def series() -> set[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_what_the_code_writes(name: str) -> None:
-    assert (ROOT / "monitoring" / name).read_text() == FILES[name](), "run: python -m phi3_serve.monitoring monitoring"
+    assert (ROOT / name).read_text() == FILES[name](), "run: python -m phi3_serve.monitoring ."
 
 
 def test_the_page_lists_every_metric() -> None:
@@ -79,7 +79,7 @@ def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
     ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) == 23
-    assert json.loads(FILES["grafana-dashboard.json"]()) == dashboard()
+    assert json.loads(FILES["monitoring/grafana-dashboard.json"]()) == dashboard()
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
