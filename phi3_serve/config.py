@@ -425,6 +425,31 @@ class HttpConfig(StrictModel):
         return _as_labels(given)
 
 
+class LogsConfig(StrictModel):
+    """The log of requests. It never has prompts or answers."""
+
+    requests: Literal["auto", "json", "text", "off"] = "auto"
+    """One line for each POST, in `requests_*.log` beside the logs of Ray Serve. `json`: JSON. `text`: words. `auto`:
+    JSON, or words where the log goes to a terminal. `off`: none."""
+
+
+class TracesConfig(StrictModel):
+    """Traces by OpenTelemetry."""
+
+    endpoint: str | None = None
+    """The URL of a collector that takes OTLP over HTTP, for example `http://collector:4318`; by default there are no
+    traces. They need `pip install 'phi3-serve[otel]'`."""
+    sampled: float = Field(default=1.0, ge=0, le=1)
+    """Part of the traces that is sent. A trace that a client has begun (`traceparent`) follows the client."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_url(cls, given: str | None) -> str | None:
+        if given is not None and not re.match(r"https?://[^/\s]", given):
+            raise ValueError(f"must be a URL with http:// or https://, and is {given!r}")
+        return given
+
+
 class BatchesConfig(StrictModel):
     """OpenAI's files and batches."""
 
@@ -472,6 +497,10 @@ class AppConfig(StrictModel):
     """The ingress."""
     batches: BatchesConfig = BatchesConfig()
     """OpenAI's files and batches."""
+    logs: LogsConfig = LogsConfig()
+    """The log of requests."""
+    traces: TracesConfig = TracesConfig()
+    """Traces of requests."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

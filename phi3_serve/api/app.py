@@ -20,6 +20,7 @@ from phi3_serve.api.middleware.authentication import AuthenticationMiddleware
 from phi3_serve.api.middleware.body_limit import BodyLimitMiddleware
 from phi3_serve.api.middleware.headers import HeadersMiddleware
 from phi3_serve.api.middleware.rate_limit import RateLimitMiddleware
+from phi3_serve.api.middleware.record import RecordMiddleware
 from phi3_serve.api.ollama.routes import ollama_router
 from phi3_serve.api.openai.routes import openai_router
 from phi3_serve.api.openapi_document import install_openapi_document
@@ -31,6 +32,7 @@ from phi3_serve.api.tokenization.routes import tokenization_router
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Backend
 from phi3_serve.observability.metrics import RequestMetrics
+from phi3_serve.observability.request_record import Sink
 
 
 def create_app(
@@ -40,19 +42,20 @@ def create_app(
     limits: CurrentLimits | None = None,
     keys: ApiKeys | None = None,
     metrics: RequestMetrics | None = None,
+    sinks: Sequence[Sink] = (),
     behind_ray: bool = False,
 ) -> FastAPI:
     """The ASGI application.
 
     ``limits`` and ``keys`` replace those of ``config``; the caller may change them while the server runs. ``metrics``
-    count the requests.
+    count the requests. ``sinks`` get a record of each POST at its end.
     ``behind_ray``: Ray Serve's proxy receives the requests and adds the request id to each response.
     """
     limits, keys = limits or CurrentLimits(config.limits), keys or ApiKeys(config.auth)
     metrics = metrics or RequestMetrics()
     service, batches = Service(backend, config, limits, metrics), BatchService(config.batches)
     app = FastAPI(
-        lifespan=lambda _: batches.running(service, keys, batch_app(service)),
+        lifespan=lambda _: batches.running(service, keys, batch_app(service, sinks)),
         title="phi3-serve",
         description="Microsoft's Phi-3 models behind KAITO's POST /chat and OpenAI's API.",
         version=__version__,
@@ -60,6 +63,7 @@ def create_app(
             # outermost first: a request passes them from top to bottom, its response from bottom to top
             *_cors(config.http.cors_origins),
             Middleware(HeadersMiddleware, adds_request_id=not behind_ray),
+            Middleware(RecordMiddleware, sinks=sinks),
             Middleware(AuthenticationMiddleware, keys=keys),
             Middleware(RateLimitMiddleware, on_refusal=metrics.count_refusal_of_key),
             Middleware(AdmissionMiddleware, capacity=lambda: backend.capacity(), on_refusal=metrics.count_refusal),
@@ -82,7 +86,7 @@ def create_app(
     return app
 
 
-def batch_app(service: Service) -> FastAPI:
+def batch_app(service: Service, sinks: Sequence[Sink]) -> FastAPI:
     """What answers the requests of batches: the same routes.
 
     The worker has checked the key, and takes a share of the capacity instead of a place in it.
@@ -90,6 +94,7 @@ def batch_app(service: Service) -> FastAPI:
     app = FastAPI(
         middleware=[
             Middleware(HeadersMiddleware, adds_request_id=True),
+            Middleware(RecordMiddleware, sinks=sinks, source="batch"),
             Middleware(BodyLimitMiddleware, limits=service.limits),
         ],
         openapi_url=None,

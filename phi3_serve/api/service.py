@@ -3,8 +3,10 @@
 import asyncio
 import math
 import re
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,6 +14,7 @@ from fastapi import Request, Response
 from phi3_serve import catalogue
 from phi3_serve.api.keys import ApiKey, key_of
 from phi3_serve.api.limits import CurrentLimits
+from phi3_serve.api.request_state import record_of, request_id_of
 from phi3_serve.api.sent_names import as_sent
 from phi3_serve.config import AppConfig, ModelConfig
 from phi3_serve.core import (
@@ -29,6 +32,7 @@ from phi3_serve.core import (
 )
 from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
+from phi3_serve.observability.request_record import Generation, RequestRecord
 from phi3_serve.overload import PLAIN_QUEUE_TIMEOUT_S
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone and does not read it
@@ -97,11 +101,31 @@ class Service:
 
     def events(self, http: Request, request: GenerationRequest) -> Events:
         """The events of ``request``, counted in the metrics and for the API key of ``http``."""
-        key = key_of(http.scope)
+        key, record = key_of(http.scope), record_of(http.scope)
+        # The id of the client makes the request findable in the log of its replica. It may not be unique.
+        request = replace(request, request_id=f"{request_id_of(http.scope)}/{request.request_id}")
         events = self.backend.generate(request)
+        if record is not None:
+            events = _recorded(record, request, events)
         if key is None:
             return self.metrics.observe(request, events)
         return self.metrics.observe(request, _charged(key, request.prompt, events), api_key=key.name)
+
+
+async def _recorded(record: RequestRecord, request: GenerationRequest, events: Events) -> Events:
+    """``events`` as they are, noted in ``record``."""
+    generation = Generation(request)
+    record.generations.append(generation)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                generation.note(event)
+                yield event
+    except Phi3ServeError as error:
+        generation.error = type(error).__name__
+        raise
+    finally:
+        generation.ended_at = time.time_ns()
 
 
 async def _charged(key: ApiKey, prompt: Prompt, events: Events) -> Events:

@@ -4,10 +4,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.handle import DeploymentHandle
 
 from phi3_serve.api.app import create_app
@@ -17,6 +19,9 @@ from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig, LiveIngressConfig
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.observability.metrics import RequestMetrics
+from phi3_serve.observability.request_log import request_log
+from phi3_serve.observability.request_record import Sink
+from phi3_serve.observability.traces import traces_to
 from phi3_serve.serving.backend import HandleBackend
 from phi3_serve.serving.cluster import ClusterView
 from phi3_serve.serving.live_settings import LiveSettings
@@ -55,8 +60,21 @@ class Ingress:
             limits=self._limits,
             keys=self._keys,
             metrics=self._metrics,
+            sinks=self._sinks(),
             behind_ray=True,
         )
+
+    def _sinks(self) -> list[Sink]:
+        """What gets the records of requests: the log, and the traces."""
+        name = serve.get_replica_context().replica_id.unique_id
+        path = Path(get_serve_logs_dir()) / f"requests_{name}.log"
+        sinks: list[Sink] = []
+        if (log := request_log(self._config.logs.requests, path)) is not None:
+            sinks.append(log)
+        traces = self._config.traces
+        if traces.endpoint is not None:
+            sinks.append(traces_to(traces.endpoint, traces.sampled))
+        return sinks
 
     async def _show_states(self) -> None:
         with suppress(ModelUnavailable):  # no reading of the cluster has succeeded yet

@@ -97,6 +97,22 @@ def test_replicas_and_ingress_publish_what_they_did(server: Cluster) -> None:
     assert after["ray_phi3_serve_model_load_seconds"] > 0
 
 
+def test_the_log_has_a_request_under_the_id_of_its_client(server: Cluster) -> None:
+    name = f"mine-{time.monotonic_ns()}"
+    request = urllib.request.Request(
+        server.url + "/chat", b'{"prompt": "4711"}', {"Content-Type": "application/json", "x-request-id": name}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.headers["x-request-id"] == name
+    logs = [log for log in server.temporary.glob("*/logs/serve/requests_*.log") if not log.parents[2].is_symlink()]
+    (line,) = [line for log in logs for line in log.read_text().splitlines() if name in line]
+    found = json.loads(line)
+    assert (found["request_id"], found["model"], found["status"]) == (name, MODEL, 200)
+    assert found["completion_tokens"] > 0
+    assert found["queue_s"] + found["prompt_s"] + found["answer_s"] <= found["seconds"]
+    assert "4711" not in line
+
+
 @dataclass
 class Prometheus:
     url: str
