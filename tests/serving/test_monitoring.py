@@ -97,6 +97,12 @@ def test_replicas_and_ingress_publish_what_they_did(server: Cluster) -> None:
     assert after["ray_phi3_serve_model_load_seconds"] > 0
 
 
+def lines_with(server: Cluster, words: str) -> set[str]:
+    """The lines with ``words`` in the logs of requests, which a link shows a second time."""
+    logs = server.temporary.glob("**/logs/serve/requests_*.log")
+    return {line for log in logs for line in log.read_text().splitlines() if words in line}
+
+
 def test_the_log_has_a_request_under_the_id_of_its_client(server: Cluster) -> None:
     name = f"mine-{time.monotonic_ns()}"
     request = urllib.request.Request(
@@ -104,8 +110,8 @@ def test_the_log_has_a_request_under_the_id_of_its_client(server: Cluster) -> No
     )
     with urllib.request.urlopen(request, timeout=60) as response:
         assert response.headers["x-request-id"] == name
-    logs = [log for log in server.temporary.glob("*/logs/serve/requests_*.log") if not log.parents[2].is_symlink()]
-    (line,) = [line for log in logs for line in log.read_text().splitlines() if name in line]
+    until(lambda: bool(lines_with(server, name)))  # the line follows the answer
+    (line,) = lines_with(server, name)
     found = json.loads(line)
     assert (found["request_id"], found["model"], found["status"]) == (name, MODEL, 200)
     assert found["completion_tokens"] > 0
