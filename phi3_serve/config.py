@@ -132,8 +132,8 @@ class ModelConfig(StrictModel):
     T4), float32 on the CPU."""
     quantization: Quantization = "none"
     """Bits of the weights in memory; they are rounded while a checkpoint is loaded. `int8`: 8 bits. `int4`: 4 bits, and
-    8 for the embedding and the head. `auto`: as many bits as the free memory allows; `/ready` says which. Only on a
-    CPU; `auto` on a GPU is `none`."""
+    8 for the embedding and the head. `auto`: as many bits as the free memory of the device allows; `/ready` says
+    which."""
     min_replicas: int = Field(default=1, ge=0)
     """Replicas that always run. With 0 the first one starts at the first request."""
     max_replicas: int = Field(default=1, ge=1)
@@ -212,11 +212,6 @@ class ModelConfig(StrictModel):
             )
         if self.file is not None and self.source is None:
             raise ValueError("file is given without `source`, and the catalogue's sources have no GGUF files")
-        if self.device == "cuda" and self.quantization in ("int8", "int4"):
-            raise ValueError(
-                f"quantization is {self.quantization}, and device is cuda; the kernels for fewer bits are for a CPU, "
-                "so `quantization` must be none or auto"
-            )
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, below min_replicas, which is {self.min_replicas}")
         return self

@@ -67,8 +67,6 @@ def bench_engine(
             raise typer.BadParameter(f"llamacpp needs the package {llamacpp.PACKAGE}.", param_hint="--peers")
         if device != "cpu":
             raise typer.BadParameter("llamacpp is measured on a CPU only.", param_hint="--peers")
-    if device == "cuda" and quantization != catalogue.NO_QUANTIZATION:
-        raise typer.BadParameter("only none on a GPU.", param_hint="--quantization")
     settings = engine.Settings(
         shape=_shape(shape),
         device=_one_of("--device", device, ("cpu", "cuda"))[0],

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phi3_serve.bench.shapes import Model, config, cpu_kernels
+from phi3_serve.bench.shapes import Model, config
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.contract import Bits, quantized_bytes
 from phi3_serve.engine.kernels.quantize import quantize
+from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.model.linear import FORMS, Linear, compute_dtype, plain
 from phi3_serve.engine.quantization import BITS, BITS_OF_EMBEDDING
 
@@ -113,7 +114,8 @@ class Limits:
         return seconds
 
     def _packed(self, weight: Tensor) -> Linear:
-        return cpu_kernels().pack(quantize(weight, bits_of(self._quantization, len(weight), self._config))).multiply
+        rounded = quantize(weight.cpu(), bits_of(self._quantization, len(weight), self._config)).to(self._device)
+        return select_weight_kernels(self._device).pack(rounded).multiply
 
     def _weight(self, outputs: int, inputs: int) -> Tensor:
         return torch.randn(outputs, inputs, device=self._device).to(self._dtype)

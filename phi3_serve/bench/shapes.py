@@ -8,8 +8,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM
 
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
-from phi3_serve.engine.kernels.contract import Kernels
-from phi3_serve.engine.kernels.select import select_kernels
+from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.parameters import GenerationParameters
@@ -89,13 +88,8 @@ def build(wanted: Model, seed: int = 0) -> Any:
         torch.set_default_dtype(before)
     model.generation_config = GenerationConfig(pad_token_id=0)
     if wanted.quantization != NO_QUANTIZATION:
-        quantize_model(model, wanted.quantization, cpu_kernels())
+        quantize_model(model, wanted.quantization, select_weight_kernels(model.device))
     return model.eval()
-
-
-def cpu_kernels() -> Kernels:
-    """The kernels of this processor."""
-    return select_kernels(torch.device("cpu"), torch.float32, head_dim=1)
 
 
 def as_loaded(model: Any, quantization: str = NO_QUANTIZATION) -> LoadedModel:

@@ -17,7 +17,7 @@ from phi3_serve.catalogue import DOWNLOADED, NO_QUANTIZATION, QUANTIZATIONS, is_
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
 from phi3_serve.engine.device import compute_capability, device_name
 from phi3_serve.engine.gguf.tokenizer import make_tokenizer
-from phi3_serve.engine.kernels.select import select_kernels
+from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.load_errors import fetch_error, in_one_line, resource_error
 from phi3_serve.engine.precision import dtype_to_load, has_bfloat16, quantization_to_load
 from phi3_serve.engine.quantization import Quantizer
@@ -31,6 +31,7 @@ from phi3_serve.parameters import NAMES, GenerationParameters
 logger = logging.getLogger("phi3_serve")
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPE_OF_PHI3 = "bfloat16"  # if config.json names none
 STORED_BY_TRANSFORMERS_4 = "rotary_emb.inv_freq"  # computed now
 
 
@@ -75,14 +76,9 @@ def load(
         raise DeviceMissing(f"{name}: device is cuda, but torch sees no GPU on this node")
     if dtype == "bfloat16":
         _require_bfloat16(name, torch.device(device))
-    if device == "cuda" and quantization not in (NO_QUANTIZATION, "auto"):
-        raise CheckpointError(
-            f"{name}: quantization is {quantization}, but the kernels for fewer bits are for a CPU; "
-            f"on a GPU, none and auto are allowed"
-        )
     checkpoint = open_source(fetch(name, source, revision, file), file)
     if checkpoint.quantization is not None:
-        quantization = _stored_quantization(name, checkpoint.quantization.bits, quantization, device=device)
+        quantization = _stored_quantization(name, checkpoint.quantization.bits, quantization)
     config = _load_config(checkpoint)
     tokenizer = _load_tokenizer(checkpoint, config)
     dtype = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
@@ -185,16 +181,17 @@ def _load_weights(
     At no time they are held as they were stored.
     """
     config.tie_word_embeddings = _is_tied(checkpoint, config)
-    model = Phi3Weights(config, getattr(torch, checkpoint.config["dtype"] if dtype == "auto" else dtype))
+    model = Phi3Weights(config, getattr(torch, _dtype_of_model(checkpoint, dtype)))
     wanted = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
     stored = StoredWeights(checkpoint, wanted)
     _check_tensors(name, checkpoint.path, _loading_info(model, wanted, stored.shapes()))
     if quantization == NO_QUANTIZATION:
         take = _taken_as_it_is(model, device)
     else:
-        kernels = select_kernels(torch.device("cpu"), torch.float32, head_dim=1)  # those of a weight fit any head
+        on = torch.device(device)
         # What a quantised checkpoint leaves in floats is sensitive.
-        take = Quantizer(model, quantization if checkpoint.quantization is None else "int8", kernels, model.dtype).take
+        of_floats = quantization if checkpoint.quantization is None else "int8"
+        take = Quantizer(model, of_floats, select_weight_kernels(on), model.dtype, on).take
     progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
     for parameter in wanted:
         take(parameter, stored.read(parameter))
@@ -258,51 +255,56 @@ def _loading_info(model: Any, required: Mapping[str, list[int]], stored: Mapping
 
 def _dtype_to_load(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> str:
     """See ``dtype_to_load``. The log says it if the checkpoint's dtype is not taken."""
-    stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    taken = dtype_to_load(dtype, stored=stored, capability=compute_capability(torch.device(device)))
+    taken = dtype_to_load(dtype, stored=_stored_dtype(checkpoint), capability=compute_capability(torch.device(device)))
     if device == "cuda" and dtype == "auto" and taken != "auto":
         logger.info("%s: %s instead of bfloat16, which %s does not have", name, taken, _chip(torch.device(device)))
     return taken
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype that config.json names; transformers 4 called it otherwise."""
+    return checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+
+
+def _dtype_of_model(checkpoint: Checkpoint, taken: str) -> str:
+    return _stored_dtype(checkpoint) or DTYPE_OF_PHI3 if taken == "auto" else taken
 
 
 def _quantization_to_load(
     name: str, checkpoint: Checkpoint, config: Phi3Config, wanted: str, *, device: str, dtype: str
 ) -> str:
     """See ``quantization_to_load``. The log says it if ``auto`` rounds the weights."""
-    if device == "cuda":  # there are no kernels for fewer bits
-        return NO_QUANTIZATION
-    available = psutil.virtual_memory().available
+    if wanted != "auto":
+        return wanted
+    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    of_model = _dtype_of_model(checkpoint, dtype)
     kv_values = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0) * head_dim(config)
     needed = {
         quantization: memory_needed(
             checkpoint.num_parameters,
-            kv_bytes_per_token=kv_values * getattr(torch, dtype).itemsize,
+            kv_bytes_per_token=kv_values * getattr(torch, of_model).itemsize,
             context_length=config.max_position_embeddings,
-            dtype=dtype,
+            dtype=of_model,
             quantization=quantization,
         )
         for quantization in QUANTIZATIONS
     }
     taken = quantization_to_load(wanted, needed=needed, available=available)
-    if wanted == "auto" and taken != NO_QUANTIZATION:
+    if taken != NO_QUANTIZATION:
         logger.info(
             "%s: weights in %s, because %s of memory are available and the model in %s needs %s",
             name,
             taken,
             human_bytes(available),
-            dtype,
+            of_model,
             human_bytes(needed[NO_QUANTIZATION]),
         )
     return taken
 
 
-def _stored_quantization(name: str, bits: int, wanted: str, *, device: str) -> str:
+def _stored_quantization(name: str, bits: int, wanted: str) -> str:
     """That of a checkpoint whose weights are quantised already."""
     stored = f"int{bits}"
-    if device == "cuda":
-        raise CheckpointError(
-            f"{name}: the checkpoint has weights in {bits} bits, and the kernels for them are for a CPU"
-        )
     if wanted not in (NO_QUANTIZATION, "auto", stored):
         raise CheckpointError(
             f"{name}: quantization is {wanted}, but the checkpoint has weights in {bits} bits; "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phi3_serve.engine.kernels.contract import Bits, Kernels, PackedWeight, Weight
+from phi3_serve.engine.kernels.contract import Bits, PackedWeight, Weight, WeightKernels
 from phi3_serve.engine.kernels.quantize import quantize
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import problem_of_pack
@@ -20,6 +20,7 @@ logger = logging.getLogger("phi3_serve")
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 BITS_OF_EMBEDDING: Bits = 8  # and of the head
 HEAD = "lm_head"
+CPU = torch.device("cpu")
 
 
 class QuantizedLinear(nn.Module):
@@ -59,12 +60,18 @@ class QuantizedEmbedding(nn.Module):
 class Quantizer:
     """Gives a model its weights, one after another, so that only one of them is held as it was stored."""
 
-    def __init__(self, model: Any, quantization: str, kernels: Kernels, dtype: torch.dtype) -> None:
-        """``quantization``: int8 or int4; ``dtype``: of the norms, the embeddings and the activations."""
+    def __init__(
+        self, model: Any, quantization: str, kernels: WeightKernels, dtype: torch.dtype, device: torch.device = CPU
+    ) -> None:
+        """For a model on ``device``.
+
+        ``quantization``: int8 or int4; ``dtype``: of the norms, the embeddings and the activations.
+        """
         self._model = model
         self._bits = BITS[quantization]
         self._dtype = dtype
-        self._kernels = _checked(kernels, dtype)
+        self._device = device
+        self._kernels = _checked(kernels, dtype, device)
 
     def take(self, name: str, weight: Tensor | Weight) -> None:
         """Set the parameter ``name`` of the model to ``weight``. A matrix of floats gets fewer bits."""
@@ -72,11 +79,12 @@ class Quantizer:
         module = self._model.get_submodule(path)
         if not isinstance(module, nn.Linear | nn.Embedding):
             assert isinstance(weight, Tensor)  # noqa: S101 - norms are not quantised
-            setattr(module, parameter, nn.Parameter(weight.to(self._dtype), requires_grad=False))
+            setattr(module, parameter, nn.Parameter(weight.to(self._device, self._dtype), requires_grad=False))
             return
         is_of_layer = isinstance(module, nn.Linear) and path != HEAD
         if isinstance(weight, Tensor):
-            weight = quantize(weight, self._bits if is_of_layer else BITS_OF_EMBEDDING)
+            weight = quantize(weight.cpu(), self._bits if is_of_layer else BITS_OF_EMBEDDING)
+        weight = weight.to(self._device)
         if isinstance(module, nn.Linear):
             self._model.set_submodule(path, QuantizedLinear(self._kernels.pack(weight)))
             return
@@ -85,9 +93,9 @@ class Quantizer:
             self.take(f"{HEAD}.{parameter}", weight)
 
 
-def quantize_model(model: Any, quantization: str, kernels: Kernels) -> None:
+def quantize_model(model: Any, quantization: str, kernels: WeightKernels) -> None:
     """Round the weights of ``model``, Phi3Weights or a Phi3ForCausalLM, in place, one after another."""
-    quantizer = Quantizer(model, quantization, kernels, model.dtype)
+    quantizer = Quantizer(model, quantization, kernels, model.dtype, model.device)
     for name in [name for name, _ in model.named_parameters()]:
         quantizer.take(name, model.get_parameter(name).detach())
 
@@ -103,10 +111,10 @@ def weight_bytes(model: Any) -> int:
     return total
 
 
-def _checked(kernels: Kernels, dtype: torch.dtype) -> Kernels:
+def _checked(kernels: WeightKernels, dtype: torch.dtype, device: torch.device) -> WeightKernels:
     """``kernels``, or the reference if their products with weights of fewer bits are wrong."""
     for bits in BITS.values():
-        if problem := problem_of_pack(kernels, bits, dtype):
+        if problem := problem_of_pack(kernels, bits, dtype, device):
             logger.warning("The kernel for weights in %d bits is replaced by a slower one: %s", bits, problem)
             return ReferenceKernels(problem)
     return kernels

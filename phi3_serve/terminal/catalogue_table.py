@@ -21,6 +21,7 @@ from phi3_serve.serving.placement import place
 # What an operator can write beside the name of a model, from the least change to the greatest.
 _SETTINGS: tuple[dict[str, Any], ...] = (
     {},
+    *({"quantization": quantization} for quantization in catalogue.QUANTIZED_BYTES),
     {"device": "cpu"},
     *({"device": "cpu", "quantization": quantization} for quantization in catalogue.QUANTIZED_BYTES),
 )

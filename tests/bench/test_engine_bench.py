@@ -110,7 +110,6 @@ def test_the_table_says_what_was_measured() -> None:
             marks=pytest.mark.skipif(llamacpp.is_installed(), reason="llama-cpp-python is installed"),
         ),
         (["--quantization", "int8,int3"], "'int3' is not one of none, int8, int4."),
-        (["--quantization", "int8", "--device", "cuda"], "only none on a GPU."),
         (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic, structured."),
         (["--concurrency", "1,x"], "expected comma-separated positive integers, got '1,x'."),
         (["--concurrency", "0"], "expected comma-separated positive integers, got '0'."),

@@ -33,6 +33,7 @@ ENGINE = "phi3_serve/engine"
 ATTENTION = f"{ENGINE}/kernels/triton_attention.py"
 LAYERS = f"{ENGINE}/kernels/triton_layers.py"
 LINEAR = f"{ENGINE}/kernels/triton_linear.py"
+QUANTIZED = f"{ENGINE}/kernels/triton_quantized.py"
 SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
 HOME = f"{ENGINE}/kernels/cuda.py"
 BUFFER = f"{ENGINE}/model/step_buffer.py"
@@ -42,6 +43,7 @@ SAMPLER = f"{ENGINE}/sampling/device_sampler.py"
 
 OF_ATTENTION = "tests/engine/kernels/test_triton_attention.py"
 OF_LAYERS = "tests/engine/kernels/test_triton_layers.py"
+OF_QUANTIZED = "tests/engine/kernels/test_triton_quantized.py"
 OF_SELF_CHECK = "tests/engine/kernels/test_self_check.py::test_right_kernels_are_kept"
 OF_STEPS = "tests/engine/model/test_device_steps.py::test_prompts_drafts_and_decoded_tokens[reference]"
 OF_MIXED_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[reference]"
@@ -128,6 +130,24 @@ FAULTS: list[Fault] = [
         ("only the first inputs are read", "w = tl.load(weights + start,", "w = tl.load(weights,"),
         ("later inputs are those of the first", "values = tl.load(x + start + k)", "values = tl.load(x + k)"),
         ("programs write the same outputs", "n = tl.program_id(0) * block_n + tl.arange(0, block_n)", "n = tl.arange(0, block_n)"),
+    ),
+    *_of(
+        QUANTIZED,
+        (f"{OF_QUANTIZED}::test_products",),
+        ("the low bits are taken for the high ones", "high = ((stored >> 4)", "high = ((stored & 15)"),
+        ("weights below 0 are taken for large ones", "low = stored.to(tl.int8, bitcast=True)", "low = stored"),
+        ("weights of 4 bits are raised", "low = ((stored & 15).to(tl.int32) - RAISED_BY)", "low = ((stored & 15).to(tl.int32))"),
+        ("all groups take the first scale", "+ (g // groups_of_scale)[None, :]", "+ (g * 0)[None, :]"),
+        ("outputs take the scales of others", "of_scale = n[:, None] * (groups // groups_of_scale)", "of_scale = n[:, None]"),
+        ("steps are forgotten", "scale *= tl.load(steps + of_group", "scale = tl.load(steps + of_group"),
+        ("the high bits have no minimum", "high -= minimum[:, :, None]", "high = high"),
+        ("minima are those of the scales", "minimum *= tl.load(minimum_steps + of_group", "minimum *= tl.load(steps + of_group"),
+        ("a row reads the inputs of the first groups", "k = g[:, None] * (BYTES * 8 // BITS) + tl.arange(0, BYTES)[None, :]\n    ", "k = g[:, None] % BLOCK_G * (BYTES * 8 // BITS) + tl.arange(0, BYTES)[None, :]\n    "),
+        ("rows read the inputs of the first groups", "k = ((start + column // BYTES)", "k = ((column // BYTES)"),
+        ("rows beyond a tile are those of the first", "m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)", "m = tl.arange(0, BLOCK_M)"),
+        ("weights of one row are not rounded to the dtype of the input", "total += low.to(dtype).to(tl.float32) * of_low", "total += low * of_low"),
+        ("the high bits of a row are not added", "total += high.to(dtype).to(tl.float32)", "total += 0 * high.to(dtype).to(tl.float32)"),
+        ("dequantised weights lie in the wrong place", "tl.store(targets + BYTES, high", "tl.store(targets, high"),
     ),
     *_of(
         SAMPLING,

@@ -244,14 +244,8 @@ def test_damaged_parts_are_named(
 
 
 @pytest.mark.parametrize("method", ["awq"], indirect=True)
-def test_another_quantization_or_a_gpu_is_refused(
-    both: tuple[Path, LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_quantization_is_refused(both: tuple[Path, LoadedModel]) -> None:
     directory, _ = both
     assert fault(directory, quantization="int8") == (
         "mine: quantization is int8, but the checkpoint has weights in 4 bits; allowed are int4 and auto"
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert fault(directory, device="cuda") == (
-        "mine: the checkpoint has weights in 4 bits, and the kernels for them are for a CPU"
     )

@@ -13,15 +13,18 @@ from torch import nn
 
 from phi3_serve import catalogue
 from phi3_serve.config import ModelConfig
+from phi3_serve.engine import loader as loader_module
 from phi3_serve.engine import quantization as quantization_module
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.triton_quantized import TritonWeight, TritonWeights
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.precision import quantization_to_load
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear, Quantizer
 from phi3_serve.errors import CheckpointError
 from tests.engine.asking import Answer, request
+from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.parity import set_dequantized
 from training.modules import load_with_modules
 
@@ -146,7 +149,7 @@ def test_the_engine_says_what_its_weights_are(checkpoint: Path, quantization: st
 def test_a_wrong_kernel_is_replaced(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(quantization_module, "problem_of_pack", lambda kernels, bits, dtype: f"no {bits}")
+    monkeypatch.setattr(quantization_module, "problem_of_pack", lambda kernels, bits, dtype, device: f"no {bits}")
     model = loaded_as(checkpoint, "int4").model
     packs = [m.packed for m in model.modules() if isinstance(m, QuantizedLinear)]
     reference = type(ReferenceKernels().pack(packs[0].unpacked()))
@@ -155,18 +158,36 @@ def test_a_wrong_kernel_is_replaced(
     assert isinstance(model.model.embed_tokens, QuantizedEmbedding)
 
 
-@pytest.mark.parametrize("quantization", FORMATS)
-def test_a_gpu_is_refused(checkpoint: Path, quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # in Triton's interpreter
+def test_a_gpu_has_the_same_weights(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = loaded_as(checkpoint, "int4").model
+    monkeypatch.setattr(loader_module, "select_weight_kernels", lambda device: TritonWeights())
+    monkeypatch.setattr(quantization_module, "problem_of_pack", lambda *_: None)  # seconds in the interpreter
+    with mended_interpreter():
+        model = loaded_as(checkpoint, "int4").model
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert isinstance(module.packed, TritonWeight)
+            assert torch.equal(module.dequantized(), on_cpu.get_submodule(path).dequantized())
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10**9, "none"), (10**3, "int4")])
+def test_auto_asks_for_the_memory_of_the_gpu(
+    checkpoint: Path, free: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def loads(*arguments: object, quantization: str = "none", **others: object) -> None:
+        taken.append(quantization)
+        raise CheckpointError("no GPU")
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(CheckpointError) as caught:
-        load("mine", str(checkpoint), None, device="cuda", dtype="auto", quantization=quantization)
-    assert caught.value.message == (
-        f"mine: quantization is {quantization}, but the kernels for fewer bits are for a CPU; "
-        "on a GPU, none and auto are allowed"
-    )
-    with pytest.raises(ValueError, match=f"quantization is {quantization}, and device is cuda"):
-        ModelConfig.model_validate({"name": "phi-3-tiny", "device": "cuda", "quantization": quantization})
-    ModelConfig.model_validate({"name": "phi-3-tiny", "device": "cuda", "quantization": "auto"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 10**9))
+    monkeypatch.setattr(loader_module, "_load_weights", loads)
+    with pytest.raises(CheckpointError, match="no GPU"):
+        load("mine", str(checkpoint), None, device="cuda", dtype="auto", quantization="auto")
+    assert taken == [expected]
 
 
 def test_another_word_is_refused_with_those_that_are_allowed() -> None:

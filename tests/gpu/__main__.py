@@ -24,9 +24,13 @@ ROOT = Path(__file__).parents[2]
 PARTS: dict[str, tuple[str, tuple[str, ...], int]] = {
     "kernels": ("checks", ("kernels",), 60),
     "sampler": ("checks", ("sampler",), 40),
+    "quantized": ("checks", ("quantized",), 60),
     "parity": ("checks", ("parity",), 90),
+    "parity int4": ("checks", ("parity", "int4"), 90),
     "mini": ("speed", ("mini",), 100),
     "medium": ("speed", ("medium",), 110),
+    "mini int8": ("speed", ("mini", "int8"), 100),
+    "mini int4": ("speed", ("mini", "int4"), 100),
     "kaito": ("peers", ("mini", "kaito"), 120),
     "beams": ("peers", ("mini", "beams"), 120),
     "batching": ("peers", ("mini", "batching"), 90),

@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, PagedQueries
 from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.quantize import quantize
 from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.self_check import problem_of_pack
+from phi3_serve.engine.kernels.triton_quantized import TritonWeights
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
 from tests.gpu.report import say, write
 
 PARITY_S = 45.0
+QUANTIZED_SIZES = [(9216, 3072), (3072, 8192)]
+QUANTIZED_ROWS = (1, 2, 16, 33, 100, 200)  # those of one row, of tiles of 16 to 64 rows, and dequantised
 NORM_BOUND = {torch.float32: 1e-5, torch.bfloat16: 6e-3, torch.float16: 1e-3}  # of the error, relative
 NUMBER_BOUND = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # of a single number
 NUM_BLOCKS = 600
@@ -142,7 +148,30 @@ def _distribution(scores: Tensor, top_k: int, top_p: float, min_p: float, keep: 
     return scores.softmax(-1)
 
 
-def parity() -> dict[str, Any]:
+def quantized() -> dict[str, Any]:
+    """Linear layers with weights of fewer bits against float64, at sizes of mini, in each kernel."""
+    worst: dict[str, float] = {}
+    kernels = TritonWeights()
+    for bits in (8, 4):
+        for outputs, inputs in QUANTIZED_SIZES:
+            weight = quantize(torch.randn(outputs, inputs), bits).to(torch.device("cuda"))
+            packed = kernels.pack(weight)
+            for dtype in (torch.bfloat16, torch.float16):
+                x = torch.randn(max(QUANTIZED_ROWS), inputs, device="cuda").to(dtype)
+                expected = x.double() @ weight.dequantized().to(dtype).double().T
+                for rows in QUANTIZED_ROWS:
+                    found = packed.multiply(x[:rows].contiguous()).double()
+                    error = float((found - expected[:rows]).norm() / expected[:rows].norm())
+                    assert error < NORM_BOUND[dtype], f"{rows} rows of {inputs}, int{bits}: relative error {error}"
+                    name = f"int{bits}, {rows} rows, {str(dtype).removeprefix('torch.')}"
+                    worst[name] = max(worst.get(name, 0.0), error)
+        problem = problem_of_pack(kernels, bits, torch.bfloat16, torch.device("cuda"))  # also the forms of checkpoints
+        assert problem is None, problem
+        say(f"int{bits}: right; largest relative error {max(worst.values()):.1e}")
+    return worst
+
+
+def parity(quantization: str = NO_QUANTIZATION) -> dict[str, Any]:
     """Random requests over all parameters in float32, token for token with transformers on the CPU."""
     from tests.engine.parity import COMPANY, Parity, cases
     from tests.random_checkpoint import Shape
@@ -150,7 +179,7 @@ def parity() -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = False
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as directory:
-        fuzz = Parity(Path(directory), Shape(num_layers=3), device="cuda")
+        fuzz = Parity(Path(directory), Shape(num_layers=3), device="cuda", quantization=quantization)
         drawn, until = cases(fuzz.loaded, 5), time.time() + PARITY_S
         while time.time() < until:
             for verdict, case, ours, theirs in fuzz.run([next(drawn) for _ in range(COMPANY)]):
@@ -165,4 +194,5 @@ def parity() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write({"kernels": kernels, "sampler": sampler, "parity": parity}[sys.argv[1]]())
+    checks = {"kernels": kernels, "sampler": sampler, "quantized": quantized, "parity": parity}
+    write(checks[sys.argv[1]](*sys.argv[2:-1]))

@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
-from phi3_serve.bench.roofline import Machine, linear_sizes, measure_machine
+from phi3_serve.bench.roofline import Machine, linear_sizes, measure_machine, weight_bytes
 from phi3_serve.bench.shapes import Model, as_loaded, build
+from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core import EngineEvent, EngineRequest, Failed
 from phi3_serve.engine.engine_core import EngineCore, StepOutput
 from phi3_serve.engine.memory import EngineSizes, block_bytes
@@ -26,6 +27,9 @@ DECODES = {
 }
 PREFILLS = (512, 2048, 4000, 32_000)
 PROFILED = {(1, 512), (32, 512), (256, 512)}
+# with weights of fewer bits
+QUANTIZED_DECODES = [(1, 512), (8, 512), (32, 512), (128, 512), (256, 512)]
+QUANTIZED_PREFILLS = (512, 2048)
 RESERVED = 6 << 30  # bytes for activations
 BUDGET = 2048  # tokens in a step
 MEASURED = 40  # steps in which all requests decode
@@ -35,17 +39,18 @@ CONTEXT = 40_000
 class Bench:
     """An engine without a thread, and the limits of its steps."""
 
-    def __init__(self, shape: str) -> None:
+    def __init__(self, shape: str, quantization: str) -> None:
         self.machine: Machine = measure_machine(torch.device("cuda"), torch.bfloat16)
-        self.shape = shape
-        model = build(Model(shape, "cuda", torch.bfloat16))
+        self.shape = shape if quantization == NO_QUANTIZATION else f"{shape}, {quantization}"
+        model = build(Model(shape, "cuda", torch.bfloat16, quantization))
         self.config = model.config
         self.key_bytes = block_bytes(model.config, torch.bfloat16) // 16  # of one token
         self.weights = sum(outputs * inputs for outputs, inputs in linear_sizes(model.config))
+        self.weight_bytes = weight_bytes(model.config, torch.bfloat16, quantization)
         blocks = (torch.cuda.mem_get_info()[0] - RESERVED) // (self.key_bytes * 16)
         sizes = EngineSizes(num_blocks=blocks, token_budget=BUDGET, max_rows=256, prefix_cache=False)
         began = time.time()
-        self.core = EngineCore(as_loaded(model), sizes, releases_weights=True)
+        self.core = EngineCore(as_loaded(model, quantization), sizes, releases_weights=True)
         self.capacity = blocks * 16
         say(f"{shape}: ready in {time.time() - began:.1f} s, cache for {self.capacity:,} tokens")
 
@@ -80,7 +85,7 @@ class Bench:
         steps = steps[4:-3]
         seconds, keys = (statistics.fmean(column) for column in zip(*steps, strict=True))
         limit = max(
-            (2 * self.weights + keys * self.key_bytes) / self.machine.bytes_per_s,
+            (self.weight_bytes + keys * self.key_bytes) / self.machine.bytes_per_s,
             (2 * self.weights * batch + self._attention * keys) / self.machine.flops_per_s,
         )
         say(
@@ -102,7 +107,7 @@ class Bench:
         seconds = min(times[1:])
         head = self.config.vocab_size * self.config.hidden_size
         flops = 2 * (self.weights - head) * tokens + 2 * head + self._attention / 2 * tokens**2
-        limit = max(flops / self.machine.flops_per_s, 2 * self.weights / self.machine.bytes_per_s)
+        limit = max(flops / self.machine.flops_per_s, self.weight_bytes / self.machine.bytes_per_s)
         say(
             f"{self.shape}, prompt of {tokens}: first token after {seconds * 1e3:.1f} ms, {tokens / seconds:,.0f} "
             f"tokens/s, {limit / seconds:.0%} of the limit"
@@ -153,25 +158,26 @@ def _ignore(event: EngineEvent) -> None:
     """The caller reads the events of a step."""
 
 
-def main(shape: str) -> dict[str, Any]:
-    """All measurements of one shape."""
-    bench = Bench(shape)
+def main(shape: str, quantization: str = NO_QUANTIZATION) -> dict[str, Any]:
+    """All measurements of one shape, or a few with weights of fewer bits."""
+    is_whole = quantization == NO_QUANTIZATION
+    bench = Bench(shape, quantization)
     found: dict[str, Any] = {
         "card": torch.cuda.get_device_name(0),
         "bytes_per_s": bench.machine.bytes_per_s,
         "flops_per_s": bench.machine.flops_per_s,
     }
     say(f"copy {bench.machine.bytes_per_s / 1e12:.2f} TB/s, matmul {bench.machine.flops_per_s / 1e12:.0f} TFLOP/s")
-    for batch, context in DECODES[shape]:
+    for batch, context in DECODES[shape] if is_whole else QUANTIZED_DECODES:
         found[f"decode {batch} at {context}"] = bench.decode(batch, context)
         if (batch, context) in PROFILED and found[f"decode {batch} at {context}"]:
             found[f"breakdown {batch} at {context}"] = bench.breakdown(batch, context)
         write(found)
-    for tokens in PREFILLS:
+    for tokens in PREFILLS if is_whole else QUANTIZED_PREFILLS:
         found[f"prefill {tokens}"] = bench.prefill(tokens)
         write(found)
     return found
 
 
 if __name__ == "__main__":
-    write(main(sys.argv[1]))
+    write(main(*sys.argv[1:-1]))

@@ -1,17 +1,20 @@
-"""Times the linear layers of mini and medium on a GPU: cuBLAS, and Triton kernels for few rows."""
+"""Times the linear layers of mini and medium on a GPU: cuBLAS, and Triton kernels for few rows, in fewer bits, too."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import linear
 
 from phi3_serve.bench.roofline import linear_sizes
 from phi3_serve.bench.shapes import config
+from phi3_serve.engine.kernels.contract import Bits
+from phi3_serve.engine.kernels.quantize import quantize
 from phi3_serve.engine.kernels.triton_linear import LinearConfig, multiply_row
+from phi3_serve.engine.kernels.triton_quantized import QuantizedConfig, TritonWeight
 
 ROWS = (1,)
 TRITON_ROWS = ROWS
@@ -24,7 +27,17 @@ CONFIGS = [
 ]  # fmt: skip
 
 
-def graph_seconds(run: Callable[[Tensor], object], weights: list[Tensor]) -> float:
+QUANTIZED_ROWS = (1, 2, 8, 32, 64, 128)
+QUANTIZED_CONFIGS = [
+    QuantizedConfig(n, num_bytes, warps, stages)
+    for n, num_bytes, warps, stages in [
+        (8, 256, 4, 4), (8, 512, 4, 3), (4, 512, 4, 4), (16, 256, 4, 4),
+        (16, 128, 2, 4), (32, 128, 4, 3), (32, 128, 4, 4), (64, 128, 4, 3), (128, 64, 8, 4),
+    ]
+]  # fmt: skip
+
+
+def graph_seconds(run: Callable[[Any], object], weights: Sequence[Any]) -> float:
     """Seconds of one call, in a graph over all ``weights``, which together exceed the caches."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -43,6 +56,31 @@ def graph_seconds(run: Callable[[Tensor], object], weights: list[Tensor]) -> flo
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1e3 / len(weights))
     return float(min(times[1:]))
+
+
+def quantized(outputs: int, inputs: int, bits: Bits) -> Iterator[dict[str, Any]]:
+    """Microseconds of a layer in ``bits`` bits, by config, and of dequantising it and multiplying by the result."""
+    one = TritonWeight(quantize(torch.randn(outputs, inputs), bits).to(torch.device("cuda")))
+    copies = max(2, min(32, (400 << 20) // one.num_bytes + 1))
+    weights = [TritonWeight(one.unpacked()) for _ in range(copies)]
+    for rows in QUANTIZED_ROWS:
+        x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+        multiply = TritonWeight.multiply_row if rows == 1 else TritonWeight.multiply_rows
+        found = {"dequantised": graph_seconds(partial(_multiply_dequantized, x=x), weights)}
+        for sizes in QUANTIZED_CONFIGS:
+            name = f"n{sizes.block_n} b{sizes.block_bytes} w{sizes.num_warps} s{sizes.num_stages}"
+            try:
+                found[name] = graph_seconds(partial(multiply, x=x, config=sizes), weights)
+            except Exception as error:
+                print(name, type(error).__name__, str(error)[:200])
+        best = sorted((seconds, name) for name, seconds in found.items())[:3]
+        shown = "  ".join(f"{name} {seconds * 1e6:.1f} us" for seconds, name in best)
+        print(f"int{bits} {outputs}x{inputs} rows {rows}: {shown}", flush=True)
+        yield {"bits": bits, "outputs": outputs, "inputs": inputs, "rows": rows, "seconds": found}
+
+
+def _multiply_dequantized(weight: TritonWeight, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, weight.dequantized(x.dtype))
 
 
 def main(path: str) -> None:
@@ -78,6 +116,7 @@ def main(path: str) -> None:
                 )
                 lines.append({"shape": shape, "outputs": outputs, "inputs": inputs, "rows": rows, "gb_per_s": rate})
             del weights
+            lines += [{"shape": shape} | line for bits in (8, 4) for line in quantized(outputs, inputs, bits)]
     with open(path, "w") as file:
         json.dump(lines, file)
 

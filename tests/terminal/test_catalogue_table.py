@@ -35,8 +35,10 @@ def variant(name: str) -> catalogue.Variant:
         ("phi-3-mini-4k", Machine(5 * GB, None), None, "no"),
         ("phi-3-mini-4k", Machine(5 * GB, Gpu(16 * GB, (8, 0))), {}, "yes"),
         ("phi-3-mini-4k", Machine(5 * GB, Gpu(16 * GB, (7, 5))), {}, "yes"),
-        ("phi-3-mini-4k", Machine(21 * GB, Gpu(6 * GB, (8, 0))), {"device": "cpu"}, "with device: cpu"),
-        ("phi-3-mini-4k", Machine(5 * GB, Gpu(6 * GB, (8, 0))), None, "no"),
+        ("phi-3-mini-4k", Machine(5 * GB, Gpu(6 * GB, (8, 0))), {"quantization": "int8"}, "with quantization: int8"),
+        ("phi-3-mini-4k", Machine(5 * GB, Gpu(5 * GB, (8, 0))), {"quantization": "int4"}, "with quantization: int4"),
+        ("phi-3-mini-4k", Machine(21 * GB, Gpu(4 * GB, (8, 0))), {"device": "cpu"}, "with device: cpu"),
+        ("phi-3-mini-4k", Machine(5 * GB, Gpu(4 * GB, (8, 0))), None, "no"),
     ],
 )  # fmt: skip
 def test_what_fits_and_with_which_settings(name: str, machine: Machine, settings: Any, words: str) -> None:

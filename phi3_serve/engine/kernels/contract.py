@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from phi3_serve.engine.kvcache.chunk import Chunk
@@ -45,6 +46,10 @@ class QuantizedWeight:
     def rows(self, outputs: Tensor) -> Self:
         """The weight of some outputs, given by their numbers [...]."""
         return type(self)(self.bits, self.values[outputs], self.scales[outputs])
+
+    def to(self, device: torch.device) -> Self:
+        """The weight on ``device``."""
+        return type(self)(self.bits, self.values.to(device), self.scales.to(device))
 
     def dequantized(self) -> Tensor:
         """The weight in float32, [out, in]."""
@@ -83,6 +88,10 @@ class BlockedWeight:
         """The weight of some outputs, given by their numbers [...]."""
         return type(self)(self.bits, *(None if part is None else part[outputs] for part in self._parts))  # type: ignore[arg-type]
 
+    def to(self, device: torch.device) -> Self:
+        """The weight on ``device``."""
+        return type(self)(self.bits, *(None if part is None else part.to(device) for part in self._parts))  # type: ignore[arg-type]
+
     def dequantized(self) -> Tensor:
         """The weight in float32, [out, in]."""
         weight = self._of_inputs(self.scales, self.steps).mul_(self.values)
@@ -118,7 +127,8 @@ class PackedWeight(Protocol):
     def multiply(self, x: Tensor) -> Tensor:
         """``x`` [rows, in] times the transposed weight, [rows, out], in the dtype of ``x``; sums are float32.
 
-        A row's result does not depend on the other rows.
+        On a CPU a row's result does not depend on the other rows. On a GPU the weight is rounded to the dtype of ``x``,
+        and the order of the sums depends on the number of rows.
         """
 
     def unpacked(self) -> Weight:
@@ -194,11 +204,15 @@ class LayerKernels(Protocol):
         """``silu(gate) * up`` for the two halves of ``gate_up`` [tokens, 2 * width]."""
 
 
-class Kernels(LayerKernels, Protocol):
-    """The kernels of a device whose steps are planned on the host."""
+class WeightKernels(Protocol):
+    """The kernels of linear layers with weights of fewer bits."""
 
     def pack(self, weight: Weight) -> PackedWeight:
-        """``weight`` in the form that these kernels multiply by. It may be needed in any dtype."""
+        """``weight`` in the form that these kernels multiply by, on its device. It may be needed in any dtype."""
+
+
+class Kernels(LayerKernels, WeightKernels, Protocol):
+    """The kernels of a device whose steps are planned on the host."""
 
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
         """Plan the attention of one step.

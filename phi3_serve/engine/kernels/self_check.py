@@ -16,9 +16,9 @@ from phi3_serve.engine.kernels.contract import (
     Bits,
     BlockedWeight,
     DeviceKernels,
-    Kernels,
     PagedQueries,
     Weight,
+    WeightKernels,
 )
 from phi3_serve.engine.kernels.quantize import quantize_in_torch
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -31,6 +31,7 @@ NUM_TOKENS = 21
 CHUNKS = ((1, 1), (1, 16), (1, 33), (0, 0), (5, 40), (21, 21), (30, 75))  # (queries, end); see PagedQueries.sequences
 PACKED_OUTPUTS, PACKED_INPUTS = 209, 353  # no multiples of anything that a kernel packs together
 BLOCKED_INPUTS, INPUTS_OF_BLOCK = 320, 64
+PACKED_ROWS = (1, NUM_TOKENS, 70, 150)  # a GPU has a kernel for one row, tiles of few rows, and torch for many
 EPSILON = 1.0  # of the norm; so large that its absence shows
 
 _REFERENCE = ReferenceKernels()
@@ -155,21 +156,31 @@ def check_kernels(
     return findings
 
 
-def problem_of_pack(kernels: Kernels, bits: Bits, dtype: torch.dtype) -> str | None:
-    """How the products with a packed weight differ from the reference; None if they agree."""
+def problem_of_pack(kernels: WeightKernels, bits: Bits, dtype: torch.dtype, device: torch.device) -> str | None:
+    """How the products with a packed weight differ from the reference, or why there are none; None if they agree.
+
+    Raises:
+        torch.AcceleratorError: the device has failed. Nothing can run on it any more.
+    """
     generator = torch.Generator().manual_seed(0)
     rounded = quantize_in_torch(torch.randn(PACKED_OUTPUTS, PACKED_INPUTS, generator=generator), bits)
     weights: list[Weight] = [rounded, *_blocked(bits, generator)]
-    worst = max(_excess_of_pack(kernels, weight, dtype) for weight in weights)
+    try:
+        worst = max(_excess_of_pack(kernels, weight.to(device), dtype) for weight in weights)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return None if worst <= 1 else f"it differs from the reference by {worst:.3g} times the tolerance"
 
 
-def _excess_of_pack(kernels: Kernels, weight: Weight, dtype: torch.dtype) -> float:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(NUM_TOKENS, weight.values.shape[1], generator=generator).to(dtype)
+def _excess_of_pack(kernels: WeightKernels, weight: Weight, dtype: torch.dtype) -> float:
+    inputs = weight.values.shape[1]
+    x = torch.randn(max(PACKED_ROWS), inputs, generator=torch.Generator().manual_seed(0)) / inputs**0.5
+    x = x.to(weight.values.device, dtype)
     expected = _REFERENCE.pack(weight).multiply(x)
     packed = kernels.pack(weight)
-    return max(_excess(packed.multiply(x[:rows].contiguous()), expected[:rows]) for rows in (1, NUM_TOKENS))
+    return max(_excess(packed.multiply(x[:rows].contiguous()), expected[:rows]) for rows in PACKED_ROWS)
 
 
 def _blocked(bits: Bits, generator: torch.Generator) -> Iterator[BlockedWeight]:

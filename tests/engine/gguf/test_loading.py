@@ -258,19 +258,13 @@ def test_a_scale_that_is_no_number_is_refused(directory: Path, tmp_path: Path, k
 
 
 @pytest.mark.parametrize("directory", [None], indirect=True)
-def test_another_quantization_and_a_gpu_are_refused(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_quantization_is_refused(directory: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write(path, directory, q4_k_m)
     assert fault(path, quantization="int8") == (
         "mine: quantization is int8, but the checkpoint has weights in 4 bits; allowed are int4 and auto"
     )
     assert loaded_from(path, quantization="auto").quantization == "int4"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert fault(path, device="cuda") == (
-        "mine: the checkpoint has weights in 4 bits, and the kernels for them are for a CPU"
-    )
 
 
 @pytest.mark.parametrize("directory", [None], indirect=True)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from phi3_serve.engine.kernels import triton_layers
-from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES
+from phi3_serve.engine.kernels.contract import BLOCKED_FORMS, MAX_SHORT_QUERIES
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.triton_attention import AttentionConfig, decode_config, prefill_config
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
@@ -25,6 +25,8 @@ from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.kernels.test_triton_attention import NUM_BLOCKS, Request, Shape, check
 from tests.engine.kernels.test_triton_layers import assert_close
+from tests.engine.kernels.test_triton_quantized import Form
+from tests.engine.kernels.test_triton_quantized import check as check_product
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SECONDS_BETWEEN_LINES = 10.0
@@ -120,7 +122,28 @@ def sampling(draw: random.Random) -> str:
     return f"sampling {rows} rows of {vocab}, top_k {top_k}"
 
 
-KINDS: tuple[Callable[[random.Random], str], ...] = (attention, default_attention, attention, layers, sampling)
+def quantized(draw: random.Random) -> str:
+    """Linear layers with weights of fewer bits, of any form, size and number of rows."""
+    bits = draw.choice(tuple(BLOCKED_FORMS))
+    form, inputs = Form(bits, torch.float32 if bits == 8 else draw.choice(DTYPES)), draw.randint(1, 900)
+    if draw.random() < 0.5:
+        group, has_minima = draw.choice(BLOCKED_FORMS[bits])
+        form = Form(bits, group=group, groups=2 * draw.randint(1, 8), has_minima=has_minima)
+        inputs = group * form.groups * draw.randint(1, 3)
+    outputs, rows = draw.randint(1, 100), draw.choice((1, 1, draw.randint(2, 16), draw.randint(17, 140)))
+    dtype = draw.choice(DTYPES)
+    check_product(form.drawn(outputs, inputs), torch.randn(rows, inputs).to(dtype))
+    return f"{rows} rows {dtype} times {outputs} x {inputs} of {form}"
+
+
+KINDS: tuple[Callable[[random.Random], str], ...] = (
+    attention,
+    default_attention,
+    attention,
+    layers,
+    sampling,
+    quantized,
+)
 
 
 def main(count: int, seed: int) -> int:

@@ -13,6 +13,7 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import problem_of_pack
 
+CPU = torch.device("cpu")
 SIZES = [(16, 1), (64, 2), (48, 1), (17, 3), (208, 2), (33, 4)]  # outputs, and blocks of inputs
 ROWS = [*range(1, 15), 16, 18, 23, 24, 25, 40]
 
@@ -62,7 +63,7 @@ def form(request: pytest.FixtureRequest) -> Form:
 
 @pytest.fixture
 def ours(each_level: str) -> Kernels:
-    kernels = select_kernels(torch.device("cpu"), torch.float32, 64)
+    kernels = select_kernels(CPU, torch.float32, 64)
     assert kernels.name == f"cpu ({each_level.replace('_', '-')})"
     return kernels
 
@@ -89,9 +90,7 @@ def test_what_is_packed_is_what_is_unpacked(form: Form, outputs: int, blocks: in
     if (blocks * form.groups * form.group) % 32:
         pytest.skip("inputs are a multiple of 32")
     weight = form.drawn(outputs, blocks)
-    ours, reference = (
-        k.pack(weight) for k in (select_kernels(torch.device("cpu"), torch.float32, 64), ReferenceKernels())
-    )
+    ours, reference = (k.pack(weight) for k in (select_kernels(CPU, torch.float32, 64), ReferenceKernels()))
     assert isinstance(ours, QuantizedPanels)
     for pack in (ours, reference):
         unpacked = pack.unpacked()
@@ -106,7 +105,7 @@ def test_a_weight_takes_its_bits_and_its_share_of_scales(form: Form) -> None:
     weight = form.drawn(320, 4)
     inputs = 4 * form.groups * form.group
     of_scales = (1 + form.has_minima) * 320 * (4 * 2 + 4 * form.groups)
-    for kernels in (select_kernels(torch.device("cpu"), torch.float32, 64), ReferenceKernels()):
+    for kernels in (select_kernels(CPU, torch.float32, 64), ReferenceKernels()):
         assert kernels.pack(weight).num_bytes == 320 * inputs * form.bits // 8 + of_scales
 
 
@@ -164,11 +163,11 @@ def test_half_a_block_is_refused(ours: Kernels) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_check_at_load_takes_these_forms_too(ours: Kernels, bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problem_of_pack(ours, bits, torch.float32) is None
+    assert problem_of_pack(ours, bits, torch.float32, CPU) is None
     right = QuantizedPanels.multiply
 
     def wrong(self: QuantizedPanels, x: Tensor) -> Tensor:
         return right(self, x) * (1.001 if isinstance(self.unpacked(), BlockedWeight) else 1)
 
     monkeypatch.setattr(QuantizedPanels, "multiply", wrong)
-    assert problem_of_pack(ours, bits, torch.float32) is not None
+    assert problem_of_pack(ours, bits, torch.float32, CPU) is not None

@@ -15,6 +15,7 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import problem_of_pack
 
+CPU = torch.device("cpu")
 # [out, in]: multiples of what the kernels take at once, and what is left of them
 SHAPES = [(16, 32), (64, 96), (48, 64), (17, 33), (128, 7), (208, 320), (33, 1024)]
 ROWS = [*range(1, 15), 16, 18, 23, 24, 25, 40]
@@ -45,7 +46,7 @@ def format(request: pytest.FixtureRequest) -> Format:
 
 @pytest.fixture
 def ours(each_level: str) -> Kernels:
-    kernels = select_kernels(torch.device("cpu"), torch.float32, 64)
+    kernels = select_kernels(CPU, torch.float32, 64)
     assert kernels.name == f"cpu ({each_level.replace('_', '-')})"
     return kernels
 
@@ -70,9 +71,7 @@ def same(one: Weight, other: QuantizedWeight) -> bool:
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_what_is_packed_is_what_is_unpacked(format: Format, outputs: int, inputs: int) -> None:
     weight = drawn(format, outputs, inputs)
-    packs: list[PackedWeight] = [
-        k.pack(weight) for k in (select_kernels(torch.device("cpu"), torch.float32, 64), ReferenceKernels())
-    ]
+    packs: list[PackedWeight] = [k.pack(weight) for k in (select_kernels(CPU, torch.float32, 64), ReferenceKernels())]
     assert isinstance(packs[0], QuantizedPanels)
     assert all(same(pack.unpacked(), weight) for pack in packs)
 
@@ -80,7 +79,7 @@ def test_what_is_packed_is_what_is_unpacked(format: Format, outputs: int, inputs
 def test_a_weight_takes_its_bits_and_its_share_of_a_scale(bits: Bits) -> None:
     weight = drawn(Format(bits, torch.float32 if bits == 8 else torch.bfloat16), 320, 640)
     scales = 320 * 4 if bits == 8 else 320 * 640 // GROUP * 2
-    for kernels in (select_kernels(torch.device("cpu"), torch.float32, 64), ReferenceKernels()):
+    for kernels in (select_kernels(CPU, torch.float32, 64), ReferenceKernels()):
         assert kernels.pack(weight).num_bytes == 320 * 640 * bits // 8 + scales
 
 
@@ -202,11 +201,11 @@ def test_the_last_group_may_be_shorter(bits: Bits) -> None:
 
 
 def test_a_kernel_that_is_wrong_is_noticed(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = select_kernels(torch.device("cpu"), torch.float32, 64)
+    kernels = select_kernels(CPU, torch.float32, 64)
     for dtype in (torch.float32, torch.bfloat16):
-        assert problem_of_pack(kernels, bits, dtype) is None
+        assert problem_of_pack(kernels, bits, dtype, CPU) is None
     right = QuantizedPanels.multiply
     monkeypatch.setattr(QuantizedPanels, "multiply", lambda self, x: right(self, x.flip(1).contiguous()))
-    problem = problem_of_pack(kernels, bits, torch.float32)
+    problem = problem_of_pack(kernels, bits, torch.float32, CPU)
     assert problem is not None
     assert problem.startswith("it differs from the reference by ")

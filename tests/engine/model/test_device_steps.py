@@ -5,6 +5,7 @@ a second.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from types import SimpleNamespace
@@ -13,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from phi3_serve.engine import quantization
 from phi3_serve.engine.kernels.contract import DeviceKernels
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.select import select_weight_kernels
+from phi3_serve.engine.kernels.triton_quantized import TritonWeights
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
@@ -24,9 +28,11 @@ from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder
 from phi3_serve.engine.model.device_runner import DeviceRunner
 from phi3_serve.engine.model.runner import ModelRunner
+from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from tests.engine import asking
+from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.model.replayer import Replayer
 from tests.random_checkpoint import Shape, make
 
@@ -137,6 +143,25 @@ def test_prompts_drafts_and_decoded_tokens(both: Both, loaded: LoadedModel) -> N
             sequence.draft = (7, 0, 9)
     both.run([(0, 4, 4)])  # a draft, alone
     assert all(len(sequence.block_table) * BLOCK_SIZE >= len(sequence) for pair in both.sequences for sequence in pair)
+
+
+@pytest.mark.slow
+def test_weights_of_fewer_bits(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers in Triton, those of the decoder in 4 bits and the head in 8."""
+    monkeypatch.setattr(quantization, "problem_of_pack", lambda *_: None)  # seconds in the interpreter
+    models = [deepcopy(loaded.model) for _ in range(2)]
+    quantize_model(models[0], "int4", select_weight_kernels(torch.device("cpu")))
+    with mended_interpreter():
+        quantize_model(models[1], "int4", TritonWeights())
+    graphs, kernels = Replayer(), ReferenceKernels()
+    device = DeviceRunner(Decoder(models[1], kernels), kernels, TorchChooser(), graphs, SIZES)
+    both = Both(ModelRunner(models[0], ReferenceKernels(), SIZES), device, graphs, list(range(SIZES.num_blocks)))
+    both.add(range(5, 25))
+    both.add(range(90, 100))
+    with mended_interpreter():
+        both.run([(0, 19, 0), (1, 9, 1)])
+        both.run([(0, 1, 1), (1, 1, 1)])
+    assert graphs.num_captures == 1
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
