@@ -39,6 +39,7 @@ def problems(objects: Sequence[Object]) -> list[str]:
         _images,
         _references,
         _selectors,
+        _budgets,
         _security,
         _backends,
         _ends_of_pods,
@@ -236,6 +237,20 @@ def _selectors(objects: Sequence[Object]) -> Iterator[str]:
             continue
         if not any(selector.items() <= of_pod.items() for of_pod in labels):
             yield f"{_name(one)}: selects no pod of this overlay: {selector}"
+
+
+def _budgets(objects: Sequence[Object]) -> Iterator[str]:
+    """A node can be drained. KubeRay's issue 2662: a RayCluster has no scale subresource, which other budgets need."""
+    pods = [group for one in objects if one["kind"] == "RayService" for group in groups(one).values()]
+    for budget in objects:
+        if budget["kind"] != "PodDisruptionBudget":
+            continue
+        selector = budget["spec"]["selector"]["matchLabels"].items()
+        selected = [group for group in pods if selector <= group["template"]["metadata"]["labels"].items()]
+        fewest = sum(group.get("minReplicas", 1) for group in selected)  # the head is one pod
+        minimum = budget["spec"].get("minAvailable")
+        if selected and not (isinstance(minimum, int) and minimum < fewest):
+            yield f"{_name(budget)}: spec.minAvailable must be a number of pods below {fewest}, and is {minimum}"
 
 
 def _security(objects: Sequence[Object]) -> Iterator[str]:
