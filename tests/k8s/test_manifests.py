@@ -112,6 +112,21 @@ def test_a_mistake_is_noticed(name: str, kind: str, plant: Callable[[dict[str, A
     assert any(message in problem for problem in found), found
 
 
+@pytest.mark.parametrize(
+    "labels",  # of the pod in helm-chart/kuberay-operator and in ray-operator/config/manager of KubeRay
+    [
+        {"app.kubernetes.io/name": "kuberay-operator", "app.kubernetes.io/component": "kuberay-operator"},
+        {"app.kubernetes.io/name": "kuberay", "app.kubernetes.io/component": "kuberay-operator"},
+    ],
+    ids=["helm", "kustomize"],
+)
+def test_the_operator_reaches_the_dashboard(labels: dict[str, str]) -> None:
+    _, policy = found_in("base", "NetworkPolicy")
+    (rule,) = [rule for rule in policy["spec"]["ingress"] if {"port": 8265, "protocol": "TCP"} in rule.get("ports", [])]
+    (origin,) = rule["from"]
+    assert origin["podSelector"]["matchLabels"].items() <= labels.items()
+
+
 @pytest.mark.parametrize("name", [name for name in KUSTOMIZATIONS if name not in COMPONENTS])
 def test_kustomize_renders_the_same(name: str) -> None:
     if shutil.which("kubectl") is None:
