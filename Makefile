@@ -8,6 +8,8 @@ PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
+# Two targets at once would install into one environment at once.
+.NOTPARALLEL:
 .PHONY: help vendor setup serve test test-fast test-clients coverage wheel k8s image gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:

@@ -21,18 +21,25 @@ T = TypeVar("T")
 @asynccontextmanager
 async def in_own_thread(work: Coroutine[object, object, None]) -> AsyncGenerator[None, None]:
     """Run ``work`` on the loop of a new thread while the context lasts. At the end it is cancelled and waited for."""
+    here, has_ended = asyncio.get_running_loop(), asyncio.Event()
     loop = asyncio.new_event_loop()
     task = loop.create_task(work)
-    thread = threading.Thread(target=_run, args=(loop, task), name="phi3-batches", daemon=True)
-    thread.start()
+
+    def run() -> None:
+        _run(loop, task)
+        with suppress(RuntimeError):  # the loop that waited has ended
+            here.call_soon_threadsafe(has_ended.set)
+
+    threading.Thread(target=run, name="phi3-batches", daemon=True).start()
     try:
         yield
     finally:
         with suppress(RuntimeError):  # the work has ended, and its loop with it
             loop.call_soon_threadsafe(task.cancel)
-        await asyncio.to_thread(thread.join, STOP_TIMEOUT_S)
-        if thread.is_alive():
-            logger.error("batches wait for their directory for more than %g s; this process does not", STOP_TIMEOUT_S)
+        try:
+            await asyncio.wait_for(has_ended.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            logger.error("batches still wait for their directory after %g s", STOP_TIMEOUT_S)
 
 
 def on_this_loop(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Awaitable[T]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from traceback import clear_frames
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import block_bytes
 from phi3_serve.engine.model.decoder import sliding_window
 from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
+from phi3_serve.engine.model.self_test import self_test
 from phi3_serve.engine.quantization import weight_bytes
 from phi3_serve.engine.sampling.device_sampler import NOT_CHOSEN, ChosenTokens
 from phi3_serve.engine.sampling.drawing import scores_are_invalid
@@ -104,10 +106,11 @@ class EngineCore:
         ``releases_weights``: see ``Decoder``.
 
         Raises:
-            CheckpointError: the memory beside the weights is not enough.
+            CheckpointError: the memory beside the weights is not enough, or the weights give no numbers.
         """
         self._weight_bytes = weight_bytes(loaded.model)  # before the runner releases some of them
         self.runner = make_runner(loaded.model, sizes, releases_weights=releases_weights)
+        self_test(self.runner, _usual_token(loaded))
         self.sizes = self.runner.sizes
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
         window = sliding_window(loaded.model.config)
@@ -419,3 +422,10 @@ class EngineCore:
             "ask for a shorter answer, or for fewer beams or sequences.",
             "max_length",
         )
+
+
+def _usual_token(loaded: LoadedModel) -> int:
+    """A token that conversations begin with, or any if the tokenizer does not have it."""
+    tokenizer: Any = loaded.tokenizer
+    token = tokenizer.convert_tokens_to_ids("<|user|>")
+    return token if isinstance(token, int) and 0 <= token < loaded.vocab_size else 0

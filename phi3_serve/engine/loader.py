@@ -84,9 +84,9 @@ def load(
     dtype = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
     quantization = _quantization_to_load(name, checkpoint, config, quantization, device=device, dtype=dtype)
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
+    generation_config = _load_generation_config(checkpoint, config)
     try:
         model = _load_weights(name, checkpoint, config, device=device, dtype=dtype, quantization=quantization)
-        generation_config = _load_generation_config(checkpoint, config)
     except CheckpointError:
         raise
     except Exception as error:  # the libraries raise any error of their parsers
@@ -183,7 +183,7 @@ def _load_weights(
     config.tie_word_embeddings = _is_tied(checkpoint, config)
     model = Phi3Weights(config, getattr(torch, _dtype_of_model(checkpoint, dtype)))
     wanted = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
-    stored = StoredWeights(checkpoint, wanted)
+    stored = StoredWeights(checkpoint, wanted, _substitutes(checkpoint, config))
     _check_tensors(name, checkpoint.path, _loading_info(model, wanted, stored.shapes()))
     if quantization == NO_QUANTIZATION:
         take = _taken_as_it_is(model, device)
@@ -210,6 +210,12 @@ def _is_tied(checkpoint: Checkpoint, config: Phi3Config) -> bool:
     return isinstance(embedding, Tensor) and isinstance(head, Tensor) and torch.equal(embedding, head)
 
 
+def _substitutes(checkpoint: Checkpoint, config: Phi3Config) -> Mapping[str, str]:
+    """The head for an embedding that is not stored, as safetensors stores the first of two tied weights by its name."""
+    is_substitute = config.tie_word_embeddings and EMBEDDING not in checkpoint.tensors and HEAD in checkpoint.tensors
+    return {EMBEDDING: HEAD} if is_substitute else {}
+
+
 def _return_freed_memory() -> None:
     """Give the system what was freed. glibc keeps pieces of up to 32 MB, a quarter of the model in 4 bits."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
@@ -232,11 +238,15 @@ def _taken_as_it_is(model: Phi3Weights, device: str) -> Callable[[str, Any], Non
 
 
 def _load_generation_config(checkpoint: Checkpoint, config: Phi3Config) -> GenerationConfig:
-    if checkpoint.generation_config is not None:
-        return GenerationConfig(**checkpoint.generation_config)
-    if (checkpoint.path / GENERATION_CONFIG).exists():
-        return GenerationConfig.from_pretrained(checkpoint.path)
-    return GenerationConfig.from_model_config(config)
+    file = checkpoint.path if checkpoint.gguf is not None else checkpoint.path / GENERATION_CONFIG
+    try:
+        if checkpoint.generation_config is not None:
+            return GenerationConfig(**checkpoint.generation_config)
+        if file.exists():
+            return GenerationConfig.from_pretrained(checkpoint.path)
+        return GenerationConfig.from_model_config(config)
+    except Exception as error:  # the library raises any error of its validators
+        raise CheckpointError(f"{file}: {in_one_line(error)}") from error
 
 
 def _loading_info(model: Any, required: Mapping[str, list[int]], stored: Mapping[str, list[int]]) -> dict[str, Any]:

@@ -42,10 +42,16 @@ class FittingSizes:
 
 
 def sizes_on_cpu(config: Any, dtype: torch.dtype, wanted: FittingSizes) -> EngineSizes:
-    """The sizes of an engine whose key-value cache has ``dtype``, from the available memory of this machine."""
+    """The sizes of an engine whose key-value cache has ``dtype``, from the available memory of this machine.
+
+    Raises:
+        MemoryFull: not even one block of the cache fits.
+    """
     free = psutil.virtual_memory().available * CPU_SHARE
     tokens = int(free // (block_bytes(config, dtype) // BLOCK_SIZE))
-    num_blocks = max(1, min(tokens, MAX_CONTEXTS * config.max_position_embeddings) // BLOCK_SIZE)
+    num_blocks = min(tokens, MAX_CONTEXTS * config.max_position_embeddings) // BLOCK_SIZE
+    if not num_blocks:
+        raise MemoryFull(f"beside the weights, {free / 1e6:.1f} MB of memory are left for the key-value cache")
     return EngineSizes(
         num_blocks=wanted.limited(num_blocks),
         token_budget=128 if dtype == torch.float32 else 256,

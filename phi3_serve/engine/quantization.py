@@ -79,7 +79,8 @@ class Quantizer:
         module = self._model.get_submodule(path)
         if not isinstance(module, nn.Linear | nn.Embedding):
             assert isinstance(weight, Tensor)  # noqa: S101 - norms are not quantised
-            setattr(module, parameter, nn.Parameter(weight.to(self._device, self._dtype), requires_grad=False))
+            copied = weight.to(self._device, self._dtype, copy=True)  # the stored one is a view of the file
+            setattr(module, parameter, nn.Parameter(copied, requires_grad=False))
             return
         is_of_layer = isinstance(module, nn.Linear) and path != HEAD
         if isinstance(weight, Tensor):

@@ -25,8 +25,11 @@ _LAYOUTS: Mapping[str, PackedLayout] = {
 class StoredWeights:
     """What ``checkpoint`` has for the parameters of a model."""
 
-    def __init__(self, checkpoint: Checkpoint, wanted: Mapping[str, Sequence[int]]) -> None:
-        """``wanted``: the shapes of the model's parameters."""
+    def __init__(
+        self, checkpoint: Checkpoint, wanted: Mapping[str, Sequence[int]], substitutes: Mapping[str, str] | None = None
+    ) -> None:
+        """``wanted``: the shapes of the model's parameters. ``substitutes``: tensors that are read for others."""
+        self._substitutes = substitutes or {}
         self._checkpoint = checkpoint
         self._wanted = wanted
         stored = checkpoint.quantization
@@ -35,6 +38,7 @@ class StoredWeights:
     def shapes(self) -> dict[str, list[int]]:
         """The shapes of what is stored. Those of packed layers are the shapes of their weights, as far as they show."""
         stored = {name: list(tensor.shape) for name, tensor in self._checkpoint.tensors.items()}
+        stored |= {name: stored[other] for name, other in self._substitutes.items()}
         if self._layout is None:
             return stored
         sign = f".{self._layout.parts[0]}"
@@ -77,6 +81,7 @@ class StoredWeights:
 
     def _names(self, parameter: str) -> list[str]:
         """Of the tensors that ``parameter`` is made from."""
+        parameter = self._substitutes.get(parameter, parameter)
         if parameter in self._checkpoint.tensors or self._layout is None:
             return [parameter]
         path = parameter.removesuffix(".weight")

@@ -84,7 +84,6 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
-    from phi3_serve.engine.self_test import self_test
     from phi3_serve.engine.threads import in_temporary_thread
     from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -106,13 +105,8 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
         engine = BatchingEngine(
             loaded, stuck_after_s=options.stuck_after_s, on_breakdown=on_fatal_error, releases_weights=True
         )
-        try:
-            self_test(options.name, loaded, engine)
-            grammars = Grammars(tokenizer, loaded.vocab_size)
-            return RunningModel(loaded, tokenizer, engine, grammars, time.monotonic() - begun)
-        except BaseException:
-            engine.close()
-            raise
+        grammars = Grammars(tokenizer, loaded.vocab_size)
+        return RunningModel(loaded, tokenizer, engine, grammars, time.monotonic() - begun)
 
     torch.set_num_threads(options.num_threads)
     # At every request transformers would warn of parameters without effect. Ours are checked, and KAITO's defaults

@@ -71,7 +71,9 @@ def test_loading_tells_bytes_and_percent(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("head", ["its own", "none", "the embedding", "its own, although the config says tied"])
+@pytest.mark.parametrize(
+    "head", ["its own", "none", "the embedding", "the only one", "its own, although the config says tied"]
+)
 def test_weights_and_rotations_are_those_of_transformers(
     checkpoint: Path, tmp_path: Path, head: str, dtype: str
 ) -> None:
@@ -82,6 +84,8 @@ def test_weights_and_rotations_are_those_of_transformers(
     tensors = load_file(checkpoint / "model.safetensors")
     if head == "none":
         del tensors["lm_head.weight"]
+    elif head == "the only one":
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     elif head == "the embedding":
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -91,7 +95,9 @@ def test_weights_and_rotations_are_those_of_transformers(
     assert ours.state_dict().keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in ours.state_dict().items())
     assert {weight.dtype for weight in ours.state_dict().values()} == {theirs.dtype} == {ours.dtype}
-    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == (head in ("none", "the embedding"))
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == (
+        head in ("none", "the embedding", "the only one")
+    )
     positions = torch.arange(50)
     cosine, sine = Rope(ours.config, torch.device("cpu")).rotation(positions, torch.zeros_like(positions), theirs.dtype)
     of_theirs = theirs.model.rotary_emb(torch.zeros(1, dtype=theirs.dtype), positions[None])

@@ -17,7 +17,7 @@ from phi3_serve.engine.memory import (
     sizes_on_cpu,
     sizes_on_gpu,
 )
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import CheckpointError, MemoryFull
 
 GB = 10**9
 MINI_BLOCK = 16 * 393_216  # bytes in half precision
@@ -107,5 +107,6 @@ def test_a_cpu_gives_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert sizes.num_blocks == int(10 * GB * CPU_SHARE) // MINI_BLOCK
     memory.available = 10**15
     assert sizes_on_cpu(config("mini"), torch.bfloat16, ANY).num_blocks == 64 * 4096 // 16
-    memory.available = 0
-    assert sizes_on_cpu(config("mini"), torch.bfloat16, ANY).num_blocks == 1
+    memory.available = MINI_BLOCK
+    with pytest.raises(MemoryFull, match=r"beside the weights, 1\.9 MB of memory are left for the key-value cache"):
+        sizes_on_cpu(config("mini"), torch.bfloat16, ANY)

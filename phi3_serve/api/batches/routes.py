@@ -1,6 +1,5 @@
 """OpenAI's ``/v1/files`` and ``/v1/batches``."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -71,16 +70,16 @@ def batches_router(service: BatchService) -> APIRouter:
         """What ``work`` does with the files of the client."""
         stores = service.stores_of(http)
         with readable_errors():
-            return await asyncio.to_thread(work, stores)
+            return await service.in_thread(work, stores)
 
     @router.post("/files", responses=_WRITE, openapi_extra=_FORM)
     async def upload(http: Request) -> FileObject:
         """Keep a file of requests for a batch."""
         files = service.stores_of(http).files
         with readable_errors():
-            room = await asyncio.to_thread(service.room_for_file)
-            with files.new() as file:
-                form = await read_form(http, file, room)
+            room = await service.in_thread(service.room_for_file)
+            async with service.new_file(files) as file:
+                form = await read_form(http, file, room, service.in_thread)
                 how: Any = {
                     "filename": form.filename,
                     "purpose": PURPOSE,
@@ -91,7 +90,7 @@ def batches_router(service: BatchService) -> APIRouter:
                     room.require_space()
                     return files.keep(file, **how)
 
-                return file_object(await asyncio.to_thread(keep))
+                return file_object(await service.in_thread(keep))
 
     @router.get("/files", responses=_READ)
     async def files(

@@ -1,8 +1,12 @@
 """The files and batches of this server: the directory, its limits, and the worker that runs the batches."""
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 from starlette.types import ASGIApp
@@ -13,6 +17,7 @@ from phi3_serve.api.batches.upload import FORM_BYTES, Room
 from phi3_serve.api.keys import ApiKeys, key_of
 from phi3_serve.api.service import Service
 from phi3_serve.batch.directory import BatchDirectory, OwnStores
+from phi3_serve.batch.file_store import FileStore, NewFile
 from phi3_serve.batch.own_thread import in_own_thread, on_this_loop
 from phi3_serve.batch.validation import InputLimits
 from phi3_serve.batch.worker import BatchWorker
@@ -20,6 +25,10 @@ from phi3_serve.config import BatchesConfig
 from phi3_serve.errors import BodyTooLarge, InvalidRequest, NotFound, StorageUnavailable
 
 DAY_S = 86_400
+NUM_THREADS = 8
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class BatchService:
@@ -27,6 +36,7 @@ class BatchService:
 
     def __init__(self, config: BatchesConfig) -> None:
         self.config = config
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "phi3-files")  # starts threads when they are needed
         self._directory = None if config.directory is None else BatchDirectory(Path(config.directory).expanduser())
 
     @property
@@ -47,6 +57,19 @@ class BatchService:
         """
         key = key_of(http.scope)
         return self._required().of(None if key is None else key.name)
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What ``work`` gives. It runs in a thread for files, so a directory that hangs takes no thread of others."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+
+    @asynccontextmanager
+    async def new_file(self, files: FileStore) -> AsyncGenerator[NewFile, None]:
+        """See ``FileStore.new``."""
+        stack = ExitStack()
+        try:
+            yield await self.in_thread(stack.enter_context, files.new())
+        finally:
+            await self.in_thread(stack.close)
 
     def room_for_file(self) -> Room:
         """How large one more file may be.

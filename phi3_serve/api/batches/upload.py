@@ -1,8 +1,8 @@
 """The form of ``POST /v1/files``, written to the disk while it comes: a file may be larger than the memory."""
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -126,8 +126,15 @@ class FileForm:
         self._is_complete = True
 
 
-async def read_form(http: Request, file: NewFile, room: Room) -> FileForm:
-    """The complete form of ``http``; its file is written to ``file``.
+class InThread(Protocol):
+    """Runs a function in a thread."""
+
+    def __call__(self, work: Callable[[bytes], None], data: bytes, /) -> Awaitable[None]:
+        """Run ``work(data)``."""
+
+
+async def read_form(http: Request, file: NewFile, room: Room, in_thread: InThread) -> FileForm:
+    """The complete form of ``http``; ``in_thread`` writes its file to ``file``.
 
     Raises:
         InvalidRequest: the body is not this form, or breaks off.
@@ -136,7 +143,7 @@ async def read_form(http: Request, file: NewFile, room: Room) -> FileForm:
     try:
         form = FileForm(_boundary(http), file, room)
         async for data in http.stream():
-            await asyncio.to_thread(form.write, data)
+            await in_thread(form.write, data)
     except FormParserError as error:
         raise InvalidRequest(f"The body is not a multipart form: {error}.") from None
     except ClientDisconnect:

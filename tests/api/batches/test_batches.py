@@ -87,6 +87,32 @@ def test_a_directory_that_hangs_holds_up_no_other_request(
     assert counts.completed == 3
 
 
+@pytest.mark.parametrize("hanging", ["make", "list"])
+def test_calls_for_files_that_hang_hold_up_no_other_request(
+    openai_client: OpenAI, url: str, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    let_go = threading.Event()
+    name = "phi3_serve.batch.file_store." + ("make_private" if hanging == "make" else "FileStore.ids")
+    monkeypatch.setattr(name, lambda *_: let_go.wait(60) and [])
+
+    def ask() -> int:
+        if hanging == "make":
+            files, form = {"file": ("a.jsonl", jsonl([line("a", chat(1))]))}, {"purpose": "batch"}
+            return httpx2.post(f"{url}/v1/files", files=files, data=form, timeout=60).status_code
+        return httpx2.get(f"{url}/v1/files", timeout=60).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask) for _ in range(12)]
+        try:
+            time.sleep(0.5)
+            assert httpx2.get(f"{url}/health", timeout=10).status_code == 200
+            assert openai_client.with_options(timeout=10).models.list().data
+            assert openai_client.with_options(timeout=10).chat.completions.create(**chat(1)).choices
+            assert not any(one.done() for one in asked)
+        finally:
+            let_go.set()
+
+
 @pytest.mark.parametrize("endpoint", BODIES)
 def test_the_life_of_a_batch(openai_client: OpenAI, url: str, endpoint: str) -> None:
     bodies = [BODIES[endpoint](number) for number in range(30)]
