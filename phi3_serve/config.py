@@ -78,8 +78,8 @@ class ScalingConfig(StrictModel):
     """When replicas are added and removed. It has an effect only with max_replicas above min_replicas."""
 
     target_load: float | None = Field(default=None, gt=0)
-    """Running and waiting requests per replica above which another replica starts; by default 1 plus half of
-    limits.max_waiting_requests."""
+    """Running and waiting requests per replica above which another replica starts; by default three quarters of the
+    rows of a batch: 192 on a GPU, 96 on a CPU. A key-value cache above 85 % starts another replica, too."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     """Seconds above target_load before a replica is added. The first replica of a sleeping model starts at once."""
     downscale_delay_s: float = Field(default=600.0, ge=0)

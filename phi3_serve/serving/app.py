@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig, deployment_name
 from phi3_serve.core import MAX_ROWS
@@ -17,12 +17,14 @@ from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
 from phi3_serve.serving.replica import ServedReplica
 from phi3_serve.serving.replica_options import ReplicaOptions
+from phi3_serve.serving.scaling import default_target_load
 from phi3_serve.serving.versions import versioned
 
 Number = TypeVar("Number", int, float)
 
 # Serve accepts every request; the ingress itself refuses requests beyond its capacity, with a JSON body.
 UNLIMITED_REQUESTS = 1_000_000
+_SCALING_POLICY = "phi3_serve.serving.scaling:busy_replicas"
 _ROUTERS = {"prefix": "phi3_serve.serving.routing.PrefixRouter"}
 
 
@@ -65,14 +67,14 @@ def _bind_replica(
         max_surge_percent=_or_default(rollout.max_surge_percent, default_surge_percent),
         graceful_shutdown_timeout_s=_or_default(rollout.drain_timeout_s, limits.request_timeout_s),
         user_config={},
-        **_scaling_options(model, limits.max_waiting_requests),
+        **_scaling_options(model, placement),
         **_router_options(model),
     )(replica_class)
     options = ReplicaOptions.from_config(model, placement, limits)
     return versioned(deployment, options).bind(options)
 
 
-def _scaling_options(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
+def _scaling_options(model: ModelConfig, placement: Placement) -> dict[str, Any]:
     if model.max_replicas == model.min_replicas:
         return {"num_replicas": model.min_replicas}
     scaling = model.scaling
@@ -80,11 +82,12 @@ def _scaling_options(model: ModelConfig, max_waiting: int) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=model.min_replicas,
             max_replicas=model.max_replicas,
-            target_ongoing_requests=_or_default(scaling.target_load, 1 + max_waiting / 2),
+            target_ongoing_requests=_or_default(scaling.target_load, default_target_load(placement.device)),
             upscale_delay_s=scaling.upscale_delay_s,
             downscale_delay_s=scaling.downscale_delay_s,
             downscale_to_zero_delay_s=scaling.sleep_after_s,
             look_back_period_s=scaling.look_back_s,
+            policy=AutoscalingPolicy(policy_function=_SCALING_POLICY),
         )
     }
 

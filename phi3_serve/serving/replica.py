@@ -35,6 +35,7 @@ from phi3_serve.serving.model_loading import RunningModel
 from phi3_serve.serving.published_metrics import PublishedMetrics
 from phi3_serve.serving.replica_options import ReplicaOptions
 from phi3_serve.serving.replica_process import end_process, log_through_serve, replica_name, set_allocator_options
+from phi3_serve.serving.scaling import scaling_statistics
 from phi3_serve.serving.text_events import text_events
 from phi3_serve.serving.tokenization import tokenized
 
@@ -165,6 +166,10 @@ class Replica:
         return EngineReading(
             info=engine.info, load=engine.load, statistics=engine.statistics, load_s=model.load_s, gpu=gpu
         )
+
+    async def record_autoscaling_stats(self) -> Mapping[str, float]:
+        """What the controller of Serve needs to know of this replica, beside its requests. Serve calls this by name."""
+        return {} if self._model is None else scaling_statistics(self._model.engine.load)
 
     async def load(self) -> Mapping[str, int]:
         """Running requests, waiting requests, and blocks of the cache in use."""
