@@ -67,7 +67,8 @@ def test_a_replica_reports_the_use_of_its_cache() -> None:
 
 def scaling_of(model: dict[str, Any]) -> AutoscalingConfig:
     config = AppConfig.model_validate({"models": [{"name": "phi-3-tiny", "max_replicas": 3, **model}]})
-    found = build_application(config)._bound_deployment.init_args[2]["phi-3-tiny"]
+    ingress: Any = build_application(config)
+    found = ingress._bound_deployment.init_args[2]["phi-3-tiny"]
     scaling = found._bound_deployment._deployment_config.autoscaling_config
     assert isinstance(scaling, AutoscalingConfig)
     return scaling
