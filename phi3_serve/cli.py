@@ -229,11 +229,11 @@ def fetch(
     """Download the weights of variants at their pinned revision, and compare every file with its hash.
 
     The same command continues an unfinished download and keeps what is right.
-    Exit codes: 1 failed, 2 wrong command line, 3 the Hub does not answer or the
-    disk is full; the same command may succeed later.
+    Exit codes: 1 failed, 2 wrong command line, 3 the Hub does not answer, the
+    disk is full or another fetch is running; the same command may succeed later.
     """
     from phi3_serve import fetch as fetching  # imports torch
-    from phi3_serve.errors import SourceUnreachable, StorageFull
+    from phi3_serve.errors import AlreadyFetching, SourceUnreachable, StorageFull
     from phi3_serve.observability.progress import human_bytes, told_to
     from phi3_serve.terminal.exit_codes import FAILED, INTERRUPTED, NOT_NOW, USAGE
 
@@ -248,7 +248,8 @@ def fetch(
             fetched = [get(one, to) for one in wanted]
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
-        raise typer.Exit(NOT_NOW if isinstance(error, SourceUnreachable | StorageFull) else FAILED) from None
+        later = isinstance(error, AlreadyFetching | SourceUnreachable | StorageFull)
+        raise typer.Exit(NOT_NOW if later else FAILED) from None
     except KeyboardInterrupt:
         typer.echo("Stopped. The same command goes on from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -19,6 +19,7 @@ Phi3ServeError                 everything this project raises on purpose
 └── CheckpointError            the weights, tokenizer or config cannot be served as they are
     ├── SourceUnreachable      the Hub does not answer, or answers with a server error
     ├── StorageFull            the disk has no room for what is downloaded
+    ├── AlreadyFetching        another process downloads into the same directory
     ├── MemoryFull             the model does not fit into the memory that is free now
     ├── CheckpointIncomplete   a directory, a file or a part of one is missing or cannot be read
     └── AccessDenied           the Hub gives the repository only to other tokens
@@ -133,6 +134,10 @@ class SourceUnreachable(CheckpointError):
 
 class StorageFull(CheckpointError):
     """The disk has no room."""
+
+
+class AlreadyFetching(CheckpointError):
+    """Another process downloads into the same directory."""
 
 
 class MemoryFull(CheckpointError):

@@ -4,11 +4,13 @@ The directory is a checkpoint, for ``source`` of a model. The file ``fetched.jso
 With it, a copy of the directory can be compared without the Hub.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,12 +22,20 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 
 from phi3_serve.catalogue import DOWNLOADED, VARIANTS, Variant, variant
-from phi3_serve.engine.load_errors import fetch_error
-from phi3_serve.errors import CheckpointError, CheckpointIncomplete, Phi3ServeError, StorageFull, did_you_mean
+from phi3_serve.engine.load_errors import fetch_error, resource_error
+from phi3_serve.errors import (
+    AlreadyFetching,
+    CheckpointError,
+    CheckpointIncomplete,
+    Phi3ServeError,
+    StorageFull,
+    did_you_mean,
+)
 from phi3_serve.observability.progress import Progress, counting_bar, human_bytes
 
 MANIFEST = "fetched.json"
 PARTS = ".unfinished"  # a directory; each file in it is named after the hash of the whole
+LOCK = ".fetch.lock"  # stays in the directory: a process that waits for it may have it open
 DOWNLOADS_AT_ONCE = 4
 _BYTES_AT_ONCE = 2**20
 
@@ -112,18 +122,22 @@ def fetch(wanted: Variant, to: Path) -> Fetched:
     Unfinished files are continued. Files that are right are kept.
 
     Raises:
+        AlreadyFetching: another process downloads into the directory.
         CheckpointError: the Hub does not give the files, the disk is full, or a file is not right after the download.
     """
     directory = to.expanduser().absolute() / wanted.name
-    files = _files_on_the_hub(wanted)
-    lacking = [file for file, _ in _problems(wanted, files, directory)]
-    if lacking:
-        _check_room(directory, lacking)
-        _download(wanted, directory, lacking)
-        if problems := [problem for _, problem in _problems(wanted, lacking, directory)]:
-            raise CheckpointIncomplete(f"{wanted.name}: {'; '.join(problems)}. The same command downloads it again.")
-    fetched = Fetched(wanted, directory, files, [file.path for file in lacking])
-    (directory / MANIFEST).write_text(json.dumps(fetched.as_json(), indent=1) + "\n", encoding="utf-8")
+    with _locked(directory):
+        files = _files_on_the_hub(wanted)
+        lacking = [file for file, _ in _problems(wanted, files, directory)]
+        if lacking:
+            _remove_other_parts(directory, lacking)
+            _check_room(directory, lacking)
+            _download(wanted, directory, lacking)
+            if problems := [problem for _, problem in _problems(wanted, lacking, directory)]:
+                text = "; ".join(problems)
+                raise CheckpointIncomplete(f"{wanted.name}: {text}. The same command downloads it again.")
+        fetched = Fetched(wanted, directory, files, [file.path for file in lacking])
+        (directory / MANIFEST).write_text(json.dumps(fetched.as_json(), indent=1) + "\n", encoding="utf-8")
     return fetched
 
 
@@ -141,6 +155,28 @@ def verify(wanted: Variant, to: Path) -> Fetched:
     if problems := [problem for _, problem in _problems(wanted, files, directory)]:
         raise CheckpointIncomplete(f"{wanted.name}: {'; '.join(problems)}")
     return Fetched(wanted, directory, files, [])
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Make ``directory``, and let no other process download into it. The lock ends with the process."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / LOCK).open("ab")
+    except OSError as error:
+        raise _cannot_write(directory, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyFetching(f"{directory}: another fetch is running; wait for its end, or stop it") from None
+        except OSError as error:  # a file system without locks
+            raise CheckpointIncomplete(f"{directory / LOCK}: cannot be locked: {error.strerror}") from None
+        yield
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    return resource_error(str(path), error) or CheckpointIncomplete(f"{path}: cannot be written: {error.strerror}")
 
 
 def _files_on_the_hub(wanted: Variant) -> list[HubFile]:
@@ -173,11 +209,21 @@ def _problems(wanted: Variant, files: Sequence[HubFile], directory: Path) -> lis
 
 def _check_room(directory: Path, lacking: Sequence[HubFile]) -> None:
     """StorageFull before the download, not hours later."""
-    there = [path for file in lacking for path in (directory / file.path, _part(directory, file)) if path.is_file()]
-    needed = sum(file.size for file in lacking) - sum(path.stat().st_size for path in there)
-    existing = next(parent for parent in (directory, *directory.parents) if parent.exists())
-    if (free := shutil.disk_usage(existing).free) < needed:
+    parts = [part for file in lacking if (part := _part(directory, file)).is_file()]
+    needed = sum(file.size for file in lacking) - sum(part.stat().st_size for part in parts)
+    if (free := shutil.disk_usage(directory).free) < needed:
         raise StorageFull(f"{directory}: {human_bytes(needed)} are needed, and {human_bytes(free)} are free")
+
+
+def _remove_other_parts(directory: Path, lacking: Sequence[HubFile]) -> None:
+    """Remove unfinished files that nothing continues, such as those of another revision."""
+    continued = {file.hash for file in lacking}
+    try:
+        for part in (directory / PARTS).glob("*"):
+            if part.name not in continued:
+                part.unlink()
+    except OSError as error:
+        raise _cannot_write(directory / PARTS, error) from None
 
 
 def _download(wanted: Variant, directory: Path, files: Sequence[HubFile]) -> None:
@@ -198,10 +244,10 @@ def _download(wanted: Variant, directory: Path, files: Sequence[HubFile]) -> Non
 
 def _download_file(wanted: Variant, directory: Path, file: HubFile, bar: type[Any]) -> None:
     part, path = _part(directory, file), directory / file.path
-    path.unlink(missing_ok=True)
     with part.open("ab") as opened:
         if opened.tell() > file.size:
-            opened.truncate(0)
+            opened.seek(0)
+            opened.truncate()
         http_get(
             hf_hub_url(wanted.source, file.path, revision=wanted.revision),
             opened,

@@ -1,5 +1,6 @@
 """``phi3-serve fetch``, from a hub on this machine."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 from phi3_serve.catalogue import variant
 from phi3_serve.cli import app
 from phi3_serve.engine.source import open_source
+from phi3_serve.fetch import LOCK
 from tests.hub import Hub, running_hub
 
 NAME = "phi-3-mini-4k-instruct"
@@ -91,17 +93,43 @@ def test_it_mends_a_damaged_file_and_keeps_the_others(
 
 
 def test_it_goes_on_where_the_connection_broke(
-    run: Callable[..., Result], hub: tuple[type[Hub], str], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], hub: tuple[type[Hub], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1_000)
     hub[0].breaks_off_at = 100_500
+    old = tmp_path / "weights" / NAME / WEIGHTS
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of another revision")
     broken = run(NAME)
     assert broken.exit_code == 3, broken.stderr
     assert "the Hub does not answer" in broken.stderr
+    assert old.read_bytes() == b"of another revision"  # until the new file is complete
     hub[0].breaks_off_at = None
     hub[0].ranges.clear()
     assert run(NAME).exit_code == 0
     assert hub[0].ranges == ["bytes=100000-"]
+
+
+def test_parts_of_no_use_do_no_harm(run: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+    weights = (checkpoint / WEIGHTS).read_bytes()
+    parts = tmp_path / "weights" / NAME / ".unfinished"
+    parts.mkdir(parents=True)
+    (parts / ("0" * 64)).write_bytes(b"of another revision")
+    (parts / hashlib.sha256(weights).hexdigest()).write_bytes(weights + b"more than the file has")
+    done = run(NAME)
+    assert done.exit_code == 0, done.stderr
+    assert not parts.exists()
+
+
+def test_two_at_once_are_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    directory = tmp_path / "weights" / NAME
+    directory.mkdir(parents=True)
+    with (directory / LOCK).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused = run(NAME)
+    assert refused.exit_code == 3
+    assert refused.stderr == f"{directory}: another fetch is running; wait for its end, or stop it\n"
+    assert run(NAME).exit_code == 0  # the lock ended with its process
 
 
 def test_what_arrives_damaged_is_told(
