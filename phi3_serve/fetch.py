@@ -1,25 +1,27 @@
 """``phi3-serve fetch``: the files of a variant in a directory, at the catalogue's revision, each equal to its hash.
 
 The directory is a checkpoint, for ``source`` of a model. The file ``fetched.json`` in it has the sizes and the hashes.
-With it, a copy of the directory can be compared without the Hub.
+With it, the directory or a copy of it can be compared without the Hub.
 """
 
 import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from phi3_serve.catalogue import DOWNLOADED, VARIANTS, Variant, variant
 from phi3_serve.engine.load_errors import fetch_error, resource_error
@@ -40,14 +42,21 @@ DOWNLOADS_AT_ONCE = 4
 _BYTES_AT_ONCE = 2**20
 
 
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise ValueError(f"must be a path in the repository, and is `{path}`")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a repository. Its hash is that of the content, or for small files that of the git object."""
 
-    path: str  # in the repository
-    size: int  # bytes
-    algorithm: str  # sha256, or git-sha1: SHA-1 over "blob SIZE", a zero byte and the content
-    hash: str  # hexadecimal
+    path: Annotated[str, AfterValidator(_inside)]  # in the repository
+    size: Annotated[int, Field(ge=0)]  # bytes
+    algorithm: Literal["sha256", "git-sha1"]  # git-sha1: SHA-1 over "blob SIZE", a zero byte and the content
+    hash: Annotated[str, Field(pattern="^[0-9a-f]{40,64}$")]  # hexadecimal
 
     def problem_in(self, directory: Path, progress: Progress) -> str | None:
         """What is wrong with this file in ``directory``; None if it has the right content."""
@@ -69,6 +78,13 @@ class HubFile:
                 hasher.update(piece)
                 progress.advance(len(piece))
         return hasher.hexdigest()
+
+
+class Manifest(BaseModel):
+    """What this module reads of ``fetched.json``."""
+
+    revision: str
+    files: list[HubFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +135,7 @@ def variants_named(names: Iterable[str]) -> list[Variant]:
 def fetch(wanted: Variant, to: Path) -> Fetched:
     """Download what the directory of ``wanted`` in ``to`` lacks, and compare every file with its hash.
 
-    Unfinished files are continued. Files that are right are kept.
+    Unfinished files are continued. Files that are right are kept. If nothing lacks, the Hub is not asked.
 
     Raises:
         AlreadyFetching: another process downloads into the directory.
@@ -127,7 +143,7 @@ def fetch(wanted: Variant, to: Path) -> Fetched:
     """
     directory = to.expanduser().absolute() / wanted.name
     with _locked(directory):
-        files = _files_on_the_hub(wanted)
+        files = _files_of(wanted, directory)
         lacking = [file for file, _ in _problems(wanted, files, directory)]
         if lacking:
             _remove_other_parts(directory, lacking)
@@ -137,7 +153,7 @@ def fetch(wanted: Variant, to: Path) -> Fetched:
                 text = "; ".join(problems)
                 raise CheckpointIncomplete(f"{wanted.name}: {text}. The same command downloads it again.")
         fetched = Fetched(wanted, directory, files, [file.path for file in lacking])
-        (directory / MANIFEST).write_text(json.dumps(fetched.as_json(), indent=1) + "\n", encoding="utf-8")
+        _write_manifest(fetched)
     return fetched
 
 
@@ -149,12 +165,12 @@ def verify(wanted: Variant, to: Path) -> Fetched:
     """
     directory = to.expanduser().absolute() / wanted.name
     manifest = _manifest_in(directory)
-    if (found := manifest["revision"]) != wanted.revision:
-        raise CheckpointError(f"{directory}: holds revision {found}, and the catalogue has {wanted.revision}")
-    files = [HubFile(**file) for file in manifest["files"]]
-    if problems := [problem for _, problem in _problems(wanted, files, directory)]:
+    if manifest.revision != wanted.revision:
+        held = f"{directory}: holds revision {manifest.revision}"
+        raise CheckpointError(f"{held}, and the catalogue has {wanted.revision}")
+    if problems := [problem for _, problem in _problems(wanted, manifest.files, directory)]:
         raise CheckpointIncomplete(f"{wanted.name}: {'; '.join(problems)}")
-    return Fetched(wanted, directory, files, [])
+    return Fetched(wanted, directory, manifest.files, [])
 
 
 @contextmanager
@@ -177,6 +193,15 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return resource_error(str(path), error) or CheckpointIncomplete(f"{path}: cannot be written: {error.strerror}")
+
+
+def _files_of(wanted: Variant, directory: Path) -> list[HubFile]:
+    """The list in ``fetched.json`` if it is of this revision; then a complete directory needs no Hub."""
+    try:
+        manifest = _manifest_in(directory)
+    except CheckpointIncomplete:
+        return _files_on_the_hub(wanted)
+    return manifest.files if manifest.revision == wanted.revision else _files_on_the_hub(wanted)
 
 
 def _files_on_the_hub(wanted: Variant) -> list[HubFile]:
@@ -264,12 +289,27 @@ def _part(directory: Path, file: HubFile) -> Path:
     return directory / PARTS / file.hash
 
 
-def _manifest_in(directory: Path) -> Mapping[str, Any]:
+def _manifest_in(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
-        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise CheckpointIncomplete(f"{path}: {error.strerror}; `phi3-serve fetch` writes this file") from None
-    except ValueError as error:
-        raise CheckpointIncomplete(f"{path}: is not JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))  # empty if the whole is wrong
+        problem = f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+        raise CheckpointIncomplete(f"{path}: {problem}; `phi3-serve fetch` writes this file") from None
+    if not any(file.path.endswith(".safetensors") for file in manifest.files):
+        raise CheckpointIncomplete(f"{path}: files: none is a .safetensors file; `phi3-serve fetch` writes this file")
     return manifest
+
+
+def _write_manifest(fetched: Fetched) -> None:
+    path = fetched.directory / MANIFEST
+    new = path.with_suffix(".new")
+    try:
+        new.write_text(json.dumps(fetched.as_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None

@@ -88,7 +88,8 @@ def test_it_mends_a_damaged_file_and_keeps_the_others(
     assert again.exit_code == 0, again.stderr
     assert "equal to their hashes; 1 of them were downloaded now" in again.stdout
     assert f"    source: {weights.parent}" in again.stdout
-    assert [path.rsplit("/", 1)[-1] for path in hub[0].asked if "/resolve/" in path] == [WEIGHTS]
+    assert [path.rsplit("/", 1)[-1] for path in hub[0].asked] == [WEIGHTS]
+    assert run(NAME, endpoint=NOBODY).exit_code == 0  # nothing lacks, as in a pod that starts again
     assert run(NAME, "--verify", endpoint=NOBODY).exit_code == 0  # without the Hub
 
 
@@ -182,3 +183,42 @@ def test_what_was_not_fetched_cannot_be_verified(tmp_path: Path) -> None:
     assert result.stderr == (
         f"{tmp_path}/{NAME}/fetched.json: No such file or directory; `phi3-serve fetch` writes this file\n"
     )
+
+
+HALF = {"path": WEIGHTS, "size": 1, "algorithm": "sha256"}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{", "Invalid JSON: EOF"),
+        ("[]", "Input should be an object"),
+        ("{}", "revision: Field required"),
+        ({"revision": "x"}, "files: Field required"),
+        ({"revision": "x", "files": []}, "files: none is a .safetensors file"),
+        ({"revision": "x", "files": [HALF]}, "files.0.hash: Field required"),
+        ({"revision": "x", "files": [{**HALF, "hash": "0" * 40, "size": -1}]}, "files.0.size: Input should be greater than or equal to 0"),
+        ({"revision": "x", "files": [{**HALF, "hash": "0" * 40, "path": "../x"}]}, "files.0.path: must be a path in the repository, and is `../x`"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, manifest: object, message: str) -> None:
+    path = tmp_path / NAME / "fetched.json"
+    path.parent.mkdir()
+    path.write_text(manifest if isinstance(manifest, str) else json.dumps(manifest))
+    result = CliRunner().invoke(app, ["fetch", NAME, "--verify", "--to", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{path}: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_damaged_manifest_is_written_anew(run: Callable[..., Result], tmp_path: Path) -> None:
+    path = tmp_path / "weights" / NAME / "fetched.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[]")
+    assert run(NAME).exit_code == 0
+    assert run(NAME, "--verify", endpoint=NOBODY).exit_code == 0
+    path.unlink()
+    path.mkdir()  # cannot be written; a test may run as root, whom no permission stops
+    refused = run(NAME)
+    assert refused.exit_code == 1
+    assert refused.stderr.splitlines()[-1] == f"{path}: cannot be written: Is a directory"
