@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -61,7 +63,13 @@ def text_of(box: WebElement) -> str:
 
 
 def press(box: WebElement, label: str) -> None:
-    next(b for b in box.find_elements(By.CSS_SELECTOR, "button") if b.text == label).click()
+    """Click the button ``label``. While answers grow, it may move below the header between a look and the click."""
+    for _ in range(20):
+        with suppress(ElementClickInterceptedException):
+            next(b for b in box.find_elements(By.CSS_SELECTOR, "button") if b.text == label).click()
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{label} is covered")
 
 
 def completion(client: TestClient, *turns: str, **generate_kwargs: Any) -> Any:
