@@ -40,10 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_rank)
 
 
-def _rank(item: pytest.Item) -> int:
+def _rank(item: pytest.Item) -> float:
     fixtures: list[str] = getattr(item, "fixturenames", [])
     if item.get_closest_marker("cluster"):
-        return 4 if "head" in fixtures else 3 if "server" in fixtures else 2
+        of_server = 3.5 if item.get_closest_marker("ends_server") else 3
+        return 4 if "head" in fixtures else of_server if "server" in fixtures else 2
     return 1 if item.get_closest_marker("browser") else 0
 
 

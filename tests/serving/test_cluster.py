@@ -53,6 +53,7 @@ def test_rays_own_headers_lift_no_limit_of_ours(cluster: Cluster) -> None:
         "serve_multiplexed_model_id": "x",
         "x-request-id": "mine-1",
     }
+    until_answered(cluster, "/chat", {"model": "mine", "prompt": "a"})  # readiness is that of another model
     connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
     body = {"model": "mine", "prompt": "a", "generate_kwargs": {**LONG, "max_time": 0.2}}
     began = time.monotonic()
@@ -489,6 +490,7 @@ def test_the_readme_has_an_example_of_each_kind() -> None:
     assert sum("stream" in command for command in README_COMMANDS) == 1
 
 
+@pytest.mark.ends_server
 def test_ctrl_c_leaves_no_process(cluster: Cluster) -> None:
     shown = cluster.log.read_text()
     began = time.monotonic()
