@@ -39,7 +39,31 @@ def gpu(report: Any) -> list[Panel]:
     return panels
 
 
-PLOTS = {"engine": plots.engine, "http": plots.http, "overload": plots.overload, "gpu": gpu}
+def quantization(report: Any) -> list[Panel]:
+    """Speed and error of weights in 8 and 4 bits."""
+    lines = report["lines"]
+    panels = [
+        Panel(
+            f"Tokens per second of one core, {count} request{'s at once' if count > 1 else ''}",
+            tuple(
+                Bar(line["weights"], 1000 * count / line["step_ms"][str(count)], line["ours"])
+                for line in lines
+                if "step_ms" in line
+            ),
+        )
+        for count in (1, 8, 16)
+    ]
+    errors = (Bar(line["weights"], 1e6 * line["divergence"], line["ours"]) for line in lines if "divergence" in line)
+    return [*panels, Panel("Divergence from the weights as stored, millionths of a nat for each token", tuple(errors))]
+
+
+PLOTS = {
+    "engine": plots.engine,
+    "http": plots.http,
+    "overload": plots.overload,
+    "gpu": gpu,
+    "quantization": quantization,
+}
 """The panels of each plot, by the name of its data file."""
 
 if __name__ == "__main__":

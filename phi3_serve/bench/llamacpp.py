@@ -86,7 +86,7 @@ class LlamaCpp:
         tokens = sequences * -(-sequence_tokens // _MARGIN) * _MARGIN
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = tokens
-        parameters.n_seq_max = sequences
+        parameters.n_seq_max = parameters.n_outputs_max = sequences  # else it reserves logits for all tokens of a batch
         parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
