@@ -24,8 +24,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param  # type: ignore[no-any-return]
 
 
-def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[ours.dtype], atol=TOLERANCE[torch.float32])
+def assert_close(ours: Tensor, theirs: Tensor, *, roundings: int = 1) -> None:
+    rtol = roundings * TOLERANCE[ours.dtype]
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=TOLERANCE[torch.float32])
     if ours.dtype != torch.float32:
         assert (ours != theirs).sum() <= MAX_DIFFERING * ours.numel()
 
@@ -46,7 +47,7 @@ def test_add_rms_norm(dtype: torch.dtype, tokens: int, width: int) -> None:
 def test_silu_product(dtype: torch.dtype, tokens: int, width: int) -> None:
     gate_up = (torch.randn(tokens, 2 * width) * 20).to(dtype)
     gate_up[:1, :6] = torch.tensor([-1000.0, 1000.0, -80.0, 89.0, 0.0, -0.0])
-    assert_close(triton_layers.silu_product(gate_up), REFERENCE.silu_product(gate_up))
+    assert_close(triton_layers.silu_product(gate_up), REFERENCE.silu_product(gate_up), roundings=2)
 
 
 @pytest.mark.parametrize(
