@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from phi3_serve.engine.kernels import cpu_library as library_module
 from phi3_serve.engine.kernels.cpu_library import cpu_library, levels
@@ -14,12 +13,6 @@ from tests.engine.kernels.interpreter import mended_interpreter
 def _mended_interpreter() -> Iterator[None]:
     with mended_interpreter():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """A test draws the same numbers in every run. ``make fuzz-kernels`` draws others."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(params=levels())
