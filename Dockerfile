@@ -3,7 +3,7 @@
 #   docker build -t phi3-serve:0.1.0-cpu --target cpu .   without CUDA
 #   docker run --init=false -p 8000:8000 --stop-timeout 630 phi3-serve:0.1.0-cpu
 FROM python:3.11-slim AS wheel
-# g++ compiles phi3_serve/engine/kernels/cpu.cpp, once for each level of instructions
+# g++ compiles phi3_serve/engine/kernels/csrc/, once for each level of instructions
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./

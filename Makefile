@@ -7,15 +7,18 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 PARALLEL_TESTS := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Each process that a test starts would compile the modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Two targets at once would install into one environment at once.
 .NOTPARALLEL:
-.PHONY: help vendor setup serve test test-fast test-clients coverage wheel k8s image gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
+.PHONY: help vendor setup serve test test-fast test-all test-clients coverage wheel k8s nodes image gpu fuzz fuzz-schemas fuzz-kernels planted-faults fuzz-http chaos soak bench plots lint format clean
 
 help:
 	@echo "make serve      serve serve_config.yaml on http://127.0.0.1:8000 (Ctrl-C stops it)"
-	@echo "make test       run all tests, also those on real Ray clusters and in Chromium"
-	@echo "make test-fast  run the tests without Ray clusters, browser and slow cases; some minutes on two cores"
+	@echo "make test       run tests of every kind, also on real Ray clusters and in Chromium, without the slow ones; twelve minutes on two cores"
+	@echo "make test-fast  run the tests without Ray clusters and browser that take less than a second; of each at most 12 cases"
+	@echo "make test-all   run every test; half an hour on two cores. SLOW_PART=0/8: the first eighth of the slow ones, as CI does"
 	@echo "make test-clients  run clients of other projects, unchanged, against phi-3-tiny, and write docs/clients.md"
 	@echo "make test-clients NAMES=\"openai ollama\"  only those; they write nothing"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
@@ -31,9 +34,10 @@ help:
 	@echo "make bench      the engine beside transformers on this machine, in tokens per second; three minutes"
 	@echo "make vendor     fetch the libraries of the chat page anew, with npm; their versions and checksums are in tests/web/vendor.py"
 	@echo "make k8s        render k8s/ and check it against the schemas of Kubernetes and KubeRay, without a cluster; writes k8s/rayservice.yaml"
+	@echo "make nodes      the Serve config of k8s/base on Ray nodes in network namespaces, from zero, with the loss of a node; needs root, iproute2 and curl"
 	@echo "make image      carry out the Dockerfile without Docker, run the image in a network namespace and ask it; needs root, iproute2 and tini"
 	@echo "make plots      draw docs/images/*.svg from docs/data/*.json"
-	@echo "make gpu        check and measure the engine on the GPU of this machine; needs only PYTHON with torch, transformers, triton"
+	@echo "make gpu        check and measure the engine on the GPU of this machine, nine minutes at most; needs only PYTHON with torch, transformers, triton; PARTS=\"kernels mini\": only those"
 	@echo "make lint       formatting, lint rules, strict types, import contracts"
 	@echo "make format     let ruff format and mend"
 	@echo "make wheel      build the wheel and the source archive, and print what the wheel contains"
@@ -42,7 +46,7 @@ help:
 setup: $(VENV)/.dev
 
 # Both install the package itself, which compiles its kernels; so the second does not wait for the first.
-INSTALLED_FROM := pyproject.toml constraints.txt $(wildcard phi3_serve/engine/kernels/*.cpp)
+INSTALLED_FROM := pyproject.toml constraints.txt $(shell find phi3_serve/engine/kernels/csrc -name '*.cpp' -o -name '*.h')
 define install
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -60,13 +64,18 @@ $(VENV)/.dev: $(INSTALLED_FROM)
 serve: $(VENV)/.runtime
 	@exec $(BIN)/phi3-serve up serve_config.yaml
 
-# Tests without clusters and browser run in one process for each core. The others share clusters and measure times.
+# Tests without clusters run in one process for each core. The others share clusters and measure times.
 test: $(VENV)/.dev
-	$(PARALLEL_TESTS) -m "not cluster and not browser"
-	$(BIN)/python -m pytest -m "cluster or browser"
+	$(PARALLEL_TESTS) -m "not cluster and not slow"
+	$(BIN)/python -m pytest -m "cluster and not slow"
+
+# SLOW_PART=I/N: of the slow tests only part I of N.
+test-all: $(VENV)/.dev
+	$(PARALLEL_TESTS) -m "not cluster" $(addprefix --slow-part=,$(SLOW_PART))
+	$(BIN)/python -m pytest -m cluster $(addprefix --slow-part=,$(SLOW_PART))
 
 test-fast: $(VENV)/.dev
-	$(PARALLEL_TESTS) -m "not cluster and not browser and not slow"
+	$(PARALLEL_TESTS) -m "not cluster and not browser and not slow and not thorough" --max-cases 12
 
 # Each environment is made once for each version of its requirements. The packages pass by while they are installed.
 CLIENTS := $(VENV)-clients
@@ -94,7 +103,7 @@ coverage: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser" --cov --cov-report=term-missing:skip-covered
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100) $(or $(QUANTIZATION),none) $(or $(RUNNER),host)
+	$(BIN)/python -m tests.engine.parity $(or $(CASES),20000) $(or $(SEED),100) $(or $(QUANTIZATION),none) $(or $(RUNNER),host) $(if $(ADAPTERS),adapters)
 
 fuzz-schemas: $(VENV)/.dev
 	$(BIN)/python -m tests.structured.fuzz $(or $(CASES),2000) $(or $(SEED),0)
@@ -119,6 +128,9 @@ bench: $(VENV)/.runtime
 
 k8s: $(VENV)/.dev
 	$(BIN)/python -m tests.k8s
+
+nodes: $(VENV)/.dev
+	$(BIN)/python -m tests.k8s.nodes
 
 image: $(VENV)/.dev
 	$(BIN)/python -m tests.image $(or $(STAGES),cpu)

@@ -12,14 +12,20 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels.chunked_attention import ChunkedAttention
 from phi3_serve.engine.kernels.contract import (
+    AdaptedRows,
+    AdapterPlan,
     AttentionPlan,
     AttentionRow,
+    Fp8Weight,
     PackedWeight,
     RowAttention,
     Weight,
 )
+from phi3_serve.engine.kernels.cpu_adapters import CpuAdapters
 from phi3_serve.engine.kernels.cpu_library import SUFFIXES, level_of
+from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.quantized_panels import QuantizedPanels
+from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.chunk import Chunk
 
 
@@ -34,8 +40,11 @@ class CpuKernels:
         suffix = SUFFIXES[dtype]
         self._add_rms_norm = getattr(library, f"add_rms_norm_{suffix}")
         self._silu_product = getattr(library, f"silu_product_{suffix}")
-        self._rotate_and_store = getattr(library, f"rotate_and_store_{suffix}")
-        self._attend = getattr(library, f"attend_{suffix}")
+        # By the dtype of the cache.
+        suffixes = {dtype: suffix, torch.int8: f"int8_{suffix}"}
+        self._rotate_and_store = {of: getattr(library, f"rotate_and_store_{name}") for of, name in suffixes.items()}
+        self._attend = {of: getattr(library, f"attend_{name}") for of, name in suffixes.items()}
+        self._adapters = CpuAdapters(getattr(library, f"add_low_rank_{suffix}"), dtype)
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See ``contract.Kernels``."""
@@ -52,17 +61,18 @@ class CpuKernels:
         )
         return normed
 
-    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: KvCache) -> None:
         """See ``contract.Kernels``."""
-        self._check(qkv, *rotation, cache)
-        num_kv_heads = len(cache) // 2
-        self._rotate_and_store(
+        self._check(qkv, *rotation)
+        self._check_cache(cache)
+        num_kv_heads = cache.num_kv_heads
+        self._rotate_and_store[cache.values.dtype](
             qkv.data_ptr(),
             rotation[0].data_ptr(),
             rotation[1].data_ptr(),
             slots.data_ptr(),
-            cache.data_ptr(),
-            cache.stride(0),
+            *_addresses(cache),
+            cache.values.stride(0),
             len(slots),
             qkv.shape[1] - 2 * num_kv_heads,
             num_kv_heads,
@@ -83,14 +93,31 @@ class CpuKernels:
         """See ``contract.Kernels``."""
         return QuantizedPanels(weight, self._library)
 
-    def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, like: Tensor) -> AttentionPlan:
-        """See ``contract.Kernels``."""
-        self._check(like)
-        return ChunkedAttention(chunks, self.of_rows, window=window, like=like)
+    def pack_fp8(self, weight: Fp8Weight) -> PackedWeight:
+        """See ``contract.Kernels``. No processor multiplies float8, so models on a CPU are not loaded in it."""
+        return ReferenceKernels().pack_fp8(weight)
 
-    def of_rows(self, rows: Sequence[AttentionRow]) -> RowAttention:
-        """Prepare the attention of single queries."""
-        return _CpuAttention(rows, self._attend)
+    def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, cache: KvCache) -> AttentionPlan:
+        """See ``contract.Kernels``."""
+        self._check_cache(cache)
+        return ChunkedAttention(chunks, lambda rows: self.of_rows(rows, cache), window=window, cache=cache)
+
+    def plan_adapters(self, rows: Sequence[AdaptedRows]) -> AdapterPlan:
+        """See ``contract.Kernels``."""
+        return self._adapters.plan(rows)
+
+    def of_rows(self, rows: Sequence[AttentionRow], cache: KvCache) -> RowAttention:
+        """Prepare the attention of single queries over caches with the dtype of ``cache``."""
+        return _CpuAttention(rows, self._attend[cache.values.dtype])
+
+    def _check_cache(self, cache: KvCache) -> None:
+        values, scales = cache.values, cache.scales
+        fits = values.dtype == self._dtype if scales is None else values.dtype == torch.int8
+        if not fits or not values.is_contiguous() or not (scales is None or scales.is_contiguous()):
+            raise TypeError(
+                f"expected a contiguous cache in {self._dtype}, or in torch.int8 with scales, got {values.dtype} with "
+                f"strides {values.stride()}"
+            )
 
     def _check(self, *tensors: Tensor) -> None:
         for tensor in tensors:
@@ -112,21 +139,26 @@ class _CpuAttention:
         self._num_threads = torch.get_num_threads()
         self._scratch = torch.empty(self._num_threads * self._longest)
 
-    def attend(self, query: Tensor, cache: Tensor, output: Tensor, scale: float) -> None:
+    def attend(self, query: Tensor, cache: KvCache, output: Tensor, scale: float) -> None:
         """See ``contract.RowAttention``."""
         self._attend(
             self._address,
             len(self._rows),
             query.data_ptr(),
             query.stride(0),
-            cache.data_ptr(),
-            cache.stride(0),
+            *_addresses(cache),
+            cache.values.stride(0),
             output.data_ptr(),
             query.shape[1],
-            len(cache) // 2,
+            cache.num_kv_heads,
             query.shape[2],
             scale,
             self._scratch.data_ptr(),
             self._longest,
             self._num_threads,
         )
+
+
+def _addresses(cache: KvCache) -> tuple[int, int]:
+    """Of the values and of the scales; 0 if there are none."""
+    return cache.values.data_ptr(), 0 if cache.scales is None else cache.scales.data_ptr()

@@ -1,4 +1,4 @@
-"""The compiled library of ``cpu.cpp`` for this processor, called through ctypes.
+"""The compiled library of ``csrc/cpu.cpp`` for this processor, called through ctypes.
 
 It is compiled when the package is installed, once for each level of x86-64 instructions and once for any processor.
 Without a compiler there is no library, and the reference kernels are used.
@@ -36,16 +36,25 @@ MULTIPLY_BLOCKED = {  # by bits, inputs of a group, whether there are minima, an
     for group, has_minima in forms
     for suffix in SUFFIXES.values()
 }
-MAX_HEAD_DIM = 256  # cpu.cpp has the same constant
+MAX_HEAD_DIM = 256  # csrc/attention.h has the same constant
 
 _STEM = "_cpu_"  # of the file names, before the level
 
 _ARGUMENTS: dict[str, list[Any]] = {
     "add_rms_norm": [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int],
     "silu_product": [c_void_p] * 2 + [c_int64] * 2 + [c_int],
-    "rotate_and_store": [c_void_p] * 5 + [c_int64] * 6 + [c_int],
-    "attend": [c_void_p, c_int64] * 3 + [c_void_p] + [c_int64] * 3 + [c_float, c_void_p, c_int64, c_int],
+    "rotate_and_store": [c_void_p] * 6 + [c_int64] * 6 + [c_int],
+    "add_low_rank": [
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64),
+        *(c_void_p, c_int64, c_void_p, c_int64, c_int),
+    ],
+    "attend": [c_void_p, c_int64] * 2
+    + [c_void_p] * 2
+    + [c_int64, c_void_p]
+    + [c_int64] * 3
+    + [c_float, c_void_p, c_int64, c_int],
 }
+_OVER_CACHES = ("rotate_and_store", "attend")  # with _int8 in their names over a cache in 8 bits
 _ARGUMENTS_OF_MULTIPLY: list[Any] = [c_void_p] * 4 + [c_int64] * 3 + [c_int]
 
 
@@ -81,6 +90,7 @@ def cpu_library() -> ctypes.CDLL | None:
 def _functions() -> dict[str, list[Any]]:
     """The functions that every library has, and the types of their arguments."""
     functions = {f"{name}_{suffix}": types for name, types in _ARGUMENTS.items() for suffix in SUFFIXES.values()}
+    functions |= {f"{name}_int8_{suffix}": _ARGUMENTS[name] for name in _OVER_CACHES for suffix in SUFFIXES.values()}
     functions |= dict.fromkeys(QUANTIZE.values(), [c_void_p] * 3 + [c_int64] * 2 + [c_int])
     functions |= dict.fromkeys(MULTIPLY_QUANTIZED.values(), _ARGUMENTS_OF_MULTIPLY)
     return functions | {name: [*_ARGUMENTS_OF_MULTIPLY, c_int64] for name in MULTIPLY_BLOCKED.values()}
@@ -93,8 +103,16 @@ def levels() -> tuple[str, ...]:
         return ("any",)
     if capability == "AVX2":
         return ("x86_64_v3", "any")
-    multiplies_bfloat16 = ("x86_64_v4_bf16",) if torch.cpu._is_avx512_bf16_supported() else ()
-    return (*multiplies_bfloat16, "x86_64_v4", "x86_64_v3", "any")
+    if not torch.cpu._is_avx512_bf16_supported():
+        return ("x86_64_v4", "x86_64_v3", "any")
+    return (*(("x86_64_v4_amx",) if _has_tiles() else ()), "x86_64_v4_bf16", "x86_64_v4", "x86_64_v3", "any")
+
+
+def _has_tiles() -> bool:
+    """Whether this process may use AMX for bfloat16. Linux allows it on request, which torch makes in ``_init_amx``."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) and torch.cpu._init_amx()
 
 
 def level_of(library: ctypes.CDLL) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels import triton_attention, triton_layers
-from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, PagedQueries
+from phi3_serve.engine.kernels import triton_attention, triton_layers, triton_low_rank
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, AdaptedTiles, PagedLowRank, PagedQueries
+from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.triton_attention import (
     AttentionConfig,
     decode_config,
@@ -14,6 +15,8 @@ from phi3_serve.engine.kernels.triton_attention import (
     prefill_queries_per_tile,
     scratch_size,
 )
+
+AMPERE = 8  # the first number of its compute capability
 
 
 class CudaKernels:
@@ -27,15 +30,18 @@ class CudaKernels:
         self._num_kv_heads = num_kv_heads
         self._group = num_heads // num_kv_heads
         self._dtype = dtype
-        self._multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
+        properties = torch.cuda.get_device_properties(device)
+        self._multiprocessors: int = properties.multi_processor_count
+        self._is_small = properties.major < AMPERE
         self._queries_per_short_tile = max(1, min(MAX_SHORT_QUERIES, 16 // self._group))
-        self.queries_per_tile = (self._queries_per_short_tile, prefill_queries_per_tile(self._group, dtype))
+        queries_per_long_tile = prefill_queries_per_tile(self._group, dtype, is_small=self._is_small)
+        self.queries_per_tile = (self._queries_per_short_tile, queries_per_long_tile)
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See ``contract.LayerKernels``."""
         return triton_layers.add_rms_norm(hidden, delta, weight, epsilon)
 
-    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: KvCache) -> None:
         """See ``contract.LayerKernels``."""
         triton_layers.rotate_and_store(qkv, rotation, slots, cache)
 
@@ -43,9 +49,9 @@ class CudaKernels:
         """See ``contract.LayerKernels``."""
         return triton_layers.silu_product(gate_up)
 
-    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+    def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
         """See ``contract.DeviceKernels``."""
-        num_heads = qkv.shape[1] - len(cache)
+        num_heads = qkv.shape[1] - 2 * cache.num_kv_heads
         output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
         for tiles, config in (
             (queries.short_tiles, self._short_config(len(queries.short_tiles))),
@@ -68,6 +74,10 @@ class CudaKernels:
                 )
         return output.flatten(1)
 
+    def add_low_rank(self, x: Tensor, output: Tensor, change: PagedLowRank, tiles: AdaptedTiles) -> None:
+        """See ``contract.DeviceKernels``."""
+        triton_low_rank.add_low_rank(x, output, change, tiles)
+
     def _short_config(self, num_tiles: int) -> AttentionConfig:
         return decode_config(
             num_tiles,
@@ -79,4 +89,6 @@ class CudaKernels:
         )
 
     def _long_config(self, num_tiles: int) -> AttentionConfig:
-        return prefill_config(num_tiles, self._num_kv_heads, self._group, self._dtype, self._multiprocessors)
+        return prefill_config(
+            num_tiles, self._num_kv_heads, self._group, self._dtype, self._multiprocessors, is_small=self._is_small
+        )

@@ -1,4 +1,4 @@
-"""Weights rounded to 8 and 4 bits, by the size of the error alone: no calibration data are needed."""
+"""Weights rounded to fewer bits, by the size of the error alone: no calibration data are needed."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phi3_serve.engine.kernels.contract import GROUP, Bits, QuantizedWeight
+from phi3_serve.engine.kernels.contract import GROUP, Bits, Fp8Weight, QuantizedWeight
 from phi3_serve.engine.kernels.cpu_library import QUANTIZE, SUFFIXES, cpu_library
+from phi3_serve.engine.kernels.kv_cache import rounded
 
-# Scales that are tried give the largest weight of a group one of these values; cpu.cpp has the same ones.
+# Scales that are tried give the largest weight of a group one of these values; csrc/quantize.h has the same ones.
 EXTREMES = (-8.4, -8.0, -7.6, -7.2, -6.7, 7.25, 6.75, 6.25)
-SMALLEST_WEIGHT = 1e-30  # a group without larger ones is 0; cpu.cpp has the same constant
+SMALLEST_WEIGHT = 1e-30  # a group without larger ones is 0; csrc/quantize.h has the same constant
 CHUNK = 256  # outputs that are rounded at a time, so that the memory of float32 copies stays small
 
 
@@ -38,6 +39,19 @@ def quantize(weight: Tensor, bits: Bits) -> QuantizedWeight:
 def quantize_in_torch(weight: Tensor, bits: Bits) -> QuantizedWeight:
     """``quantize`` without the compiled library."""
     return _in_chunks(weight, bits, _to_8_bits if bits == 8 else _to_4_bits)
+
+
+def quantize_to_fp8(weight: Tensor) -> Fp8Weight:
+    """``weight`` [out, in], of any float dtype, in float8. The scale gives the largest weight of an output 448.
+
+    Other scales gain nothing: the error of a number in floating point is in proportion to the number.
+    """
+    values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+    scales = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
+    for of_chunk, *targets in zip(weight.split(CHUNK), values.split(CHUNK), scales[:, 0].split(CHUNK), strict=True):
+        for target, found in zip(targets, rounded(of_chunk, values.dtype), strict=True):
+            target.copy_(found)
+    return Fp8Weight(values, scales)
 
 
 def _in_chunks(weight: Tensor, bits: Bits, quantize_chunk: Callable[[Tensor], QuantizedWeight]) -> QuantizedWeight:

@@ -4,23 +4,31 @@ A kernel that differs, or does not compile for this device, is replaced by the r
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import (
+    ADD_LOW_RANK,
     BLOCKED_FORMS,
     MAX_SHORT_QUERIES,
+    PAGE_RANK,
+    ROWS_PER_TILE,
+    AdaptedTiles,
     Bits,
     BlockedWeight,
     DeviceKernels,
+    PackedWeight,
+    PagedLowRank,
     PagedQueries,
     Weight,
     WeightKernels,
 )
-from phi3_serve.engine.kernels.quantize import quantize_in_torch
+from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCache, KvCacheDtype, rounded
+from phi3_serve.engine.kernels.quantize import quantize_in_torch, quantize_to_fp8
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
@@ -29,8 +37,13 @@ logger = logging.getLogger("phi3_serve")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # absolute and relative, for each number
 NUM_TOKENS = 21
 CHUNKS = ((1, 1), (1, 16), (1, 33), (0, 0), (5, 40), (21, 21), (30, 75))  # (queries, end); see PagedQueries.sequences
+ADAPTED_ROWS = (20, 3, 4, 11, 0, 19, 8, 7)
+ADAPTED_TILES = ((0, 4, 1, 1), (4, 1, 2, 3), (5, 3, 3, 2))  # (first row, rows, first page, pages); then padding
+ADAPTER_PAGES = ((9, 0.0), (2, 1.0), (0, -0.5), (3, 2.0), (1, 0.7))  # (page, strength)
+NUM_PAGES = 4
 PACKED_OUTPUTS, PACKED_INPUTS = 209, 353  # no multiples of anything that a kernel packs together
 BLOCKED_INPUTS, INPUTS_OF_BLOCK = 320, 64
+FP8_OUTPUTS, FP8_INPUTS = 256, 512
 PACKED_ROWS = (1, NUM_TOKENS, 70, 150)  # a GPU has a kernel for one row, tiles of few rows, and torch for many
 EPSILON = 1.0  # of the norm; so large that its absence shows
 
@@ -61,21 +74,27 @@ class ModelShape:
 class _Inputs:
     """The same random numbers for every kernel that is checked."""
 
-    def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: ModelShape, device: torch.device, dtype: torch.dtype, kv_cache_dtype: KvCacheDtype
+    ) -> None:
         self.shape = shape
         self.device = device
         self._dtype = dtype
+        self._kv_cache_dtype = kv_cache_dtype
         self._generator = torch.Generator(device).manual_seed(0)
 
     def random(self, *size: int) -> Tensor:
         """Normally distributed numbers."""
         return torch.randn(size, generator=self._generator, device=self.device).to(self._dtype)
 
-    def qkv_and_cache(self, num_tokens: int, num_slots: int) -> tuple[Tensor, Tensor]:
+    def qkv_and_cache(self, num_tokens: int, num_slots: int) -> tuple[Tensor, KvCache]:
         """Queries, keys and values, and a cache whose slots are all written."""
         s = self.shape
         qkv = self.random(num_tokens, s.num_heads + 2 * s.num_kv_heads, s.head_dim)
-        return qkv, self.random(2 * s.num_kv_heads, num_slots, s.head_dim)
+        cache = self.random(2 * s.num_kv_heads, num_slots, s.head_dim)
+        if self._kv_cache_dtype == "auto":
+            return qkv, KvCache(cache)
+        return qkv, KvCache(*rounded(cache, EIGHT_BITS[self._kv_cache_dtype]))
 
     def integers(self, values: Sequence[object]) -> Tensor:
         """int32 on the device."""
@@ -96,8 +115,15 @@ def _rotate_and_store(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, 
     qkv, cache = inputs.qkv_and_cache(NUM_TOKENS, num_slots)
     cosine, sine = (inputs.random(NUM_TOKENS, 1, inputs.shape.rotary_dim) for _ in range(2))
     slots = inputs.integers([-1, *range(num_slots - 1, num_slots - NUM_TOKENS, -1)])
+    if cache.scales is None:
+        kernels.rotate_and_store(qkv, (cosine, sine), slots, cache)
+        return qkv, cache.values
+    # Rotated keys differ in their last bits, and one on the edge between two values would fall to either side.
+    same = qkv.clone()
+    kernels.rotate_and_store(same, (torch.ones_like(cosine), torch.zeros_like(sine)), slots, cache)
+    stored = torch.stack(cache.read(torch.arange(num_slots, device=qkv.device)))
     kernels.rotate_and_store(qkv, (cosine, sine), slots, cache)
-    return qkv, cache
+    return qkv, stored
 
 
 def _silu_product(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
@@ -129,16 +155,42 @@ def _paged_queries(kernels: DeviceKernels, inputs: _Inputs, chunks: Sequence[tup
     )
 
 
+def _add_low_rank(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    """With tiles of both sizes. The last page does not change the layer."""
+    width = inputs.shape.hidden_size
+    x = inputs.random(NUM_TOKENS, width) / width**0.5
+    a, b = (inputs.random(NUM_PAGES, PAGE_RANK, width) for _ in range(2))
+    a[-1] = b[-1] = torch.nan
+    scalings = torch.tensor([0.5, 2.0, -1.0, 0.0], device=inputs.device)
+    strengths = torch.tensor([strength for _, strength in ADAPTER_PAGES]).view(torch.int32).tolist()
+    pages = [(page, strength) for (page, _), strength in zip(ADAPTER_PAGES, strengths, strict=True)]
+    tiles = (inputs.integers([*ADAPTED_TILES, (0, 1, 0, 1)]), inputs.integers(pages))
+    most = max(count for *_, count in ADAPTED_TILES)
+    results = []
+    for rows_per_tile in ROWS_PER_TILE:
+        rows, count = inputs.integers(ADAPTED_ROWS), inputs.integers([len(ADAPTED_TILES)])
+        results.append(inputs.random(NUM_TOKENS, width))
+        adapted = AdaptedTiles(rows, count, *tiles, rows_per_tile=rows_per_tile, pages_per_tile=most)
+        kernels.add_low_rank(x, results[-1], PagedLowRank(a, b, scalings), adapted)
+    return tuple(results)
+
+
 _CHECKS: dict[str, _Check] = {
     "add_rms_norm": _add_rms_norm,
     "rotate_and_store": _rotate_and_store,
     "silu_product": _silu_product,
     "attend": _attend,
+    ADD_LOW_RANK: _add_low_rank,
 }
 
 
 def check_kernels(
-    kernels: DeviceKernels, shape: ModelShape, *, device: torch.device, dtype: torch.dtype
+    kernels: DeviceKernels,
+    shape: ModelShape,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> list[Finding]:
     """The kernels that differ from the reference or fail, with a warning in the log for each.
 
@@ -147,7 +199,8 @@ def check_kernels(
     """
     findings = []
     for name, check in _CHECKS.items():
-        problem = _problem(check, kernels, _Inputs(shape, device, dtype), _Inputs(shape, device, dtype))
+        inputs, same = (_Inputs(shape, device, dtype, kv_cache_dtype) for _ in range(2))
+        problem = _problem(check, kernels, inputs, same)
         if problem is not None:
             findings.append(Finding(name, problem))
             logger.warning("The kernel %s is replaced by a slower one: %s", name, problem)
@@ -163,10 +216,29 @@ def problem_of_pack(kernels: WeightKernels, bits: Bits, dtype: torch.dtype, devi
         torch.AcceleratorError: the device has failed. Nothing can run on it any more.
     """
     generator = torch.Generator().manual_seed(0)
-    rounded = quantize_in_torch(torch.randn(PACKED_OUTPUTS, PACKED_INPUTS, generator=generator), bits)
-    weights: list[Weight] = [rounded, *_blocked(bits, generator)]
+    of_one_level = quantize_in_torch(torch.randn(PACKED_OUTPUTS, PACKED_INPUTS, generator=generator), bits)
+    weights: list[Weight] = [of_one_level, *_blocked(bits, generator)]
+    pairs = ((partial(kernels.pack, weight), _REFERENCE.pack(weight)) for weight in (w.to(device) for w in weights))
+    return _problem_of_products(pairs, dtype, device)
+
+
+def problem_of_fp8(kernels: WeightKernels, dtype: torch.dtype, device: torch.device) -> str | None:
+    """The same for weights in float8, of sizes that a kernel packs together and others."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        quantize_to_fp8(torch.randn(*size, generator=generator)).to(device)
+        for size in ((PACKED_OUTPUTS, PACKED_INPUTS), (FP8_OUTPUTS, FP8_INPUTS))
+    ]
+    pairs = ((partial(kernels.pack_fp8, weight), _REFERENCE.pack_fp8(weight)) for weight in weights)
+    return _problem_of_products(pairs, dtype, device)
+
+
+def _problem_of_products(
+    pairs: Iterable[tuple[Callable[[], PackedWeight], PackedWeight]], dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """How the products with weights that are packed differ from those of the reference, or why there are none."""
     try:
-        worst = max(_excess_of_pack(kernels, weight.to(device), dtype) for weight in weights)
+        worst = max(_excess_of_products(pack(), reference, dtype, device) for pack, reference in pairs)
     except torch.AcceleratorError:
         raise
     except Exception as error:
@@ -174,12 +246,13 @@ def problem_of_pack(kernels: WeightKernels, bits: Bits, dtype: torch.dtype, devi
     return None if worst <= 1 else f"it differs from the reference by {worst:.3g} times the tolerance"
 
 
-def _excess_of_pack(kernels: WeightKernels, weight: Weight, dtype: torch.dtype) -> float:
-    inputs = weight.values.shape[1]
+def _excess_of_products(
+    packed: PackedWeight, reference: PackedWeight, dtype: torch.dtype, device: torch.device
+) -> float:
+    inputs = reference.unpacked().values.shape[1]
     x = torch.randn(max(PACKED_ROWS), inputs, generator=torch.Generator().manual_seed(0)) / inputs**0.5
-    x = x.to(weight.values.device, dtype)
-    expected = _REFERENCE.pack(weight).multiply(x)
-    packed = kernels.pack(weight)
+    x = x.to(device, dtype)
+    expected = reference.multiply(x)
     return max(_excess(packed.multiply(x[:rows].contiguous()), expected[:rows]) for rows in PACKED_ROWS)
 
 
@@ -235,6 +308,7 @@ class KernelsWithFallbacks:
         self.rotate_and_store = home("rotate_and_store").rotate_and_store
         self.silu_product = home("silu_product").silu_product
         self.attend = home("attend").attend
+        self.add_low_rank = home(ADD_LOW_RANK).add_low_rank
 
 
 def with_fallbacks(kernels: DeviceKernels, findings: Sequence[Finding]) -> DeviceKernels:

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phi3_serve.engine.kernels.kv_cache import LARGEST, KvCache
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
 MAX_SPLITS = 32
@@ -63,7 +64,7 @@ def decode_config(
         num_tiles: of the step.
         kv_heads: heads of the keys.
         group: query heads for each head of the keys.
-        dtype: of the cache.
+        dtype: of the queries.
         multiprocessors: of the device.
         queries_per_tile: at most.
     """
@@ -79,29 +80,38 @@ def decode_config(
 
 
 def prefill_config(
-    num_tiles: int, kv_heads: int, group: int, dtype: torch.dtype, multiprocessors: int
+    num_tiles: int,
+    kv_heads: int,
+    group: int,
+    dtype: torch.dtype,
+    multiprocessors: int,
+    *,
+    is_small: bool = False,
 ) -> AttentionConfig:
     """The config for chunks of prompts; see ``decode_config``. It has ``prefill_queries_per_tile`` queries in a tile.
+
+    ``is_small``: for a GPU before Ampere, whose programs have 64 KB of shared memory and copy nothing to it ahead.
 
     Prefill is bound by arithmetic. So there is no padding of 96 dimensions, and masks only where they matter. float32
     has no tensor cores at full precision, and only tests need it: small tiles compile faster.
     """
-    is_half = dtype.itemsize == 2
+    is_large = dtype.itemsize == 2 and not is_small
     return AttentionConfig.of(
-        prefill_queries_per_tile(group, dtype),
+        prefill_queries_per_tile(group, dtype, is_small=is_small),
         group,
-        block_n=64 if is_half else 32,
+        block_n=64 if is_large else 32,
         num_splits=max(1, min(MAX_SPLITS, multiprocessors // max(1, num_tiles * kv_heads))),
-        num_warps=8 if is_half else 4,
-        num_stages=3 if is_half else 2,
+        num_warps=8 if is_large else 4,
+        num_stages=3 if is_large else 2,
         pads_dim=False,
         skips_masks=True,
     )
 
 
-def prefill_queries_per_tile(group: int, dtype: torch.dtype) -> int:
-    """How many queries fill a tile of a prompt's chunk."""
-    return max(1, (128 if dtype.itemsize == 2 else 32) // group)
+def prefill_queries_per_tile(group: int, dtype: torch.dtype, *, is_small: bool = False) -> int:
+    """How many queries fill a tile of a prompt's chunk; ``is_small``: see ``prefill_config``."""
+    rows = 32 if dtype.itemsize == 4 else 64 if is_small else 128
+    return max(1, rows // group)
 
 
 def balanced_splits(programs: int, capacity: int) -> int:
@@ -130,7 +140,7 @@ def scratch_size(num_tiles: int, heads: int, head_dim: int, config: AttentionCon
 
 def attend(
     query: Tensor,
-    cache: Tensor,
+    cache: KvCache,
     output: Tensor,
     sequences: Tensor,
     tiles: Tensor,
@@ -143,13 +153,13 @@ def attend(
 ) -> None:
     """Write the softmax attention of the queries in ``tiles`` into their rows of ``output``.
 
-    Scores and sums are float32. The weights of the values are rounded to the dtype of the cache. Rows of ``output``
-    that are in no tile are unchanged.
+    Scores and sums are float32. The weights of the values are rounded to the dtype of the queries. A cache in 8 bits is
+    converted to it, which is exact, and its scales multiply scores and weights. Rows of ``output`` that are in no tile
+    are unchanged.
 
     Args:
         query: [tokens, heads, dim]; tokens may be any distance apart.
-        cache: [2 * kv_heads, slots, dim], contiguous, the heads of the keys, then those of the values. The slot of a
-            position is block * 16 + position % 16.
+        cache: of one layer, contiguous. The slot of a position is block * 16 + position % 16.
         output: [tokens, heads, dim], contiguous.
         sequences: int32 [sequences, 4]: first row of the batch, number of queries, end, first entry in block_tables.
             The queries are the last positions before end. Their keys are in the cache. Without queries: padding.
@@ -164,7 +174,7 @@ def attend(
         ValueError: a tensor or the config does not fit.
     """
     _, heads, dim = query.shape
-    kv_heads = len(cache) // 2
+    kv_heads = cache.num_kv_heads
     group = heads // kv_heads
     _check(query, cache, output, (sequences, tiles, block_tables), config, scratch)
     if not len(tiles):
@@ -172,7 +182,8 @@ def attend(
     block_dim, rest_dim = _dim_blocks(dim, config.pads_dim)
     _attend[(len(tiles), kv_heads, config.num_splits)](
         query,
-        cache,
+        cache.values,
+        cache.values if cache.scales is None else cache.scales,  # None cannot be part of a tuple in the kernel
         output,
         sequences,
         tiles,
@@ -180,7 +191,7 @@ def attend(
         scratch,
         scale,
         query.stride(0),
-        cache.stride(0),
+        cache.values.stride(0),
         WINDOW=window or 0,
         GROUP=group,
         DIM=dim,
@@ -191,6 +202,7 @@ def attend(
         REST_DIM=rest_dim,
         IS_SPLIT=config.num_splits > 1,
         SKIPS_MASKS=config.skips_masks,
+        LARGEST_VALUE=LARGEST.get(cache.values.dtype, 0.0),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -220,17 +232,24 @@ def _dim_blocks(dim: int, pads_dim: bool) -> tuple[int, int]:
 
 
 def _check(
-    query: Tensor, cache: Tensor, output: Tensor, integers: tuple[Tensor, ...], config: AttentionConfig, scratch: Tensor
+    query: Tensor,
+    cache: KvCache,
+    output: Tensor,
+    integers: tuple[Tensor, ...],
+    config: AttentionConfig,
+    scratch: Tensor,
 ) -> None:
     _, heads, dim = query.shape
-    group, remainder = divmod(heads, len(cache) // 2)
+    group, remainder = divmod(heads, cache.num_kv_heads)
     if remainder or config.queries_per_tile * group > config.block_m or not 1 <= config.num_splits <= MAX_SPLITS:
-        raise ValueError(f"{heads} heads over a cache of shape {list(cache.shape)} do not fit {config}")
-    if not query.dtype == cache.dtype == output.dtype or query.stride()[1:] != (dim, 1):
+        raise ValueError(f"{heads} heads over a cache of shape {list(cache.values.shape)} do not fit {config}")
+    fits = cache.values.dtype == query.dtype if cache.scales is None else cache.values.dtype in LARGEST
+    if not fits or output.dtype != query.dtype or query.stride()[1:] != (dim, 1):
         raise ValueError(
-            f"queries {query.dtype} with strides {query.stride()}, cache {cache.dtype}, output {output.dtype}"
+            f"queries {query.dtype} with strides {query.stride()}, cache {cache.values.dtype}, output {output.dtype}"
         )
-    if output.shape != query.shape or not (output.is_contiguous() and cache.is_contiguous()):
+    parts = [output, cache.values] if cache.scales is None else [output, cache.values, cache.scales]
+    if output.shape != query.shape or not all(part.is_contiguous() for part in parts):
         raise ValueError(f"output or cache is not contiguous, or not of shape {list(query.shape)}")
     if any(tensor.dtype != torch.int32 or not tensor.is_contiguous() for tensor in integers):
         raise ValueError("sequences, tiles and block tables are contiguous int32 tensors")
@@ -243,6 +262,7 @@ def _check(
 def _attend(  # type: ignore[no-untyped-def]
     query,
     cache,
+    scales,
     output,
     sequences,
     tiles,
@@ -261,8 +281,12 @@ def _attend(  # type: ignore[no-untyped-def]
     REST_DIM: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     SKIPS_MASKS: tl.constexpr,
+    LARGEST_VALUE: tl.constexpr,
 ):
-    """Program (tile, head of the keys, split): the attention of a tile's queries to its share of the keys."""
+    """Program (tile, head of the keys, split): the attention of a tile's queries to its share of the keys.
+
+    LARGEST_VALUE is that of a cache in 8 bits, or 0.
+    """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last tiles of a chunk have the most keys and go first
     kv_head = tl.program_id(1)
     num_kv_heads = tl.num_programs(1)
@@ -288,7 +312,12 @@ def _attend(  # type: ignore[no-untyped-def]
         q_rest = _load_rows(query_rows, is_row, True, BLOCK_DIM, REST_DIM, DIM)
     keys = cache + kv_head.to(tl.int64) * cache_stride
     values = keys + num_kv_heads.to(tl.int64) * cache_stride
-    inputs = (q, q_rest, positions, keys, values, block_tables + table, scale * _LOG2_E)
+    key_scales = scales
+    value_scales = scales
+    if LARGEST_VALUE > 0:
+        key_scales = scales + kv_head.to(tl.int64) * (cache_stride // DIM)
+        value_scales = key_scales + num_kv_heads.to(tl.int64) * (cache_stride // DIM)
+    inputs = (q, q_rest, positions, keys, values, key_scales, value_scales, block_tables + table, scale * _LOG2_E)
 
     acc = tl.zeros([BLOCK_M, BLOCK_DIM], tl.float32)
     acc_rest = acc
@@ -299,12 +328,18 @@ def _attend(  # type: ignore[no-untyped-def]
         full_begin, full_stop = _full_range(position, begin, stop, split_begin, split_stop, WINDOW, BLOCK_N)
         if WINDOW:
             state = _attend_keys(
-                state, inputs, split_begin, full_begin, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM
+                state, inputs, split_begin, full_begin, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM, LARGEST_VALUE
             )
-        state = _attend_keys(state, inputs, full_begin, full_stop, False, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM)
-        state = _attend_keys(state, inputs, full_stop, split_stop, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM)
+        state = _attend_keys(
+            state, inputs, full_begin, full_stop, False, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM, LARGEST_VALUE
+        )
+        state = _attend_keys(
+            state, inputs, full_stop, split_stop, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM, LARGEST_VALUE
+        )
     else:
-        state = _attend_keys(state, inputs, split_begin, split_stop, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM)
+        state = _attend_keys(
+            state, inputs, split_begin, split_stop, True, WINDOW, DIM, BLOCK_N, BLOCK_DIM, REST_DIM, LARGEST_VALUE
+        )
 
     acc, acc_rest, row_max, row_sum = state
     is_empty = row_sum == 0.0  # rows beyond the queries, or without keys in this split
@@ -316,6 +351,8 @@ def _attend(  # type: ignore[no-untyped-def]
         log_sum = tl.where(is_empty, float("-inf"), row_max - tl.log2(factor))
         tl.store(scratch + total * DIM + partial, log_sum, mask=is_row)
         rows = scratch + partial * DIM
+    if LARGEST_VALUE > 0:
+        factor = factor * (1.0 / LARGEST_VALUE)
     _store_rows(rows, acc * factor[:, None], is_row, 0, BLOCK_DIM, DIM)
     if REST_DIM:
         _store_rows(rows, acc_rest * factor[:, None], is_row, BLOCK_DIM, REST_DIM, DIM)
@@ -333,13 +370,16 @@ def _attend_keys(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     REST_DIM: tl.constexpr,
+    LARGEST_VALUE: tl.constexpr,
 ):
     """Add the keys [begin, stop) to the running softmax: algorithm 1 of FlashAttention-2, with powers of two.
 
-    Without IS_MASKED, all rows see all these keys, and their number is a multiple of BLOCK_N.
+    Without IS_MASKED, all rows see all these keys, and their number is a multiple of BLOCK_N. The sums over a cache in
+    8 bits are LARGEST_VALUE times as large as they should be: weights times the largest numbers stay in the range of
+    float16, but weights times scales would not.
     """
     acc, acc_rest, row_max, row_sum = state
-    q, q_rest, positions, keys, values, table, scale = inputs
+    q, q_rest, positions, keys, values, key_scales, value_scales, table, scale = inputs
     for start in range(begin, stop, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         is_key = key < stop
@@ -348,13 +388,16 @@ def _attend_keys(  # type: ignore[no-untyped-def]
             page = tl.load(table + key // _PAGE, mask=is_key, other=0)
         else:
             page = tl.load(table + key // _PAGE)
-        offset = (page.to(tl.int64) * _PAGE + key % _PAGE) * DIM
+        slot = page.to(tl.int64) * _PAGE + key % _PAGE
+        offset = slot * DIM
 
         k = _load_rows(keys + offset, is_key, IS_MASKED, 0, BLOCK_DIM, DIM)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
         if REST_DIM:
             k_rest = _load_rows(keys + offset, is_key, IS_MASKED, BLOCK_DIM, REST_DIM, DIM)
-            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
+            scores = tl.dot(q_rest, tl.trans(k_rest.to(q.dtype)), scores, input_precision="ieee")
+        if LARGEST_VALUE > 0:
+            scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]
         if IS_MASKED:
             is_seen = is_key[None, :] & (key[None, :] <= positions[:, None])
             if WINDOW:
@@ -367,11 +410,14 @@ def _attend_keys(  # type: ignore[no-untyped-def]
         row_max = new_max
         row_sum = row_sum * rescale + tl.sum(weights, 1)
         v = _load_rows(values + offset, is_key, IS_MASKED, 0, BLOCK_DIM, DIM)
-        weights = weights.to(v.dtype)
-        acc = tl.dot(weights, v, acc * rescale[:, None], input_precision="ieee")
+        if LARGEST_VALUE > 0:
+            of_keys = tl.load(value_scales + slot, mask=is_key, other=0.0)
+            weights *= (of_keys * LARGEST_VALUE)[None, :]
+        weights = weights.to(q.dtype)
+        acc = tl.dot(weights, v.to(q.dtype), acc * rescale[:, None], input_precision="ieee")
         if REST_DIM:
             v_rest = _load_rows(values + offset, is_key, IS_MASKED, BLOCK_DIM, REST_DIM, DIM)
-            acc_rest = tl.dot(weights, v_rest, acc_rest * rescale[:, None], input_precision="ieee")
+            acc_rest = tl.dot(weights, v_rest.to(q.dtype), acc_rest * rescale[:, None], input_precision="ieee")
     return acc, acc_rest, row_max, row_sum
 
 
@@ -415,7 +461,7 @@ def _full_range(  # type: ignore[no-untyped-def]
     return full_begin, tl.minimum(tl.maximum(full_stop, full_begin), split_stop)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["sequences", "tiles"])
 def _combine(  # type: ignore[no-untyped-def]
     scratch,
     output,

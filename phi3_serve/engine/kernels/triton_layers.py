@@ -9,8 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phi3_serve.engine.kernels.kv_cache import LARGEST, SMALLEST, KvCache
+
 MAX_NORM_WARPS = 16
 HEADS_PER_PROGRAM = 16  # with four warps, each thread reads 16 bytes of each half of a 128-dimensional head
+_SMALLEST = tl.constexpr(SMALLEST)
+_TO_NEAREST_EVEN = tl.constexpr(1.5 * 2**23)  # added to a float32 below 2^22, and subtracted again
 SILU_BLOCK = 1024  # columns; with four warps, each thread reads 16 bytes of the gate and of the other half
 
 
@@ -43,20 +47,22 @@ def _add_rms_norm(hidden, delta, weight, normed, epsilon, WIDTH: tl.constexpr, B
     tl.store(normed + start + columns, (w * (x * factor).to(dtype).to(tl.float32)).to(dtype), mask=is_inside)
 
 
-def rotate_and_store(qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+def rotate_and_store(qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: KvCache) -> None:
     """See ``contract.LayerKernels``. ``slots`` are int32 or int64; tokens with slot -1 are not stored."""
-    _check(qkv, *rotation, cache)
+    _check(qkv, *rotation)
+    _check_cache(cache, qkv.dtype)
     tokens, all_heads, dim = qkv.shape
-    num_kv_heads = len(cache) // 2
+    num_kv_heads = cache.num_kv_heads
     rotary = rotation[0].shape[-1]
     if tokens:
         _rotate_and_store[(tokens, triton.cdiv(all_heads, HEADS_PER_PROGRAM))](
             qkv,
             *rotation,
             slots,
-            cache,
+            cache.values,
+            cache.scales,
             len(slots),
-            cache.stride(0),
+            cache.values.stride(0),
             all_heads - 2 * num_kv_heads,
             num_kv_heads,
             dim,
@@ -64,6 +70,7 @@ def rotate_and_store(qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor
             HEADS_PER_PROGRAM,
             triton.next_power_of_2(rotary // 2),
             triton.next_power_of_2(dim - rotary),
+            LARGEST.get(cache.values.dtype, 0.0),
             num_warps=4,
             enable_fp_fusion=False,  # transformers rounds each product
         )
@@ -76,6 +83,7 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     sine,
     slots,
     cache,
+    scales,
     num_slots,
     cache_head_stride,
     HEADS: tl.constexpr,
@@ -85,8 +93,12 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     HEADS_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
+    LARGEST_VALUE: tl.constexpr,
 ):
-    """One program for each token and HEADS_BLOCK heads of its queries, keys and values."""
+    """One program for each token and HEADS_BLOCK heads of its queries, keys and values.
+
+    LARGEST_VALUE is that of a cache in 8 bits, or 0. It is rounded as ``kv_cache.rounded`` does.
+    """
     HALF: tl.constexpr = ROTARY // 2
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK))[:, None]
@@ -115,12 +127,50 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     high = tl.where(is_rotated, rotated_high.to(dtype), high)
     tl.store(source + column[None, :], low, mask=is_rotated & is_column)
     tl.store(source + HALF + column[None, :], high, mask=is_rotated & is_column)
-    tl.store(target + column[None, :], low, mask=is_stored & is_column)
-    tl.store(target + HALF + column[None, :], high, mask=is_stored & is_column)
+    rest = column[None, :]
+    unrotated = low
     if ROTARY < DIM:
         rest = ROTARY + tl.arange(0, REST_BLOCK)[None, :]
         unrotated = tl.load(source + rest, mask=is_stored & (rest < DIM), other=0.0)
+    if LARGEST_VALUE > 0:
+        largest = tl.maximum(_largest(low), _largest(high))
+        not_finite = _zero_or_nan(low) + _zero_or_nan(high)
+        if ROTARY < DIM:
+            largest = tl.maximum(largest, _largest(unrotated))
+            not_finite += _zero_or_nan(unrotated)
+        is_zero = largest < _SMALLEST
+        inverse = tl.where(is_zero, 0.0, tl.div_rn(LARGEST_VALUE, tl.where(is_zero, 1.0, largest)))
+        scale = tl.where(is_zero, 0.0, largest * (1.0 / LARGEST_VALUE)) + not_finite
+        tl.store(scales + (head - HEADS).to(tl.int64) * (cache_head_stride // DIM) + slot, scale, mask=is_stored)
+        low = _rounded(low, inverse, cache.dtype.element_ty)
+        high = _rounded(high, inverse, cache.dtype.element_ty)
+        if ROTARY < DIM:
+            unrotated = _rounded(unrotated, inverse, cache.dtype.element_ty)
+    tl.store(target + column[None, :], low, mask=is_stored & is_column)
+    tl.store(target + HALF + column[None, :], high, mask=is_stored & is_column)
+    if ROTARY < DIM:
         tl.store(target + rest, unrotated, mask=is_stored & (rest < DIM))
+
+
+@triton.jit
+def _largest(x):  # type: ignore[no-untyped-def]
+    """The largest absolute number of each row, [rows, 1]."""
+    return tl.max(tl.abs(x.to(tl.float32)), 1)[:, None]
+
+
+@triton.jit
+def _zero_or_nan(x):  # type: ignore[no-untyped-def]
+    """0 for each row whose numbers are finite, otherwise nan, [rows, 1]."""
+    return tl.sum(x.to(tl.float32) * 0.0, 1)[:, None]
+
+
+@triton.jit
+def _rounded(x, inverse, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``x`` times ``inverse`` in an 8-bit dtype; halves become even."""
+    scaled = x.to(tl.float32) * inverse
+    if tl.int8 == DTYPE:
+        scaled = (scaled + _TO_NEAREST_EVEN) - _TO_NEAREST_EVEN
+    return scaled.to(DTYPE)
 
 
 def silu_product(gate_up: Tensor) -> Tensor:
@@ -152,3 +202,13 @@ def _check(*tensors: Tensor) -> None:
             raise TypeError(
                 f"expected contiguous {tensors[0].dtype} tensors, got {tensor.dtype} with strides {tensor.stride()}"
             )
+
+
+def _check_cache(cache: KvCache, dtype: torch.dtype) -> None:
+    values, scales = cache.values, cache.scales
+    fits = values.dtype == dtype if scales is None else values.dtype in LARGEST
+    if not fits or not values.is_contiguous() or not (scales is None or scales.is_contiguous()):
+        raise TypeError(
+            f"expected a contiguous cache in {dtype}, or in 8 bits with scales, got {values.dtype} with strides "
+            f"{values.stride()}"
+        )

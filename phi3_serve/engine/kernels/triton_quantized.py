@@ -18,7 +18,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from phi3_serve.engine.kernels.contract import GROUP, Bits, BlockedWeight, PackedWeight, QuantizedWeight, Weight
+from phi3_serve.engine.kernels.contract import (
+    GROUP,
+    Bits,
+    BlockedWeight,
+    Fp8Weight,
+    PackedWeight,
+    QuantizedWeight,
+    Weight,
+)
+from phi3_serve.engine.kernels.triton_fp8 import ScaledWeight
 
 MAX_FEW_ROWS = 128  # not measured: with more, a tile of rows reads the weights as often as dequantising them costs
 MAX_TILE_ROWS = 64
@@ -50,6 +59,10 @@ class TritonWeights:
     def pack(self, weight: Weight) -> PackedWeight:
         """See ``contract.WeightKernels``. It stays on its device."""
         return TritonWeight(weight)
+
+    def pack_fp8(self, weight: Fp8Weight) -> PackedWeight:
+        """See ``contract.WeightKernels``. It stays on its device."""
+        return ScaledWeight(weight)
 
 
 class TritonWeight:
@@ -198,7 +211,7 @@ def _multiply_row(  # type: ignore[no-untyped-def]
     tl.store(out + n, tl.sum(tl.sum(total, 2), 1).to(dtype), mask=n < outputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # or some numbers of rows would be compiled while requests wait
 def _multiply_rows(  # type: ignore[no-untyped-def]
     x,
     out,

@@ -17,18 +17,24 @@ from dataclasses import replace
 import torch
 
 from phi3_serve.engine.kernels import triton_layers
-from phi3_serve.engine.kernels.contract import BLOCKED_FORMS, MAX_SHORT_QUERIES
+from phi3_serve.engine.kernels.contract import BLOCKED_FORMS, MAX_SHORT_QUERIES, ROWS_PER_TILE
+from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCache
+from phi3_serve.engine.kernels.quantize import quantize_to_fp8
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.triton_attention import AttentionConfig, decode_config, prefill_config
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.kernels.test_triton_attention import NUM_BLOCKS, Request, Shape, check
+from tests.engine.kernels.test_triton_fp8 import check as check_fp8
 from tests.engine.kernels.test_triton_layers import assert_close
+from tests.engine.kernels.test_triton_low_rank import NUM_PAGES, Mix
+from tests.engine.kernels.test_triton_low_rank import check as check_adapters
 from tests.engine.kernels.test_triton_quantized import Form
 from tests.engine.kernels.test_triton_quantized import check as check_product
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STORED = (None, None, *EIGHT_BITS.values())  # dtypes of the cache; None: that of the queries
 SECONDS_BETWEEN_LINES = 10.0
 REFERENCE = ReferenceKernels()
 
@@ -37,7 +43,14 @@ def attention(draw: random.Random) -> str:
     """Attention of random chunks: decoded tokens, drafts, prompts, padding; any window, head dim, group and split."""
     kv_heads, group = draw.choice((1, 2, 3)), draw.choice((1, 1, 2, 4, 8))
     window = draw.choice((None, draw.randint(1, 60)))
-    shape = Shape(kv_heads * group, kv_heads, draw.choice((16, 24, 32, 64, 80, 96, 128)), draw.choice(DTYPES), window)
+    shape = Shape(
+        kv_heads * group,
+        kv_heads,
+        draw.choice((16, 24, 32, 64, 80, 96, 128)),
+        draw.choice(DTYPES),
+        window,
+        draw.choice(STORED),
+    )
     requests, num_blocks = [], 3  # the first block and the two that are shared have their places
     for _ in range(draw.randint(1, 4)):
         end = draw.choice((draw.randint(1, 20), BLOCK_SIZE * draw.randint(1, 5) + draw.choice((-1, 0, 1))))
@@ -98,12 +111,11 @@ def layers(draw: random.Random) -> str:
     rotation = (torch.randn(tokens, 1, rotary).to(dtype), torch.randn(tokens, 1, rotary).to(dtype))
     slots = torch.tensor(draw.sample(range(32), tokens), dtype=torch.int32)
     slots[draw.randrange(tokens)] = -1
-    results = []
-    for kernels in (triton_layers, REFERENCE):
-        results.append((qkv.clone(), cache.clone()))
-        kernels.rotate_and_store(results[-1][0], rotation, slots, results[-1][1])
-    assert_close(results[0][0], results[1][0])
-    assert_close(results[0][1], results[1][1])
+    expected_qkv, expected_cache = qkv.clone(), cache.clone()
+    REFERENCE.rotate_and_store(expected_qkv, rotation, slots, KvCache(expected_cache))
+    triton_layers.rotate_and_store(qkv, rotation, slots, KvCache(cache))
+    assert_close(qkv, expected_qkv)
+    assert_close(cache, expected_cache)
     return f"layers {dtype} {tokens} tokens, width {width}, {heads}/{kv_heads} heads of {dim}, {rotary} of them rotate"
 
 
@@ -136,6 +148,34 @@ def quantized(draw: random.Random) -> str:
     return f"{rows} rows {dtype} times {outputs} x {inputs} of {form}"
 
 
+def in_fp8(draw: random.Random) -> str:
+    """Linear layers in float8 of any size, with rows of any size, some of them zero."""
+    outputs, inputs = draw.randint(1, 100), draw.choice((draw.randint(1, 900), draw.randint(2000, 2100)))
+    rows, dtype = draw.choice((1, draw.randint(2, 16), draw.randint(17, 140))), draw.choice(DTYPES)
+    weight, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
+    for matrix in (weight, x):
+        matrix *= 10 ** (torch.rand(len(matrix), 1) * 4 - 3) * (torch.rand(len(matrix), 1) < 0.9)
+    check_fp8(quantize_to_fp8(weight), x.to(dtype))
+    return f"{rows} rows {dtype} times {outputs} x {inputs} in float8"
+
+
+def adapters(draw: random.Random) -> str:
+    """Products of adapters: any mixes of any ranks on any rows, in any order."""
+    num_rows, dtype = draw.choice((draw.randint(1, 8), draw.randint(9, 60))), draw.choice(DTYPES)
+    rows = draw.sample(range(num_rows), draw.randint(0, num_rows))
+    mixes = []
+    while rows:
+        count = draw.choice((1, 1, draw.randint(1, len(rows))))
+        of_mix, rows = rows[:count], rows[count:]
+        pages = [(draw.randrange(NUM_PAGES), draw.uniform(-2, 2)) for _ in range(draw.choice((1, 1, 2, 5)))]
+        mixes.append(Mix(of_mix, pages))
+    inputs = draw.randint(1, 300) if draw.random() < 0.8 else draw.randint(2000, 2200)  # these are split
+    outputs = draw.randint(1, 300)
+    rows_per_tile, padding = draw.choice(ROWS_PER_TILE), draw.choice((0, 3))
+    check_adapters(mixes, num_rows, inputs, outputs, dtype, rows_per_tile, padding)
+    return f"{len(mixes)} mixes on {num_rows} rows {dtype}, {inputs} to {outputs}, tiles of {rows_per_tile}"
+
+
 KINDS: tuple[Callable[[random.Random], str], ...] = (
     attention,
     default_attention,
@@ -143,6 +183,8 @@ KINDS: tuple[Callable[[random.Random], str], ...] = (
     layers,
     sampling,
     quantized,
+    in_fp8,
+    adapters,
 )
 
 

@@ -1,16 +1,20 @@
 """Weights in 8 and 4 bits: how they are rounded, packed and multiplied by, at every level this processor has."""
 
+import ctypes
+import mmap
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phi3_serve.engine.kernels.contract import GROUP, Bits, Kernels, PackedWeight, QuantizedWeight, Weight
+from phi3_serve.engine.kernels.contract import GROUP, Bits, Fp8Weight, Kernels, PackedWeight, QuantizedWeight, Weight
 from phi3_serve.engine.kernels.quantize import quantize, quantize_in_torch
-from phi3_serve.engine.kernels.quantized_panels import QuantizedPanels
+from phi3_serve.engine.kernels.quantized_panels import PANELS_AT_ONCE, QuantizedPanels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import problem_of_pack
@@ -18,7 +22,7 @@ from phi3_serve.engine.kernels.self_check import problem_of_pack
 CPU = torch.device("cpu")
 # [out, in]: multiples of what the kernels take at once, and what is left of them
 SHAPES = [(16, 32), (64, 96), (48, 64), (17, 33), (128, 7), (208, 320), (33, 1024)]
-ROWS = [*range(1, 15), 16, 18, 23, 24, 25, 40]
+ROWS = [*range(1, 15), 16, 18, 23, 24, 25, 40, 300]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to have made kernels with")
 
@@ -63,12 +67,12 @@ def integers(least: int, most: int, *size: int) -> Tensor:
     return torch.randint(least, most + 1, size, dtype=torch.int8)
 
 
-def same(one: Weight, other: QuantizedWeight) -> bool:
+def same(one: Weight | Fp8Weight, other: QuantizedWeight) -> bool:
     assert isinstance(one, QuantizedWeight)
     return one.bits == other.bits and torch.equal(one.values, other.values) and torch.equal(one.scales, other.scales)
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [*SHAPES, (16 * PANELS_AT_ONCE + 20, 64)])
 def test_what_is_packed_is_what_is_unpacked(format: Format, outputs: int, inputs: int) -> None:
     weight = drawn(format, outputs, inputs)
     packs: list[PackedWeight] = [k.pack(weight) for k in (select_kernels(CPU, torch.float32, 64), ReferenceKernels())]
@@ -112,9 +116,19 @@ def test_a_row_does_not_depend_on_the_others(ours: Kernels, format: Format, dtyp
     assert torch.equal(packed.multiply(x[5:18].contiguous()), alone[5:18])
 
 
-def test_a_row_does_not_depend_on_the_threads(ours: Kernels, format: Format) -> None:
+def test_tiny_numbers_do_not_depend_on_the_others_either(ours: Kernels, format: Format) -> None:
+    """AMX takes numbers below the normal ones as 0; vectors must do the same."""
+    packed = ours.pack(drawn(format, 64, 96))
+    x = (torch.randn(20, 96) * torch.logspace(-42, -34, 20)[:, None]).bfloat16()
+    together = packed.multiply(x)
+    assert together.isfinite().all()
+    assert torch.equal(together, torch.cat([packed.multiply(row[None].contiguous()) for row in x]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_does_not_depend_on_the_threads(ours: Kernels, format: Format, dtype: torch.dtype) -> None:
     packed = ours.pack(drawn(format, 208, 352))
-    x, threads = torch.randn(9, 352), torch.get_num_threads()
+    x, threads = torch.randn(9, 352).to(dtype), torch.get_num_threads()
     found = []
     try:
         for count in (1, 2, 3):
@@ -126,15 +140,45 @@ def test_a_row_does_not_depend_on_the_threads(ours: Kernels, format: Format) -> 
     assert torch.equal(found[0], found[2])
 
 
-def test_what_is_no_number_stays_in_its_row(ours: Kernels, format: Format) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_no_number_stays_in_its_row(ours: Kernels, format: Format, dtype: torch.dtype) -> None:
     packed = ours.pack(drawn(format, 64, 64))
-    x = torch.randn(8, 64)
+    x = torch.randn(8, 64).to(dtype)
     expected = packed.multiply(x)
-    x[3, 5], x[6, 1] = torch.nan, torch.inf
+    x[0, 5], x[6, 1] = torch.nan, torch.inf
     found = packed.multiply(x)
-    assert not found[[3, 6]].isfinite().any()
-    others = [0, 1, 2, 4, 5, 7]
+    assert not found[[0, 6]].isfinite().any()
+    others = [1, 2, 3, 4, 5, 7]
     assert torch.equal(found[others], expected[others])
+
+
+def test_amx_has_its_configuration_of_before_again(each_level: str, ours: Kernels, format: Format) -> None:
+    if each_level != "x86_64_v4_amx":
+        pytest.skip("this level has no tiles")
+    load, store = machine_code(b"\xc4\xe2\x78\x49\x07\xc3"), machine_code(b"\xc4\xe2\x79\x49\x07\xc3")  # of AMX
+    packed, x = ours.pack(drawn(format, 64, 96)), torch.randn(5, 96).bfloat16()
+    of_another = bytes([1]) + bytes(15) + b"\x40\x00" * 8 + bytes(16) + b"\x03" * 8 + bytes(8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for before in (of_another, bytes(64)):
+            load(before)
+            packed.multiply(x)
+            found = ctypes.create_string_buffer(64)
+            store(ctypes.cast(found, ctypes.c_char_p))
+            assert found.raw == before
+    finally:
+        load(bytes(64))
+        torch.set_num_threads(threads)
+
+
+def machine_code(code: bytes) -> Callable[[Any], None]:
+    """A function with one argument, an address."""
+    memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    memory.write(code)
+    function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+    function.memory = memory  # type: ignore[attr-defined] # which would be freed otherwise
+    return function
 
 
 def test_rows_of_another_width_are_refused(ours: Kernels, format: Format) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm, apply_rotary_pos_emb
 
+from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 
 KERNELS = ReferenceKernels()
@@ -38,7 +39,7 @@ def test_rotate(dtype: torch.dtype) -> None:
     signed: Tensor = torch.cat((-sine[:, : rotary // 2], sine[:, rotary // 2 :]), -1)
     cache = torch.zeros(2 * kv_heads, 16, dim, dtype=dtype)
     expected = torch.cat((*rotated, value), 1)[0].transpose(0, 1)
-    KERNELS.rotate_and_store(qkv, (cosine[:, None], signed[:, None]), torch.arange(5), cache)
+    KERNELS.rotate_and_store(qkv, (cosine[:, None], signed[:, None]), torch.arange(5), KvCache(cache))
     assert torch.equal(qkv, expected)
     assert torch.equal(cache[:, :5], expected[:, heads:].transpose(0, 1))
 

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import PagedQueries
+from phi3_serve.engine.kernels.contract import KERNELS, AdaptedTiles, PagedLowRank, PagedQueries
 from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCache, KvCacheDtype
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 
@@ -28,25 +30,25 @@ class Forgetful(ReferenceKernels):
 
 
 class OffByOneHead(ReferenceKernels):
-    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+    def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
         return super().attend(qkv, cache, queries, scale, window).roll(32, 1)
 
 
 class OffByOneKey(ReferenceKernels):
-    def attend(self, qkv: Tensor, cache: Tensor, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+    def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
         assert window is not None
         return super().attend(qkv, cache, queries, scale, window + 1)
 
 
 class StoresPadding(ReferenceKernels):
-    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: KvCache) -> None:
         super().rotate_and_store(qkv, rotation, slots.clamp(min=0), cache)
 
 
 class HeadsInWrongPlace(ReferenceKernels):
-    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: Tensor) -> None:
+    def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: KvCache) -> None:
         super().rotate_and_store(qkv, rotation, slots, cache)
-        cache.copy_(cache.roll(1, 0))
+        cache.values.copy_(cache.values.roll(1, 0))
 
 
 class NoNumber(ReferenceKernels):
@@ -54,6 +56,18 @@ class NoNumber(ReferenceKernels):
         product = super().silu_product(gate_up)
         product[-1, -1] = torch.nan
         return product
+
+
+class ForgetsTheLastPage(ReferenceKernels):
+    def add_low_rank(self, x: Tensor, output: Tensor, change: PagedLowRank, tiles: AdaptedTiles) -> None:
+        fewer = tiles.tiles.clone()
+        fewer[:, 3].sub_(1)
+        super().add_low_rank(x, output, change, replace(tiles, tiles=fewer))
+
+
+class ReadsWhatIsUndefined(ReferenceKernels):
+    def add_low_rank(self, x: Tensor, output: Tensor, change: PagedLowRank, tiles: AdaptedTiles) -> None:
+        super().add_low_rank(x, output, replace(change, scalings=change.scalings + 1e-6), tiles)
 
 
 class DoesNotCompile(ReferenceKernels):
@@ -66,14 +80,52 @@ class BreaksTheDevice(ReferenceKernels):
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, *(pytest.param(dtype, marks=pytest.mark.thorough) for dtype in (torch.bfloat16, torch.float16))],
+    ids=str,
+)
 def test_right_kernels_are_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Triton kernels, in the interpreter."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4, major=9)
+    )
     kernels = CudaKernels(num_heads=4, num_kv_heads=2, dtype=dtype, device=CPU)
     findings = check_kernels(kernels, SHAPE, device=CPU, dtype=dtype)
     assert findings == []
     assert with_fallbacks(kernels, findings) is kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_cache_dtype", EIGHT_BITS)
+def test_right_kernels_over_a_cache_in_8_bits_are_kept(
+    kv_cache_dtype: KvCacheDtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Triton kernels, in the interpreter."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4, major=9)
+    )
+    kernels = CudaKernels(num_heads=4, num_kv_heads=2, dtype=torch.bfloat16, device=CPU)
+    assert check_kernels(kernels, SHAPE, device=CPU, dtype=torch.bfloat16, kv_cache_dtype=kv_cache_dtype) == []
+
+
+@pytest.mark.parametrize("kv_cache_dtype", EIGHT_BITS)
+def test_kernels_that_forget_the_scales_are_found(kv_cache_dtype: KvCacheDtype) -> None:
+    class Forgets(ReferenceKernels):
+        def attend(
+            self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None
+        ) -> Tensor:
+            assert cache.scales is not None
+            of_one = KvCache(cache.values, cache.scales[:, :1].expand_as(cache.scales).contiguous())
+            return super().attend(qkv, of_one, queries, scale, window)
+
+        def rotate_and_store(self, qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, cache: KvCache) -> None:
+            assert cache.scales is not None
+            super().rotate_and_store(qkv, rotation, slots, KvCache(cache.values, cache.scales.clone()))
+
+    for kernels, kernel_names in ((Forgets(), ["rotate_and_store", "attend"]), (ReferenceKernels(), [])):
+        findings = check_kernels(kernels, SHAPE, device=CPU, dtype=torch.bfloat16, kv_cache_dtype=kv_cache_dtype)
+        assert [finding.kernel for finding in findings] == kernel_names
 
 
 @pytest.mark.parametrize(
@@ -85,6 +137,8 @@ def test_right_kernels_are_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
         (StoresPadding, "rotate_and_store"),
         (HeadsInWrongPlace, "rotate_and_store"),
         (NoNumber, "silu_product"),
+        (ForgetsTheLastPage, "add_low_rank"),
+        (ReadsWhatIsUndefined, "add_low_rank"),
         (DoesNotCompile, "silu_product"),
     ],
 )
@@ -97,7 +151,7 @@ def test_a_faulty_kernel_is_replaced(faulty: Any, kernel: str, caplog: pytest.Lo
     assert kernel in caplog.text
     mended = with_fallbacks(kernels, findings)
     assert found(mended) == {}
-    for name in ("add_rms_norm", "rotate_and_store", "silu_product", "attend"):
+    for name in KERNELS:
         owner = getattr(mended, name).__self__
         assert (owner is kernels) == (name != kernel)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from phi3_serve.engine.kernels.kv_cache import KvCache, rounded
 from phi3_serve.engine.kernels.triton_attention import (
     MAX_SPLITS,
     AttentionConfig,
@@ -60,6 +61,7 @@ class Shape:
     dim: int = 32
     dtype: torch.dtype = torch.float32
     window: int | None = None
+    stored: torch.dtype | None = None  # of the cache, in 8 bits; None: as the queries
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Step:
     """Random queries and keys of some requests, with the blocks in random order. What nobody may read is NaN."""
 
     query: Tensor
-    cache: Tensor
+    cache: KvCache
     sequences: list[tuple[int, int, int, int]]
     block_tables: list[int]
 
@@ -96,7 +98,8 @@ class Step:
             tables += [UNREAD] * first + blocks[first:]
             row += request.num_queries
         qkv = torch.randn(row + 1, shape.heads + 2 * shape.kv_heads, shape.dim, generator=generator).to(shape.dtype)
-        return cls(qkv[:, : shape.heads], cache, sequences, tables)
+        stored = (cache,) if shape.stored is None else rounded(cache, shape.stored)
+        return cls(qkv[:, : shape.heads], KvCache(*stored), sequences, tables)
 
     def tiles(self, size: int) -> list[tuple[int, int]]:
         return [
@@ -124,7 +127,8 @@ class Step:
                 seen = range(first_key(position, shape.window), position + 1)
                 slots = [self.block_tables[table + p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in seen]
                 group = shape.heads // shape.kv_heads
-                keys, values = self.cache[:, slots].double().repeat_interleave(group, 0).chunk(2)
+                read = self.cache.read(torch.tensor(slots))
+                keys, values = (part.double().repeat_interleave(group, 0) for part in read)
                 scores = torch.einsum("hd,hkd->hk", self.query[row + query].double(), keys) * scale
                 output[row + query] = torch.einsum("hk,hkd->hd", scores.softmax(-1), values)
         return output
@@ -212,8 +216,38 @@ def test_default_configs(dtype: torch.dtype, num_splits: int, window: int | None
             (decoded(70), decode_config(1, kv_heads, group, dtype, 132)),
             ([Request(4, 70)], decode_config(1, kv_heads, group, dtype, 132, queries_per_tile=4)),
             ([Request(9, 70)], prefill_config(4, kv_heads, group, dtype, 132)),
+            ([Request(9, 70)], prefill_config(4, kv_heads, group, dtype, 40, is_small=True)),
         ):
             check(requests, shape, replace(config, num_splits=num_splits))
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "window", "num_splits", "config", "dim"),
+    [
+        (torch.int8, torch.float32, None, 1, PREFILL, 40),
+        (torch.float8_e4m3fn, torch.float32, 16, 5, PREFILL, 16),
+        (torch.int8, torch.bfloat16, 25, 2, DRAFTS, 96),
+        (torch.float8_e4m3fn, torch.bfloat16, None, 1, DRAFTS, 40),
+        (torch.int8, torch.float16, None, 5, DRAFTS, 16),
+    ],
+    ids=str,
+)
+def test_a_cache_in_8_bits(
+    stored: torch.dtype, dtype: torch.dtype, window: int | None, num_splits: int, config: AttentionConfig, dim: int
+) -> None:
+    """Attention over the numbers that the cache means; what nobody may read has no number as its scale."""
+    check(MIXED, Shape(4, 2, dim, dtype, window, stored), replace(config, num_splits=num_splits))
+
+
+def test_small_values_of_many_keys_keep_their_weight_in_float16() -> None:
+    """Weights times scales would be below the smallest number of float16."""
+    shape = Shape(1, 1, 16, torch.float16, stored=torch.int8)
+    step = Step.of([Request(1, 500)], shape)
+    assert step.cache.scales is not None
+    step.cache.scales[1] *= 1e-3
+    step.cache.scales[0, step.block_tables[1] * BLOCK_SIZE] *= 3.0  # one key outweighs the others
+    found, expected = step.attended(shape, DECODE, 1.0)[2], step.expected(shape, 1.0)[2]
+    assert (found.double() - expected).norm() < 2e-3 * expected.norm()
 
 
 def test_sharp_scores_stay_numbers() -> None:
@@ -247,9 +281,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         step.attended(shape, replace(DECODE, num_splits=MAX_SPLITS + 1), 1.0)
     with pytest.raises(ValueError, match=r"cache torch\.float16"):
-        replace(step, cache=step.cache.half()).attended(shape, DECODE, 1.0)
+        replace(step, cache=KvCache(step.cache.values.half())).attended(shape, DECODE, 1.0)
     with pytest.raises(ValueError, match="not contiguous"):
-        replace(step, cache=step.cache[:, ::2]).attended(shape, DECODE, 1.0)
+        replace(step, cache=KvCache(step.cache.values[:, ::2])).attended(shape, DECODE, 1.0)
     integers = [torch.tensor(x, dtype=torch.int32) for x in (step.sequences, [(0, 0)], step.block_tables)]
     output, scratch = torch.zeros(step.query.shape), torch.zeros(scratch_size(1, 4, 32, replace(DECODE, num_splits=2)))
     with pytest.raises(ValueError, match="int32"):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from phi3_serve.engine.kernels import triton_layers
+from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCache, rounded
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.triton_linear import multiply_row, row_config
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
@@ -72,15 +73,51 @@ def test_rotate_and_store(
     memory = torch.randn(1 + 2 * kv_heads, NUM_SLOTS, dim).to(dtype)
     before_cache, cache = memory[0].clone(), memory[1:]  # slot -1 of the first head is in front of the cache
     expected_qkv, expected_cache = qkv.clone(), cache.clone()
-    REFERENCE.rotate_and_store(expected_qkv, rotation, slots, expected_cache)
+    REFERENCE.rotate_and_store(expected_qkv, rotation, slots, KvCache(expected_cache))
     before = cache.clone()
-    triton_layers.rotate_and_store(qkv, rotation, slots, cache)
+    triton_layers.rotate_and_store(qkv, rotation, slots, KvCache(cache))
     assert_close(qkv, expected_qkv)
     assert_close(cache, expected_cache)
     assert torch.equal(memory[0], before_cache)
     unwritten = [slot for slot in range(NUM_SLOTS) if slot not in slots.tolist()]
     assert torch.equal(cache[:, unwritten], before[:, unwritten])
     assert torch.equal(qkv[:, heads + kv_heads :], expected_qkv[:, heads + kv_heads :])  # values are not rotated
+
+
+@pytest.mark.parametrize("stored", EIGHT_BITS.values(), ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rotary", "number_dtype"),
+    [(4, 2, 96, 72, torch.bfloat16), (3, 1, 16, 16, torch.float32), (8, 8, 40, 24, torch.float16)],
+)
+def test_store_in_8_bits(
+    stored: torch.dtype, number_dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rotary: int
+) -> None:
+    """Bit by bit what torch rounds the same rotated keys to. The fourth token is padding, and the fifth has zeros."""
+    qkv = torch.randn(7, heads + 2 * kv_heads, dim).to(number_dtype)
+    qkv[4, heads:] = 0
+    rotation = (torch.randn(7, 1, rotary).to(number_dtype), torch.randn(7, 1, rotary).to(number_dtype))
+    slots = torch.tensor([0, 50, 7, -1, 33], dtype=torch.int32)
+    values, scales = rounded(torch.randn(2 * kv_heads, NUM_SLOTS, dim), stored)
+    expected = KvCache(values.clone(), scales.clone())
+    triton_layers.rotate_and_store(qkv, rotation, slots, KvCache(values, scales))
+    is_stored = slots >= 0
+    expected.store(slots[is_stored].long(), qkv[:5][is_stored, heads:])
+    assert torch.equal(values.view(torch.int8), expected.values.view(torch.int8))
+    assert expected.scales is not None
+    assert torch.equal(scales, expected.scales)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # infinity times zero
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_no_number_is_none_in_8_bits(number: float) -> None:
+    qkv = torch.randn(2, 3, 16)
+    qkv[1, 2, 3] = number
+    cache = KvCache(*rounded(torch.randn(2, NUM_SLOTS, 16), torch.int8))
+    triton_layers.rotate_and_store(qkv, (torch.ones(2, 1, 16), torch.zeros(2, 1, 16)), torch.arange(2), cache)
+    keys, values = cache.read(torch.arange(2))
+    assert values[:, 1].isnan().all()
+    assert keys.isfinite().all()
+    assert values[:, 0].isfinite().all()
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(70, 1536), (33, 2048)])  # with several blocks of inputs
@@ -106,6 +143,13 @@ def test_what_the_kernels_cannot_read_is_refused() -> None:
         triton_layers.silu_product(torch.zeros(8, 2).T)
     with pytest.raises(TypeError, match="expected contiguous"):
         triton_layers.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8, dtype=torch.float16), torch.zeros(8), 1e-5)
+    rotation = (torch.ones(1, 1, 16), torch.zeros(1, 1, 16))
+    for cache in (
+        KvCache(torch.zeros(2, 16, 16, dtype=torch.int8)),
+        KvCache(torch.zeros(2, 16, 16), torch.zeros(2, 16)),
+    ):
+        with pytest.raises(TypeError, match="or in 8 bits with scales"):
+            triton_layers.rotate_and_store(torch.zeros(1, 3, 16), rotation, torch.tensor([0]), cache)
 
 
 def chosen(logits: Tensor, floats: tuple[float, ...], ints: tuple[int, ...], step: int = 0) -> Tensor:
