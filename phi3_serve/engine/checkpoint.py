@@ -29,7 +29,7 @@ OLDER_QUANTIZATION = "quantize_config.json"
 OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names
-PACKED_DTYPES = ("I32", "I64")  # of the parts of quantised layers
+PACKED_DTYPES = ("I32", "I64", "F8_E4M3")  # of the parts of quantised layers
 # The control tokens that every Phi-3 conversation needs.
 REQUIRED_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 

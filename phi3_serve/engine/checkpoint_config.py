@@ -85,14 +85,16 @@ _FIELDS: Mapping[str, _Field] = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path, max_bytes: float = math.inf) -> dict[str, Any]:
+    """The JSON object in a file of at most ``max_bytes``.
 
     Raises:
         CheckpointIncomplete: the file is missing or cannot be read.
-        CheckpointError: it holds something else.
+        CheckpointError: it holds something else, or is larger.
     """
     try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise CheckpointError(f"{path}: has {size} bytes; allowed: at most {max_bytes}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointIncomplete(f"{path}: file is missing") from None

@@ -1,16 +1,17 @@
-"""Linear layers as the library compressed-tensors stores them in its format pack-quantized."""
+"""Linear layers as the library compressed-tensors stores them in its formats pack-quantized and float-quantized."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import GROUP, QuantizedWeight
+from phi3_serve.engine.kernels.contract import GROUP, Fp8Weight, QuantizedWeight
 from phi3_serve.engine.packed_layout import PackedLayout
 from phi3_serve.engine.stored_quantization import StoredQuantization
 from phi3_serve.errors import CheckpointError
 
-PACKED, SCALE = "weight_packed", "weight_scale"
+PACKED, SCALE, IN_FP8 = "weight_packed", "weight_scale", "weight"
+_NAN = 127  # the bits of nan in e4m3, without the sign
 
 
 def unpack(parts: Mapping[str, Tensor], inputs: int, stored: StoredQuantization) -> QuantizedWeight:
@@ -44,6 +45,33 @@ def unpack(parts: Mapping[str, Tensor], inputs: int, stored: StoredQuantization)
     return QuantizedWeight(4, values, scales[:, :count].to(exact).contiguous())
 
 
+def unpack_fp8(parts: Mapping[str, Tensor], inputs: int, _: StoredQuantization) -> Fp8Weight:
+    """The weight of a layer in float8.
+
+    Args:
+        parts: ``IN_FP8``, float8_e4m3fn [out, in]. ``SCALE``, [out, 1], or one for all outputs.
+        inputs: weights of an output.
+
+    Raises:
+        CheckpointError: as in ``unpack``.
+    """
+    values, scale = parts[IN_FP8], parts[SCALE]
+    if values.dtype != torch.float8_e4m3fn or values.ndim != 2 or values.shape[1] != inputs:
+        raise CheckpointError(
+            f"{IN_FP8} is {values.dtype} {list(values.shape)} instead of float8_e4m3fn [out, {inputs}]"
+        )
+    if list(scale.shape) not in ([len(values), 1], [1], []):
+        raise CheckpointError(f"{SCALE} has {list(scale.shape)} instead of {[len(values), 1]} or [1]")
+    if not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(f"{SCALE} has nan or inf; the weights are damaged")
+    if bool(((values.view(torch.uint8) & 127) == _NAN).any()):
+        raise CheckpointError(f"{IN_FP8} has nan; the weights are damaged")
+    return Fp8Weight(values, scale.float().expand(len(values), 1).contiguous())
+
+
+FP8_LAYOUT = PackedLayout(
+    parts=(SCALE, IN_FP8), optional=(), num_outputs=lambda shapes: shapes[IN_FP8][0], unpack=unpack_fp8
+)
 LAYOUT = PackedLayout(
     parts=(PACKED, SCALE), optional=("weight_shape",), num_outputs=lambda shapes: shapes[PACKED][0], unpack=unpack
 )

@@ -8,6 +8,8 @@ import torch
 
 from phi3_serve.core import GpuInfo
 
+CUDA_BYTES = 600 << 20  # that CUDA takes in each process, for its code and its stacks; an estimate
+
 
 def device_name(device: torch.device) -> str:
     """The name of the GPU, or of the processor."""
@@ -19,6 +21,18 @@ def device_name(device: torch.device) -> str:
 def compute_capability(device: torch.device) -> tuple[int, int] | None:
     """That of a GPU of NVIDIA, for example (9, 0); None for other devices."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def free_gpu_bytes(share: float) -> int:
+    """What this process can still take of the current GPU, if it may have ``share`` of its memory in all.
+
+    ``GpuMemory.of_share`` has the same rule for what is measured once the weights are loaded.
+    """
+    free, total = torch.cuda.mem_get_info()
+    if share >= 1:
+        return free
+    own = torch.cuda.memory_reserved() + CUDA_BYTES
+    return max(0, min(free, int(total * share) - own))
 
 
 def _processor_name(cpuinfo: Path) -> str:

@@ -8,8 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
-from phi3_serve.core import EngineEvent, EngineInfo, EngineRequest, Failed, Load, QueueLimits, Started
+from phi3_serve.core import Adapter, EngineEvent, EngineInfo, EngineRequest, Failed, Load, QueueLimits, Started
 from phi3_serve.engine.admission import QueueAdmission
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
@@ -127,6 +128,10 @@ class Engine:
             else:
                 self._aborted.append(generation)
             self._changed.notify()
+
+    def load_adapter(self, name: str, directory: str) -> Adapter:
+        """Read an adapter; see ``core.Engine``."""
+        return self._core.load_adapter(name, Path(directory))
 
     def check_health(self) -> None:
         """Raise EngineFailure if the thread is dead or stuck in one step."""

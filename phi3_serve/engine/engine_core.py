@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from phi3_serve import overload
-from phi3_serve.core import EngineEvent, EngineInfo, EngineRequest, Failed, Finished, NewTokens, ScoredPrompt
+from phi3_serve.core import Adapter, EngineEvent, EngineInfo, EngineRequest, Failed, Finished, NewTokens, ScoredPrompt
+from phi3_serve.engine.adapters.applied import check_adapters
+from phi3_serve.engine.adapters.reader import read_adapter
 from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.device import compute_capability, device_name
+from phi3_serve.engine.freed_memory import return_freed_memory
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
@@ -111,12 +115,17 @@ class EngineCore:
         self._weight_bytes = weight_bytes(loaded.model)  # before the runner releases some of them
         self.runner = make_runner(loaded.model, sizes, releases_weights=releases_weights)
         self_test(self.runner, _usual_token(loaded))
+        return_freed_memory()  # of weights as they were before the runner's trials packed them, and of the self-test
         self.sizes = self.runner.sizes
         self.blocks = BlockManager(self.sizes.num_blocks, prefix_cache=self.sizes.prefix_cache)
         window = sliding_window(loaded.model.config)
         self._capacity = CacheCapacity(self.sizes.num_blocks, token_budget=self.sizes.token_budget, window=window)
         self.scheduler = Scheduler(
-            self.blocks, token_budget=self.sizes.token_budget, max_rows=self.sizes.max_rows, window=window
+            self.blocks,
+            token_budget=self.sizes.token_budget,
+            max_rows=self.sizes.max_rows,
+            window=window,
+            adapters=self.runner.adapters,
         )
         self.statistics = EngineStatistics()
         self._device_sampler = self.runner.sampler
@@ -135,30 +144,44 @@ class EngineCore:
         """What the model runs on."""
         decoder, kernels, num_blocks = self.runner.decoder, self.runner.kernels, self.sizes.num_blocks
         capability = compute_capability(decoder.device)
+        dtype = str(decoder.dtype).removeprefix("torch.")
         return EngineInfo(
             device=device_name(decoder.device),
             compute_capability=None if capability is None else "{}.{}".format(*capability),
-            dtype=str(decoder.dtype).removeprefix("torch."),
+            dtype=dtype,
             quantization=self._quantization,
+            kv_cache_dtype=self.sizes.kv_cache_dtype if self.sizes.kv_cache_dtype != "auto" else dtype,
             kernels=kernels.name,
             replaced_kernels=dict(kernels.replaced),
             cache_tokens=num_blocks * BLOCK_SIZE,
-            cache_bytes=num_blocks * block_bytes(decoder.config, decoder.dtype),
+            cache_bytes=num_blocks * block_bytes(decoder.config, decoder.dtype, self.sizes.kv_cache_dtype),
             weight_bytes=self._weight_bytes,
             weight_format=self._weight_format,
         )
 
+    def load_adapter(self, name: str, directory: Path) -> Adapter:
+        """Read an adapter for the model. Like ``generation``, this method may be called on any thread.
+
+        Raises:
+            CheckpointError: see ``read_adapter``; or the device has too little memory for it.
+        """
+        decoder = self.runner.decoder
+        return self.runner.prepare_adapter(read_adapter(name, directory, decoder.config, decoder.dtype))
+
     def generation(self, request: EngineRequest, on_event: Callable[[EngineEvent], None]) -> Generation:
-        """A generation for ``request``. Unlike the other methods, this one may be called on any thread.
+        """A generation for ``request``. Unlike most other methods, this one may be called on any thread.
 
         Raises:
             InvalidRequest: a token id is not in the model's vocabulary, with which a kernel would read beyond a
-                tensor; or the key-value cache is too small for the request.
+                tensor; the key-value cache is too small for the request; or its adapters are too large together.
             ValueError: a structured output is wanted, and the request has no constraint for it.
         """
         if request.parameters.structured_output is not None and request.constraint is None:
             raise ValueError("a structured output needs a constraint")
         check_vocabulary(request, self._vocab_size)
+        check_adapters(request.adapters)
+        if self.runner.adapters is not None:
+            self.runner.adapters.check(request.adapters)
         request = self._capacity.fitted(request)
         stopping = StoppingCriteria(request, self._vocabulary)
         strategy = strategy_for(request, stopping, self.runner.decoder.rope.long_factors_from)
@@ -385,7 +408,8 @@ class EngineCore:
 
     def _fail(self, generation: Generation, error: Phi3ServeError) -> tuple[Generation, EngineEvent]:
         self.scheduler.remove(generation)
-        return generation, Failed(error)
+        stopwatch = generation.stopwatch
+        return generation, Failed(error, None if stopwatch.started_at is None else stopwatch.timings())
 
     def _recover(self, plan: Plan, error: Exception) -> Events:
         """Go on after ``plan`` failed. A lack of memory costs at most the largest request."""

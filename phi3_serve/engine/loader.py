@@ -1,8 +1,7 @@
 """From a source to a model that is ready to run: fetch, check, load."""
 
-import ctypes
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,26 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, PreTrainedTokenizerBase
 
-from phi3_serve.catalogue import DOWNLOADED, NO_QUANTIZATION, QUANTIZATIONS, is_local, memory_needed
+from phi3_serve.catalogue import DOWNLOADED, EXACT_QUANTIZATIONS, FP8, NO_QUANTIZATION, is_local, memory_needed
+from phi3_serve.engine.adapters import reader
+from phi3_serve.engine.adapters.merging import MergedAdapter, Merging
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
-from phi3_serve.engine.device import compute_capability, device_name
+from phi3_serve.engine.device import compute_capability, device_name, free_gpu_bytes
+from phi3_serve.engine.freed_memory import return_freed_memory
 from phi3_serve.engine.gguf.tokenizer import make_tokenizer
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype, bytes_of_head
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.load_errors import fetch_error, in_one_line, resource_error
-from phi3_serve.engine.precision import dtype_to_load, has_bfloat16, quantization_to_load
+from phi3_serve.engine.precision import (
+    dtype_to_load,
+    has_bfloat16,
+    problem_of_kv_cache_dtype,
+    problem_of_quantization,
+    quantization_to_load,
+)
 from phi3_serve.engine.quantization import Quantizer
 from phi3_serve.engine.source import open_source
+from phi3_serve.engine.stored_quantization import StoredQuantization
 from phi3_serve.engine.stored_weights import StoredWeights
 from phi3_serve.engine.weights import Phi3Weights, head_dim
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, DeviceMissing
@@ -29,6 +39,7 @@ from phi3_serve.observability.progress import Progress, download_bar, human_byte
 from phi3_serve.parameters import NAMES, GenerationParameters
 
 logger = logging.getLogger("phi3_serve")
+
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPE_OF_PHI3 = "bfloat16"  # if config.json names none
@@ -56,7 +67,10 @@ def load(
     device: str,
     dtype: str,
     quantization: str = NO_QUANTIZATION,
+    kv_cache_dtype: KvCacheDtype = "auto",
+    gpu_share: float = 1.0,
     file: str | None = None,
+    merged_adapters: Sequence[tuple[str, str, float]] = (),
 ) -> LoadedModel:
     """Load the checkpoint at ``source`` onto ``device`` (``cpu`` or ``cuda``).
 
@@ -66,27 +80,60 @@ def load(
         revision: of the repository.
         device: ``cpu`` or ``cuda``.
         dtype: the name of a torch dtype, or ``auto``; see ``dtype_to_load``.
-        quantization: ``none``, ``int8``, ``int4``, or ``auto``; see ``quantization_to_load``.
+        quantization: ``none``, ``int8``, ``int4``, ``fp8``, or ``auto``; see ``quantization_to_load``.
+        kv_cache_dtype: that the engine will have; ``auto``: the dtype that the model computes in.
+        gpu_share: of the memory of a GPU that the model may take, for ``auto``; see ``FittingSizes``.
         file: the GGUF file of ``source``, if it has several.
+        merged_adapters: name, directory and strength of each adapter that is applied always. Their changes are added to
+            the weights in float32 before these are rounded.
 
     Raises:
-        CheckpointError: the checkpoint cannot be served. The message is one line that names the file.
+        CheckpointError: the checkpoint cannot be served, or an adapter cannot be merged into it. The message is one
+            line that names the file.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing(f"{name}: device is cuda, but torch sees no GPU on this node")
     if dtype == "bfloat16":
         _require_bfloat16(name, torch.device(device))
+    capability = compute_capability(torch.device(device))
+    for problem in (
+        problem_of_kv_cache_dtype(kv_cache_dtype, capability),
+        problem_of_quantization(quantization, capability),
+    ):
+        if problem is not None:
+            raise CheckpointError(f"{name}: {problem}")
     checkpoint = open_source(fetch(name, source, revision, file), file)
     if checkpoint.quantization is not None:
-        quantization = _stored_quantization(name, checkpoint.quantization.bits, quantization)
+        quantization = _stored_quantization(name, checkpoint.quantization, quantization)
+        if problem := problem_of_quantization(quantization, capability, is_stored=True):
+            raise CheckpointError(f"{name}: {problem}")
     config = _load_config(checkpoint)
     tokenizer = _load_tokenizer(checkpoint, config)
     dtype = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
-    quantization = _quantization_to_load(name, checkpoint, config, quantization, device=device, dtype=dtype)
+    if quantization == FP8 and _dtype_of_model(checkpoint, dtype) == "float32":
+        raise CheckpointError(f"{name}: quantization is fp8, but dtype is float32; allowed are bfloat16 and float16")
+    quantization = _quantization_to_load(
+        name,
+        checkpoint,
+        config,
+        quantization,
+        device=device,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        gpu_share=gpu_share,
+    )
     logger.info("%s: loading %s of weights onto %s", name, human_bytes(checkpoint.total_bytes), device)
     generation_config = _load_generation_config(checkpoint, config)
     try:
-        model = _load_weights(name, checkpoint, config, device=device, dtype=dtype, quantization=quantization)
+        model = _load_weights(
+            name,
+            checkpoint,
+            config,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            adapters=[MergedAdapter(*adapter) for adapter in merged_adapters],
+        )
     except CheckpointError:
         raise
     except Exception as error:  # the libraries raise any error of their parsers
@@ -102,6 +149,7 @@ def load(
         weight_format=checkpoint.weight_format,
     )
     rounded = "" if quantization == NO_QUANTIZATION else f", weights in {quantization}"
+    rounded += ", which activations are rounded to" if quantization == FP8 else ""
     computed_in = str(model.dtype).removeprefix("torch.")
     logger.info("%s: %s, ready on %s in %s%s", name, checkpoint.weight_format, device, computed_in, rounded)
     return loaded
@@ -131,18 +179,7 @@ def fetch(name: str, source: str, revision: str | None, file: str | None = None)
     """
     if is_local(source):
         return Path(source).expanduser().resolve()
-    logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
-    try:
-        snapshot = Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=DOWNLOADED if file is None else [file],
-                tqdm_class=download_bar(f"{name}: downloading {source}"),
-            )
-        )
-    except Exception as error:  # of the Hub, of the network or of the disk
-        raise fetch_error(source, revision, error) from error
+    snapshot = _snapshot(name, source, revision, DOWNLOADED if file is None else [file])
     if file is not None and not (snapshot / file).exists():
         raise CheckpointIncomplete(f"{source}: there is no file {file} at {revision or 'its newest revision'}")
     if file is None and not any(snapshot.glob("*.safetensors")):
@@ -150,6 +187,35 @@ def fetch(name: str, source: str, revision: str | None, file: str | None = None)
             f"{source}: there are no safetensors files; of a repository with GGUF files, `file` must name one"
         )
     return snapshot
+
+
+def fetch_adapter(name: str, source: str, revision: str | None) -> Path:
+    """The directory ``source``, or the Hub snapshot of ``revision``, of which only an adapter's files are downloaded.
+
+    Raises:
+        CheckpointError: the snapshot cannot be downloaded; the subclass is the cause.
+    """
+    if is_local(source):
+        return Path(source).expanduser().resolve()
+    # Patterns like *.json would also take the checkpoints of the training, which are in directories below.
+    snapshot = _snapshot(name, source, revision, reader.FILES)
+    for file in reader.FILES:
+        if not (snapshot / file).exists():
+            raise CheckpointIncomplete(
+                f"{source}: there is no file {file} at {revision or 'its newest revision'}; an adapter is "
+                f"{' and '.join(reader.FILES)}. A pickle such as {reader.PICKLED} may run any code and is not read"
+            )
+    return snapshot
+
+
+def _snapshot(name: str, source: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The Hub snapshot of ``revision``, of which the files that ``patterns`` match are downloaded."""
+    logger.info("%s: fetching %s at %s", name, source, revision or "its newest revision")
+    bar = download_bar(f"{name}: downloading {source}")
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns), tqdm_class=bar))
+    except Exception as error:  # of the Hub, of the network or of the disk
+        raise fetch_error(source, revision, error) from error
 
 
 def _load_config(checkpoint: Checkpoint) -> Phi3Config:
@@ -174,7 +240,14 @@ def _load_tokenizer(checkpoint: Checkpoint, config: Phi3Config) -> PreTrainedTok
 
 
 def _load_weights(
-    name: str, checkpoint: Checkpoint, config: Phi3Config, *, device: str, dtype: str, quantization: str
+    name: str,
+    checkpoint: Checkpoint,
+    config: Phi3Config,
+    *,
+    device: str,
+    dtype: str,
+    quantization: str,
+    adapters: Sequence[MergedAdapter],
 ) -> Phi3Weights:
     """The weights, which are converted, rounded or unpacked one after another while they are read.
 
@@ -185,17 +258,19 @@ def _load_weights(
     wanted = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
     stored = StoredWeights(checkpoint, wanted, _substitutes(checkpoint, config))
     _check_tensors(name, checkpoint.path, _loading_info(model, wanted, stored.shapes()))
+    merging = Merging(name, adapters, config, model.dtype, is_quantized=checkpoint.quantization is not None)
     if quantization == NO_QUANTIZATION:
         take = _taken_as_it_is(model, device)
     else:
         on = torch.device(device)
         # What a quantised checkpoint leaves in floats is sensitive.
         of_floats = quantization if checkpoint.quantization is None else "int8"
-        take = Quantizer(model, of_floats, select_weight_kernels(on), model.dtype, on).take
+        kernels = select_weight_kernels(on)
+        take = Quantizer(model, quantization, kernels, model.dtype, on, of_floats=of_floats).take
     progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
     for parameter in wanted:
-        take(parameter, stored.read(parameter))
-        _return_freed_memory()
+        take(parameter, merging.merged(parameter, stored.read(parameter)))
+        return_freed_memory()
         progress.advance(stored.num_bytes(parameter))
     progress.finish()
     return model
@@ -214,13 +289,6 @@ def _substitutes(checkpoint: Checkpoint, config: Phi3Config) -> Mapping[str, str
     """The head for an embedding that is not stored, as safetensors stores the first of two tied weights by its name."""
     is_substitute = config.tie_word_embeddings and EMBEDDING not in checkpoint.tensors and HEAD in checkpoint.tensors
     return {EMBEDDING: HEAD} if is_substitute else {}
-
-
-def _return_freed_memory() -> None:
-    """Give the system what was freed. glibc keeps pieces of up to 32 MB, a quarter of the model in 4 bits."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
-    if trim is not None:
-        trim(0)
 
 
 def _taken_as_it_is(model: Phi3Weights, device: str) -> Callable[[str, Any], None]:
@@ -281,23 +349,32 @@ def _dtype_of_model(checkpoint: Checkpoint, taken: str) -> str:
 
 
 def _quantization_to_load(
-    name: str, checkpoint: Checkpoint, config: Phi3Config, wanted: str, *, device: str, dtype: str
+    name: str,
+    checkpoint: Checkpoint,
+    config: Phi3Config,
+    wanted: str,
+    *,
+    device: str,
+    dtype: str,
+    kv_cache_dtype: KvCacheDtype,
+    gpu_share: float,
 ) -> str:
     """See ``quantization_to_load``. The log says it if ``auto`` rounds the weights."""
     if wanted != "auto":
         return wanted
-    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    available = free_gpu_bytes(gpu_share) if device == "cuda" else psutil.virtual_memory().available
     of_model = _dtype_of_model(checkpoint, dtype)
-    kv_values = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0) * head_dim(config)
+    kv_heads = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0)
+    kv_bytes_per_token = kv_heads * bytes_of_head(head_dim(config), getattr(torch, of_model), kv_cache_dtype)
     needed = {
         quantization: memory_needed(
             checkpoint.num_parameters,
-            kv_bytes_per_token=kv_values * getattr(torch, of_model).itemsize,
+            kv_bytes_per_token=kv_bytes_per_token,
             context_length=config.max_position_embeddings,
             dtype=of_model,
             quantization=quantization,
         )
-        for quantization in QUANTIZATIONS
+        for quantization in EXACT_QUANTIZATIONS
     }
     taken = quantization_to_load(wanted, needed=needed, available=available)
     if taken != NO_QUANTIZATION:
@@ -312,13 +389,13 @@ def _quantization_to_load(
     return taken
 
 
-def _stored_quantization(name: str, bits: int, wanted: str) -> str:
+def _stored_quantization(name: str, of_checkpoint: StoredQuantization, wanted: str) -> str:
     """That of a checkpoint whose weights are quantised already."""
-    stored = f"int{bits}"
+    stored = of_checkpoint.quantization
     if wanted not in (NO_QUANTIZATION, "auto", stored):
+        bits = FP8 if stored == FP8 else f"{of_checkpoint.bits} bits"
         raise CheckpointError(
-            f"{name}: quantization is {wanted}, but the checkpoint has weights in {bits} bits; "
-            f"allowed are {stored} and auto"
+            f"{name}: quantization is {wanted}, but the checkpoint has weights in {bits}; allowed are {stored} and auto"
         )
     return stored
 

@@ -2,12 +2,40 @@
 
 from collections.abc import Mapping
 
+FP8_SINCE = (8, 9)  # compute capability, Ada; older GPUs of NVIDIA do not convert float8
 BFLOAT16_SINCE = (8, 0)  # compute capability, Ampere; older GPUs of NVIDIA such as T4 and V100 have float16 only
 
 
 def has_bfloat16(capability: tuple[int, int]) -> bool:
     """Whether a GPU of this compute capability computes in bfloat16."""
     return capability >= BFLOAT16_SINCE
+
+
+def problem_of_kv_cache_dtype(wanted: str, capability: tuple[int, int] | None) -> str | None:
+    """Why a device cannot have its key-value cache in ``wanted``; ``capability``: see ``dtype_to_load``."""
+    if wanted != "fp8" or (capability is not None and capability >= FP8_SINCE):
+        return None
+    device = "a CPU" if capability is None else "a GPU of compute capability {}.{}".format(*capability)
+    return f"kv_cache_dtype is fp8, which {device} does not have; allowed are auto and int8"
+
+
+def problem_of_quantization(wanted: str, capability: tuple[int, int] | None, *, is_stored: bool = False) -> str | None:
+    """Why a device cannot have its weights in ``wanted``.
+
+    Args:
+        wanted: by the operator.
+        capability: see ``dtype_to_load``.
+        is_stored: whether the checkpoint has them so, and nothing else is possible.
+    """
+    if wanted != "fp8" or (capability is not None and capability >= FP8_SINCE):
+        return None
+    device = "a CPU" if capability is None else "a GPU of compute capability {}.{}".format(*capability)
+    needs = "it needs a GPU of compute capability {}.{} or higher".format(*FP8_SINCE)
+    if is_stored:
+        return f"the checkpoint has weights in fp8, which {device} does not have; {needs}"
+    return (
+        f"quantization is fp8, which {device} does not have; {needs}, otherwise allowed are none, int8, int4 and auto"
+    )
 
 
 def dtype_to_load(wanted: str, *, stored: str | None, capability: tuple[int, int] | None) -> str:

@@ -1,24 +1,27 @@
 """A model whose weights have 8 or 4 bits.
 
-Linear layers multiply with the weights as they are stored. The embedding and the head always have 8 bits: they are a
+Linear layers multiply with the weights as they are stored. The embedding and the head are always int8: they are a
 twentieth of the model, and half of the error of 4 bits would be theirs.
 """
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from phi3_serve.engine.kernels.contract import Bits, PackedWeight, Weight, WeightKernels
-from phi3_serve.engine.kernels.quantize import quantize
+from phi3_serve.catalogue import FP8
+from phi3_serve.engine.kernels.contract import Bits, Fp8Weight, PackedWeight, Weight, WeightKernels
+from phi3_serve.engine.kernels.cpu_library import cpu_library
+from phi3_serve.engine.kernels.quantize import quantize, quantize_in_torch, quantize_to_fp8
 from phi3_serve.engine.kernels.reference import ReferenceKernels
-from phi3_serve.engine.kernels.self_check import problem_of_pack
+from phi3_serve.engine.kernels.self_check import problem_of_fp8, problem_of_pack
 
 logger = logging.getLogger("phi3_serve")
 
-BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
-BITS_OF_EMBEDDING: Bits = 8  # and of the head
+BITS: dict[str, Bits] = {"int8": 8, FP8: 8, "int4": 4}
+OF_EMBEDDING = "int8"  # and of the head
 HEAD = "lm_head"
 CPU = torch.device("cpu")
 
@@ -61,19 +64,31 @@ class Quantizer:
     """Gives a model its weights, one after another, so that only one of them is held as it was stored."""
 
     def __init__(
-        self, model: Any, quantization: str, kernels: WeightKernels, dtype: torch.dtype, device: torch.device = CPU
+        self,
+        model: Any,
+        quantization: str,
+        kernels: WeightKernels,
+        dtype: torch.dtype,
+        device: torch.device = CPU,
+        of_floats: str | None = None,
     ) -> None:
         """For a model on ``device``.
 
-        ``quantization``: int8 or int4; ``dtype``: of the norms, the embeddings and the activations.
+        Args:
+            model: with no weights yet.
+            quantization: int8, int4 or fp8.
+            kernels: that multiply.
+            dtype: of the norms, the embeddings and the activations.
+            device: of the model.
+            of_floats: what the matrices of linear layers that come in floats are rounded to; None: ``quantization``.
         """
         self._model = model
-        self._bits = BITS[quantization]
+        self._quantization = of_floats or quantization
         self._dtype = dtype
         self._device = device
-        self._kernels = _checked(kernels, dtype, device)
+        self._kernels = _checked(kernels, quantization, dtype, device)
 
-    def take(self, name: str, weight: Tensor | Weight) -> None:
+    def take(self, name: str, weight: Tensor | Weight | Fp8Weight) -> None:
         """Set the parameter ``name`` of the model to ``weight``. A matrix of floats gets fewer bits."""
         path, _, parameter = name.rpartition(".")
         module = self._model.get_submodule(path)
@@ -84,14 +99,34 @@ class Quantizer:
             return
         is_of_layer = isinstance(module, nn.Linear) and path != HEAD
         if isinstance(weight, Tensor):
-            weight = quantize(weight.cpu(), self._bits if is_of_layer else BITS_OF_EMBEDDING)
-        weight = weight.to(self._device)
+            weight = round_weight(weight, self._quantization if is_of_layer else OF_EMBEDDING, self._device)
+        else:
+            weight = weight.to(self._device)
         if isinstance(module, nn.Linear):
-            self._model.set_submodule(path, QuantizedLinear(self._kernels.pack(weight)))
+            self._model.set_submodule(path, QuantizedLinear(pack(self._kernels, weight)))
             return
+        assert not isinstance(weight, Fp8Weight)  # noqa: S101 - no format stores an embedding in it
         self._model.set_submodule(path, QuantizedEmbedding(weight, self._dtype))
         if self._model.config.tie_word_embeddings:
             self.take(f"{HEAD}.{parameter}", weight)
+
+
+def round_weight(weight: Tensor, quantization: str, device: torch.device) -> Weight | Fp8Weight:
+    """``weight`` [out, in], of any float dtype, in int8, int4 or fp8 on ``device``.
+
+    A processor rounds to float8 at five nanoseconds a weight, and without our compiled kernels to 4 bits at fifty. Then
+    the device does it.
+    """
+    if quantization == FP8:
+        return quantize_to_fp8(weight.to(device))
+    if cpu_library() is None:
+        return quantize_in_torch(weight.to(device), BITS[quantization])
+    return quantize(weight.cpu(), BITS[quantization]).to(device)
+
+
+def pack(kernels: WeightKernels, weight: Weight | Fp8Weight) -> PackedWeight:
+    """``weight`` in the form that ``kernels`` multiply by."""
+    return kernels.pack_fp8(weight) if isinstance(weight, Fp8Weight) else kernels.pack(weight)
 
 
 def quantize_model(model: Any, quantization: str, kernels: WeightKernels) -> None:
@@ -112,10 +147,13 @@ def weight_bytes(model: Any) -> int:
     return total
 
 
-def _checked(kernels: WeightKernels, dtype: torch.dtype, device: torch.device) -> WeightKernels:
+def _checked(kernels: WeightKernels, quantization: str, dtype: torch.dtype, device: torch.device) -> WeightKernels:
     """``kernels``, or the reference if their products with weights of fewer bits are wrong."""
-    for bits in BITS.values():
-        if problem := problem_of_pack(kernels, bits, dtype, device):
-            logger.warning("The kernel for weights in %d bits is replaced by a slower one: %s", bits, problem)
+    problems = {f"{bits} bits": partial(problem_of_pack, kernels, bits) for bits in sorted({*BITS.values()})[::-1]}
+    if quantization == FP8:
+        problems[FP8] = partial(problem_of_fp8, kernels)
+    for weights, problem_of in problems.items():
+        if problem := problem_of(dtype, device):
+            logger.warning("The kernel for weights in %s is replaced by a slower one: %s", weights, problem)
             return ReferenceKernels(problem)
     return kernels

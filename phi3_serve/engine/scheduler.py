@@ -6,8 +6,11 @@ request finishes.
 """
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from phi3_serve.core import AppliedAdapter
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
@@ -45,11 +48,29 @@ class Plan:
             self.ready.remove(generation)
 
 
+class AdapterTier(Protocol):
+    """Where adapters are while requests run with them."""
+
+    def can_start(self, adapters: Sequence[AppliedAdapter], running: Iterable[AppliedAdapter]) -> bool:
+        """Whether a request with ``adapters`` can run beside those that run with ``running``; if not, ask again."""
+
+
 class Scheduler:
     """The waiting requests, the running requests, and the blocks that they share."""
 
-    def __init__(self, blocks: BlockManager, *, token_budget: int, max_rows: int, window: int | None = None) -> None:
-        """``window``: how many keys a query sees, its own included; None: all."""
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        token_budget: int,
+        max_rows: int,
+        window: int | None = None,
+        adapters: AdapterTier | None = None,
+    ) -> None:
+        """``window``: how many keys a query sees, its own included; None: all.
+
+        ``adapters``: where those of running requests have to be; None: wherever they are.
+        """
         self.blocks = blocks
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
@@ -57,6 +78,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._max_rows = max_rows
         self._window = window
+        self._adapters = adapters
 
     @property
     def has_work(self) -> bool:
@@ -180,11 +202,13 @@ class Scheduler:
     def _start_next(self) -> bool:
         """Start the first waiting request; return False if it has to wait.
 
-        It waits until its tokens fit into the available blocks, and while a running request computes its prefix.
+        It waits until its tokens fit into the available blocks and its adapters beside those of running requests, and
+        while a running request computes its prefix.
         """
         generation = self.waiting[0]
         num_rows = generation.num_rows + sum(g.num_rows for g in self.running)
-        if self.running and num_rows > self._max_rows:
+        has_adapters = self._has_adapters(generation)
+        if self.running and (num_rows > self._max_rows or not has_adapters):
             return False
         for sequences in generation.strategy.sequences_by_prompt:
             if sequences:
@@ -200,6 +224,12 @@ class Scheduler:
         generation.num_starts += 1
         generation.stopwatch.note_start()
         return True
+
+    def _has_adapters(self, generation: Generation) -> bool:
+        if self._adapters is None or not generation.request.adapters:
+            return True
+        running = [applied for g in self.running for applied in g.request.adapters]
+        return self._adapters.can_start(generation.request.adapters, running)
 
     def _is_prefix_underway(self, generation: Generation) -> bool:
         """Whether running requests compute blocks that ``generation`` would compute, too."""

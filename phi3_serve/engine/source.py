@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from phi3_serve.engine.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from phi3_serve.engine.gguf.checkpoint import open_gguf
 from phi3_serve.errors import CheckpointError
 
 GGUF_SUFFIX = ".gguf"
@@ -19,7 +18,11 @@ def open_source(source: Path, file: str | None = None) -> Checkpoint:
     path = source if file is None else source / file
     if path.is_dir() and not (path / CONFIG).exists():
         path = _only_gguf_file(path) or path
-    return open_gguf(path) if path.suffix == GGUF_SUFFIX else open_checkpoint(path)
+    if path.suffix != GGUF_SUFFIX:
+        return open_checkpoint(path)
+    from phi3_serve.engine.gguf.checkpoint import open_gguf  # the engine runs without the library gguf
+
+    return open_gguf(path)
 
 
 def _only_gguf_file(directory: Path) -> Path | None:

@@ -1,7 +1,8 @@
-"""How config.json says that weights are stored in fewer bits, with activations as they are. Plain Python.
+"""How config.json says that weights are stored in fewer bits. Plain Python.
 
-Of the formats in use, three are read: pack-quantized of the library compressed-tensors, which llm-compressor writes, in
-4 or 8 bits; GPTQ, and AWQ in its version gemm, both in 4 bits.
+Of the formats in use, four are read: pack-quantized of the library compressed-tensors, which llm-compressor writes, in
+4 or 8 bits; its float-quantized, which is fp8 and rounds activations, too; GPTQ, and AWQ in its version gemm, both in
+4 bits.
 """
 
 import reprlib
@@ -9,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from phi3_serve.catalogue import FP8
 from phi3_serve.errors import CheckpointError
 
 # compression_config: compressed-tensors before 2025; quantization: MLX
 KEYS = ("quantization_config", "compression_config", "quantization")
 METHOD: Literal["compressed-tensors"] = "compressed-tensors"
-FORMAT = "pack-quantized"
+FORMAT, FP8_FORMAT = "pack-quantized", "float-quantized"
 SMALLEST_GROUP = 32  # inputs; that of the kernels
 
 
@@ -22,13 +24,20 @@ SMALLEST_GROUP = 32  # inputs; that of the kernels
 class StoredQuantization:
     """How linear layers are stored. Those that the checkpoint leaves out have an ordinary weight."""
 
-    method: Literal["compressed-tensors", "gguf", "gptq", "gptq_v2", "awq"]
+    method: Literal["compressed-tensors", "compressed-tensors fp8", "gguf", "gptq", "gptq_v2", "awq"]
     bits: Literal[8, 4]  # the fewest
     group_size: int | None  # inputs that share a scale; None: all, or as the type of a tensor in a GGUF file says
 
     @property
+    def quantization(self) -> str:
+        """What the operator calls it."""
+        return FP8 if self.method == "compressed-tensors fp8" else f"int{self.bits}"
+
+    @property
     def in_words(self) -> str:
         """For operators."""
+        if self.quantization == FP8:
+            return self.method
         groups = "" if self.group_size is None else f" in groups of {self.group_size}"
         return f"{self.method}: {self.bits} bits{groups}"
 
@@ -48,12 +57,12 @@ def read_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
         return _READERS[method](key, given)
     raise CheckpointError(
         f"{key} says that the weights are quantised ({method or 'no quant_method is given'}); "
-        f"of quantised weights, only {FORMAT} of {METHOD}, gptq and awq are read"
+        f"of quantised weights, only {FORMAT} and {FP8_FORMAT} of {METHOD}, gptq and awq are read"
     )
 
 
 def _compressed_tensors(key: str, given: Mapping[str, Any]) -> StoredQuantization:
-    _require(f"{key}.format", given.get("format"), FORMAT)
+    _require(f"{key}.format", given.get("format"), FORMAT, FP8_FORMAT)
     _require(f"{key}.kv_cache_scheme", given.get("kv_cache_scheme"), None)
     groups = given.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1 or not isinstance(next(iter(groups.values())), dict):
@@ -61,10 +70,30 @@ def _compressed_tensors(key: str, given: Mapping[str, Any]) -> StoredQuantizatio
     ((name, group),) = groups.items()
     where = f"{key}.config_groups.{name}"
     _require(f"{where}.targets", group.get("targets"), ["Linear"])
-    for activations in ("input_activations", "output_activations"):
-        _require(f"{where}.{activations}", group.get(activations), None)
-    weights = group.get("weights")
-    return _of_weights(f"{where}.weights", weights if isinstance(weights, dict) else {})
+    _require(f"{where}.output_activations", group.get("output_activations"), None)
+    weights = group.get("weights") if isinstance(group.get("weights"), dict) else {}
+    if given["format"] == FP8_FORMAT:
+        return _fp8(where, weights, group.get("input_activations"))
+    _require(f"{where}.input_activations", group.get("input_activations"), None)
+    return _of_weights(f"{where}.weights", weights)
+
+
+def _fp8(where: str, weights: Mapping[str, Any], inputs: object) -> StoredQuantization:
+    """e4m3, with a scale for each output or for all, and for each row of the activations when it comes."""
+    if not isinstance(inputs, dict):
+        raise CheckpointError(
+            f"{where}.input_activations is {reprlib.repr(inputs)}; it must have 8 bits for each token"
+        )
+    for part, given, strategies in (
+        ("weights", weights, ("channel", "tensor")),
+        ("input_activations", inputs, ("token",)),
+    ):
+        _require(f"{where}.{part}.type", given.get("type"), "float")
+        _require(f"{where}.{part}.num_bits", given.get("num_bits"), 8)
+        _require(f"{where}.{part}.symmetric", given.get("symmetric"), True)
+        _require(f"{where}.{part}.strategy", given.get("strategy"), *strategies)
+    _require(f"{where}.input_activations.dynamic", inputs.get("dynamic"), True)
+    return StoredQuantization("compressed-tensors fp8", 8, None)
 
 
 def _of_weights(where: str, weights: Mapping[str, Any]) -> StoredQuantization:

@@ -7,15 +7,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from phi3_serve.engine.checkpoint import Checkpoint
+from phi3_serve.engine.compressed_tensors import FP8_LAYOUT, SCALE
 from phi3_serve.engine.compressed_tensors import LAYOUT as COMPRESSED_TENSORS
 from phi3_serve.engine.gguf.tensor_types import read as read_from_gguf
-from phi3_serve.engine.kernels.contract import BlockedWeight, Weight
+from phi3_serve.engine.kernels.contract import BlockedWeight, Fp8Weight, Weight
 from phi3_serve.engine.packed_columns import AWQ, GPTQ, GPTQ_V2
 from phi3_serve.engine.packed_layout import PackedLayout
 from phi3_serve.errors import CheckpointError
 
 _LAYOUTS: Mapping[str, PackedLayout] = {
     "compressed-tensors": COMPRESSED_TENSORS,
+    "compressed-tensors fp8": FP8_LAYOUT,
     "gptq": GPTQ,
     "gptq_v2": GPTQ_V2,
     "awq": AWQ,
@@ -46,17 +48,17 @@ class StoredWeights:
             parts = {part: stored[f"{path}.{part}"] for part in self._layout.parts if f"{path}.{part}" in stored}
             parameter = f"{path}.weight"
             if len(parts) == len(self._layout.parts) and parameter in self._wanted:
-                # ``unpack`` checks the inputs
-                stored[parameter] = [self._layout.num_outputs(parts), *self._wanted[parameter][1:]]
                 for part in (*self._layout.parts, *self._layout.optional):
                     stored.pop(f"{path}.{part}", None)
+                # ``unpack`` checks the inputs
+                stored[parameter] = [self._layout.num_outputs(parts), *self._wanted[parameter][1:]]
         return stored
 
     def num_bytes(self, parameter: str) -> int:
         """On disk."""
         return sum(self._checkpoint.tensors[name].num_bytes for name in self._names(parameter))
 
-    def read(self, parameter: str) -> Tensor | Weight:
+    def read(self, parameter: str) -> Tensor | Weight | Fp8Weight:
         """The weight as it is stored.
 
         Raises:
@@ -64,6 +66,7 @@ class StoredWeights:
         """
         first, *others = self._names(parameter)
         file = self._checkpoint.tensors[first].file
+        weight: Tensor | Weight | Fp8Weight
         if self._checkpoint.gguf is not None:
             weight = read_from_gguf(self._checkpoint.tensors[first])
         elif others and self._layout is not None and self._checkpoint.quantization is not None:
@@ -75,6 +78,8 @@ class StoredWeights:
                 raise CheckpointError(f"{file}: {path}.{error.message}") from None
         else:
             weight = self._read(first)
+            if weight.dtype.itemsize == 1:
+                raise CheckpointError(f"{file}: tensor {parameter} is {weight.dtype} and has no {SCALE}")
         if not _is_finite(weight):
             raise CheckpointError(f"{file}: tensor {parameter} has nan or inf; the weights are damaged")
         return weight
@@ -82,9 +87,9 @@ class StoredWeights:
     def _names(self, parameter: str) -> list[str]:
         """Of the tensors that ``parameter`` is made from."""
         parameter = self._substitutes.get(parameter, parameter)
-        if parameter in self._checkpoint.tensors or self._layout is None:
-            return [parameter]
         path = parameter.removesuffix(".weight")
+        if self._layout is None or f"{path}.{self._layout.parts[0]}" not in self._checkpoint.tensors:
+            return [parameter]
         optional = [part for part in self._layout.optional if f"{path}.{part}" in self._checkpoint.tensors]
         return [f"{path}.{part}" for part in (*self._layout.parts, *optional)]
 
@@ -94,7 +99,7 @@ class StoredWeights:
         return tensor
 
 
-def _is_finite(weight: Tensor | Weight) -> bool:
+def _is_finite(weight: Tensor | Weight | Fp8Weight) -> bool:
     if isinstance(weight, Tensor):
         return all(bool(extreme.isfinite()) for extreme in torch.aminmax(weight))  # 20 times as fast as isfinite()
     minima = weight.minima if isinstance(weight, BlockedWeight) else None

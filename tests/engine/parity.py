@@ -1,7 +1,7 @@
 """The engine against transformers: random prompts, parameters and company, token for token.
 
-``python -m tests.engine.parity NUM_CASES [SEED [QUANTIZATION [RUNNER]]]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
-``make test``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
+``python -m tests.engine.parity NUM_CASES [SEED [QUANTIZATION [RUNNER [ADAPTERS]]]]`` runs as many cases as wanted (``make fuzz``: 20,000); 500 are in
+``make test-all``. Every case is a request drawn over the whole table of parameters, alone and combined. A batch of them
 runs at once in the engine, in blocks too few for all of them, and some are preempted and computed again; the oracle
 answers them one after another. Sampling is compared, too: with a seed both draw the same tokens. The companies take
 turns on three checkpoints: a plain one, one whose sliding window is shorter than most sequences, and one whose RoPE
@@ -9,7 +9,8 @@ factors change amid most sequences, with guidance in half of its requests. With 
 engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``). With gguf-q8_0,
 gguf-q4_0 or gguf-q4_k_m it reads a GGUF file of such types, and the oracle has what the library ``gguf`` makes of them.
 With ``device`` as the fourth, the runner of a GPU takes the steps, with the kernels of the reference
-(``make fuzz RUNNER=device``).
+(``make fuzz RUNNER=device``). With ``adapters`` as the fifth, most requests have one adapter or several, with strengths,
+and many have the prompt of another request; the oracle is PEFT (``make fuzz ADAPTERS=1``).
 """
 
 import copy
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -33,6 +34,7 @@ import transformers
 
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core import (
+    Adapter,
     Constraint,
     EngineEvent,
     EngineRequest,
@@ -42,8 +44,10 @@ from phi3_serve.core import (
     NewTokens,
     RawPrompt,
 )
+from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
@@ -55,9 +59,10 @@ from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import STRUCTURED_PARAMETERS, check_token_ids, resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from tests.engine.model.replayer import runner_on_cpu
+from tests.oracle.adapters import AdapterDraw, AdapterOracle, save_adapters
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
-from training.modules import load_with_modules
+from training.modules import SHAKEN_BY, load_with_modules, rounded_cache
 
 HAS_LLGUIDANCE = find_spec("llguidance") is not None  # the reference machine with a GPU does without
 COMPANY = 24  # requests in flight at once
@@ -68,10 +73,11 @@ CUTOFFS = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff
 CHOSEN_FOR_ALL = {"allowed_token_ids", "forced_bos_token_id", "forced_eos_token_id"}
 FEW_TOKENS = CUTOFFS.union(STRUCTURED_PARAMETERS)
 PREEMPTED = 0.1  # of the steps
-SHAKES, SHAKEN_BY = 16, 2e-6
+SHAKES = 16
 GGUF = "gguf-"  # begins the name of a quantization that is the type of a file
 GGUF_WEIGHTS = 0.2  # the size of random ones, as in the other checkpoints
 NUM_BLOCKS = 32  # 512 tokens: enough for any one request, too few for those that come with it
+ADAPTER_PAGES = 5  # enough for any one request, too few for all adapters
 RUNNERS: dict[str, RunnerFactory] = {"host": new_runner, "device": runner_on_cpu}
 
 
@@ -190,9 +196,13 @@ def modes(draw: random.Random) -> dict[str, Any]:
     )
 
 
-def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Case]:
-    """Requests without end; the share ``guided`` of them has a negative prompt of up to 60 tokens."""
+def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0, adapters: Sequence[Adapter] = ()) -> Iterator[Case]:
+    """Requests without end; the share ``guided`` of them has a negative prompt of up to 60 tokens.
+
+    With ``adapters``, most requests have some of these.
+    """
     draw = random.Random(seed)
+    of_adapters = AdapterDraw(adapters, seed)
     table = draws(draw)
 
     def long_ids(most: int) -> list[int]:
@@ -205,6 +215,8 @@ def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Ca
         prompt = tuple(draw.choice(MEANT) for _ in range(draw.choice([1, 2, 5, 16, 17, 40, 90])))
         if draw.random() < 0.3:  # n-grams that repeat
             prompt = (prompt * 6)[: max(len(prompt), 12)]
+        if adapters:
+            prompt = of_adapters.prompt(prompt)
         given: dict[str, Any] = {"max_new_tokens": draw.choice([1, 2, 4, 4, 8, 8, 16, 16, 24, 40, 80])}
         given |= {name: table[name]() for name in draw.sample(list(table), draw.choice([0, 1, 1, 2, 3, 5, 8]))}
         if draw.random() < guided:
@@ -251,6 +263,8 @@ def cases(loaded: LoadedModel, seed: int, *, guided: float = 0.0) -> Iterator[Ca
             timeout_s=600,
             stream=draw.random() < 0.5,
         )
+        if adapters:
+            case.request = replace(case.request, adapters=of_adapters.adapters())
         if kinds:
             case.request = replace(case.request, constraint=constraint(loaded, tokenizer, case.request))
         yield case
@@ -377,21 +391,43 @@ class Parity:
         make_runner: RunnerFactory = new_runner,
         device: str = "cpu",
         quantization: str = NO_QUANTIZATION,
+        with_adapters: bool = False,
+        kv_cache_dtype: KvCacheDtype = "auto",
     ) -> None:
+        self._kv_cache_dtype = kv_cache_dtype
         self.loaded, ours = loaded_twice(directory, shape, device, quantization)
-        self.oracle = Oracle(self.loaded)
+        if with_adapters:
+            save_adapters(self.loaded, directory / "adapters")
+        oracle = AdapterOracle if with_adapters else Oracle
+        self.oracle = oracle(self.loaded)
         self._all_are_there = threading.Event()
         self._draw = random.Random(0)
-        self._shaken = [Oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
+        self._shaken = [oracle(shaken(self.loaded, seed)) for seed in range(SHAKES)]
         self.engine = Engine(
             ours,
-            sizes=EngineSizes(num_blocks=NUM_BLOCKS, token_budget=96, max_rows=64),
+            sizes=EngineSizes(
+                num_blocks=NUM_BLOCKS,
+                token_budget=96,
+                max_rows=64,
+                adapter_bytes=ADAPTER_PAGES * PageLayout(ours.model.config, torch.float32).num_bytes,
+                kv_cache_dtype=kv_cache_dtype,
+            ),
             on_step=self._between_steps,
             make_runner=make_runner,
         )
+        saved = sorted((directory / "adapters").iterdir()) if with_adapters else []
+        self.adapters = [self.engine.load_adapter(path.name, str(path)) for path in saved if path.is_dir()]
+
+    def cases(self, seed: int, *, guided: float = 0.0) -> Iterator[Case]:
+        """Requests without end; see ``cases``."""
+        return cases(self.loaded, seed, guided=guided, adapters=self.adapters)
 
     def run(self, some: list[Case]) -> list[tuple[str, Case, EngineEvent, EngineEvent]]:
         """Verdicts on ``some`` cases that keep each other company."""
+        with rounded_cache(self._kv_cache_dtype):
+            return self._verdicts(some)
+
+    def _verdicts(self, some: list[Case]) -> list[tuple[str, Case, EngineEvent, EngineEvent]]:
         ours = self.answers([case.request for case in some])
         # What lookup drafts must not change the answer, so the oracle does without; with a seed its draws would differ.
         plain = [
@@ -423,11 +459,15 @@ class Parity:
             scheduler.preempt_youngest(Plan())
 
     def is_close_call(self, request: EngineRequest, theirs: EngineEvent) -> bool:
-        """Whether transformers itself answers otherwise once its weights move by two parts in a million.
+        """Whether transformers itself answers otherwise once its weights, and keys that it rounds, move by two parts in a million.
 
         Two candidates then differ by less than float32 resolves, and the order of its sums decides.
         """
-        return any(not _is_same_answer(oracle.answer(request), theirs) for oracle in self._shaken)
+        for seed, oracle in enumerate(self._shaken):
+            with rounded_cache(self._kv_cache_dtype, shaken_by=seed):
+                if not _is_same_answer(oracle.answer(request), theirs):
+                    return True
+        return False
 
     def close(self) -> None:
         """Stop; every block has to be back."""
@@ -448,24 +488,38 @@ def expect_equal(parity: Parity, drawn: Iterator[Case], num_companies: int) -> N
     )  # a grammar and banned tokens, for example
 
 
-def fuzz(num_cases: int, seed: int, quantization: str, runner: str, report: "queue.Queue[Counter[str]]") -> None:
+def fuzz(
+    num_cases: int,
+    seed: int,
+    quantization: str,
+    runner: str,
+    with_adapters: bool,
+    report: "queue.Queue[Counter[str]]",
+) -> None:
     """Run ``num_cases`` in this process, print what differs, report the verdicts of each company."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     done = 0
     with tempfile.TemporaryDirectory() as directory:
         parities = [
-            Parity(Path(directory) / name, kind.shape, RUNNERS[runner], quantization=quantization)
+            Parity(
+                Path(directory) / name,
+                kind.shape,
+                RUNNERS[runner],
+                quantization=quantization,
+                with_adapters=with_adapters,
+            )
             for name, kind in KINDS.items()
         ]
-        drawn = [cases(p.loaded, seed, guided=kind.guided) for p, kind in zip(parities, KINDS.values(), strict=True)]
+        drawn = [p.cases(seed, guided=kind.guided) for p, kind in zip(parities, KINDS.values(), strict=True)]
         turns = cycle(zip(parities, drawn, strict=True))
         while done < num_cases:
             parity, some = next(turns)
             verdicts = parity.run([next(some) for _ in range(min(COMPANY, num_cases - done))])
             for result, case, ours, theirs in verdicts:
                 if result == "differs":
-                    print(f"\n{case.given}\n{case.prompt}\n  engine {ours}\n  oracle {theirs}", flush=True)
+                    applied = [(one.adapter.name, one.strength) for one in case.request.adapters]
+                    print(f"\n{case.given}\n{case.prompt}\n{applied}\n  engine {ours}\n  oracle {theirs}", flush=True)
             done += len(verdicts)
             report.put(Counter(result for result, *_ in verdicts))
         for parity in parities:
@@ -473,14 +527,14 @@ def fuzz(num_cases: int, seed: int, quantization: str, runner: str, report: "que
     report.put(Counter())
 
 
-def main(num_cases: int, seed: int, quantization: str, runner: str) -> int:
+def main(num_cases: int, seed: int, quantization: str, runner: str, with_adapters: bool) -> int:
     """Share ``num_cases`` among the cores; 1 if any differs or is missing, or many are too close to call."""
     context = multiprocessing.get_context("spawn")
     num_processes = os.cpu_count() or 1
     report: queue.Queue[Counter[str]] = context.Queue()  # type: ignore[assignment]
     shares = [num_cases // num_processes + (n < num_cases % num_processes) for n in range(num_processes)]
     workers = [
-        context.Process(target=fuzz, args=(share, seed + n, quantization, runner, report))
+        context.Process(target=fuzz, args=(share, seed + n, quantization, runner, with_adapters, report))
         for n, share in enumerate(shares)
     ]
     for worker in workers:
@@ -501,4 +555,4 @@ def main(num_cases: int, seed: int, quantization: str, runner: str) -> int:
 
 if __name__ == "__main__":
     given = dict(enumerate(sys.argv))
-    sys.exit(main(int(given[1]), int(given.get(2, 0)), given.get(3, NO_QUANTIZATION), given.get(4, "host")))
+    sys.exit(main(int(given[1]), int(given.get(2, 0)), given.get(3, NO_QUANTIZATION), given.get(4, "host"), 5 in given))

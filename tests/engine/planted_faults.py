@@ -27,29 +27,57 @@ from transformers import Phi3ForCausalLM  # noqa: F401
 ROOT = Path(__file__).parents[2]
 COPIED = ("phi3_serve", "tests", "training", "pyproject.toml")
 TIMEOUT_S = 600
-FOLDERS_OF_THEIR_OWN = ("kernels", "model")  # those of their tests that notice faults need no fixture of another folder
+FOLDERS_OF_THEIR_OWN = (
+    "kernels",
+    "model",
+    "adapters",
+)  # those of their tests that notice faults need no fixture of another folder
 
 ENGINE = "phi3_serve/engine"
 ATTENTION = f"{ENGINE}/kernels/triton_attention.py"
 LAYERS = f"{ENGINE}/kernels/triton_layers.py"
 LINEAR = f"{ENGINE}/kernels/triton_linear.py"
+LOW_RANK = f"{ENGINE}/kernels/triton_low_rank.py"
+IN_FP8 = f"{ENGINE}/kernels/triton_fp8.py"
 QUANTIZED = f"{ENGINE}/kernels/triton_quantized.py"
 SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
 HOME = f"{ENGINE}/kernels/cuda.py"
+TIER = f"{ENGINE}/adapters/device_tier.py"
+PAGES = f"{ENGINE}/adapters/pages.py"
+TABLE = f"{ENGINE}/adapters/page_table.py"
+TILES = f"{ENGINE}/model/adapter_tiles.py"
+CPU_ADAPTERS = f"{ENGINE}/kernels/cpu_adapters.py"
+CPU_RUNNER = f"{ENGINE}/model/runner.py"
+SEQUENCE = f"{ENGINE}/kvcache/cached_sequence.py"
+STRATEGY = f"{ENGINE}/sampling/strategies/base.py"
+SCHEDULER = f"{ENGINE}/scheduler.py"
 BUFFER = f"{ENGINE}/model/step_buffer.py"
 RUNNER = f"{ENGINE}/model/device_runner.py"
 CHOOSER = f"{ENGINE}/sampling/triton_chooser.py"
 SAMPLER = f"{ENGINE}/sampling/device_sampler.py"
 
 OF_ATTENTION = "tests/engine/kernels/test_triton_attention.py"
+OF_ATTENTION_IN_8_BITS = "tests/engine/kernels/test_triton_attention.py::test_a_cache_in_8_bits"
 OF_LAYERS = "tests/engine/kernels/test_triton_layers.py"
+OF_LAYERS_IN_8_BITS = "tests/engine/kernels/test_triton_layers.py::test_store_in_8_bits"
+OF_LOW_RANK = "tests/engine/kernels/test_triton_low_rank.py"
+OF_ROUNDING = "tests/engine/kernels/test_triton_fp8.py::test_rows_are_rounded_as_the_reference_rounds_them"
+OF_FP8_PRODUCTS = "tests/engine/kernels/test_triton_fp8.py::test_products"
 OF_QUANTIZED = "tests/engine/kernels/test_triton_quantized.py"
 OF_SELF_CHECK = "tests/engine/kernels/test_self_check.py::test_right_kernels_are_kept"
+OF_SELF_CHECK_IN_8_BITS = "tests/engine/kernels/test_self_check.py::test_right_kernels_over_a_cache_in_8_bits_are_kept"
 OF_STEPS = "tests/engine/model/test_device_steps.py::test_prompts_drafts_and_decoded_tokens[reference]"
 OF_MIXED_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[reference]"
 OF_TRITON_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[triton]"
 OF_SHAPES = "tests/engine/model/test_meta.py"
 OF_RUNNER = "tests/engine/model/test_device_runner.py"
+OF_TIER = "tests/engine/adapters/test_device_tier.py"
+OF_TABLE = "tests/engine/adapters/test_page_table.py"
+OF_ADAPTERS = "tests/engine/model/test_device_adapters.py::test_prompts_drafts_and_decoded_tokens"
+OF_REPLACED = "tests/engine/model/test_device_adapters.py::test_a_kernel_that_the_reference_replaces_is_not_captured"
+OF_PEFT = "tests/engine/test_adapters.py::test_random_requests_in_company[0]"
+OF_PREFIXES = "tests/engine/test_adapters.py::test_a_prefix_is_known_by_its_adapters_and_strengths"
+OF_KEPT = "tests/engine/model/test_device_adapters.py::test_running_requests_keep_their_adapters_on_the_device"
 OF_CHOOSER = "tests/engine/sampling/test_triton_chooser.py"
 
 
@@ -78,7 +106,7 @@ FAULTS: list[Fault] = [
         ("the window has a key less", "key[None, :] > positions[:, None] - WINDOW", "key[None, :] > positions[:, None] - WINDOW + 1"),
         ("keys begin at the window of the last query", "tl.maximum(position - WINDOW + 1, 0) // _PAGE", "tl.maximum(position + num_queries - WINDOW, 0) // _PAGE"),
         ("old sums are not rescaled", "row_sum = row_sum * rescale + tl.sum(weights, 1)", "row_sum = row_sum + tl.sum(weights, 1)"),
-        ("old values are not rescaled", "acc = tl.dot(weights, v, acc * rescale[:, None]", "acc = tl.dot(weights, v, acc"),
+        ("old values are not rescaled", "acc = tl.dot(weights, v.to(q.dtype), acc * rescale[:, None]", "acc = tl.dot(weights, v.to(q.dtype), acc"),
         ("splits are weighted by the inverse sums", "row_max - tl.log2(factor)", "row_max + tl.log2(factor)"),
         ("an unwritten split is read", "is_split = split < tl.cdiv", "is_split = split <= tl.cdiv"),
         ("a split is left out", "is_split = split < tl.cdiv(stop - begin,", "is_split = split + 1 < tl.cdiv(stop - begin,"),
@@ -86,16 +114,34 @@ FAULTS: list[Fault] = [
         ("query heads are in the wrong order", "head = kv_head * GROUP + row % GROUP", "head = kv_head * GROUP + (GROUP - 1 - row % GROUP)"),
         ("keys are read as values", "values = keys + num_kv_heads.to(tl.int64) * cache_stride", "values = keys"),
         ("all heads read the keys of the first", "keys = cache + kv_head.to(tl.int64) * cache_stride", "keys = cache"),
-        ("blocks are read as if they lay in order", "offset = (page.to(tl.int64) * _PAGE + key % _PAGE) * DIM", "offset = key.to(tl.int64) * DIM"),
+        ("blocks are read as if they lay in order", "slot = page.to(tl.int64) * _PAGE + key % _PAGE", "slot = key.to(tl.int64)"),
         ("every sequence reads the first block table", "block_tables + table, scale", "block_tables, scale"),
         ("the scale is forgotten", "scale * _LOG2_E)", "_LOG2_E)"),
         ("the base of the exponentials is 2", "scale * _LOG2_E)", "scale)"),
         ("keys are unmasked too early", "full_begin = begin + tl.cdiv(tl.maximum(stop - WINDOW - begin, 0), BLOCK_N) * BLOCK_N", "full_begin = begin"),
         ("keys are unmasked too late", "full_stop = begin + (position + 1 - begin) // BLOCK_N * BLOCK_N", "full_stop = begin + tl.cdiv(position + 1 - begin, BLOCK_N) * BLOCK_N"),
-        ("the last dimensions of a head are forgotten", "scores = tl.dot(q_rest, tl.trans(k_rest), scores", "scores = tl.dot(q_rest * 0, tl.trans(k_rest), scores"),
+        ("the last dimensions of a head are forgotten", "scores = tl.dot(q_rest, tl.trans(k_rest.to(q.dtype)), scores", "scores = tl.dot(q_rest * 0, tl.trans(k_rest.to(q.dtype)), scores"),
         ("the last dimensions of the values are forgotten", "_store_rows(rows, acc_rest * factor[:, None]", "_store_rows(rows, acc_rest * 0"),
         ("later tiles write to the rows of the first", "return batch_row + first, num_queries", "return batch_row, num_queries"),
         ("positions of later tiles are those of the first", "position = end - count + first", "position = end - count"),
+    ),
+    *_of(
+        ATTENTION,
+        (OF_ATTENTION_IN_8_BITS, OF_SELF_CHECK_IN_8_BITS),
+        ("the scales of the keys are those of the first head", "key_scales = scales + kv_head.to(tl.int64) * (cache_stride // DIM)", "key_scales = scales"),
+        ("the scales of the keys are taken for the values", "value_scales = key_scales + num_kv_heads.to(tl.int64) * (cache_stride // DIM)", "value_scales = key_scales"),
+        ("scores are not scaled", "scores *= tl.load(key_scales + slot, mask=is_key, other=0.0)[None, :]", "pass"),
+        ("values are not scaled", "weights *= (of_keys * LARGEST_VALUE)[None, :]", "pass"),
+        ("sums stay as large as the values", "factor = factor * (1.0 / LARGEST_VALUE)", "pass"),
+    ),
+    *_of(
+        LAYERS,
+        (OF_LAYERS_IN_8_BITS, OF_SELF_CHECK_IN_8_BITS),
+        ("the second half does not count for the scale", "largest = tl.maximum(_largest(low), _largest(high))", "largest = _largest(low)"),
+        ("what does not rotate does not count for the scale", "largest = tl.maximum(largest, _largest(unrotated))", "pass"),
+        ("the scale is inverse", "largest * (1.0 / LARGEST_VALUE)) + not_finite", "inverse) + not_finite"),
+        ("all heads have one scale", "scales + (head - HEADS).to(tl.int64) * (cache_head_stride // DIM) + slot", "scales + (head * 0).to(tl.int64) + slot"),
+        ("numbers are cut off", "scaled = (scaled + _TO_NEAREST_EVEN) - _TO_NEAREST_EVEN", "pass"),
     ),
     *_of(
         LAYERS,
@@ -130,6 +176,49 @@ FAULTS: list[Fault] = [
         ("only the first inputs are read", "w = tl.load(weights + start,", "w = tl.load(weights,"),
         ("later inputs are those of the first", "values = tl.load(x + start + k)", "values = tl.load(x + k)"),
         ("programs write the same outputs", "n = tl.program_id(0) * block_n + tl.arange(0, block_n)", "n = tl.arange(0, block_n)"),
+    ),
+    *_of(
+        LOW_RANK,
+        (OF_LOW_RANK, OF_SELF_CHECK),
+        ("the scaling of a page is forgotten", "factor = tl.load(scalings + page * scaling_stride) * strength", "factor = strength"),
+        ("the strength is forgotten", "factor = tl.load(scalings + page * scaling_stride) * strength", "factor = tl.load(scalings + page * scaling_stride) + 0 * strength"),
+        ("all tiles have the pages of the first", "strength = tl.load(pages + (first_page + number) * 2 + 1).to(tl.float32, bitcast=True)\n            factor", "strength = tl.load(pages + (1 + number) * 2 + 1).to(tl.float32, bitcast=True)\n            factor"),
+        ("pages overwrite the products of the first", "tl.store(targets + number * RANK, total", "tl.store(targets, total"),
+        ("tiles overwrite the products of the first", "targets = products + ((tl.program_id(1) * num_rows + first + m)", "targets = products + ((tl.program_id(1) * num_rows + m)"),
+        ("A is read at the end of the pages before it", "of_page = a + page * stride + r[:, None] * inputs", "of_page = a + page * RANK * inputs + r[:, None] * inputs * 0"),
+        ("B is that of the first page", "of_page = b + page * stride", "of_page = b + 0 * page * stride"),
+        ("rows of x are not those of the tile", "of_tile = x + tl.load(rows + first + m, mask=is_row, other=0)", "of_tile = x + (first + m)"),
+        ("rows of the output are not those of the tile", "row = tl.load(rows + first + m, mask=is_row, other=0).to(tl.int64)\n        of_tile = output", "row = (first + m).to(tl.int64)\n        of_tile = output"),
+        ("the output is overwritten", "added = total + tl.load(of_tile", "added = total + 0 * tl.load(of_tile"),
+        ("only the last page counts", "total = tl.dot(product, b_block, total,", "total = tl.dot(product, b_block, total * 0,"),
+    ),
+    *_of(
+        LOW_RANK,
+        (OF_LOW_RANK,),
+        ("a page that does not change the layer is read", "if tl.load(scalings + page * scaling_stride) * strength != 0:", "if True:"),
+        ("only the first split is added", "for split in range(splits)", "for split in range(1)"),
+        ("every split has all inputs", "begin = tl.program_id(1) * length\n    end = tl.minimum(begin + length, inputs)", "begin = 0\n    end = inputs"),
+        ("only as many tiles as programs are run", "for tile in range(tl.program_id(0), tl.load(num_tiles), tl.num_programs(0)):\n        first = tl.load(tiles + tile * 4)\n        is_row = m < tl.load(tiles + tile * 4 + 1)\n        first_page = tl.load(tiles + tile * 4 + 2)\n        total", "for tile in range(tl.program_id(0), tl.minimum(tl.num_programs(0), tl.load(num_tiles)), tl.num_programs(0)):\n        first = tl.load(tiles + tile * 4)\n        is_row = m < tl.load(tiles + tile * 4 + 1)\n        first_page = tl.load(tiles + tile * 4 + 2)\n        total"),
+        ("later outputs are those of the first", "n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)", "n = tl.arange(0, BLOCK_N)"),
+        ("the sum is rounded before it is added", "added = total + ", "added = total.to(output.dtype.element_ty).to(tl.float32) + "),
+    ),
+    *_of(
+        IN_FP8,
+        (OF_ROUNDING,),
+        ("a row has the scale of its last numbers", "largest = tl.maximum(largest, tl.abs(numbers))", "largest = tl.abs(numbers)"),
+        ("numbers below 0 are not looked at", "largest = tl.maximum(largest, tl.abs(numbers))", "largest = tl.maximum(largest, numbers)"),
+        ("all rows have the scale of the first", "tl.store(scales + row, tl", "tl.store(scales, tl"),
+        ("all rows are the first", "numbers = tl.load(x + row * inputs + start + column, mask=start + column < inputs, other=0.0).to(tl.float32)\n        rounded", "numbers = tl.load(x + start + column, mask=start + column < inputs, other=0.0).to(tl.float32)\n        rounded"),
+        ("rows are stored without their padding", "tl.store(values + row * stored + start", "tl.store(values + row * inputs + start"),
+        ("the padding is not written", "mask=start + column < stored)", "mask=start + column < inputs)"),
+        ("a row of zeros is divided by zero", "is_zero = of_row < _SMALLEST", "is_zero = of_row < 0.0"),
+    ),
+    *_of(
+        IN_FP8,
+        (OF_FP8_PRODUCTS,),
+        ("the scales of the weight are forgotten", "scales, self._scales.T,", "scales, torch.ones_like(self._scales).T,"),
+        ("the scales of the rows are forgotten", "self._values.T, scales,", "self._values.T, torch.ones_like(scales),"),
+        ("the padding is returned", "products[:, : self._outputs]", "products"),
     ),
     *_of(
         QUANTIZED,
@@ -190,7 +279,7 @@ FAULTS: list[Fault] = [
         ("unread tokens are not read", "torch.where(ids < 0, unread, ids)", "ids.clamp(min=0)"),
         ("token 0 is taken for an unread one", "torch.where(ids < 0, unread, ids)", "torch.where(ids <= 0, unread, ids)"),
         ("the window is forgotten", "_DeviceAttention(self.kernels, integers.queries, self._window)", "_DeviceAttention(self.kernels, integers.queries, None)"),
-        ("a graph is captured over another buffer", "StepIntegers.of(self._buffer.on_device, StepShape.of_decode(rows))", "StepIntegers.of(self._buffer.on_device.clone(), StepShape.of_decode(rows))"),
+        ("a graph is captured over another buffer", "StepIntegers.of(self._buffer.on_device, StepShape", "StepIntegers.of(self._buffer.on_device.clone(), StepShape"),
     ),
     *_of(
         BUFFER,
@@ -201,14 +290,108 @@ FAULTS: list[Fault] = [
     *_of(
         RUNNER,
         (OF_SHAPES, OF_STEPS),
-        ("padding rows are returned", "return self._graph(rows)()[: len(chunks)]", "return self._graph(rows)()"),
+        ("padding rows are returned", "(rows, is_adapted=is_adapted)()[: len(chunks)]", "(rows, is_adapted=is_adapted)()"),
         ("prompts give the logits of all tokens", "None if all_logits else integers.logit_rows", "None"),
         ("drafts are run as decoded tokens", "return chunk.num_tokens == 1 and chunk.num_logits == 1", "return chunk.num_logits == 1"),
     ),
     *_of(
         RUNNER,
+        (OF_SHAPES,),
+        ("decode steps without graphs are not run before requests come", "self._graph(rows, is_adapted=False)()", "self._graph(rows, is_adapted=False)"),
+        ("the longest prompt is not run before requests come", "for num_tokens in (MAX_SHORT_QUERIES + 1, self.sizes.token_budget):", "for num_tokens in (MAX_SHORT_QUERIES + 1,):"),
+    ),
+    *_of(
+        RUNNER,
         (OF_MIXED_STEPS,),
         ("one decoded token makes a decode step", "all(_is_decoded(chunk) for chunk in chunks)", "any(_is_decoded(chunk) for chunk in chunks)"),
+    ),
+    *_of(
+        TIER,
+        (OF_TIER,),
+        ("a request starts before its adapter is copied", "return all(is_there) and all(self._is_copied(adapter) for adapter in wanted)", "return all(is_there)"),
+        ("a request starts without pages for its adapter", "return all(is_there) and all", "return all"),
+        ("a step does not wait for a copy", "            copied.before_next_step()\n", "            pass\n"),
+        ("an adapter in use loses its pages", "for adapter in (*wanted, *_paged(running))", "for adapter in wanted"),
+        ("adapters of one step take the pages of each other", "in_use = {adapter.number for adapters in of_step for adapter in _paged(adapters)}", "in_use: set[int] = set()"),
+        ("an adapter is copied again for each request", "if (pages := self._table.find(adapter.number)) is None:", "if (pages := self._table.find(adapter.number)) is None or True:"),
+        ("the pool is made at once", "        self._lock = Lock()\n", "        self._lock = Lock()\n        self._make_pool()\n"),
+        ("copies of adapters that are gone stay in memory", "for number, copied in self._copies.items() if number in self._table}", "for number, copied in self._copies.items()}"),
+    ),
+    *_of(
+        PAGES,
+        (OF_TIER, OF_ADAPTERS),
+        ("layers overlap in a page", "end = of_b + self._aligned(PAGE_RANK * outputs)", "end = of_b"),
+        ("a page takes the scalings of another layer", "pages.view(torch.float32)[:, place]", "pages.view(torch.float32)[:, 0]"),
+        ("ranks beyond the first page are forgotten", "for start in range(0, rank, PAGE_RANK)", "for start in range(0, PAGE_RANK, PAGE_RANK)"),
+    ),
+    *_of(
+        TABLE,
+        (OF_TABLE,),
+        ("use is not counted", "        pages = self._held.pop(adapter, None)\n", "        return self._held.get(adapter)\n"),
+        ("an adapter in use gives its pages away", "if other not in in_use]", "]"),
+        ("adapters lose pages for what does not fit", "if count > len(self._free) + sum(len(self._held[other]) for other in unused):", "if count > self.num_pages:"),
+    ),
+    *_of(
+        TILES,
+        (OF_ADAPTERS,),
+        ("tiles have the pages of the first mix", "firsts[mix], len(mix)))", "min(firsts.values()), len(mix)))"),
+        ("only the first page of a mix counts", "firsts[mix], len(mix)))", "firsts[mix], 1))"),
+        ("rows without an adapter do not count", "        first, end = end, end + count\n", "        first, end = end, end + count * bool(mix)\n"),
+        ("tiles begin at the first row", "tiles.append((len(rows) + start, count,", "tiles.append((start, count,"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_ADAPTERS,),
+        ("pages lie over the block tables", "firsts = first_pages(mixes, len(tables) // 2)", "firsts = first_pages(mixes, 0)"),
+        ("pages begin at an odd place", "    if len(tables) % 2:\n", "    if False:\n"),
+        ("logits have the adapters of as many tokens", "tiles_of(mixes, [chunk.num_logits for chunk in chunks]", "tiles_of(mixes, [chunk.num_tokens for chunk in chunks]"),
+    ),
+    *_of(
+        RUNNER,
+        (OF_ADAPTERS,),
+        ("a graph with adapters is replayed without", "integers = pack_decode(chunks, rows, mixes)", "integers = pack_decode(chunks, rows, mixes and [()] * len(mixes))"),
+        ("graphs leave the head as it is", "integers.adapted if all_logits else integers.adapted_logits", "integers.adapted_logits"),
+        ("prompts leave the head as it is", "adapts_logits=changed is not None and self._head in changed", "adapts_logits=False"),
+        ("the layers of one adapter are those of all", "return frozenset().union(*(", "return frozenset().intersection(*("),
+    ),
+    *_of(
+        RUNNER,
+        (OF_REPLACED,),
+        ("the reference is captured in a graph", "without_graphs if ADD_LOW_RANK in kernels.replaced else capture", "capture"),
+    ),
+    *_of(
+        SEQUENCE,
+        (OF_PREFIXES,),
+        ("a prefix does not know its adapters", "PrefixRoot(adapters=tuple((applied.adapter.number, applied.strength) for applied in adapters))", "PrefixRoot()"),
+        ("a prefix does not know the strengths", "(applied.adapter.number, applied.strength) for", "(applied.adapter.number, 1.0) for"),
+    ),
+    *_of(
+        SEQUENCE,
+        (OF_PEFT,),
+        ("a fork has no adapters", "            adapters=self.adapters,\n", ""),
+    ),
+    *_of(
+        STRATEGY,
+        (OF_PEFT,),
+        ("the negative prompt has no adapters", "                    adapters=adapters,\n", ""),
+    ),
+    *_of(
+        CPU_RUNNER,
+        (OF_PEFT,),
+        ("logits have the adapters of as many tokens", "adapted_rows(chunks, lambda chunk: chunk.num_logits)", "adapted_rows(chunks, lambda chunk: chunk.num_tokens)"),
+        ("the head is left as it is", "if any(adapter.changes[self._head] is not None", "if any(False"),
+    ),
+    *_of(
+        CPU_ADAPTERS,
+        (OF_PEFT,),
+        ("a group has the strengths of its first rows", "[strength for _, strength in some.adapters]", "[strength for _, strength in ranges[0].adapters]"),
+        ("a group begins with the first adapter of all", "described.append((first_part, ", "described.append((0, "),
+    ),
+    *_of(
+        SCHEDULER,
+        (OF_KEPT,),
+        ("requests do not wait for adapters", "or not has_adapters):", "or False):"),
+        ("adapters of running requests are not kept", "running = [applied for g in self.running for applied in g.request.adapters]", "running: list[AppliedAdapter] = []"),
     ),
     *_of(
         CHOOSER,

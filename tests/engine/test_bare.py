@@ -16,7 +16,8 @@ import sys
 from importlib.machinery import PathFinder
 
 MISSING = {"ray", "fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "annotated_types",
-    "prometheus_client", "aiohttp", "llguidance", "hypothesis", "pytest", "matplotlib"}
+    "prometheus_client", "aiohttp", "llguidance", "hypothesis", "pytest", "matplotlib", "gguf", "peft", "accelerate",
+    "prompt_toolkit", "compressed_tensors", "pynvml"}
 
 class Bare:
     find_distributions = PathFinder.find_distributions
@@ -47,7 +48,7 @@ def run_bare(directory: Path, script: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("module", ["ray", "pydantic", "phi3_serve.config"])
+@pytest.mark.parametrize("module", ["ray", "pydantic", "gguf", "phi3_serve.config"])
 def test_the_missing_modules_are_missing(tmp_path: Path, module: str) -> None:
     assert "missing" in run_bare(
         tmp_path,
@@ -58,6 +59,16 @@ def test_the_missing_modules_are_missing(tmp_path: Path, module: str) -> None:
             print("missing")
         """,
     )
+
+
+def test_what_make_gpu_runs_is_there(tmp_path: Path) -> None:
+    """With what its functions import, too; that is the machine on which `make gpu` has to run.
+
+    One process imports all, because torch and transformers take more than a second.
+    """
+    modules = [f"tests.gpu.{name}" for name in ("__main__", "worker", "checks", "speed", "peers", "time_linear")]
+    modules += ["phi3_serve.engine.engine", "tests.engine.parity", "training.modules"]
+    run_bare(tmp_path, f"import {', '.join(modules)}")
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def test_quantised_weights_are_refused(tmp_path: Path, changes: dict[str, Any], 
     method = given.get("quant_method") if isinstance(given, dict) else None
     assert config_fault(tmp_path, **changes) == (
         f"{text} says that the weights are quantised ({method or 'no quant_method is given'}); "
-        "of quantised weights, only pack-quantized of compressed-tensors, gptq and awq are read"
+        "of quantised weights, only pack-quantized and float-quantized of compressed-tensors, gptq and awq are read"
     )
 
 

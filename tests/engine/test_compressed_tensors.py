@@ -68,8 +68,8 @@ def test_a_layer_is_what_the_library_makes_of_it(layer: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"quant_method": "bitsandbytes"}, "quantization_config says that the weights are quantised (bitsandbytes); of quantised weights, only pack-quantized of compressed-tensors, gptq and awq are read"),
-        ({"format": "int-quantized"}, "quantization_config.format is 'int-quantized'; it must be 'pack-quantized'"),
+        ({"quant_method": "bitsandbytes"}, "quantization_config says that the weights are quantised (bitsandbytes); of quantised weights, only pack-quantized and float-quantized of compressed-tensors, gptq and awq are read"),
+        ({"format": "int-quantized"}, "quantization_config.format is 'int-quantized'; it must be 'pack-quantized' or 'float-quantized'"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "quantization_config.kv_cache_scheme is {'num_bits': 8}; it must be null"),
         ({"config_groups": {}}, "quantization_config.config_groups is {}; it must have one group of layers"),
         ({"config_groups": {"a": scheme(), "b": scheme()}}, "quantization_config.config_groups is {'a': {"),
@@ -147,7 +147,8 @@ def test_a_packed_checkpoint_answers_as_transformers_does(packed: tuple[Path, Lo
     assert loaded.quantization == f"int{bits}"
     assert loaded.weight_format == f"compressed-tensors: {bits} bits{'' if bits == 8 else ' in groups of 32'}"
     layers = {path: m for path, m in loaded.model.named_modules() if isinstance(m, QuantizedLinear)}
-    assert {m.packed.unpacked().bits for path, m in layers.items() if path != "lm_head"} == {bits}
+    weights = [module.packed.unpacked() for path, module in layers.items() if path != "lm_head"]
+    assert {weight.bits for weight in weights if isinstance(weight, QuantizedWeight)} == {bits}
     for path, module in layers.items():
         if path != "lm_head":
             assert torch.equal(module.dequantized(), whole.model.get_submodule(path).weight)
@@ -161,9 +162,9 @@ def test_a_packed_checkpoint_answers_as_transformers_does(packed: tuple[Path, Lo
     engine.close()
 
 
-def loading_fault(directory: Path, **given: str) -> str:
+def loading_fault(directory: Path, **given: Any) -> str:
     with pytest.raises(CheckpointError) as caught:
-        load("mine", str(directory), None, **{"device": "cpu", "dtype": "auto", **given})
+        load("mine", str(directory), None, **({"device": "cpu", "dtype": "auto"} | given))
     assert "\n" not in caught.value.message
     return caught.value.message
 

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from phi3_serve.engine.device import _processor_name, compute_capability, device_name, gpu_info
+from phi3_serve.engine.device import (
+    CUDA_BYTES,
+    _processor_name,
+    compute_capability,
+    device_name,
+    free_gpu_bytes,
+    gpu_info,
+)
 
 
 def test_linux_names_the_processor(tmp_path: Path) -> None:
@@ -33,6 +40,23 @@ def test_a_gpu_has_a_name_and_a_capability(monkeypatch: pytest.MonkeyPatch) -> N
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert (device_name(gpu), compute_capability(gpu)) == ("NVIDIA H100", (9, 0))
     assert (device_name(cpu), compute_capability(cpu)) == (_processor_name(Path("/proc/cpuinfo")), None)
+
+
+@pytest.mark.parametrize(
+    ("share", "free", "expected"),
+    [
+        (1.0, 15.0, 15.0),
+        (0.5, 15.0, 8.0 - 1.0 - CUDA_BYTES / 1e9),  # what the process has taken is in its share
+        (0.5, 3.0, 3.0),  # others have taken the rest
+        (0.05, 15.0, 0.0),
+    ],
+)
+def test_what_a_share_of_a_gpu_leaves(
+    share: float, free: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 1e9), 16 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 10**9)
+    assert free_gpu_bytes(share) / 1e9 == pytest.approx(expected)
 
 
 class NotSupported(Exception):

@@ -14,6 +14,7 @@ from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLim
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
@@ -48,6 +49,15 @@ def test_the_engine_says_what_it_runs_on(engine: Engine) -> None:
     assert info.kernels.startswith("cpu (")
     assert info.replaced_kernels == {}
     assert info.device
+
+
+@pytest.mark.parametrize(("given", "shown"), [("auto", "float32"), ("int8", "int8")])
+def test_the_engine_says_what_its_cache_takes(loaded: LoadedModel, given: KvCacheDtype, shown: str) -> None:
+    engine = Engine(loaded, sizes=replace(SIZES, kv_cache_dtype=given))
+    cache = engine._core.runner._cache
+    num_bytes = cache.values.nbytes + (0 if cache.scales is None else cache.scales.nbytes)
+    assert (engine.info.kv_cache_dtype, engine.info.cache_bytes) == (shown, num_bytes)
+    engine.close()
 
 
 def long_request(loaded: LoadedModel, name: str, **given: Any) -> EngineRequest:
@@ -310,7 +320,8 @@ def test_scores_beyond_numbers_are_the_requests_fault(engine: Engine, loaded: Lo
     event = Answer(engine, request(loaded, do_sample=True, max_new_tokens=4, **extreme)).last()
     assert isinstance(event, Failed)
     assert isinstance(event.error, InvalidRequest)
-    assert event.error.message == "These parameters make the scores infinite or not a number."
+    assert event.error.message.startswith("These parameters make the scores infinite or not a number. ")
+    assert set(extreme) <= set(event.error.message.split("`"))
     assert [answer.ids() for answer in beside] == expected
 
 

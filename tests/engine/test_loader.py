@@ -163,6 +163,12 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(checkpoint: Path) -> None:
     )
 
 
+def test_a_cache_that_the_device_does_not_have_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        loader.load("mine", str(checkpoint), None, device="cpu", dtype="auto", kv_cache_dtype="fp8")
+    assert caught.value.message == "mine: kv_cache_dtype is fp8, which a CPU does not have; allowed are auto and int8"
+
+
 def test_the_checkpoints_own_generation_config_is_read(checkpoint: Path) -> None:
     loaded = loader.load("mine", str(checkpoint), None, device="cpu", dtype="auto")
     config = json.loads((checkpoint / "generation_config.json").read_text())

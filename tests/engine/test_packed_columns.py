@@ -188,7 +188,9 @@ def answers_agree(directory: Path, whole: LoadedModel, weight_format: str) -> No
     assert (loaded.quantization, loaded.weight_format) == ("int4", weight_format)
     for path, module in loaded.model.named_modules():
         if isinstance(module, QuantizedLinear) and path != "lm_head":
-            assert module.packed.unpacked().bits == 4
+            weight = module.packed.unpacked()
+            assert isinstance(weight, QuantizedWeight | BlockedWeight)
+            assert weight.bits == 4
             torch.testing.assert_close(module.dequantized(), whole.model.get_submodule(path).weight, rtol=0, atol=1e-6)
     set_dequantized(whole.model, loaded.model)  # the embedding and the head, which 8 bits round
     engine = Engine(loaded, sizes=EngineSizes(num_blocks=64, token_budget=64, max_rows=16))
@@ -216,9 +218,9 @@ def test_the_config_of_older_checkpoints_is_a_file_of_its_own(both: tuple[Path, 
     assert fault(directory) == f"{directory}/quantize_config.json: desc_act is True; it must be null or False"
 
 
-def fault(directory: Path, **given: str) -> str:
+def fault(directory: Path, **given: Any) -> str:
     with pytest.raises(CheckpointError) as caught:
-        load("mine", str(directory), None, **{"device": "cpu", "dtype": "auto", **given})
+        load("mine", str(directory), None, **({"device": "cpu", "dtype": "auto"} | given))
     assert "\n" not in caught.value.message
     return caught.value.message
 

@@ -1,5 +1,6 @@
 """The engine's answers are those of transformers, whatever the parameters and whoever else is in the batch."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from phi3_serve.core import Finished
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kernels import select
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loader import LoadedModel, load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.engine.step_budget import MIN_TOKENS
@@ -24,9 +26,10 @@ from tests.engine.asking import Answer, request
 from tests.engine.parity import COMPANY, KINDS, Case, Parity, cases, draws, expect_equal, modes, verdict
 from tests.oracle.reference import Oracle
 from tests.random_checkpoint import Shape, make
-from training.modules import load_with_modules
+from training.modules import load_with_modules, rounded_cache
 
 NUM_CASES = 504
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,7 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parity]:
     parity.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # generate() warns of parameters that have no effect together
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_random_requests_in_company(parity: Parity, seed: int) -> None:
@@ -50,6 +54,15 @@ def test_rounded_weights_answer_as_transformers_does_with_them(quantization: str
     shape = Shape(num_layers=2, hidden_size=48, intermediate_size=88)
     parity = Parity(tmp_path, shape, quantization=quantization)
     expect_equal(parity, cases(parity.loaded, 40), 4)
+    parity.close()
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["plain", pytest.param("window", marks=pytest.mark.slow)])
+def test_a_cache_in_8_bits_answers_as_transformers_does_over_what_it_means(name: str, tmp_path: Path) -> None:
+    parity = Parity(tmp_path, KINDS[name].shape, kv_cache_dtype="int8")
+    expect_equal(parity, cases(parity.loaded, 50), 1)
     parity.close()
 
 
@@ -297,3 +310,29 @@ def test_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert type(parity.engine._core.runner.kernels) is ReferenceKernels
     expect_equal(parity, cases(parity.loaded, 31), 3)
     parity.close()
+
+
+@pytest.mark.slow
+def test_a_cache_in_8_bits_crosses_to_the_long_factors_of_the_128k_variants(tmp_path: Path) -> None:
+    """Keys with short factors are computed and rounded again with long ones behind 4,096 tokens, as transformers does."""
+    shape = Shape(hidden_size=192, intermediate_size=128, context_length=4096, long_context_length=131_072)
+    make(tmp_path, shape, seed=3)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    published = json.loads((CONFIGS / "phi-3-mini-128k-instruct.config.json").read_text())["rope_scaling"]
+    stored["rope_parameters"] |= {name: published[name] for name in ("short_factor", "long_factor")}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = load_with_modules(tmp_path)
+    prompt = tuple(Random(0).choices(range(5, 600), k=4085))
+    asked = request(loaded, prompt=prompt, do_sample=False, max_new_tokens=24, min_new_tokens=24)
+    with rounded_cache("int8"):
+        expected = Oracle(loaded).answer(asked)
+    unrounded = Oracle(loaded).answer(asked)
+    assert isinstance(expected, Finished)
+    assert isinstance(unrounded, Finished)
+    assert unrounded.sequences != expected.sequences  # else nothing is shown of the rounding
+    sizes = EngineSizes(num_blocks=300, token_budget=512, max_rows=4, kv_cache_dtype="int8")
+    engine = Engine(load("tested", str(tmp_path), None, device="cpu", dtype="float32"), sizes=sizes)
+    found = Answer(engine, asked).ids()
+    in_company = [Answer(engine, asked), Answer(engine, request(loaded, "short", do_sample=False, max_new_tokens=40))]
+    assert found == [one.token_ids for one in expected.sequences] == in_company[0].ids()
+    engine.close()

@@ -15,13 +15,18 @@ from phi3_serve import catalogue
 from phi3_serve.config import ModelConfig
 from phi3_serve.engine import loader as loader_module
 from phi3_serve.engine import quantization as quantization_module
+from phi3_serve.engine.device import free_gpu_bytes
 from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.kernels.contract import Bits, QuantizedWeight, WeightKernels
+from phi3_serve.engine.kernels.quantize import quantize_in_torch
 from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.select import select_weight_kernels
+from phi3_serve.engine.kernels.triton_fp8 import ScaledWeight
 from phi3_serve.engine.kernels.triton_quantized import TritonWeight, TritonWeights
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.precision import quantization_to_load
-from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear, Quantizer
+from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear, Quantizer, quantize_model, round_weight
 from phi3_serve.errors import CheckpointError
 from tests.engine.asking import Answer, request
 from tests.engine.kernels.interpreter import mended_interpreter
@@ -152,7 +157,9 @@ def test_a_wrong_kernel_is_replaced(
     monkeypatch.setattr(quantization_module, "problem_of_pack", lambda kernels, bits, dtype, device: f"no {bits}")
     model = loaded_as(checkpoint, "int4").model
     packs = [m.packed for m in model.modules() if isinstance(m, QuantizedLinear)]
-    reference = type(ReferenceKernels().pack(packs[0].unpacked()))
+    unpacked = packs[0].unpacked()
+    assert isinstance(unpacked, QuantizedWeight)
+    reference = type(ReferenceKernels().pack(unpacked))
     assert {type(packed) for packed in packs} == {reference}
     assert "The kernel for weights in 8 bits is replaced by a slower one: no 8" in caplog.text
     assert isinstance(model.model.embed_tokens, QuantizedEmbedding)
@@ -171,10 +178,125 @@ def test_a_gpu_has_the_same_weights(checkpoint: Path, monkeypatch: pytest.Monkey
             assert torch.equal(module.dequantized(), on_cpu.get_submodule(path).dequantized())
 
 
-@pytest.mark.parametrize(("free", "expected"), [(10**9, "none"), (10**3, "int4")])
-def test_auto_asks_for_the_memory_of_the_gpu(
-    checkpoint: Path, free: int, expected: str, monkeypatch: pytest.MonkeyPatch
+def modules_in_fp8(checkpoint: Path, kernels: WeightKernels) -> Any:
+    model = loaded_as(checkpoint, "none").model
+    quantize_model(model, "fp8", kernels)
+    return model
+
+
+class RoundsRows(nn.Module):
+    """A linear layer in fp8, written again: numbers and weights are rounded, and float64 multiplies."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = self.rounded(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.rounded(x) @ self.weight.T).float()
+
+    def rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        scales = rows.abs().amax(-1, keepdim=True) / 448
+        return (rows / scales).to(torch.float8_e4m3fn).double() * scales.double()
+
+
+@pytest.mark.parametrize("kernels", [select_weight_kernels(torch.device("cpu")), TritonWeights()], ids=["torch", "gpu"])
+def test_fp8_is_a_rounding_of_weights_and_of_rows(
+    checkpoint: Path, kernels: WeightKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(quantization_module, "problem_of_pack", lambda *_: None)  # seconds in the interpreter
+    whole = loaded_as(checkpoint, "none").model
+    with mended_interpreter(), torch.inference_mode():
+        model = modules_in_fp8(checkpoint, kernels)
+        for path, module in whole.named_modules():
+            if path != "lm_head" and isinstance(module, nn.Linear):
+                whole.set_submodule(path, RoundsRows(module.weight))
+                ours = model.get_submodule(path)
+                error = (ours.dequantized() - module.weight).norm() / module.weight.norm()
+                assert 0.02 < error < 0.03
+        for path in ("lm_head", "model.embed_tokens"):
+            assert not isinstance(model.get_submodule(path).dequantized(), nn.Parameter)
+            whole.get_submodule(path).weight.data = model.get_submodule(path).dequantized()
+        assert model.lm_head.packed.unpacked().bits == 8
+        ids = torch.tensor([[5, 9, 300, 41, 77, 8]])
+        found, expected = model(ids).logits, whole(ids).logits
+    # A number on the edge between two values falls to either side.
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+    exact = loaded_as(checkpoint, "none").model(ids).logits
+    assert 0.01 * exact.norm() < (found - exact).norm() < 0.2 * exact.norm()
+
+
+def test_a_wrong_product_in_fp8_is_replaced(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*arguments: object, **more: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(quantization_module, "problem_of_pack", lambda *_: None)
+    monkeypatch.setattr(torch, "_scaled_mm", fails)
+    with mended_interpreter():
+        model = modules_in_fp8(checkpoint, TritonWeights())
+    packs = [m.packed for m in model.modules() if isinstance(m, QuantizedLinear)]
+    assert not any(isinstance(packed, ScaledWeight | TritonWeight) for packed in packs)
+    said = "The kernel for weights in fp8 is replaced by a slower one: RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED"
+    assert said in caplog.text
+
+
+def test_fp8_is_refused_before_weights_are_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads(*arguments: object, **others: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(loader_module, "_load_weights", reads)
+    with pytest.raises(CheckpointError) as caught:
+        load("mine", str(checkpoint), None, device="cpu", dtype="auto", quantization="fp8")
+    assert caught.value.message == (
+        "mine: quantization is fp8, which a CPU does not have; "
+        "it needs a GPU of compute capability 8.9 or higher, otherwise allowed are none, int8, int4 and auto"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    with pytest.raises(CheckpointError) as caught:
+        load("mine", str(checkpoint), None, device="cuda", dtype="float32", quantization="fp8")
+    assert caught.value.message == ("mine: quantization is fp8, but dtype is float32; allowed are bfloat16 and float16")
+
+
+def test_fp8_is_loaded_where_the_gpu_has_it(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def loads(*arguments: object, quantization: str, **others: object) -> None:
+        taken.append(quantization)
+        raise CheckpointError("no GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(loader_module, "_load_weights", loads)
+    with pytest.raises(CheckpointError, match="no GPU"):
+        load("mine", str(checkpoint), None, device="cuda", dtype="bfloat16", quantization="fp8")
+    assert taken == ["fp8"]
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_without_our_compiled_kernels_the_device_rounds(quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU need not have a compiler, and torch takes three minutes of a core for a mini."""
+    monkeypatch.setattr(quantization_module, "cpu_library", lambda: None)
+    on: list[torch.device] = []
+
+    def watched(weight: torch.Tensor, bits: Bits) -> QuantizedWeight:
+        on.append(weight.device)
+        return quantize_in_torch(weight, bits)
+
+    monkeypatch.setattr(quantization_module, "quantize_in_torch", watched)
+    found = round_weight(torch.randn(5, 64), quantization, torch.device("meta"))
+    assert on == [torch.device("meta")] == [found.values.device]
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "expected"),
+    [(10**9, 1.0, "none"), (10**3, 1.0, "int4"), (10**9, 0.9, "none"), (10**9, 0.6, "int4")],
+)
+def test_auto_asks_for_the_memory_of_the_gpu(
+    checkpoint: Path, free: int, share: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a share of it, CUDA takes a part."""
     taken: list[str] = []
 
     def loads(*arguments: object, quantization: str = "none", **others: object) -> None:
@@ -186,13 +308,13 @@ def test_auto_asks_for_the_memory_of_the_gpu(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 10**9))
     monkeypatch.setattr(loader_module, "_load_weights", loads)
     with pytest.raises(CheckpointError, match="no GPU"):
-        load("mine", str(checkpoint), None, device="cuda", dtype="auto", quantization="auto")
+        load("mine", str(checkpoint), None, device="cuda", dtype="auto", quantization="auto", gpu_share=share)
     assert taken == [expected]
 
 
 def test_another_word_is_refused_with_those_that_are_allowed() -> None:
-    with pytest.raises(ValueError, match="'none', 'int8', 'int4' or 'auto'"):
-        ModelConfig.model_validate({"name": "phi-3-tiny", "quantization": "fp8"})
+    with pytest.raises(ValueError, match="'none', 'int8', 'int4', 'fp8' or 'auto'"):
+        ModelConfig.model_validate({"name": "phi-3-tiny", "quantization": "fp4"})
 
 
 @pytest.mark.parametrize(
@@ -203,6 +325,15 @@ def test_auto_is_the_most_exact_that_fits(available: int, expected: str) -> None
     assert quantization_to_load("auto", needed=needed, available=available) == expected
     for wanted in needed:
         assert quantization_to_load(wanted, needed=needed, available=available) == wanted
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, "none"), (0.5, "int8"), (0.35, "int4")])
+def test_auto_for_mini_on_a_share_of_a_t4(share: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15_500_000_000, 16_000_000_000))
+    mini = catalogue.variant("phi-3-mini-4k-instruct")
+    assert mini is not None
+    needed = {name: mini.memory_needed("float16", name) for name in catalogue.EXACT_QUANTIZATIONS}
+    assert quantization_to_load("auto", needed=needed, available=free_gpu_bytes(share)) == expected
 
 
 def test_auto_asks_for_the_free_memory(
@@ -225,6 +356,6 @@ def test_what_the_variants_need() -> None:
     assert mini is not None
     assert medium is not None
     assert 3.9e9 < mini.memory_needed("bfloat16", "int4") < 4.5e9
-    assert 5.5e9 < mini.memory_needed("bfloat16", "int8") < 6.5e9
+    assert 5.5e9 < mini.memory_needed("bfloat16", "int8") == mini.memory_needed("bfloat16", "fp8") < 6.5e9
     assert medium.memory_needed("bfloat16", "int4") < 11e9
     assert mini.memory_needed("float32", "none") == mini.memory_needed("float32") > 18e9

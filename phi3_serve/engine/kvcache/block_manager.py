@@ -4,15 +4,20 @@ Plain Python, no tensors. Paged as in Kwon et al. 2023, PagedAttention, https://
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-BLOCK_SIZE = 16  # tokens; kernels/cpu.cpp has the same constant
-
-_NUM_ROOTS = 2
+BLOCK_SIZE = 16  # tokens; kernels/csrc/kv_cache.h has the same constant
 
 
-def prefix_root(*, uses_long_factors: bool) -> int:
-    """The prefix before the first block. Short and long RoPE factors give the same tokens different keys."""
-    return int(uses_long_factors)
+@dataclass(frozen=True, slots=True)
+class PrefixRoot:
+    """The prefix before the first block: all that gives the same tokens other keys and values."""
+
+    uses_long_factors: bool = False  # of RoPE
+    adapters: tuple[tuple[int, float], ...] = ()  # the numbers of the adapters and their strengths
+
+
+Prefix = PrefixRoot | int
 
 
 class OutOfBlocks(Exception):
@@ -22,7 +27,7 @@ class OutOfBlocks(Exception):
 class BlockManager:
     """Reference counts and published prefixes of ``num_blocks`` blocks.
 
-    A prefix is a number. It stands for the tokens from the start of a sequence to the end of one full block.
+    A prefix stands for the tokens from the start of a sequence to the end of one full block: a number, or a root.
     """
 
     def __init__(self, num_blocks: int, *, prefix_cache: bool = True) -> None:
@@ -33,9 +38,9 @@ class BlockManager:
         self._idle: dict[int, None] = {}  # unused blocks with a published prefix, the least recently used first
         self.has_prefix_cache = prefix_cache
         # A published prefix is found by the prefix before its last block and the bytes of that block's token ids.
-        self._published: dict[tuple[int, bytes], int] = {}  # the block of each prefix
-        self._prefix_of: dict[int, tuple[tuple[int, bytes], int]] = {}  # for each block its key above and its prefix
-        self._next_prefix = _NUM_ROOTS
+        self._published: dict[tuple[Prefix, bytes], int] = {}  # the block of each prefix
+        self._prefix_of: dict[int, tuple[tuple[Prefix, bytes], int]] = {}  # for each block its key above and its prefix
+        self._next_prefix = 0
 
     @property
     def num_available(self) -> int:
@@ -80,7 +85,7 @@ class BlockManager:
         else:
             self._is_free[block] = True
 
-    def acquire_prefix(self, parent: int, token_bytes: bytes) -> tuple[int, int] | None:
+    def acquire_prefix(self, parent: Prefix, token_bytes: bytes) -> tuple[int, int] | None:
         """The block with these tokens after the prefix ``parent``, with one more reference, and its prefix."""
         block = self._published.get((parent, token_bytes))
         if block is None:
@@ -91,7 +96,7 @@ class BlockManager:
         self._references[block] += 1
         return block, self._prefix_of[block][1]
 
-    def publish_prefix(self, block: int, parent: int, token_bytes: bytes) -> int:
+    def publish_prefix(self, block: int, parent: Prefix, token_bytes: bytes) -> Prefix:
         """Let other sequences find ``block`` by its tokens and the prefix before it; returns its prefix."""
         if not self.has_prefix_cache:
             return parent

@@ -4,8 +4,10 @@ import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import replace
 
-from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, prefix_root
+from phi3_serve.core import AppliedAdapter
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, Prefix, PrefixRoot
 
 
 def num_unseen_blocks(position: int, window: int | None) -> int:
@@ -29,8 +31,11 @@ class CachedSequence:
         *,
         long_factors_from: int | None = None,
         recomputes_at_crossing: bool = True,
+        adapters: tuple[AppliedAdapter, ...] = (),
     ) -> None:
-        """``long_factors_from``: the length in tokens from which RoPE takes its long factors; None: it never does.
+        """``adapters`` are those that all tokens are run with.
+
+        ``long_factors_from``: the length in tokens from which RoPE takes its long factors; None: it never does.
 
         ``recomputes_at_crossing``: whether cached keys are computed again when the sequence reaches that length. If
         not, all tokens of the prompt take the same factors, and a later token takes those of the length up to itself.
@@ -44,14 +49,20 @@ class CachedSequence:
         self.num_freed = 0  # leading blocks that are given back; their entries in the block table are 0
         self.draft: tuple[int, ...] = ()  # speculated next tokens, which the next step verifies
         self.num_reusable: float = math.inf  # leading tokens whose keys may come from the prefix cache
-        self.uses_long_factors = False  # whether the first cached key was computed with the long RoPE factors
         self._long_factors_from = long_factors_from
         self._recomputes_at_crossing = recomputes_at_crossing
-        self._prefix = prefix_root(uses_long_factors=False)  # the prefix that ends with the last published block
+        self.adapters = adapters
+        self._root = PrefixRoot(adapters=tuple((applied.adapter.number, applied.strength) for applied in adapters))
+        self._prefix: Prefix = self._root  # the prefix that ends with the last published block
         self._num_published = 0  # blocks
 
     def __len__(self) -> int:
         return len(self.tokens) + self.num_unread
+
+    @property
+    def uses_long_factors(self) -> bool:
+        """Whether the first cached key was computed with the long RoPE factors."""
+        return self._root.uses_long_factors
 
     @property
     def num_pending(self) -> int:
@@ -143,12 +154,15 @@ class CachedSequence:
     def fork(self, blocks: BlockManager) -> "CachedSequence":
         """A copy that shares all blocks with this sequence."""
         twin = CachedSequence(
-            (), long_factors_from=self._long_factors_from, recomputes_at_crossing=self._recomputes_at_crossing
+            (),
+            long_factors_from=self._long_factors_from,
+            recomputes_at_crossing=self._recomputes_at_crossing,
+            adapters=self.adapters,
         )
         twin.tokens = self.tokens[:]
         twin.num_prompt_tokens = self.num_prompt_tokens
         twin.num_cached = self.num_cached
-        twin.uses_long_factors = self.uses_long_factors
+        twin._root = self._root
         twin.block_table, twin.num_freed = self.block_table[:], self.num_freed
         twin._prefix, twin._num_published = self._prefix, self._num_published
         for block in twin.held_blocks:
@@ -215,7 +229,7 @@ class CachedSequence:
 
     def has_prefix_underway(self, other: "CachedSequence") -> bool:
         """Whether ``other`` is going to publish blocks that this sequence would have to compute itself."""
-        if self.uses_long_factors != other.uses_long_factors:
+        if self._root != other._root:
             return False
         ends = (self._prefix_end, other._prefix_end, self.num_reusable)
         end = min(self.num_common_blocks(other) * BLOCK_SIZE, *ends)
@@ -227,8 +241,9 @@ class CachedSequence:
         return self.num_with_short_factors or math.inf
 
     def _start_prefix(self, uses_long_factors: bool) -> None:
-        self.uses_long_factors = uses_long_factors
-        self._prefix = prefix_root(uses_long_factors=uses_long_factors)
+        if uses_long_factors != self._root.uses_long_factors:
+            self._root = replace(self._root, uses_long_factors=uses_long_factors)
+        self._prefix = self._root
         self._num_published = 0
 
     def _block_bytes(self, number: int) -> bytes:

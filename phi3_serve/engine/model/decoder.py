@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phi3_serve.engine.kernels.contract import AttentionPlan, LayerKernels
+from phi3_serve.engine.adapters import places
+from phi3_serve.engine.kernels.contract import AdapterPlan, AttentionPlan, LayerKernels
+from phi3_serve.engine.kernels.kv_cache import KvCache, KvCacheDtype, stored_dtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, plain
 from phi3_serve.engine.model.rope import Rope
@@ -32,6 +34,8 @@ class StepInputs:
     slots: Tensor  # the cache slot of each token; see ``LayerKernels.rotate_and_store``
     logit_rows: Tensor | None  # the tokens whose logits are wanted; None: all
     attention: AttentionPlan
+    adapters: AdapterPlan | None = None  # of the tokens; None: no row has an adapter
+    adapters_of_logits: AdapterPlan | None = None  # of the rows of the logits; None: no adapter changes the head
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +94,50 @@ class Decoder:
         self._head = take(model.lm_head)
         return layers
 
-    def run(self, inputs: StepInputs, cache: Tensor) -> Tensor:
+    def run(self, inputs: StepInputs, cache: KvCache) -> Tensor:
         """The logits of ``inputs``, [logit rows, vocabulary], in the dtype of the model.
 
-        ``cache`` is [layers, 2 * kv_heads, slots, dim]; the keys and values of the tokens are written to it.
+        The keys and values of the tokens are written to ``cache``.
         """
         rotation = self.rope.rotation(inputs.positions, inputs.uses_long_factors, self.dtype)
         hidden = self._embed(inputs.token_ids).to(self.dtype)
         delta = torch.zeros_like(hidden)  # the output of the previous layer, not yet added to hidden
-        for layer, of_layer in zip(self._layers, cache, strict=True):
-            delta = self._run_layer(layer, hidden, delta, of_layer, rotation, inputs)
+        for number, of_layer in enumerate(cache.layers):
+            delta = self._run_layer(number, hidden, delta, of_layer, rotation, inputs)
         if inputs.logit_rows is not None:
             hidden, delta = hidden[inputs.logit_rows], delta[inputs.logit_rows]
-        return self._head(self._kernels.add_rms_norm(hidden, delta, self._norm, self._epsilon))
+        normed = self._kernels.add_rms_norm(hidden, delta, self._norm, self._epsilon)
+        return _run_linear(self._head, normed, places.head(self.config), inputs.adapters_of_logits)
 
     def _run_layer(
         self,
-        layer: _Layer,
+        number: int,
         hidden: Tensor,
         delta: Tensor,
-        cache: Tensor,
+        cache: KvCache,
         rotation: tuple[Tensor, Tensor],
         inputs: StepInputs,
     ) -> Tensor:
         """Add ``delta``, the output of the previous layer, to ``hidden`` in place; returns this layer's output."""
-        kernels = self._kernels
+        kernels, layer = self._kernels, self._layers[number]
+
+        def run(linear: Linear, x: Tensor, place: int) -> Tensor:
+            return _run_linear(linear, x, places.place(number, place), inputs.adapters)
+
         normed = kernels.add_rms_norm(hidden, delta, layer.attention_norm, self._epsilon)
-        qkv = layer.qkv(normed).view(len(hidden), -1, self._head_dim)
+        qkv = run(layer.qkv, normed, places.QKV).view(len(hidden), -1, self._head_dim)
         kernels.rotate_and_store(qkv, rotation, inputs.slots, cache)
         attended = inputs.attention.attend(qkv, cache, self._head_dim**-0.5)
-        normed = kernels.add_rms_norm(hidden, layer.out(attended), layer.mlp_norm, self._epsilon)
-        return layer.down(kernels.silu_product(layer.gate_up(normed)))
+        normed = kernels.add_rms_norm(hidden, run(layer.out, attended, places.OUT), layer.mlp_norm, self._epsilon)
+        product = kernels.silu_product(run(layer.gate_up, normed, places.GATE_UP))
+        return run(layer.down, product, places.DOWN)
+
+
+def _run_linear(linear: Linear, x: Tensor, place: int, adapters: AdapterPlan | None) -> Tensor:
+    output = linear(x)
+    if adapters is not None:
+        adapters.add(place, x, output)
+    return output
 
 
 def _form(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Linear]:
@@ -137,26 +154,20 @@ def sliding_window(config: Any) -> int | None:
     return None if window is None or window >= config.max_position_embeddings else window
 
 
-def new_cache(decoder: Decoder, num_blocks: int) -> Tensor:
-    """An empty key-value cache for ``decoder``, [layers, heads of the keys and then of the values, slots, dim].
+def new_cache(decoder: Decoder, num_blocks: int, dtype: KvCacheDtype = "auto") -> KvCache:
+    """An empty key-value cache for ``decoder``.
 
     Masked attention may read slots that were never written, so they must be numbers. On a CPU they take memory only
     when they are written: ``torch.zeros`` would write all of them.
     """
     config = decoder.config
-    shape = (config.num_hidden_layers, 2 * config.num_key_value_heads, num_blocks * BLOCK_SIZE, head_dim(config))
-    if decoder.device.type != "cpu":
-        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
-    num_bytes = math.prod(shape) * decoder.dtype.itemsize
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
-    return torch.frombuffer(pages, dtype=decoder.dtype).view(shape)
+    of_slots = (config.num_hidden_layers, 2 * config.num_key_value_heads, num_blocks * BLOCK_SIZE)
+    values = _zeros((*of_slots, head_dim(config)), stored_dtype(dtype, decoder.dtype), decoder.device)
+    return KvCache(values, None if dtype == "auto" else _zeros(of_slots, torch.float32, decoder.device))
 
 
-def copy_blocks(cache: Tensor, pairs: list[tuple[int, int]]) -> None:
-    """Copy the keys and values of whole blocks of ``cache``, (from, to). All are read before any is written."""
-    if pairs:
-        sources, targets = (
-            (torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten().to(cache.device)
-            for blocks in zip(*pairs, strict=True)
-        )
-        cache.index_copy_(2, targets, cache.index_select(2, sources))
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -4,6 +4,7 @@ A step is one small copy to the device, the forward pass and one small copy back
 sequence is the replay of a CUDA graph, because launching its hundreds of kernels takes longer than they run.
 """
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import DeviceKernels, PagedQueries
+from phi3_serve.engine.adapters import places
+from phi3_serve.engine.adapters.device_tier import DeviceTier, StreamCopy, copy_at_once
+from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
+from phi3_serve.engine.adapters.pages import PagedAdapter
+from phi3_serve.engine.kernels.contract import (
+    ADD_LOW_RANK,
+    MAX_PAGES,
+    MAX_SHORT_QUERIES,
+    ROWS_PER_TILE,
+    AdaptedTiles,
+    DeviceKernels,
+    PagedQueries,
+)
+from phi3_serve.engine.kernels.kv_cache import KvCache
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache, sliding_window
+from phi3_serve.engine.model.decoder import Decoder, StepInputs, new_cache, sliding_window
 from phi3_serve.engine.model.runner import logit_rows
 from phi3_serve.engine.model.step_buffer import StepBuffer, StepIntegers, StepShape, pack, pack_decode
 from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TokenChooser
@@ -25,6 +41,7 @@ Capture = Callable[[Callable[[], Tensor]], Replay]
 
 INTEGERS_PER_TOKEN = 8  # at most: four of the token, and its share of logit rows and tiles
 INTEGERS_PER_ROW = 6
+ADAPTER_INTEGERS_PER_ROW = 5 + 2 * MAX_PAGES  # at most, in a step that is a graph: a row, a tile and its pages
 
 
 def graph_rows(max_rows: int) -> list[int]:
@@ -41,9 +58,24 @@ class _DeviceAttention:
     queries: PagedQueries
     window: int | None
 
-    def attend(self, qkv: Tensor, cache: Tensor, scale: float) -> Tensor:
+    def attend(self, qkv: Tensor, cache: KvCache, scale: float) -> Tensor:
         """See ``contract.AttentionPlan``."""
         return self.kernels.attend(qkv, cache, self.queries, scale, self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class _DeviceAdapters:
+    """``contract.AdapterPlan`` over tensors on the device."""
+
+    kernels: DeviceKernels
+    tier: DeviceTier
+    tiles: AdaptedTiles
+    places: frozenset[int] | None  # the linear layers that an adapter of the step changes; None: any
+
+    def add(self, place: int, x: Tensor, output: Tensor) -> None:
+        """See ``contract.AdapterPlan``."""
+        if self.places is None or place in self.places:
+            self.kernels.add_low_rank(x, output, self.tier.change(place), self.tiles)
 
 
 class DeviceRunner:
@@ -73,15 +105,21 @@ class DeviceRunner:
         self.sampler = DeviceSampler(self._chosen, chooser)
         self.kernels = kernels
         self._window = sliding_window(decoder.config)
-        self._cache = new_cache(decoder, num_blocks)
+        self._cache = new_cache(decoder, num_blocks, sizes.kv_cache_dtype)
         tokens = max(sizes.token_budget, max_rows)
         self._buffer = StepBuffer(
             decoder.device,
-            tokens * INTEGERS_PER_TOKEN + max_rows * INTEGERS_PER_ROW + max(2 * num_blocks, max_rows),
+            tokens * INTEGERS_PER_TOKEN
+            + max_rows * (INTEGERS_PER_ROW + ADAPTER_INTEGERS_PER_ROW)
+            + max(2 * num_blocks, max_rows),
         )
         self._capture = capture
+        self._adapters_capture = without_graphs if ADD_LOW_RANK in kernels.replaced else capture
         self._graph_rows = graph_rows(max_rows)
-        self._graphs: dict[int, Replay] = {}
+        self._graphs: dict[tuple[int, bool], Replay] = {}  # by rows, and whether they may have adapters
+        copy = StreamCopy(decoder.device) if decoder.device.type == "cuda" else copy_at_once
+        self.adapters = DeviceTier(decoder.config, decoder.dtype, decoder.device, sizes.adapter_bytes, copy)
+        self._head = places.head(decoder.config)
 
     def check_device(self) -> None:
         """Wait for the device.
@@ -99,15 +137,56 @@ class DeviceRunner:
             torch.cuda.empty_cache()
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        """Copy the keys and values of whole blocks, (from, to). All are read before any is written."""
-        copy_blocks(self._cache, pairs)
+        """Copy the keys and values of whole blocks, (from, to); see ``KvCache.copy_blocks``."""
+        self._cache.copy_blocks(pairs)
+
+    def prepare_adapter(self, loaded: LoadedAdapter) -> PagedAdapter:
+        """``loaded`` in the form that the device copies. It may be called on any thread.
+
+        The first call compiles the kernel for the sizes of all linear layers, so that no step waits for that.
+
+        Raises:
+            MemoryFull: see ``DeviceTier.prepare``.
+        """
+        is_first = not self.adapters.has_pool
+        prepared = self.adapters.prepare(loaded)
+        if is_first:
+            self._compile_for_adapters()
+        return prepared
+
+    @torch.inference_mode()
+    def _compile_for_adapters(self) -> None:
+        """Run the kernel on one row of zeros with a strength of 0."""
+        integers = torch.zeros(4, dtype=torch.int32, device=self.decoder.device)
+        one = integers[:1] + 1
+        tile = torch.tensor([[0, 1, 0, 1]], dtype=torch.int32, device=self.decoder.device)
+        for rows_per_tile in ROWS_PER_TILE:
+            tiles = AdaptedTiles(integers, one, tile, integers.view(2, 2), rows_per_tile, pages_per_tile=1)
+            for place in (*range(len(places.LAYERS)), self._head):
+                change = self.adapters.change(place)
+                x, output = (change.a.new_zeros(1, matrix.shape[2]) for matrix in (change.a, change.b))
+                self.kernels.add_low_rank(x, output, change, tiles)
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:
-        """Capture all graphs, the largest first, so that the others fit into its memory."""
+        """Capture the graphs of steps without adapters, the largest first, so that the others fit into its memory."""
         for rows in reversed(self._graph_rows):
             self._buffer.fill(pack_decode([], rows))
-            self._graph(rows)
+            self._graph(rows, is_adapted=False)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile all kernels of steps without adapters, so that no request waits for it.
+
+        Decode steps that have graphs have compiled theirs; the others compile them here.
+        A short prompt and the longest one share the keys among programs in different ways.
+        """
+        for rows in self._graph_rows:
+            self._buffer.fill(pack_decode([], rows))
+            self._graph(rows, is_adapted=False)()
+        for num_tokens in (MAX_SHORT_QUERIES + 1, self.sizes.token_budget):
+            logits = self.run([chunk_of_block_0(num_tokens, num_logits=1)])
+        self.sampler.prepare(logits)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -115,23 +194,39 @@ class DeviceRunner:
 
         They are in the model's dtype. They are overwritten by the next call.
         """
+        is_adapted = any(chunk.sequence.adapters for chunk in chunks)
+        mixes = self.adapters.mixes(chunk.sequence.adapters for chunk in chunks) if is_adapted else None
         if len(chunks) <= self._graph_rows[-1] and all(_is_decoded(chunk) for chunk in chunks):
             rows = self._graph_rows[bisect_left(self._graph_rows, len(chunks))]
-            integers = pack_decode(chunks, rows)
+            integers = pack_decode(chunks, rows, mixes)
             if self._buffer.fits(len(integers)):
                 self._buffer.fill(integers)
-                return self._graph(rows)()[: len(chunks)]
-        wanted = logit_rows(chunks)
-        shape, integers = pack(chunks, wanted, self.kernels.queries_per_tile)
-        return self._forward(StepIntegers.of(self._buffer.fill(integers), shape))
+                return self._graph(rows, is_adapted=is_adapted)()[: len(chunks)]
+        changed = _changed_places(chunks) if is_adapted else None
+        shape, integers = pack(
+            chunks,
+            logit_rows(chunks),
+            self.kernels.queries_per_tile,
+            mixes,
+            adapts_logits=changed is not None and self._head in changed,
+        )
+        return self._forward(StepIntegers.of(self._buffer.fill(integers), shape), changed)
 
-    def _graph(self, rows: int) -> Replay:
-        if rows not in self._graphs:
-            inputs = StepIntegers.of(self._buffer.on_device, StepShape.of_decode(rows))
-            self._graphs[rows] = self._capture(lambda: self._forward(inputs, all_logits=True))
-        return self._graphs[rows]
+    def _graph(self, rows: int, *, is_adapted: bool) -> Replay:
+        if (rows, is_adapted) not in self._graphs:
+            inputs = StepIntegers.of(self._buffer.on_device, StepShape.of_decode(rows, is_adapted=is_adapted))
+            capture = self._adapters_capture if is_adapted else self._capture
+            self._graphs[rows, is_adapted] = capture(lambda: self._forward(inputs, all_logits=True))
+        return self._graphs[rows, is_adapted]
 
-    def _forward(self, integers: StepIntegers, *, all_logits: bool = False) -> Tensor:
+    def _forward(
+        self, integers: StepIntegers, changed: frozenset[int] | None = None, *, all_logits: bool = False
+    ) -> Tensor:
+        """``changed``: the linear layers that adapters change; None: any, if a row has adapters."""
+        adapted, adapted_logits = (
+            None if tiles is None else _DeviceAdapters(self.kernels, self.adapters, tiles, changed)
+            for tiles in (integers.adapted, integers.adapted if all_logits else integers.adapted_logits)
+        )
         inputs = StepInputs(
             token_ids=self._read(integers.token_ids),
             positions=integers.positions,
@@ -139,6 +234,8 @@ class DeviceRunner:
             slots=integers.slots,
             logit_rows=None if all_logits else integers.logit_rows,
             attention=_DeviceAttention(self.kernels, integers.queries, self._window),
+            adapters=adapted,
+            adapters_of_logits=adapted_logits,
         )
         return self.decoder.run(inputs, self._cache)
 
@@ -151,8 +248,26 @@ class DeviceRunner:
         return torch.where(ids < 0, unread, ids)
 
 
+def chunk_of_block_0(num_tokens: int, num_logits: int) -> Chunk:
+    """A chunk that no request has. All of its blocks are the first one of the cache, which must not be in use."""
+    sequence = CachedSequence([0] * num_tokens)
+    sequence.block_table = array("i", [0]) * -(-num_tokens // BLOCK_SIZE)
+    return Chunk(sequence, num_tokens, num_logits)
+
+
+def _changed_places(chunks: Sequence[Chunk]) -> frozenset[int]:
+    """The linear layers that an adapter of ``chunks`` changes."""
+    adapters = {applied.adapter for chunk in chunks for applied in chunk.sequence.adapters}
+    return frozenset().union(*(adapter.places for adapter in adapters if isinstance(adapter, PagedAdapter)))
+
+
 def _is_decoded(chunk: Chunk) -> bool:
     return chunk.num_tokens == 1 and chunk.num_logits == 1
+
+
+def without_graphs(run: Callable[[], Tensor]) -> Replay:
+    """``Capture`` for kernels that cannot be captured, as those of the reference."""
+    return run
 
 
 class CudaGraphs:
@@ -166,7 +281,8 @@ class CudaGraphs:
         run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Another thread may load an adapter meanwhile, and allocate memory for it.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = run()
         self._pool = graph.pool()
 

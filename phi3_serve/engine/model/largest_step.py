@@ -1,17 +1,14 @@
 """The memory that the largest steps of an engine take on a GPU, measured before the key-value cache is allocated."""
 
-from array import array
 from collections.abc import Callable
 from traceback import clear_frames
 
 import torch
 
 from phi3_serve.core import MAX_ROWS, EngineRequest
-from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
-from phi3_serve.engine.kvcache.chunk import Chunk
+from phi3_serve.engine.device import CUDA_BYTES
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
-from phi3_serve.engine.model.device_runner import DeviceRunner
+from phi3_serve.engine.model.device_runner import DeviceRunner, chunk_of_block_0
 from phi3_serve.engine.sampling.drawing import draw
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.parameters import GenerationParameters
@@ -30,7 +27,7 @@ def run_largest_step(runner: DeviceRunner, sizes: EngineSizes) -> None:
     Every block of the chunk is block 0, so a cache of one block is enough. The memory of attention does not depend on
     how long the sequences are.
     """
-    logits = runner.run([_chunk(sizes.token_budget)])
+    logits = runner.run([chunk_of_block_0(sizes.token_budget, num_logits=sizes.token_budget)])
     scores = logits.float()
     rows = min(sizes.max_rows, len(scores))
     draw(scores[list(range(rows))], [_settings()] * rows)
@@ -52,7 +49,8 @@ def measure_largest_step(make_runner: Callable[[EngineSizes], DeviceRunner], tok
         return None
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
-    return GpuMemory(total=total, free=free, step=step, graphs=graphs)
+    own = torch.cuda.memory_reserved() + CUDA_BYTES
+    return GpuMemory(total=total, free=free, step=step, graphs=graphs, own=own)
 
 
 def _measure(make_runner: Callable[[EngineSizes], DeviceRunner], sizes: EngineSizes) -> tuple[int, int]:
@@ -66,12 +64,6 @@ def _measure(make_runner: Callable[[EngineSizes], DeviceRunner], sizes: EngineSi
     reserved = torch.cuda.memory_reserved()
     run_largest_step(runner, sizes)
     return graphs, torch.cuda.max_memory_reserved() - reserved
-
-
-def _chunk(num_tokens: int) -> Chunk:
-    sequence = CachedSequence([0] * num_tokens)
-    sequence.block_table = array("i", [0]) * -(-num_tokens // BLOCK_SIZE)
-    return Chunk(sequence, num_tokens, num_tokens)
 
 
 def _settings() -> ScoreSettings:

@@ -1,7 +1,8 @@
 """Linear layers in the form that this machine computes fastest.
 
 A CPU has three forms: torch's own; oneDNN's blocked layout, reordered once instead of in each call; and panels for the
-kernel in ``kernels/cpu.cpp``. Which form is fastest depends on the processor, so they are timed when a model is loaded.
+kernel in ``kernels/csrc/bfloat16_linear.h``. Which form is fastest depends on the processor, so they are timed when a
+model is loaded.
 """
 
 import logging
@@ -22,7 +23,7 @@ Linear = Callable[[Tensor], Tensor]
 ROWS_PACKED_FOR = 16  # oneDNN picks the layout for one number of rows; this one costs least at other numbers
 MAX_UNPADDED_ROWS = 32
 PADDING_STEP = 8
-PANEL_OUTPUTS, PANEL_ROWS = 16, 16  # kernels/cpu.cpp has the same constants
+PANEL_OUTPUTS, PANEL_ROWS = 16, 16  # kernels/csrc/bfloat16_linear.h has the same constants
 TRIAL_ROWS = (1, 16, 128)
 TRIAL_ROUNDS = 5
 TRIAL_BYTES = 1 << 28  # of weights, more than a processor's caches hold
@@ -42,7 +43,7 @@ def packed(weight: Tensor) -> Linear:
 
 
 def paneled(weight: Tensor) -> Linear:
-    """The layer of ``weight`` [out, in], bfloat16, in panels of sixteen outputs for ``kernels/cpu.cpp``.
+    """The layer of ``weight`` [out, in], bfloat16, in panels of sixteen outputs for ``kernels/csrc/bfloat16_linear.h``.
 
     Raises:
         RuntimeError: there is no such kernel for this processor or dtype.

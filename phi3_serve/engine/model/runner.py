@@ -1,15 +1,17 @@
 """Runs the steps of the engine on a device whose steps are planned on the host: a CPU, or a GPU without our kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import Kernels
+from phi3_serve.engine.adapters import places
+from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
+from phi3_serve.engine.kernels.contract import AdaptedRows, AdapterPlan, Kernels
 from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model.decoder import Decoder, StepInputs, copy_blocks, new_cache, sliding_window
+from phi3_serve.engine.model.decoder import Decoder, StepInputs, new_cache, sliding_window
 from phi3_serve.engine.model.linear import padded_rows
 
 
@@ -17,6 +19,7 @@ class ModelRunner:
     """A model and its key-value cache."""
 
     sampler = None  # the host chooses all tokens
+    adapters = None  # they are read from the main memory
 
     def __init__(self, model: Any, kernels: Kernels, sizes: EngineSizes, *, releases_weights: bool = False) -> None:
         """Prepare to run ``model``; ``releases_weights``: see ``Decoder``."""
@@ -24,7 +27,8 @@ class ModelRunner:
         self.decoder = Decoder(model, kernels, releases_weights=releases_weights)
         self.kernels = kernels
         self._window = sliding_window(model.config)
-        self._cache = new_cache(self.decoder, sizes.num_blocks)
+        self._cache = new_cache(self.decoder, sizes.num_blocks, sizes.kv_cache_dtype)
+        self._head = places.head(model.config)
 
     def check_device(self) -> None:
         """A CPU has no errors that stay."""
@@ -32,9 +36,13 @@ class ModelRunner:
     def free_memory(self) -> None:
         """A CPU keeps no memory that is not in use."""
 
+    def prepare_adapter(self, loaded: LoadedAdapter) -> LoadedAdapter:
+        """``loaded`` in the form that steps read, which is this one."""
+        return loaded
+
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        """Copy the keys and values of whole blocks, (from, to). All are read before any is written."""
-        copy_blocks(self._cache, pairs)
+        """Copy the keys and values of whole blocks, (from, to); see ``KvCache.copy_blocks``."""
+        self._cache.copy_blocks(pairs)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -50,13 +58,37 @@ class ModelRunner:
             uses_long_factors=self._padded([int(is_long) for chunk in chunks for is_long in chunk.uses_long_factors]),
             slots=torch.tensor([c.sequence.slot(p) for c in chunks for p in range(c.start, c.end)], device=device),
             logit_rows=self._padded(logit_rows(chunks)),
-            attention=self.kernels.plan_attention(chunks, window=self._window, like=self._cache),
+            attention=self.kernels.plan_attention(chunks, window=self._window, cache=self._cache),
+            adapters=self._plan_adapters(adapted_rows(chunks, lambda chunk: chunk.num_tokens)),
+            adapters_of_logits=self._plan_adapters(
+                [
+                    rows
+                    for rows in adapted_rows(chunks, lambda chunk: chunk.num_logits)
+                    if any(adapter.changes[self._head] is not None for adapter, _ in rows.adapters)
+                ]
+            ),
         )
+
+    def _plan_adapters(self, rows: Sequence[AdaptedRows]) -> AdapterPlan | None:
+        return self.kernels.plan_adapters(rows) if rows else None
 
     def _padded(self, of_tokens: list[int]) -> Tensor:
         """One number for each token, then zeros up to a number of rows that the linear layers compute fast."""
         padding = [0] * (padded_rows(len(of_tokens)) - len(of_tokens))
         return torch.tensor(of_tokens + padding, dtype=torch.long, device=self.decoder.device)
+
+
+def adapted_rows(chunks: Sequence[Chunk], num_rows: Callable[[Chunk], int]) -> list[AdaptedRows]:
+    """The rows of a batch that have adapters; ``num_rows``: of each chunk."""
+    rows: list[AdaptedRows] = []
+    end = 0
+    for chunk in chunks:
+        first, end = end, end + num_rows(chunk)
+        if chunk.sequence.adapters and end > first:
+            adapters = [(applied.adapter, applied.strength) for applied in chunk.sequence.adapters]
+            loaded = tuple((one, strength) for one, strength in adapters if isinstance(one, LoadedAdapter))
+            rows.append(AdaptedRows(first, end, loaded))
+    return rows
 
 
 def logit_rows(chunks: Sequence[Chunk]) -> list[int]:

@@ -1,17 +1,17 @@
 """Which runner a model gets."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
+from phi3_serve.engine.kernels.contract import ADD_LOW_RANK
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.memory import EngineSizes, FittingSizes, block_bytes, sizes_on_cpu, sizes_on_gpu
 from phi3_serve.engine.model.decoder import Decoder, sliding_window
-from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, Replay
+from phi3_serve.engine.model.device_runner import CudaGraphs, DeviceRunner, without_graphs
 from phi3_serve.engine.model.largest_step import measure_largest_step
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.rope import rotary_dim
@@ -52,24 +52,24 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
         dtype=dtype,
         device=model.device,
     )
-    findings = check_kernels(cuda, _shape(model), device=model.device, dtype=dtype)
+    findings = check_kernels(cuda, _shape(model), device=model.device, dtype=dtype, kv_cache_dtype=sizes.kv_cache_dtype)
     kernels = with_fallbacks(cuda, findings)
     decoder = Decoder(model, kernels, releases_weights=releases_weights)
 
-    def make(sizes: EngineSizes) -> DeviceRunner:
-        capture = _without_graphs if findings else CudaGraphs()
-        return DeviceRunner(decoder, kernels, TritonChooser(model.device), capture, sizes)
+    def make(of_runner: EngineSizes) -> DeviceRunner:
+        is_captured = all(finding.kernel == ADD_LOW_RANK for finding in findings)
+        capture = CudaGraphs() if is_captured else without_graphs
+        of_runner = replace(of_runner, kv_cache_dtype=sizes.kv_cache_dtype)
+        return DeviceRunner(decoder, kernels, TritonChooser(model.device), capture, of_runner)
 
     if isinstance(sizes, FittingSizes):
-        sizes = sizes_on_gpu(partial(measure_largest_step, make), block_bytes(config, dtype), sizes)
+        sizes = sizes_on_gpu(
+            partial(measure_largest_step, make), block_bytes(config, dtype, sizes.kv_cache_dtype), sizes
+        )
     runner = make(sizes)
     runner.capture_graphs()
+    runner.warm_up()
     return runner
-
-
-def _without_graphs(run: Callable[[], Tensor]) -> Replay:
-    """``Capture`` for kernels that cannot be captured, as those of the reference."""
-    return run
 
 
 def _shape(model: Any) -> ModelShape:

@@ -14,9 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES, PagedQueries
+from phi3_serve.engine.adapters.page_table import Mix
+from phi3_serve.engine.kernels.contract import (
+    MAX_PAGES,
+    MAX_SHORT_QUERIES,
+    ROWS_PER_TILE,
+    AdaptedTiles,
+    PagedQueries,
+)
 from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.kvcache.slots import cache_slots
+from phi3_serve.engine.model.adapter_tiles import TileShape, first_pages, tiles_of
 
 ALIGNMENT = 4  # integers; parts that start at multiples of 16 bytes need only one compiled form of each kernel
 NOT_STORED = -1  # the slot of a padding token
@@ -32,16 +40,20 @@ class StepShape:
     sequences: int
     short_tiles: int
     long_tiles: int
+    adapted: TileShape | None = None  # None: no row has an adapter
+    adapted_logits: TileShape | None = None
 
     @classmethod
-    def of_decode(cls, rows: int) -> "StepShape":
-        """A step that runs one token of each of ``rows`` sequences."""
-        return cls(rows, rows, rows, rows, 0)
+    def of_decode(cls, rows: int, *, is_adapted: bool = False) -> "StepShape":
+        """A step that runs one token of each of ``rows`` sequences, any of which may have adapters."""
+        adapted = TileShape(rows, rows, ROWS_PER_TILE[0], MAX_PAGES) if is_adapted else None
+        return cls(rows, rows, rows, rows, 0, adapted)
 
     @property
     def sizes(self) -> list[int]:
-        """The parts of the buffer in their order. The block tables follow them."""
-        return [*[self.tokens] * 4, self.logits, 4 * self.sequences, 2 * self.short_tiles, 2 * self.long_tiles]
+        """The parts of the buffer in their order. The block tables follow them, and then the pages of adapters."""
+        sizes = [*[self.tokens] * 4, self.logits, 4 * self.sequences, 2 * self.short_tiles, 2 * self.long_tiles]
+        return sizes + [size for tiles in (self.adapted, self.adapted_logits) if tiles for size in tiles.sizes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,8 @@ class StepIntegers:
     slots: Tensor
     logit_rows: Tensor
     queries: PagedQueries
+    adapted: AdaptedTiles | None
+    adapted_logits: AdaptedTiles | None
 
     @classmethod
     def of(cls, buffer: Tensor, shape: StepShape) -> "StepIntegers":
@@ -62,9 +76,20 @@ class StepIntegers:
         for size in shape.sizes:
             parts.append(buffer[start : start + size])
             start = _aligned(start + size)
-        ids, positions, factors, slots, logits, sequences, short, long = parts
-        queries = PagedQueries(sequences.view(-1, 4), buffer[start:], short.view(-1, 2), long.view(-1, 2))
-        return cls(ids, positions, factors, slots, logits, queries)
+        ids, positions, factors, slots, logits, sequences, short, long, *of_adapters = parts
+        tables = buffer[start:]
+        queries = PagedQueries(sequences.view(-1, 4), tables, short.view(-1, 2), long.view(-1, 2))
+        pages = tables[: len(tables) // 2 * 2].view(-1, 2)
+        adapted = [_adapted(tiles, of_adapters, pages) for tiles in (shape.adapted, shape.adapted_logits)]
+        return cls(ids, positions, factors, slots, logits, queries, *adapted)
+
+
+def _adapted(shape: TileShape | None, parts: list[Tensor], pages: Tensor) -> AdaptedTiles | None:
+    """Takes its parts from the start of ``parts``."""
+    if shape is None:
+        return None
+    rows, num_tiles, tiles = (parts.pop(0) for _ in shape.sizes)
+    return AdaptedTiles(rows, num_tiles, tiles.view(-1, 4), pages, shape.rows_per_tile, shape.pages_per_tile)
 
 
 class StepBuffer:
@@ -100,13 +125,20 @@ class StepBuffer:
         return self.on_device
 
 
-def pack_decode(chunks: Sequence[Chunk], rows: int) -> Any:
-    """The integers of a step with ``StepShape.of_decode(rows)``, int32. Rows beyond the chunks are padding."""
+def pack_decode(chunks: Sequence[Chunk], rows: int, mixes: Sequence[Mix] | None = None) -> Any:
+    """The integers of a step with ``StepShape.of_decode(rows)``, int32. Rows beyond the chunks are padding.
+
+    ``mixes``: the adapters of the chunks; None: the shape has no tiles for adapters.
+    """
     padding = rows - len(chunks)
     starts, table_starts, tables = [chunk.start for chunk in chunks], *_block_tables(chunks)
     sequences = [
         (row, 1, start + 1, table) for row, (start, table) in enumerate(zip(starts, table_starts, strict=True))
     ]
+    of_adapters: list[list[int]] = []
+    if (shape := StepShape.of_decode(rows, is_adapted=mixes is not None).adapted) is not None and mixes is not None:
+        firsts = _add_pages(tables, mixes)
+        of_adapters = tiles_of(mixes, [1] * len(chunks), firsts, shape.rows_per_tile).integers(shape)
     return _joined(
         [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
         starts + [0] * padding,
@@ -116,16 +148,27 @@ def pack_decode(chunks: Sequence[Chunk], rows: int) -> Any:
         chain(*sequences, [0] * (4 * padding)),
         chain.from_iterable((row, 0) for row in range(rows)),
         (),
+        *of_adapters,
         tables,
     )
 
 
 def pack(
-    chunks: Sequence[Chunk], logit_rows: Sequence[int], queries_per_tile: tuple[int, int]
+    chunks: Sequence[Chunk],
+    logit_rows: Sequence[int],
+    queries_per_tile: tuple[int, int],
+    mixes: Sequence[Mix] | None = None,
+    *,
+    adapts_logits: bool = False,
 ) -> tuple[StepShape, Any]:
     """The integers of any step, int32, and its shape.
 
-    ``queries_per_tile``: of the attention's short and long tiles.
+    Args:
+        chunks: in the order of their tokens in the batch.
+        logit_rows: the rows whose logits are wanted.
+        queries_per_tile: of the attention's short and long tiles.
+        mixes: the adapters of the chunks; None: no chunk has any.
+        adapts_logits: whether an adapter changes the head.
     """
     short, long = queries_per_tile
     short_tiles = _tiles(chunks, short, lambda chunk: chunk.num_tokens <= MAX_SHORT_QUERIES)
@@ -136,7 +179,21 @@ def pack(
         (row, chunk.num_tokens, chunk.end, table)
         for row, chunk, table in zip(rows[:-1].tolist(), chunks, table_starts, strict=True)
     ]
-    shape = StepShape(int(rows[-1]), len(logit_rows), len(chunks), len(short_tiles), len(long_tiles))
+    adapted = []
+    if mixes is not None:
+        firsts = _add_pages(tables, mixes)
+        rows_per_tile = ROWS_PER_TILE[bool(long_tiles)]
+        adapted.append(tiles_of(mixes, [chunk.num_tokens for chunk in chunks], firsts, rows_per_tile))
+        if adapts_logits:
+            adapted.append(tiles_of(mixes, [chunk.num_logits for chunk in chunks], firsts, ROWS_PER_TILE[0]))
+    shape = StepShape(
+        int(rows[-1]),
+        len(logit_rows),
+        len(chunks),
+        len(short_tiles),
+        len(long_tiles),
+        *(tiles.shape for tiles in adapted),
+    )
     return shape, _joined(
         chain.from_iterable(chunk.token_ids for chunk in chunks),
         chain.from_iterable(range(chunk.start, chunk.end) for chunk in chunks),
@@ -146,8 +203,19 @@ def pack(
         chain.from_iterable(sequences),
         chain.from_iterable(short_tiles),
         chain.from_iterable(long_tiles),
+        *(part for tiles in adapted for part in tiles.integers(tiles.shape)),
         tables,
     )
+
+
+def _add_pages(tables: "array[int]", mixes: Sequence[Mix]) -> dict[Mix, int]:
+    """Add the pages of ``mixes`` behind the block tables; returns where those of each begin, in pairs of integers."""
+    if len(tables) % 2:
+        tables.append(0)
+    firsts = first_pages(mixes, len(tables) // 2)
+    for mix in firsts:
+        tables.extend(chain.from_iterable(mix))
+    return firsts
 
 
 def _tiles(chunks: Sequence[Chunk], size: int, is_wanted: Callable[[Chunk], bool]) -> list[tuple[int, int]]:

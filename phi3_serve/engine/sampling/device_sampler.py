@@ -25,6 +25,9 @@ class TokenChooser(Protocol):
     def supports(self, settings: ScoreSettings) -> bool:
         """Whether this chooser implements all parameters of ``settings`` that sampling needs."""
 
+    def prepare(self, logits: Tensor) -> None:
+        """Do once what the first choice from logits like these [rows, vocabulary] would make requests wait for."""
+
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """Write the token of each row of ``logits`` [rows, vocabulary] to ``tokens``, int32 [rows].
 
@@ -38,6 +41,9 @@ class TorchChooser:
     def supports(self, settings: ScoreSettings) -> bool:
         """All."""
         return True
+
+    def prepare(self, logits: Tensor) -> None:
+        """See ``TokenChooser``."""
 
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """See ``TokenChooser``."""
@@ -93,6 +99,10 @@ class DeviceSampler:
             and parameters.prompt_lookup_num_tokens is None
             and self._chooser.supports(settings)
         )
+
+    def prepare(self, logits: Tensor) -> None:
+        """See ``TokenChooser``."""
+        self._chooser.prepare(logits)
 
     def launch(self, logits: Tensor, rows: Sequence[ScoreSettings]) -> ChosenTokens:
         """Choose a token for each row of ``logits``, [rows, vocabulary]."""

@@ -48,7 +48,11 @@ def probabilities(scores: Tensor, rows: Sequence[ScoreSettings]) -> Tensor:
 
 def scores_are_invalid() -> InvalidRequest:
     """The parameters make a score infinite or not a number."""
-    return InvalidRequest("These parameters make the scores infinite or not a number.")
+    return InvalidRequest(
+        "These parameters make the scores infinite or not a number. Send less extreme values of `sequence_bias`, "
+        "`exponential_decay_length_penalty`, `repetition_penalty`, `encoder_repetition_penalty` or `guidance_scale`, "
+        "or send `remove_invalid_values` as true."
+    )
 
 
 def _is_reducible(row: ScoreSettings, vocab_size: int) -> bool:

@@ -22,6 +22,15 @@ class TritonChooser:
         """See ``TokenChooser``."""
         return settings.parameters.is_greedy or requested(settings.parameters) <= triton_sampling.WARPERS
 
+    def prepare(self, logits: Tensor) -> None:
+        """See ``TokenChooser``. It compiles the kernel, which takes seconds."""
+        floats, ints = (
+            torch.zeros(1, count, dtype=dtype, device=logits.device)
+            for count, dtype in ((triton_sampling.NUM_FLOATS, torch.float32), (triton_sampling.NUM_INTS, torch.int32))
+        )
+        tokens = torch.empty(1, dtype=torch.int32, device=logits.device)
+        triton_sampling.choose_tokens(logits[:1], floats, ints, self._seed, tokens)
+
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """See ``TokenChooser``."""
         floats, ints = self._on_device(rows)
@@ -29,10 +38,18 @@ class TritonChooser:
         self._seed[1] += 1
 
     def _on_device(self, rows: Sequence[ScoreSettings]) -> tuple[Tensor, Tensor]:
-        """The settings of ``rows``; they are copied only when the rows change."""
+        """The settings of ``rows``; they are copied only when the rows change.
+
+        A copy from memory that is not pinned makes the host wait until the step before has ended. torch does not use
+        pinned memory again before it is copied.
+        """
         ids = tuple(map(id, rows))
         if ids != self._rows:
             arrays = triton_sampling.packed([(row.parameters, row.min_tokens_to_keep) for row in rows])
-            floats, ints = (torch.from_numpy(array).to(self._seed.device) for array in arrays)
+            floats, ints = (self._copied(torch.from_numpy(array)) for array in arrays)
             self._rows, self._settings, self._kept = ids, (floats, ints), list(rows)
         return self._settings
+
+    def _copied(self, settings: Tensor) -> Tensor:
+        device = self._seed.device
+        return settings.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else settings

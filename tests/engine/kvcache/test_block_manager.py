@@ -6,13 +6,13 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks, prefix_root
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks, PrefixRoot
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence, num_unseen_blocks
 from phi3_serve.engine.kvcache.slots import cache_slots
 
 NUM_BLOCKS = 12
 WINDOWS = strategies.integers(1, 60)
-ROOT = prefix_root(uses_long_factors=False)
+ROOT = PrefixRoot()
 
 
 class BlockAccounts(RuleBasedStateMachine):
@@ -103,7 +103,7 @@ class BlockAccounts(RuleBasedStateMachine):
                 assert self.written[sequence.block_table[number]] == tuple(sequence.tokens[: (number + 1) * BLOCK_SIZE])
 
 
-TestBlockAccounts = BlockAccounts.TestCase
+TestBlockAccounts = pytest.mark.thorough(BlockAccounts.TestCase)
 TestBlockAccounts.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 

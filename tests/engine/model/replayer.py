@@ -50,7 +50,9 @@ def _integers(run: Callable[[], Tensor]) -> StepIntegers:
 def _tensors(integers: StepIntegers) -> list[Tensor]:
     queries = integers.queries
     of_tokens = [integers.token_ids, integers.positions, integers.uses_long_factors, integers.slots]
-    return [*of_tokens, queries.sequences, queries.block_tables, queries.short_tiles]
+    adapted = integers.adapted
+    of_adapters = [] if adapted is None else [adapted.rows, adapted.num_tiles, adapted.tiles, adapted.pages]
+    return [*of_tokens, queries.sequences, queries.block_tables, queries.short_tiles, *of_adapters]
 
 
 def runner_on_cpu(

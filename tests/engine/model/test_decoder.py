@@ -12,7 +12,7 @@ def test_a_cache_takes_memory_only_where_it_is_written(loaded: LoadedModel) -> N
     process = psutil.Process()
     decoder = Decoder(loaded.model, ReferenceKernels())
     before = process.memory_info().rss
-    cache = new_cache(decoder, num_blocks=200_000)
+    cache = new_cache(decoder, num_blocks=200_000).values
     assert cache.nbytes > 500e6
     assert cache.shape[-2] == 16 * 200_000
     assert not cache[:, :, -100:].any()

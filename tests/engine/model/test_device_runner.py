@@ -39,6 +39,15 @@ def test_tokens_are_unread_at_the_window_and_the_crossing(name: str, tmp_path: P
     parity.close()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_random_requests_with_adapters(tmp_path: Path) -> None:
+    """The oracle is PEFT. ``make fuzz RUNNER=device ADAPTERS=1`` compares more."""
+    parity = Parity(tmp_path, KINDS["plain"].shape, make_runner=runner_on_cpu, with_adapters=True)
+    expect_equal(parity, parity.cases(11), num_companies=1)
+    parity.close()
+
+
 @pytest.mark.parametrize(
     ("given", "is_chosen_on_the_device"),
     [

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from phi3_serve.engine.device import CUDA_BYTES
+from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
@@ -37,7 +39,7 @@ def test_it_runs_the_whole_budget_and_draws_all_rows(runner: DeviceRunner, monke
     seen: dict[str, tuple[int, ...]] = {}
     run = runner.decoder.run
 
-    def watched_run(inputs: Any, cache: Tensor) -> Tensor:
+    def watched_run(inputs: Any, cache: KvCache) -> Tensor:
         logits = run(inputs, cache)
         seen["tokens"], seen["logits"] = tuple(inputs.token_ids.shape), tuple(logits.shape)
         return logits
@@ -108,7 +110,8 @@ class Gpu:
 def test_graphs_and_the_step_are_measured(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(monkeypatch, loaded)
     memory = measure_largest_step(gpu.make_runner, 2048)
-    assert memory == GpuMemory(total=20_000, free=gpu.free, step=1000, graphs=3 * 7)  # for 1, 2 and 4 rows
+    own = gpu.reserved + CUDA_BYTES
+    assert memory == GpuMemory(total=20_000, free=gpu.free, step=1000, graphs=3 * 7, own=own)  # for 1, 2 and 4 rows
     assert gpu.sizes == EngineSizes(num_blocks=1, token_budget=2048, max_rows=256)
     assert gpu.calls == ["empty", "step", "empty"]
 

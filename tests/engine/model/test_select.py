@@ -9,12 +9,14 @@ import torch
 
 from phi3_serve.core import EngineInfo
 from phi3_serve.engine.engine_core import EngineCore
-from phi3_serve.engine.kernels import triton_layers
+from phi3_serve.engine.kernels import triton_layers, triton_low_rank
+from phi3_serve.engine.kernels.contract import KERNELS
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model import select
+from phi3_serve.engine.model.device_runner import DeviceRunner
 
 SIZES = EngineSizes(num_blocks=20, token_budget=32, max_rows=2, prefix_cache=False)
 
@@ -29,19 +31,22 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return run
 
     monkeypatch.setattr(select, "CudaGraphs", lambda: capture)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4))
+    monkeypatch.setattr(DeviceRunner, "warm_up", lambda _: runs.append("warm-up"))  # takes seconds in the interpreter
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4, major=9)
+    )
     return runs
 
 
 def owners(loaded: LoadedModel) -> dict[str, type]:
     runner = select._cuda_runner(loaded.model, SIZES, torch.float32, releases_weights=False)
-    names = ("add_rms_norm", "rotate_and_store", "silu_product", "attend")
-    return {name: type(getattr(runner.kernels, name).__self__) for name in names}
+    return {name: type(getattr(runner.kernels, name).__self__) for name in KERNELS}
 
 
 def test_right_kernels_are_captured(loaded: LoadedModel, captured: list[Any]) -> None:
     assert set(owners(loaded).values()) == {CudaKernels}
-    assert len(captured) == 2  # for one row and for two
+    assert len(captured) == 3  # for two rows and for one
+    assert captured[-1] == "warm-up"
 
 
 def test_a_faulty_kernel_is_replaced_and_nothing_is_captured(
@@ -54,9 +59,23 @@ def test_a_faulty_kernel_is_replaced_and_nothing_is_captured(
     of = owners(loaded)
     assert of.pop("silu_product") is ReferenceKernels
     assert set(of.values()) == {CudaKernels}
-    assert captured == []
+    assert captured == ["warm-up"]
 
 
+def test_a_faulty_kernel_of_adapters_leaves_the_graphs_of_other_steps(
+    loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(triton_low_rank, "add_low_rank", fails)
+    of = owners(loaded)
+    assert of.pop("add_low_rank") is ReferenceKernels
+    assert set(of.values()) == {CudaKernels}
+    assert len(captured) == 3
+
+
+@pytest.mark.thorough
 def test_the_engine_says_which_kernels_are_replaced(
     loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from phi3_serve.engine.kernels import triton_sampling
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.triton_chooser import TritonChooser
@@ -53,6 +54,20 @@ def test_a_new_request_at_the_address_of_an_old_one_is_another(loaded: LoadedMod
     gc.collect()
     later = [settings(loaded, do_sample=False) for _ in range(200)]
     assert address not in map(id, later)
+
+
+def test_preparing_launches_what_a_choice_launches(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dtypes, strides and alignments decide what is compiled."""
+    launched: list[list[object]] = []
+
+    def watched(*tensors: Tensor) -> None:
+        launched.append([(t.dtype, t.shape[1:], t.stride()[1:], t.data_ptr() % 16) for t in tensors])
+
+    monkeypatch.setattr(triton_sampling, "choose_tokens", watched)
+    chooser, logits = TritonChooser(CPU), torch.zeros(3, 64, dtype=torch.bfloat16)
+    chooser.prepare(logits)
+    chosen(chooser, logits, [settings(loaded, do_sample=True)] * 3)
+    assert launched[0] == launched[1]
 
 
 def test_steps_and_choosers_draw_anew(loaded: LoadedModel) -> None:

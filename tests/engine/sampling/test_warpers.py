@@ -107,6 +107,7 @@ def test_of_equal_scores_beyond_the_nucleus_the_lowest_ids_go(loaded: LoadedMode
     assert (probabilities(scores, [of])[0] > 0).tolist() == [True, False, True, False, True, True, False, True]
 
 
+@pytest.mark.thorough
 def test_each_warper_and_combinations_of_them(loaded: LoadedModel) -> None:
     compared = Counter[str]()
     for given, (kind, scores) in itertools.product([*ONE_BY_ONE, *combinations(150)], logits_of_kinds().items()):

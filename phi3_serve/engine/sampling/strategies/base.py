@@ -61,12 +61,19 @@ class Strategy(ABC):
         self.request = request
         self.settings = ScoreSettings(request)
         self.is_done = False
-        self.rows = [CachedSequence(request.prompt_ids, long_factors_from=long_factors_from)]
+        # An adapter of strength 0 changes nothing.
+        adapters = tuple(applied for applied in request.adapters if applied.strength)
+        self.rows = [CachedSequence(request.prompt_ids, long_factors_from=long_factors_from, adapters=adapters)]
         self.negative_prompt_rows: list[CachedSequence] = []  # with guidance, one for each row
         if request.parameters.is_guided:
             negative_prompt = request.parameters.negative_prompt_ids or request.prompt_ids[-1:]
             self.negative_prompt_rows = [
-                CachedSequence(negative_prompt, long_factors_from=long_factors_from, recomputes_at_crossing=False)
+                CachedSequence(
+                    negative_prompt,
+                    long_factors_from=long_factors_from,
+                    recomputes_at_crossing=False,
+                    adapters=adapters,
+                )
             ]
         self.constrained = None if request.constraint is None else ConstrainedRows(request.constraint)
         seed = request.parameters.seed
