@@ -1,19 +1,26 @@
-"""Lines with the time since the start, and the figures of a part for the report."""
+"""What a part of ``make gpu`` tells while it runs: lines with the time since its start, and its figures so far."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-_BEGAN = time.time()
+_began = time.time()
+_path: Path | None = None
+
+
+def begin(path: Path) -> None:
+    """A part starts, whose figures go to ``path``."""
+    global _began, _path
+    _began, _path = time.time(), path
 
 
 def say(*words: Any) -> None:
-    """Print a line with the seconds since the start."""
-    print(f"[{time.time() - _BEGAN:5.1f}s]", *words, flush=True)
+    """Print a line with the seconds since the start of the part."""
+    print(f"[{time.time() - _began:5.1f}s]", *words, flush=True)
 
 
 def write(figures: dict[str, Any]) -> None:
-    """Write the figures of this part to the path in the last argument of the process."""
-    Path(sys.argv[-1]).write_text(json.dumps(figures))
+    """Keep the figures so far, for the case that the part does not end."""
+    if _path is not None:
+        _path.write_text(json.dumps(figures))

@@ -2,8 +2,9 @@
 
 import math
 import statistics
-import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,18 +14,23 @@ from torch.profiler import profile as profiler
 from phi3_serve.bench.roofline import Machine, linear_sizes, measure_machine, weight_bytes
 from phi3_serve.bench.shapes import Model, as_loaded, build
 from phi3_serve.catalogue import NO_QUANTIZATION
-from phi3_serve.core import EngineEvent, EngineRequest, Failed
+from phi3_serve.core import Adapter, AppliedAdapter, EngineEvent, EngineRequest, Failed
+from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.engine_core import EngineCore, StepOutput
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.memory import EngineSizes, block_bytes
+from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
+from tests.engine.adapters.drawing import drawn
 from tests.gpu.report import say, write
 
 DECODES = {
     "mini": [(1, 512), (32, 512), (256, 512), (1, 2000), (32, 2000)],
     "medium": [(1, 512), (32, 512), (256, 512), (1, 2000), (32, 2000)],
 }
+ADAPTED = (32, 512, 8, 16)  # rows, context, different adapters, their rank
 PREFILLS = (512, 2048, 4000, 32_000)
 PROFILED = {(1, 512), (32, 512), (256, 512)}
 # with weights of fewer bits
@@ -39,25 +45,37 @@ CONTEXT = 40_000
 class Bench:
     """An engine without a thread, and the limits of its steps."""
 
-    def __init__(self, shape: str, quantization: str) -> None:
-        self.machine: Machine = measure_machine(torch.device("cuda"), torch.bfloat16)
+    def __init__(self, shape: str, quantization: str, kv_cache_dtype: KvCacheDtype) -> None:
+        self.machine: Machine = measure_machine(torch.device("cuda"), torch.bfloat16, quantization)
         self.shape = shape if quantization == NO_QUANTIZATION else f"{shape}, {quantization}"
+        self.shape += "" if kv_cache_dtype == "auto" else f", cache in {kv_cache_dtype}"
         model = build(Model(shape, "cuda", torch.bfloat16, quantization))
         self.config = model.config
-        self.key_bytes = block_bytes(model.config, torch.bfloat16) // 16  # of one token
+        self.key_bytes = block_bytes(model.config, torch.bfloat16, kv_cache_dtype) // 16  # of one token
         self.weights = sum(outputs * inputs for outputs, inputs in linear_sizes(model.config))
         self.weight_bytes = weight_bytes(model.config, torch.bfloat16, quantization)
         blocks = (torch.cuda.mem_get_info()[0] - RESERVED) // (self.key_bytes * 16)
-        sizes = EngineSizes(num_blocks=blocks, token_budget=BUDGET, max_rows=256, prefix_cache=False)
+        pages = ADAPTED[2] * PageLayout(model.config, torch.bfloat16).num_bytes  # of the reserved bytes
+        sizes = EngineSizes(
+            num_blocks=blocks,
+            token_budget=BUDGET,
+            max_rows=256,
+            prefix_cache=False,
+            adapter_bytes=pages,
+            kv_cache_dtype=kv_cache_dtype,
+        )
         began = time.time()
         self.core = EngineCore(as_loaded(model, quantization), sizes, releases_weights=True)
         self.capacity = blocks * 16
         say(f"{shape}: ready in {time.time() - began:.1f} s, cache for {self.capacity:,} tokens")
 
-    def add(self, number: int, prompt_tokens: int, new_tokens: int) -> None:
-        """Queue a greedy request."""
+    def add(self, number: int, prompt_tokens: int, new_tokens: int, adapters: Sequence[Adapter] = ()) -> None:
+        """Queue a greedy request with one of ``adapters``, if there are any."""
         prompt = torch.randint(5, 30_000, (prompt_tokens,)).tolist()
-        self.core.scheduler.add(self.core.generation(_request(number, prompt, new_tokens), _ignore))
+        request = _request(number, prompt, new_tokens)
+        if adapters:
+            request = replace(request, adapters=(AppliedAdapter(adapters[number % len(adapters)], 1.0),))
+        self.core.scheduler.add(self.core.generation(request, _ignore))
 
     def step(self) -> StepOutput:
         """One step; a failed request is an error."""
@@ -67,7 +85,18 @@ class Bench:
                 raise event.error
         return output
 
-    def decode(self, batch: int, context: int) -> dict[str, float] | None:
+    def decode_with_adapters(self) -> dict[str, float] | None:
+        """Steps in which the rows have different adapters, of all linear layers, beside plain ones."""
+        batch, context, count, rank = ADAPTED
+        adapters = [self.core.runner.prepare_adapter(drawn(self.config, rank, seed)) for seed in range(count)]
+        plain, adapted = self.decode(batch, context), self.decode(batch, context, adapters)
+        if plain is None or adapted is None:
+            return None
+        share = adapted["tokens_per_s"] / plain["tokens_per_s"]
+        say(f"{self.shape}, {batch} rows over {count} adapters of rank {rank}: {share:.0%} of the plain speed")
+        return {**adapted, "of_plain": share}
+
+    def decode(self, batch: int, context: int, adapters: Sequence[Adapter] = ()) -> dict[str, float] | None:
         """Steps in which ``batch`` requests decode at about ``context`` tokens."""
         new_tokens = math.ceil(batch * context / BUDGET) + MEASURED
         prompt = context - new_tokens // 2
@@ -75,7 +104,7 @@ class Bench:
             say(f"{self.shape}, {batch} at {context}: does not fit into {self.capacity:,} tokens")
             return None
         for number in range(batch):
-            self.add(number, prompt, new_tokens)
+            self.add(number, prompt, new_tokens, adapters)
         steps: list[tuple[float, int]] = []
         while self.core.scheduler.has_work:
             began = time.perf_counter()
@@ -158,26 +187,30 @@ def _ignore(event: EngineEvent) -> None:
     """The caller reads the events of a step."""
 
 
-def main(shape: str, quantization: str = NO_QUANTIZATION) -> dict[str, Any]:
-    """All measurements of one shape, or a few with weights of fewer bits."""
-    is_whole = quantization == NO_QUANTIZATION
-    bench = Bench(shape, quantization)
+def main(shape: str, quantization: str = NO_QUANTIZATION, kv_cache_dtype: KvCacheDtype = "auto") -> dict[str, Any]:
+    """All measurements of one shape, or a few with weights or a cache of fewer bits."""
+    capability = torch.cuda.get_device_capability()
+    if problem := problem_of_quantization(quantization, capability) or problem_of_kv_cache_dtype(
+        kv_cache_dtype, capability
+    ):
+        say(f"{shape}: not measured, {problem}")
+        return {"problem": problem}
+    is_whole = quantization == NO_QUANTIZATION and kv_cache_dtype == "auto"
+    bench = Bench(shape, quantization, kv_cache_dtype)
     found: dict[str, Any] = {
         "card": torch.cuda.get_device_name(0),
         "bytes_per_s": bench.machine.bytes_per_s,
         "flops_per_s": bench.machine.flops_per_s,
     }
     say(f"copy {bench.machine.bytes_per_s / 1e12:.2f} TB/s, matmul {bench.machine.flops_per_s / 1e12:.0f} TFLOP/s")
-    for batch, context in DECODES[shape] if is_whole else QUANTIZED_DECODES:
+    for batch, context in DECODES[shape] if quantization == NO_QUANTIZATION else QUANTIZED_DECODES:
         found[f"decode {batch} at {context}"] = bench.decode(batch, context)
         if (batch, context) in PROFILED and found[f"decode {batch} at {context}"]:
             found[f"breakdown {batch} at {context}"] = bench.breakdown(batch, context)
         write(found)
+    found["decode with adapters"] = bench.decode_with_adapters()
+    write(found)
     for tokens in PREFILLS if is_whole else QUANTIZED_PREFILLS:
         found[f"prefill {tokens}"] = bench.prefill(tokens)
         write(found)
     return found
-
-
-if __name__ == "__main__":
-    write(main(*sys.argv[1:-1]))

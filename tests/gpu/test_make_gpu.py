@@ -1,0 +1,95 @@
+"""``make gpu`` without a GPU: its parts in their order, those that fail or hang, and what the report then has."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.gpu import __main__ as make_gpu
+from tests.gpu.__main__ import CUT, NOT_RUN, PARTS, PASSED, Part, run_parts
+
+PROBES = "tests.gpu.probes"
+
+
+def report_of(folder: Path, *parts: tuple[str, str, float], budget_s: float = 900.0) -> tuple[int, dict[str, Any]]:
+    """The exit code and the report of functions of ``probes``, each with its limit in seconds."""
+    chosen = [(name, Part(f"{PROBES}:{function}", (name,), limit_s)) for name, function, limit_s in parts]
+    code = run_parts(chosen, folder, command="make gpu", budget_s=budget_s)
+    assert sorted(path.name for path in folder.glob("*.json")) == ["report.json"]
+    return code, json.loads((folder / "report.json").read_text())["parts"]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process has not ended. One that nobody waits for stays as a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    code, parts = report_of(
+        tmp_path,
+        ("one", "passes", 200),
+        ("raises", "raises", 200),
+        ("dies", "dies", 200),
+        ("two", "passes", 200),  # so that the worker of the next part runs already
+        ("hangs", "hangs_with_a_child", 20),
+        ("three", "passes", 200),
+        ("four", "passes", 200),
+    )
+    assert code == 1
+    assert {name: part["verdict"] for name, part in parts.items()} == {
+        "one": PASSED,
+        "raises": "failed (1)",
+        "dies": "failed (-11)",
+        "two": PASSED,
+        "hangs": "stopped after 20 s",
+        "three": PASSED,
+        "four": PASSED,
+    }
+    assert any("ValueError: wrong by 3" in line for line in parts["raises"]["last_lines"])
+    assert parts["raises"]["figures"] == {"so far": 1}
+    assert any("hangs_with_a_child" in line for line in parts["hangs"]["last_lines"])  # where it was
+    assert not is_running(parts["hangs"]["figures"]["child"])
+    # Parts that pass follow one another in one process.
+    assert parts["three"]["figures"]["process"] == parts["four"]["figures"]["process"]
+    assert "said by one" in (tmp_path / "log.txt").read_text()
+    assert "50" in (tmp_path / "gpu.svg").read_text()
+
+
+@pytest.mark.slow
+def test_a_part_that_the_end_of_the_time_stops_has_not_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_gpu, "LEAST_S", 1.0)
+    code, parts = report_of(tmp_path, ("one", "sleeps", 600), ("two", "passes", 60), budget_s=5)
+    assert {name: part["verdict"] for name, part in parts.items()} == {"one": CUT, "two": NOT_RUN}
+    assert code == 0
+    assert 'make gpu PARTS="one two"' in capsys.readouterr().out
+
+
+def test_a_part_that_its_own_limit_stops_has_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, parts = report_of(tmp_path, ("one", "sleeps", 0.6))
+    assert parts["one"]["verdict"] == "stopped after 1 s"
+    assert code == 1
+    assert "PARTS" not in capsys.readouterr().out
+
+
+def test_unknown_parts_are_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_gpu.main(["kernels", "kernel"]) == 2
+    assert "PARTS has kernel; allowed are card, kernels," in capsys.readouterr().out
+
+
+def test_the_names_of_parts_are_words_of_a_shell() -> None:
+    assert all(name == name.split()[0] for name in PARTS)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_function_of_each_part_is_there(name: str) -> None:
+    module, function = PARTS[name].function.split(":")
+    assert callable(getattr(importlib.import_module(f"tests.gpu.{module}"), function))
