@@ -4,10 +4,11 @@ Each data file holds a date, the hardware, the command, and the JSON that the co
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phi3_serve.bar_chart import Bar, Panel, drawn
+from phi3_serve.bar_chart import Bar, Curves, Panel, drawn
 from phi3_serve.bench import plots
 
 HERE = Path(__file__).parent
@@ -57,12 +58,13 @@ def quantization(report: Any) -> list[Panel]:
     return [*panels, Panel("Divergence from the weights as stored, millionths of a nat for each token", tuple(errors))]
 
 
-PLOTS = {
+PLOTS: Mapping[str, Callable[[Any], Sequence[Panel | Curves]]] = {
     "engine": plots.engine,
     "http": plots.http,
     "overload": plots.overload,
     "gpu": gpu,
     "quantization": quantization,
+    "scaling": plots.scaling,
 }
 """The panels of each plot, by the name of its data file."""
 

@@ -1,31 +1,21 @@
 """The commands ``phi3-serve bench ...``."""
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phi3_serve import catalogue
+from phi3_serve.bench import peer_packages
 from phi3_serve.bench.output import Output
+from phi3_serve.client import Client
 from phi3_serve.errors import Phi3ServeError
+from phi3_serve.options import DEFAULT_URL, AsJson, Key, Svg, Url
+
+if TYPE_CHECKING:
+    from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 
 NO_PEERS = "none"
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _writable(file: Path | None) -> Path | None:
-    """``file``, if it can be written: a wrong name is told before minutes of work."""
-    if file is not None and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
-        raise typer.BadParameter(f"{file} cannot be written.")
-    return file
-
-
-Svg = Annotated[
-    Path | None,
-    typer.Option("--svg", metavar="FILE", callback=_writable, help="Draw the figures as bars into an SVG file."),
-]
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 
@@ -49,24 +39,28 @@ def bench_engine(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="The type of the weights.")] = "bfloat16",
     quantization: Annotated[
-        str, typer.Option(help="none, int8, int4: how the weights are rounded; several with commas.")
+        str, typer.Option(help="none, int8, int4, fp8: how the weights are rounded; several with commas.")
     ] = "none",
+    kv_cache_dtype: Annotated[
+        str, typer.Option(help="auto, int8, fp8: how keys and values are stored; several with commas.")
+    ] = "auto",
+    adapters: Annotated[
+        int, typer.Option(min=0, help="Adapters (LoRA) that requests take in turns, in two more workloads.")
+    ] = 0,
+    rank: Annotated[int, typer.Option(min=1, max=256, help="Of the adapters.")] = 16,
     peer_dtype: Annotated[str, typer.Option(help="The type in which peers compute; auto: the same.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: torch decides.")] = 0,
     as_json: AsJson = False,
     svg: Svg = None,
 ) -> None:
     """Run the engine alone, without Ray, on random weights of a named shape."""
-    from phi3_serve.bench import engine, llamacpp  # torch takes seconds to import
-    from phi3_serve.bench.workload import KINDS
+    from phi3_serve.bench import engine  # torch takes seconds to import
+    from phi3_serve.bench.workload import ADAPTED_KINDS, KINDS
 
-    if engine.VLLM in peers.split(",") and find_spec("vllm") is None:
-        raise typer.BadParameter("vllm is not installed beside phi3-serve.", param_hint="--peers")
-    if engine.LLAMACPP in peers.split(","):
-        if not llamacpp.is_installed():
-            raise typer.BadParameter(f"llamacpp needs the package {llamacpp.PACKAGE}.", param_hint="--peers")
-        if device != "cpu":
-            raise typer.BadParameter("llamacpp is measured on a CPU only.", param_hint="--peers")
+    if engine.LLAMACPP in peers.split(",") and device != "cpu":
+        raise typer.BadParameter("llamacpp is measured on a CPU only.", param_hint="--peers")
+    if catalogue.FP8 in quantization.split(",") and device != "cuda":
+        raise typer.BadParameter("fp8 is measured on a GPU only.", param_hint="--quantization")
     settings = engine.Settings(
         shape=_shape(shape),
         device=_one_of("--device", device, ("cpu", "cuda"))[0],
@@ -74,20 +68,26 @@ def bench_engine(
         quantization=_one_of("--quantization", quantization, catalogue.QUANTIZATIONS),
         peer_dtype=_one_of("--peer-dtype", peer_dtype, ("auto", "float32", "bfloat16", "float16"))[0],
         concurrency=_counts("--concurrency", concurrency),
-        workloads=_one_of("--workload", workload, KINDS),
+        workloads=(*_one_of("--workload", workload, KINDS), *(ADAPTED_KINDS if adapters else ())),
         peers=() if peers in ("", NO_PEERS) else _one_of("--peers", peers, engine.PEERS),
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         requests=requests,
         rounds=rounds,
         threads=threads,
+        kv_cache_dtype=_kv_cache_dtypes(kv_cache_dtype, device),
+        adapters=adapters,
+        rank=rank,
     )
+    for peer in settings.peers:  # now, and not after minutes of work
+        if (problem := peer_packages.missing(peer)) is not None:
+            raise typer.BadParameter(problem, param_hint="--peers")
     engine.run(settings, Output(as_json, svg))
 
 
 @app.command("http")
 def bench_http(
-    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     model: Annotated[str, typer.Option(help="The model to ask.")] = "phi-3-tiny",
     concurrency: Annotated[str, typer.Option(help="Streams at once; several with commas.")] = "1,16",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 128,
@@ -96,6 +96,7 @@ def bench_http(
         Path | None,
         typer.Option(help="A checkpoint that the engine also runs alone; `embedded`: phi-3-tiny."),
     ] = None,
+    api_key: Key = None,
     as_json: AsJson = False,
     svg: Svg = None,
 ) -> None:
@@ -111,7 +112,7 @@ def bench_http(
         engine=catalogue.EMBEDDED_TINY if engine == Path("embedded") else engine,
     )
     try:
-        http.run(settings, Output(as_json, svg))
+        http.run(settings, Client(url, api_key), Output(as_json, svg))
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
@@ -120,11 +121,12 @@ def bench_http(
 @app.command("crowd", hidden=True)  # the earlier name
 @app.command("overload")
 def bench_overload(
-    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     model: Annotated[str, typer.Option(help="The model to ask.")] = "phi-3-tiny",
     clients: Annotated[str, typer.Option(help="Clients at once; several with commas.")] = "1000",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
     seconds: Annotated[float, typer.Option(min=0, help="Seconds for which they continue; 0: one request each.")] = 0,
+    api_key: Key = None,
     as_json: AsJson = False,
     svg: Svg = None,
 ) -> None:
@@ -132,13 +134,14 @@ def bench_overload(
     from phi3_serve.bench import overload
 
     counts = _counts("--clients", clients)
-    overload.run(overload.Settings(url.rstrip("/"), model, counts, new_tokens, seconds), Output(as_json, svg))
+    settings = overload.Settings(url.rstrip("/"), model, counts, new_tokens, seconds)
+    overload.run(settings, Output(as_json, svg), api_key)
 
 
 @app.command("turns", hidden=True)  # the earlier name
 @app.command("multi-turn")
 def bench_multi_turn(
-    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     model: Annotated[str, typer.Option(help="The model to ask.")] = "phi-3-tiny",
     conversations: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 8,
     turns: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 4,
@@ -149,6 +152,7 @@ def bench_multi_turn(
         int,
         typer.Option(help="Seed of the conversations; a new one avoids the prefixes of an earlier run."),
     ] = 0,
+    api_key: Key = None,
     as_json: AsJson = False,
     svg: Svg = None,
 ) -> None:
@@ -157,10 +161,43 @@ def bench_multi_turn(
 
     settings = multi_turn.Settings(url.rstrip("/"), model, conversations, turns, words, new_tokens, rounds, seed)
     try:
-        multi_turn.run(settings, Output(as_json, svg))
+        multi_turn.run(settings, Client(url, api_key), Output(as_json, svg))
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None
+
+
+@app.command("scaling")
+def bench_scaling(
+    model: Annotated[str, typer.Option(help="A variant of Phi-3.")] = "phi-3-mini-128k-instruct",
+    gpu: Annotated[str, typer.Option(help="The GPU of each replica, as docs/sizing.md names it.")] = "A100 80 GB",
+    max_replicas: Annotated[int, typer.Option(min=1, help="Replicas at most.")] = 12,
+    arrivals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="A trace with TIMESTAMP, ContextTokens and GeneratedTokens; without it, a day is drawn.",
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of the day that is drawn.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of the day and of the routing.")] = 0,
+    load_s: Annotated[float, typer.Option(min=0, help="Seconds until a replica has its weights.")] = 60,
+    node_start_s: Annotated[float, typer.Option(min=0, help="Seconds until a new node runs.")] = 240,
+    as_json: AsJson = False,
+    svg: Svg = None,
+) -> None:
+    """Replay a day of requests in virtual time with several policies of autoscaling; nothing is served."""
+    from phi3_serve.bench import scaling  # Ray takes seconds to import
+    from phi3_serve.bench.gpus import GPUS
+
+    _one_of("--gpu", gpu, tuple(one.name for one in GPUS))
+    settings = scaling.Settings(model, gpu, max_replicas, arrivals, requests, seed, load_s, node_start_s)
+    try:
+        scaling.run(settings, Output(as_json, svg))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _shape(given: str) -> str:
@@ -171,6 +208,21 @@ def _shape(given: str) -> str:
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--shape") from None
     return given
+
+
+def _kv_cache_dtypes(given: str, device: str) -> tuple["KvCacheDtype", ...]:
+    import torch  # takes seconds to import
+
+    from phi3_serve.engine.device import compute_capability
+    from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS
+    from phi3_serve.engine.precision import problem_of_kv_cache_dtype
+
+    allowed: dict[str, KvCacheDtype] = {name: name for name in ("auto", *EIGHT_BITS)}
+    wanted = _one_of("--kv-cache-dtype", given, tuple(allowed))
+    for name in wanted:
+        if problem := problem_of_kv_cache_dtype(name, compute_capability(torch.device(device))):
+            raise typer.BadParameter(f"{problem}.", param_hint="--kv-cache-dtype")
+    return tuple(allowed[name] for name in wanted)
 
 
 def _counts(option: str, given: str) -> tuple[int, ...]:

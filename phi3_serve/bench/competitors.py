@@ -18,10 +18,11 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from phi3_serve.bench.drawn_tokens import DrawnTokens
 from phi3_serve.bench.roofline import weight_bytes
-from phi3_serve.bench.shapes import NO_END, Model, as_loaded, build
+from phi3_serve.bench.shapes import NO_END, Model, adapter, as_loaded, build
 from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.memory import FittingSizes
 from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.errors import EngineFailure
@@ -71,27 +72,43 @@ class Contestant(Protocol):
 class Ours:
     """The engine of this package, without Ray."""
 
-    def __init__(self, model: Model, *, max_waiting: int, max_blocks: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_waiting: int,
+        max_blocks: int,
+        kv_cache_dtype: KvCacheDtype = "auto",
+        num_adapters: int = 0,
+        rank: int = 0,
+    ) -> None:
         built = build(model)
-        self._read_bytes = weight_bytes(built.config, compute_dtype(model.dtype, built.device), model.quantization)
+        dtype = compute_dtype(model.dtype, built.device)
+        self._read_bytes = weight_bytes(built.config, dtype, model.quantization)
+        self._adapters = [adapter(built.config, rank, dtype, seed) for seed in range(num_adapters)]
         self._steps: list[StepStats] = []
         self._vocab_size: int = built.config.vocab_size
         self._engine = Engine(
             as_loaded(built, model.quantization),
             queue=QueueLimits(requests=max_waiting, tokens=1 << 40),
-            sizes=FittingSizes(max_blocks=max_blocks, prefix_cache=False),
+            sizes=FittingSizes(max_blocks=max_blocks, prefix_cache=False, kv_cache_dtype=kv_cache_dtype),
             releases_weights=True,
             on_step=lambda step: self._steps.append(step),
         )
 
     def run(self, requests: list[EngineRequest], concurrency: int) -> Run:
         """Answer ``requests``."""
-        requests = self._constrained(requests)
+        requests = [self._adapted(request) for request in self._constrained(requests)]
         self._steps.clear()
         result = _closed_loop(self._engine.submit, requests, concurrency)
         result.steps = list(self._steps)
         result.read_bytes = self._read_bytes
         return result
+
+    def _adapted(self, request: EngineRequest) -> EngineRequest:
+        """``request`` with the adapters of this process in place of their numbers."""
+        adapters = [replace(one, adapter=self._adapters[one.adapter.number]) for one in request.adapters]
+        return replace(request, adapters=tuple(adapters))
 
     def _constrained(self, requests: list[EngineRequest]) -> list[EngineRequest]:
         """``requests`` with their constraints, which cannot be sent to another process."""

@@ -5,6 +5,7 @@ process of its own, which waits while others run. Prompts share no prefix, the p
 fixed length.
 """
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -26,10 +27,11 @@ from phi3_serve.bench.output import Output
 from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
 from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.worker_process import WorkerProcess
-from phi3_serve.bench.workload import Workload
+from phi3_serve.bench.workload import ADAPTED_KINDS, Workload
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core import MAX_ROWS, EngineRequest
 from phi3_serve.engine.engine_core import StepStats
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import compute_dtype
 
@@ -56,6 +58,9 @@ class Settings:
     requests: int  # per run; 0: twice the concurrency
     rounds: int
     threads: int
+    kv_cache_dtype: tuple[KvCacheDtype, ...] = ("auto",)
+    adapters: int = 0  # that requests take in turns, in two more workloads; 0: neither
+    rank: int = 16  # of the adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,21 @@ def run(settings: Settings, output: Output) -> None:
     output.show(report, plots.engine, partial(_table, settings, bench, lines), width=190)
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How one of ours rounds weights, and keys and values."""
+
+    quantization: str
+    kv_cache_dtype: KvCacheDtype
+
+    @property
+    def name(self) -> str:
+        """For a line of the table."""
+        rounded = [] if self.quantization == NO_QUANTIZATION else [self.quantization]
+        rounded += [] if self.kv_cache_dtype == "auto" else [f"cache in {self.kv_cache_dtype}"]
+        return ", ".join([OURS, *rounded])
+
+
 class EngineBench:
     """The competitors, each in its process, and their results so far."""
 
@@ -107,14 +127,25 @@ class EngineBench:
         self.dtype = compute_dtype(dtype, torch.device(settings.device))
         peer_dtype = self.dtype if settings.peer_dtype == "auto" else getattr(torch, settings.peer_dtype)
         self._config = config(settings.shape)
-        self._quantization_of = {_name_of_ours(quantization): quantization for quantization in settings.quantization}
+        self._forms = {
+            form.name: form
+            for form in itertools.starmap(_Form, itertools.product(settings.quantization, settings.kv_cache_dtype))
+        }
         self._limits: dict[str, WorkerProcess] = {}
         self._competitors: dict[str, WorkerProcess] = {}
-        for name, quantization in self._quantization_of.items():
-            ours = Model(settings.shape, settings.device, dtype, quantization)
+        for name, form in self._forms.items():
+            ours = Model(settings.shape, settings.device, dtype, form.quantization)
             self._limits[name] = self._in_process(partial(Limits, ours))
             self._competitors[name] = self._in_process(
-                partial(Ours, ours, max_waiting=max(settings.concurrency), max_blocks=self._max_blocks())
+                partial(
+                    Ours,
+                    ours,
+                    max_waiting=max(settings.concurrency),
+                    max_blocks=self._max_blocks(),
+                    kv_cache_dtype=form.kv_cache_dtype,
+                    num_adapters=settings.adapters,
+                    rank=settings.rank,
+                )
             )
         self.machine: Machine = next(iter(self._limits.values())).call("machine")
         self.compared_with: dict[str, str] = {}  # for each peer, the one of ours
@@ -132,9 +163,10 @@ class EngineBench:
         theirs = Model(s.shape, s.device, dtype)
         if name == LLAMACPP:
             of_one = self._most_tokens()
-            for ours, quantization in self._quantization_of.items():
+            for quantization in s.quantization:
                 make = partial(LlamaCpp, sequences=max(*s.concurrency, WARM_UP_REQUESTS), sequence_tokens=of_one)
                 rounded = replace(theirs, quantization=quantization)
+                ours = _Form(quantization, s.kv_cache_dtype[0]).name
                 yield f"{LABELS[name]}, {FILE_TYPES[quantization]}", ours, partial(make, rounded)
             return
         makers: dict[str, Callable[[], Any]] = {
@@ -142,7 +174,7 @@ class EngineBench:
             BATCHING: partial(ContinuousBatching, theirs, *self._requests("plain", 1)),
             VLLM: partial(Vllm, theirs, *self._requests("plain", 1)),
         }
-        yield f"{LABELS[name]}, {str(dtype).removeprefix('torch.')}", next(iter(self._quantization_of)), makers[name]
+        yield f"{LABELS[name]}, {str(dtype).removeprefix('torch.')}", next(iter(self._forms)), makers[name]
 
     def warm_up(self) -> Iterator[str]:
         """Let every competitor answer a few short requests that do not count; yields the name of the next one."""
@@ -169,6 +201,7 @@ class EngineBench:
             kind=kind,
             prompt_tokens=self.settings.prompt_tokens,
             new_tokens=new_tokens or self.settings.new_tokens,
+            num_adapters=self.settings.adapters,
         )
         vocab_size, context = self._config.vocab_size, self._config.max_position_embeddings
         return [workload.request(number, vocab_size=vocab_size, context=context) for number in range(count)]
@@ -216,10 +249,11 @@ class EngineBench:
             step_ms=statistics.median(step.seconds for step in steps) * 1e3,
             resident_mib=max(result.resident_bytes for result in runs) / 2**20,
         )
-        if line.workload == "plain":
+        if line.workload in ("plain", *ADAPTED_KINDS):
             line = self._with_phases(line, runs)
-        if line.name not in self._quantization_of:
+        if line.name not in self._forms:
             return line
+        form = self._forms[line.name]
         return replace(
             line,
             of_linear_layers=statistics.median(
@@ -227,7 +261,7 @@ class EngineBench:
                 for result, linear in zip(runs, self._linear[line.name], strict=True)
             ),
             of_roofline=roofline_seconds(
-                steps, self._config, self.machine, self.dtype, self._quantization_of[line.name]
+                steps, self._config, self.machine, self.dtype, form.quantization, form.kv_cache_dtype
             )
             / seconds,
             grown_mib=max(result.grown_bytes for result in runs) / 2**20,
@@ -252,10 +286,6 @@ class EngineBench:
 
 def _tokens_per_s(steps: list[StepStats]) -> float:
     return sum(step.num_tokens for step in steps) / sum(step.seconds for step in steps)
-
-
-def _name_of_ours(quantization: str) -> str:
-    return OURS if quantization == NO_QUANTIZATION else f"{OURS}, {quantization}"
 
 
 def _can_answer(name: str, kind: str) -> bool:

@@ -53,18 +53,18 @@ class Line:
     all_tokens_per_s: float
 
 
-def run(settings: Settings, output: Output) -> None:
+def run(settings: Settings, client: Client, output: Output) -> None:
     """Measure, and show the figures.
 
     Raises:
         Phi3ServeError: the server cannot be reached, or refuses the question.
     """
-    lines = list(measure(settings))
+    lines = list(measure(settings, client))
     report = {"settings": asdict(settings), "lines": [asdict(line) for line in lines]}
     output.show(report, plots.http, partial(_table, settings, lines), width=130)
 
 
-def measure(settings: Settings) -> Iterator[Line]:
+def measure(settings: Settings, client: Client) -> Iterator[Line]:
     """Measure all endpoints, and the engine alone, in each round; the first round only warms up."""
     competitors = [*([ENGINE] if settings.engine else []), *ENDPOINTS]
     alone = WorkerProcess(partial(_engine_alone, settings.engine), num_threads=1) if settings.engine else None
@@ -75,7 +75,7 @@ def measure(settings: Settings) -> Iterator[Line]:
             if alone and endpoint == ENGINE:
                 seconds, streams = alone.call("streams", at_once, settings.new_tokens)
             else:
-                seconds, streams = _at_once(settings, endpoint, at_once)
+                seconds, streams = _at_once(settings, client, endpoint, at_once)
             if number:
                 found[endpoint, at_once].append((seconds, streams))
     if alone:
@@ -99,19 +99,19 @@ def _engine_alone(checkpoint: Path) -> EngineAlone:
     return engine
 
 
-def _at_once(settings: Settings, endpoint: str, number: int) -> tuple[float, list[Stream]]:
+def _at_once(settings: Settings, client: Client, endpoint: str, number: int) -> tuple[float, list[Stream]]:
     began = time.perf_counter()
     with ThreadPoolExecutor(number) as pool:
-        streams = list(pool.map(lambda _: _ask(settings, endpoint), range(number)))
+        streams = list(pool.map(lambda _: _ask(settings, client, endpoint), range(number)))
     return time.perf_counter() - began, streams
 
 
-def _ask(settings: Settings, endpoint: str) -> Stream:
+def _ask(settings: Settings, client: Client, endpoint: str) -> Stream:
     """Read one streamed answer."""
     make_body, text_of, tokens_of = ENDPOINTS[endpoint]
     first, tokens = None, None
     began = time.perf_counter()
-    for event in Client(settings.url).stream(endpoint, make_body(settings)):
+    for event in client.stream(endpoint, make_body(settings)):
         if first is None and text_of(event):
             first = time.perf_counter() - began
         tokens = tokens_of(event) or tokens

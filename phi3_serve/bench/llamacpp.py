@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import psutil
 import torch
 
 from phi3_serve.bench.competitors import Run
-from phi3_serve.bench.gguf_file import bytes_of_step, write_random
 from phi3_serve.bench.shapes import Model, config
 from phi3_serve.core import EngineRequest
 from phi3_serve.engine.engine_core import StepStats
@@ -26,13 +24,7 @@ from phi3_serve.errors import EngineFailure
 FILE_TYPES: Mapping[str, str] = {"none": "F16", "int8": "Q8_0", "int4": "Q4_K_M"}
 """llama.cpp's type for each quantization of ours."""
 
-PACKAGE = "llama-cpp-python"
 _MARGIN = 256  # tokens; llama.cpp rounds the context of a sequence up to a multiple of this
-
-
-def is_installed() -> bool:
-    """Whether the package can be imported."""
-    return find_spec("llama_cpp") is not None
 
 
 @dataclass(slots=True)
@@ -70,6 +62,8 @@ class LlamaCpp:
         """``sequences``: requests at once at most; ``sequence_tokens``: tokens of one, prompt and answer."""
         import llama_cpp
 
+        from phi3_serve.bench.gguf_file import bytes_of_step  # the other competitors run without the library gguf
+
         self._api: Any = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)  # the library holds only its address
         llama_cpp.llama_log_set(self._quiet, None)
@@ -96,6 +90,8 @@ class LlamaCpp:
 
     def _quantized(self, directory: Path, model: Model) -> Path:
         """A file of ``model`` in llama.cpp's type, by its own quantiser."""
+        from phi3_serve.bench.gguf_file import write_random
+
         stored, quantized = directory / "f16.gguf", directory / "quantized.gguf"
         write_random(stored, config(model.shape))
         kind = FILE_TYPES[model.quantization]

@@ -47,7 +47,7 @@ class Turn:
     all_s: float
 
 
-def run(settings: Settings, output: Output) -> None:
+def run(settings: Settings, client: Client, output: Output) -> None:
     """Measure, and show the figures.
 
     Raises:
@@ -57,30 +57,30 @@ def run(settings: Settings, output: Output) -> None:
     for number in track(range(settings.rounds), "Conversations", console=Console(stderr=True)):
         with ThreadPoolExecutor(settings.conversations) as pool:
             rngs = [Random(f"{settings.seed}/{number}/{index}") for index in range(settings.conversations)]  # noqa: S311 (no secret)
-            conversations = pool.map(partial(_hold_conversation, settings), rngs)
+            conversations = pool.map(partial(_hold_conversation, settings, client), rngs)
             turns += [turn for conversation in conversations for turn in conversation]
     seconds = time.perf_counter() - started
     report = {"settings": asdict(settings), "seconds": seconds, "turns": [asdict(turn) for turn in turns]}
     output.show(report, plots.multi_turn, partial(_table, settings, turns, seconds), width=100)
 
 
-def _hold_conversation(settings: Settings, rng: Random) -> list[Turn]:
+def _hold_conversation(settings: Settings, client: Client, rng: Random) -> list[Turn]:
     system = " ".join(rng.choice(WORDS) for _ in range(settings.words))
     messages = [{"role": "system", "content": system}]
     turns = []
     for number in range(settings.turns):
         messages.append({"role": "user", "content": f"And what about the {rng.choice(WORDS)}?"})
-        turn, answer = _ask(settings, messages, number)
+        turn, answer = _ask(settings, client, messages, number)
         turns.append(turn)
         messages.append({"role": "assistant", "content": answer})
     return turns
 
 
-def _ask(settings: Settings, messages: Sequence[dict[str, str]], number: int) -> tuple[Turn, str]:
+def _ask(settings: Settings, client: Client, messages: Sequence[dict[str, str]], number: int) -> tuple[Turn, str]:
     kwargs = {"do_sample": False, "max_new_tokens": settings.new_tokens}
     body: dict[str, Any] = {"model": settings.model, "messages": messages, "stream": True, "generate_kwargs": kwargs}
     started, first, answer = time.perf_counter(), None, ""
-    for event in Client(settings.url).stream("/chat", body):
+    for event in client.stream("/chat", body):
         if first is None and event.get("Delta"):
             first = time.perf_counter() - started
         answer = event.get("Result", answer)

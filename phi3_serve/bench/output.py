@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from phi3_serve.bar_chart import Panel, drawn
+from phi3_serve.bar_chart import Curves, Panel, drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Output:
     svg: Path | None = None  # the file of the bars
 
     def show(
-        self, report: Any, panels: Callable[[Any], Sequence[Panel]], table: Callable[[], Table], *, width: int
+        self, report: Any, panels: Callable[[Any], Sequence[Panel | Curves]], table: Callable[[], Table], *, width: int
     ) -> None:
         """Print ``report``, of which ``panels`` makes bars. ``width``: columns of the table if it goes into a pipe."""
         text = json.dumps(report, default=str)  # a path as its text

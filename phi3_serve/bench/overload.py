@@ -72,18 +72,18 @@ class Line:
     tokens_per_s: float
 
 
-def run(settings: Settings, output: Output) -> None:
+def run(settings: Settings, output: Output, api_key: str | None = None) -> None:
     """Measure, and show the figures."""
     lines = []
     for clients in track(settings.clients, "Sending", console=Console(stderr=True)):
-        lines.append(asyncio.run(measure(settings, clients)))
+        lines.append(asyncio.run(measure(settings, clients, api_key)))
     report = {"settings": asdict(settings), "lines": [asdict(line) for line in lines]}
     output.show(report, plots.overload, partial(_table, lines), width=130)
 
 
-async def measure(settings: Settings, clients: int) -> Line:
+async def measure(settings: Settings, clients: int, api_key: str | None = None) -> Line:
     """One line of the table."""
-    request = chat_request(settings.url, chat_body(settings.model, settings.new_tokens))
+    request = chat_request(settings.url, chat_body(settings.model, settings.new_tokens), api_key=api_key)
     started = time.perf_counter()
     end = started + settings.seconds
     by_client = await asyncio.gather(*(_ask_until(request, end) for _ in range(clients)))
@@ -121,13 +121,14 @@ class Request:
     data: bytes
 
 
-def chat_request(url: str, body: Any, path: str = "/chat") -> Request:
+def chat_request(url: str, body: Any, path: str = "/chat", api_key: str | None = None) -> Request:
     """``POST path`` of ``body``, as JSON."""
-    parts = urlsplit(url)
+    parts = urlsplit(url if "//" in url else f"http://{url}")
     content = json.dumps(body).encode()
+    authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     head = (
         f"POST {parts.path}{path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        f"{authorization}Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
     )
     return Request(parts.hostname or "127.0.0.1", parts.port or 80, head.encode() + content)
 

@@ -1,9 +1,10 @@
-"""The bars of each benchmark, from what it prints with ``--json``. Plain Python."""
+"""The bars and curves of each benchmark, from what it prints with ``--json``. Plain Python."""
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
-from phi3_serve.bar_chart import Bar, Panel
+from phi3_serve.bar_chart import Bar, Curve, Curves, Panel
 
 OURS = "phi3-serve"
 
@@ -53,6 +54,29 @@ def multi_turn(report: Any) -> list[Panel]:
         times.setdefault(turn["number"], []).append(1000 * turn["first_s"])
     bars = (Bar(f"turn {number + 1}", statistics.median(found)) for number, found in sorted(times.items()))
     return [Panel("First token, milliseconds, by turn", tuple(bars))]
+
+
+def scaling(report: Any) -> list[Panel | Curves]:
+    """``bench scaling``: refused requests, waiting time and GPUs of each policy, then its replicas over the day."""
+    lines = report["lines"]
+    bars: tuple[tuple[str, Callable[[Any], float]], ...] = (
+        (
+            "Refused or asleep, % of the requests",
+            lambda line: 100 * (line["refused"] + line["asleep"]) / line["requests"],
+        ),
+        ("First token of 99 %, seconds", lambda line: line["p99_first_token_s"]),
+        ("GPU hours, nodes that start or are idle included", lambda line: line["gpu_hours"]),
+    )
+    panels: list[Panel | Curves] = [
+        Panel(title, tuple(Bar(line["policy"], value(line), line["policy"].startswith(OURS)) for line in lines))
+        for title, value in bars
+    ]
+    rate = Curve("requests/s", tuple(report["requests_per_s"]), is_strong=False)
+    hours = f"{len(report['requests_per_s']) * report['interval_s'] / 3600:.3g} h"
+    for line in lines:
+        replicas = Curve("replicas", tuple(line["replicas"][: len(rate.values)]))
+        panels.append(Curves(f"Replicas: {line['policy']}", (replicas, rate), hours))
+    return panels
 
 
 def _requests(count: int) -> str:

@@ -6,19 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from phi3_serve.bench.shapes import Model, config
-from phi3_serve.catalogue import NO_QUANTIZATION
+from phi3_serve.catalogue import FP8, NO_QUANTIZATION
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.contract import Bits, quantized_bytes
-from phi3_serve.engine.kernels.quantize import quantize
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype, bytes_of_head
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.model.linear import FORMS, Linear, compute_dtype, plain
-from phi3_serve.engine.quantization import BITS, BITS_OF_EMBEDDING
+from phi3_serve.engine.quantization import BITS, OF_EMBEDDING, pack, round_weight
 
 COPIED = 1 << 28  # bytes
 ROUNDS = 3
@@ -34,15 +35,20 @@ class Machine:
     threads: int  # of torch
 
 
-def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Copy and read a quarter of a gigabyte; multiply 2048 rows (8192 on a GPU)."""
+def measure_machine(device: torch.device, dtype: torch.dtype, quantization: str = NO_QUANTIZATION) -> Machine:
+    """Copy and read a quarter of a gigabyte; multiply 2048 rows (8192 on a GPU), with fp8 in float8."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     copy_s = best_seconds(lambda: target.copy_(source), device)
     read_s = best_seconds(source.sum, device)
-    multiply_s = best_seconds(lambda: a @ b, device)
+    multiply: Callable[[], object] = partial(torch.matmul, a, b)
+    if quantization == FP8:
+        ones = torch.ones(size, 1, device=device)
+        in_fp8 = [matrix.to(torch.float8_e4m3fn) for matrix in (a, b)]
+        multiply = partial(torch._scaled_mm, in_fp8[0], in_fp8[1].T, ones, ones.T, out_dtype=dtype)
+    multiply_s = best_seconds(multiply, device)
     return Machine(max(2 * COPIED / copy_s, COPIED / read_s), 2 * size**3 / multiply_s, torch.get_num_threads())
 
 
@@ -114,8 +120,9 @@ class Limits:
         return seconds
 
     def _packed(self, weight: Tensor) -> Linear:
-        rounded = quantize(weight.cpu(), bits_of(self._quantization, len(weight), self._config)).to(self._device)
-        return select_weight_kernels(self._device).pack(rounded).multiply
+        quantization = OF_EMBEDDING if len(weight) == self._config.vocab_size else self._quantization
+        rounded = round_weight(weight, quantization, self._device)
+        return pack(select_weight_kernels(self._device), rounded).multiply
 
     def _weight(self, outputs: int, inputs: int) -> Tensor:
         return torch.randn(outputs, inputs, device=self._device).to(self._dtype)
@@ -135,7 +142,7 @@ def linear_sizes(config: Any) -> list[tuple[int, int]]:
 
 def bits_of(quantization: str, outputs: int, config: Any) -> Bits:
     """Bits of a weight of the linear layer with ``outputs`` outputs; the head has as many as the vocabulary."""
-    return BITS_OF_EMBEDDING if outputs == config.vocab_size else BITS[quantization]
+    return BITS[OF_EMBEDDING if outputs == config.vocab_size else quantization]
 
 
 def weight_bytes(
@@ -159,6 +166,7 @@ def roofline_seconds(
     machine: Machine,
     dtype: torch.dtype,
     quantization: str = NO_QUANTIZATION,
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> float:
     """The lower bound of the time of ``steps``: bytes / bandwidth or operations / matmul rate, whichever is larger.
 
@@ -167,7 +175,8 @@ def roofline_seconds(
     head_dim = config.hidden_size // config.num_attention_heads
     weights = sum(outputs * inputs for outputs, inputs in linear_sizes(config))
     bytes_of_weights = weight_bytes(config, dtype, quantization)
-    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
+    of_head = bytes_of_head(head_dim, dtype, kv_cache_dtype)
+    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * of_head
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
     seconds: float = sum(
         max(

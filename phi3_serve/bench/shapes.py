@@ -8,6 +8,9 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM
 
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
+from phi3_serve.engine.adapters import places
+from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
+from phi3_serve.engine.kernels.contract import LowRank
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.quantization import quantize_model
@@ -102,3 +105,15 @@ def as_loaded(model: Any, quantization: str = NO_QUANTIZATION) -> LoadedModel:
         vocab_size=model.config.vocab_size,
         quantization=quantization,
     )
+
+
+def adapter(config: Any, rank: int, dtype: torch.dtype, seed: int) -> LoadedAdapter:
+    """An adapter of random weights for all linear layers of a model but its head, computed in ``dtype``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(size: int) -> torch.Tensor:
+        return (0.02 * torch.randn(rank, size, generator=generator)).to(dtype)
+
+    *sizes, _ = places.shapes(config)
+    changes = [LowRank(drawn(inputs), drawn(outputs), 2.0) for outputs, inputs in sizes]
+    return LoadedAdapter(f"adapter-{seed}", [*changes, None])

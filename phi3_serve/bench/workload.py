@@ -3,10 +3,10 @@
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from phi3_serve.core import EngineRequest
+from phi3_serve.core import AppliedAdapter, EngineRequest
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
@@ -49,6 +49,18 @@ PEOPLE: Mapping[str, Any] = {
 }
 
 TIMEOUT_S = 3600.0
+KINDS = ("plain", "sampled", "beams", "exotic", "structured")
+# These are plain, but every request has an adapter, or every second one.
+ADAPTED, HALF_ADAPTED = ADAPTED_KINDS = ("adapters", "half adapters")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterNumber:
+    """``core.Adapter`` that stands for one of the process that answers."""
+
+    number: int
+    name: str = ""
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +70,13 @@ class Workload:
     kind: str = "plain"  # plain (greedy), sampled (KAITO's defaults), beams (4), exotic, structured (JSON of a schema)
     prompt_tokens: int = 32
     new_tokens: int = 64
+    num_adapters: int = 0  # that the requests of ADAPTED_KINDS take in turns
 
     def request(self, number: int, *, vocab_size: int, context: int) -> EngineRequest:
         """Request ``number``; prompts vary by a quarter in length and share no prefix."""
         draw = random.Random(number)  # noqa: S311 - prompts, not secrets
         length = draw.randint(self.prompt_tokens * 7 // 8, self.prompt_tokens * 9 // 8)
-        return prepare(
+        request = prepare(
             f"{self.kind}-{number}-{time.monotonic_ns()}",
             [draw.randrange(100, vocab_size) for _ in range(length)],
             resolve(self._parameters(number)),
@@ -71,6 +84,13 @@ class Workload:
             timeout_s=TIMEOUT_S,
             stream=True,
         )
+        return replace(request, adapters=self._adapters(number))
+
+    def _adapters(self, number: int) -> tuple[AppliedAdapter, ...]:
+        if self.kind not in ADAPTED_KINDS or (self.kind == HALF_ADAPTED and number % 2):
+            return ()
+        order = number // 2 if self.kind == HALF_ADAPTED else number
+        return (AppliedAdapter(AdapterNumber(order % self.num_adapters), 1.0),)
 
     def _parameters(self, number: int) -> GenerationParameters:
         given: dict[str, Any] = {"max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens}
@@ -84,6 +104,3 @@ class Workload:
         if self.kind == "structured":
             given |= {"json_schema": dict(PEOPLE), "min_new_tokens": 0, "eos_token_id": 2}
         return GenerationParameters(**given)
-
-
-KINDS = ("plain", "sampled", "beams", "exotic", "structured")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from phi3_serve.bench import llamacpp
+from phi3_serve.bench import peer_packages
 from phi3_serve.bench.gguf_file import bytes_of_step, write_random
 from phi3_serve.bench.roofline import Machine, linear_sizes, roofline_seconds, weight_bytes
 from phi3_serve.bench.shapes import SHAPES, config
@@ -51,6 +51,16 @@ def test_ours_and_the_peers_are_measured_in_one_run() -> None:
 
 
 @pytest.mark.slow
+def test_adapters_are_measured_beside_plain_requests() -> None:
+    given = ["--concurrency", "4", "--adapters", "3", "--rank", "2", "--json"]
+    result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
+    assert result.exit_code == 0, result.output
+    lines = json.loads(result.stdout)["lines"]
+    assert [line["workload"] for line in lines] == ["plain", "adapters", "half adapters"]
+    assert all(line["tokens_per_s"] > 0 and line["decode_tokens_per_s"] > 0 for line in lines)
+
+
+@pytest.mark.slow
 def test_rounded_weights_are_measured_beside_others() -> None:
     given = ["--peers", "none", "--concurrency", "2", "--quantization", "none,int8,int4", "--json"]
     result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
@@ -61,8 +71,20 @@ def test_rounded_weights_are_measured_beside_others() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not llamacpp.is_installed(), reason="llama-cpp-python is not installed")
+def test_caches_in_8_bits_are_measured_beside_others() -> None:
+    given = ["--concurrency", "2", "--quantization", "none,int8", "--kv-cache-dtype", "auto,int8", "--json"]
+    result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
+    assert result.exit_code == 0, result.output
+    lines = json.loads(result.stdout)["lines"]
+    names = ["phi3-serve", "phi3-serve, cache in int8", "phi3-serve, int8", "phi3-serve, int8, cache in int8"]
+    assert [line["name"] for line in lines] == names
+    assert all(line["tokens_per_s"] > 0 and line["of_roofline"] > 0 for line in lines)
+
+
+@pytest.mark.slow
 def test_llama_cpp_has_a_line_beside_each_of_ours() -> None:
+    if (problem := peer_packages.missing("llamacpp")) is not None:
+        pytest.skip(problem)
     given = ["--peers", "llamacpp", "--concurrency", "3", "--quantization", "int8,int4", "--json"]
     result = RUN.invoke(app, ["bench", "engine", *QUICK, *given])
     assert result.exit_code == 0, result.output
@@ -102,14 +124,12 @@ def test_the_table_says_what_was_measured() -> None:
     [
         (["--shape", "huge"], "'huge' is not one of small, mini, medium"),
         (["--shape", "mini:0"], "'mini:0' is not one of small, mini, medium, probe, and not one of them with :LAYERS."),
-        (["--peers", "vllm"], "vllm is not installed beside phi3-serve."),
         (["--peers", "llama"], "'llama' is not one of generate, batching, vllm, llamacpp."),
-        pytest.param(
-            ["--peers", "llamacpp"],
-            "llamacpp needs the package llama-cpp-python.",
-            marks=pytest.mark.skipif(llamacpp.is_installed(), reason="llama-cpp-python is installed"),
-        ),
-        (["--quantization", "int8,int3"], "'int3' is not one of none, int8, int4."),
+        (["--peers", "llamacpp", "--device", "cuda"], "llamacpp is measured on a CPU only."),
+        (["--quantization", "int8,int3"], "'int3' is not one of none, int8, int4, fp8."),
+        (["--quantization", "int8,fp8"], "fp8 is measured on a GPU only."),
+        (["--kv-cache-dtype", "auto,int4"], "'int4' is not one of auto, int8, fp8."),
+        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype is fp8, which a CPU does not have; allowed are auto and int8."),
         (["--workload", "plain,odd"], "'odd' is not one of plain, sampled, beams, exotic, structured."),
         (["--concurrency", "1,x"], "expected comma-separated positive integers, got '1,x'."),
         (["--concurrency", "0"], "expected comma-separated positive integers, got '0'."),
@@ -119,6 +139,29 @@ def test_bad_options_are_named(given: list[str], message: str) -> None:
     result = RUN.invoke(app, ["bench", "engine", *given], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("peer", "module"), [("llamacpp", "llama_cpp"), ("vllm", "vllm")])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import a_dependency", "ModuleNotFoundError: No module named 'a_dependency'"),
+        ("import os; os._exit(3)", "exit code 3"),
+    ],
+)
+def test_a_peer_that_cannot_be_imported_is_told_before_the_first_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: str, module: str, code: str, reason: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("phi3_serve.bench.engine.run", pytest.fail)
+    package = {"llamacpp": "llama-cpp-python", "vllm": "vllm"}[peer]
+    result = RUN.invoke(app, ["bench", "engine", "--peers", f"generate,{peer}"], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert (
+        f"{peer} needs the package {package}, which cannot be imported ({reason}); "
+        f"`pip install {package}` installs it and what it depends on."
+    ) in " ".join(result.output.replace("│", " ").split())
 
 
 def test_the_roofline_by_hand() -> None:
@@ -140,14 +183,16 @@ def test_the_roofline_by_hand() -> None:
     step = StepStats(num_tokens=3, num_keys=50, num_ready=1, seconds=1.0)
     slow_memory = Machine(bytes_per_s=10.0, flops_per_s=1e12, threads=1)
     assert roofline_seconds([step], tiny, slow_memory, torch.float32) == (weights * 4 + 50 * 2 * 4 * 4) / 10
+    in_int8 = roofline_seconds([step], tiny, slow_memory, torch.float32, kv_cache_dtype="int8")
+    assert in_int8 == (weights * 4 + 50 * 2 * 2 * (2 * 1 + 4)) / 10  # two heads of two numbers, each with its scale
     slow_core = Machine(bytes_per_s=1e12, flops_per_s=10.0, threads=1)
     assert roofline_seconds([step], tiny, slow_core, torch.float32) == (2 * weights * 3 + 4 * 4 * 50) / 10
 
 
 def test_the_weights_of_mini_in_bytes() -> None:
     """3.72 billion are read in a step: 16, 8 or 4.5 bits each, and the head always 8 or more."""
-    in_gb = {q: weight_bytes(config("mini"), torch.bfloat16, q) / 1e9 for q in ("none", "int8", "int4")}
-    assert in_gb == pytest.approx({"none": 7.445, "int8": 3.726, "int4": 2.137}, rel=1e-3)
+    in_gb = {q: weight_bytes(config("mini"), torch.bfloat16, q) / 1e9 for q in ("none", "int8", "int4", "fp8")}
+    assert in_gb == pytest.approx({"none": 7.445, "int8": 3.726, "int4": 2.137, "fp8": 3.726}, rel=1e-3)
 
 
 def test_the_shapes_are_those_of_the_models() -> None:
@@ -183,6 +228,7 @@ def counter() -> Iterator[WorkerProcess]:
     apart.close()
 
 
+@pytest.mark.thorough
 def test_an_object_in_a_process_of_its_own(counter: WorkerProcess) -> None:
     assert counter.call("add", 2) == 2
     assert counter.call("add", 3) == 5
@@ -190,6 +236,7 @@ def test_an_object_in_a_process_of_its_own(counter: WorkerProcess) -> None:
         counter.call("die")
 
 
+@pytest.mark.thorough
 def test_what_fails_there_is_told_here() -> None:
     with pytest.raises(EngineFailure, match="ValueError: not like this"):
         WorkerProcess(fail, num_threads=1)
