@@ -183,6 +183,22 @@ ENGINE = (
         queries=_of_model(f"{_sum_rate('prefix_cache_hits_total')} / ({_sum_rate('prefix_cache_queries_total')} > 0)"),
     ),
     Panel(
+        title="Loads of adapters",
+        meaning="Loads, loads that failed, and adapters that made room. Many that made room: the memory is small.",
+        unit="reqps",
+        queries=[
+            *_of_model(_sum_rate("adapter_loads_total"), "loads, "),
+            *_of_model(_sum_rate("adapter_load_failures_total"), "failures, "),
+            *_of_model(_sum_rate("adapter_evictions_total"), "made room, "),
+        ],
+    ),
+    Panel(
+        title="Memory of adapters",
+        meaning="Main memory of all replicas; adapter_memory_bytes limits each one.",
+        unit="bytes",
+        queries=_of_model(_sum("adapter_memory_bytes")),
+    ),
+    Panel(
         title="Accepted tokens of drafts",
         meaning="Per second, of requests with prompt_lookup_num_tokens; and tokens that were drafted.",
         unit="suffix: tok/s",

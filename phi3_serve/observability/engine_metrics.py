@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from phi3_serve.core import EngineInfo, GpuInfo, Load
+from phi3_serve.core import AdapterCounts, EngineInfo, GpuInfo, Load
 from phi3_serve.engine_statistics import EngineStatistics, Histogram
 
 _MODEL = ("model_name",)
@@ -23,6 +23,7 @@ class EngineReading:
     statistics: EngineStatistics
     load_s: float  # seconds that the load of its model took
     gpu: GpuInfo | None = None
+    adapters: AdapterCounts = field(default_factory=AdapterCounts)
 
 
 class EngineFacts(Collector):
@@ -63,6 +64,7 @@ class EngineMetrics(Collector):
         yield from self._of_load(reading.load)
         yield from self._of_counts(reading.statistics)
         yield from self._of_distributions(reading.statistics)
+        yield from self._of_adapters(reading.adapters)
         if reading.gpu is not None:
             yield from self._of_gpu(reading.gpu)
 
@@ -101,6 +103,17 @@ class EngineMetrics(Collector):
             family = HistogramMetricFamily(f"phi3_serve_{name}", meaning, labels=_MODEL)
             family.add_metric((self._model,), _cumulative(histogram), histogram.sum)
             yield family
+
+    def _of_adapters(self, counted: AdapterCounts) -> Iterator[Metric]:
+        yield self._with(_gauge("adapters_in_memory", "Adapters in the main memory"), counted.num_in_memory)
+        yield self._with(_gauge("adapter_memory_bytes", "Main memory of these adapters"), counted.bytes_in_memory)
+        for name, meaning, value in (
+            ("adapter_loads", "Adapters that were loaded", counted.num_loads),
+            ("adapter_load_seconds", "Time that these loads took, downloads included", counted.load_s),
+            ("adapter_evictions", "Adapters that were dropped from the main memory for others", counted.num_evictions),
+            ("adapter_load_failures", "Loads of adapters that failed", counted.num_failures),
+        ):
+            yield self._with(CounterMetricFamily(f"phi3_serve_{name}", meaning, labels=_MODEL), value)
 
     def _of_gpu(self, gpu: GpuInfo) -> Iterator[Metric]:
         for name, meaning, value in (

@@ -9,6 +9,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal
 
+from phi3_serve.core import AdapterChoice
 from phi3_serve.observability.request_record import RequestRecord
 
 Format = Literal["auto", "json", "text", "off"]
@@ -67,6 +68,7 @@ def fields(record: RequestRecord) -> dict[str, Any]:
         "seconds": (ended_at - began_at) / _NANOSECONDS,
         "api_key": record.api_key,
         "model": generations[0].request.model if generations else None,
+        "adapters": [_adapter(one) for one in generations[0].request.adapters] or None if generations else None,
         "stream": generations[0].request.stream if generations else None,
         "num_generations": len(generations) if len(generations) > 1 else None,
         "finish_reasons": [c.sequence.finish_reason for one in done for c in one.completions] or None,
@@ -98,7 +100,7 @@ def as_text(found: dict[str, Any]) -> str:
     parts = [time, f"{found.get('status', '---')}", found["method"], _printable(found["path"])]
     parts.append(f"{found['seconds']:.2f} s")
     if "model" in found:
-        parts.append(found["model"])
+        parts.append(found["model"] + "".join(f"+{_printable(one['name'])}" for one in found.get("adapters", [])))
     if "completion_tokens" in found:
         parts.append(f"{found['prompt_tokens']} + {found['completion_tokens']} tokens")
     if "first_token_s" in found:
@@ -107,6 +109,12 @@ def as_text(found: dict[str, Any]) -> str:
     parts += [found[name] for name in ("error", "api_key") if name in found]
     parts.append(found["request_id"])
     return "  ".join(parts)
+
+
+def _adapter(choice: AdapterChoice) -> dict[str, Any]:
+    """The adapter as a request names it: without a strength if it gives none."""
+    strength = {} if choice.strength is None else {"strength": choice.strength}
+    return {"name": choice.name, **strength}
 
 
 def _printable(text: str) -> str:

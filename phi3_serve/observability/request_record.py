@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from phi3_serve.core import Delta, Done, GenerationRequest, Timings
+from phi3_serve.errors import Phi3ServeError
 
 Source = Literal["http", "batch"]
 
@@ -20,6 +21,7 @@ class Generation:
     ended_at: int | None = None
     done: Done | None = None
     error: str | None = None  # the class of the error
+    timings: Timings | None = None  # in the engine, if it had begun the request
 
     def note(self, event: Delta | Done) -> None:
         """An event has come."""
@@ -27,11 +29,12 @@ class Generation:
             self.first_at = time.time_ns()
         if isinstance(event, Done):
             self.done = event
+            self.timings = event.timings
 
-    @property
-    def timings(self) -> Timings | None:
-        """The times in the engine, if the request has reached its end there."""
-        return None if self.done is None else self.done.timings
+    def fail(self, error: Phi3ServeError) -> None:
+        """The request has ended with ``error``."""
+        self.error = type(error).__name__
+        self.timings = error.timings
 
 
 @dataclass(slots=True)

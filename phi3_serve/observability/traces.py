@@ -109,6 +109,8 @@ def _of_generation(generation: Generation, operation: str) -> Iterator[tuple[str
     yield "gen_ai.response.model", request.model
     yield "gen_ai.response.id", request.request_id
     yield "gen_ai.request.stream", request.stream
+    if request.adapters:
+        yield "phi3_serve.adapters", [adapter.name for adapter in request.adapters]
     for attribute, name in (
         ("max_tokens", "max_new_tokens"),
         ("temperature", "temperature"),

@@ -119,7 +119,7 @@ class Builder:
 def _put_compiled_kernels(source: Path) -> None:
     """The kernels of this checkout as results of a compiler in ``source``, so that setuptools does not compile again."""
     ours = sorted((ROOT / KERNELS).glob("*.so"))
-    if not (source / KERNELS / "cpu.cpp").exists():
+    if not (source / KERNELS / "csrc" / "cpu.cpp").exists():
         return
     assert ours, "the kernels of this checkout are not compiled"
     version = f"{sys.version_info.major}{sys.version_info.minor}"

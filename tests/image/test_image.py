@@ -33,11 +33,13 @@ def test_nothing_of_the_host_gets_into_the_build(tmp_path: Path) -> None:
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).touch()
     kernels = project / "phi3_serve/engine/kernels"
-    (kernels / "__pycache__").mkdir(parents=True)
-    for name in ("cpu.cpp", "_cpu_any.cpython-311-x86_64-linux-gnu.so", "__pycache__/cpu.cpython-311.pyc"):
+    for directory in ("csrc", "__pycache__"):
+        (kernels / directory).mkdir(parents=True)
+    for name in ("csrc/cpu.cpp", "_cpu_any.cpython-311-x86_64-linux-gnu.so", "__pycache__/cpu.cpython-311.pyc"):
         (kernels / name).touch()
     shutil.copy(ROOT / ".dockerignore", project)
-    assert set(context_files(project)) == {"phi3_serve/cli.py", "constraints.txt", "phi3_serve/engine/kernels/cpu.cpp"}
+    sources = {"phi3_serve/cli.py", "phi3_serve/engine/kernels/csrc/cpu.cpp"}
+    assert set(context_files(project)) == {*sources, "constraints.txt"}
 
 
 def test_every_copied_file_is_in_the_context() -> None:

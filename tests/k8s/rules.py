@@ -12,6 +12,7 @@ from phi3_serve import __version__
 from phi3_serve.catalogue import VARIANTS
 from phi3_serve.config import AppConfig
 from phi3_serve.launch.config_file import ConfigError, parse
+from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.serving.placement import Placement, label_as_resource, place
 from tests.k8s.environment import unknown
 from tests.k8s.schemas import schema_problems
@@ -43,6 +44,7 @@ def problems(objects: Sequence[Object]) -> list[str]:
         _security,
         _backends,
         _ends_of_pods,
+        _scaled_objects,
     ]
     return [problem for rule in rules for problem in rule(objects)]
 
@@ -300,6 +302,35 @@ def _ends_of_pods(objects: Sequence[Object]) -> Iterator[str]:
             yield f"{_name(one)}: its timeouts must be above {longest:g} s"
     if not longest < drain_timeout_s():
         yield f"Dockerfile: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S must be above {longest:g}"
+
+
+def _scaled_objects(objects: Sequence[Object]) -> Iterator[str]:
+    """KEDA scales a Deployment of the overlay that has no number of its own, by metrics that GET /metrics has."""
+    deployments = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Deployment"}
+    published = published_names()
+    for one in objects:
+        if one["kind"] != "ScaledObject":
+            continue
+        spec = one["spec"]
+        target = deployments.get(spec["scaleTargetRef"]["name"])
+        if target is None:
+            yield f"{_name(one)}: there is no Deployment {spec['scaleTargetRef']['name']}"
+        elif "replicas" in target["spec"]:
+            yield f"{_name(one)}: each apply would reset spec.replicas of its Deployment"
+        if not spec["minReplicaCount"] <= spec["maxReplicaCount"]:
+            yield f"{_name(one)}: minReplicaCount must be at most maxReplicaCount"
+        for trigger in spec["triggers"]:
+            names = set(re.findall(r"\bphi3_serve_\w+", trigger["metadata"]["query"]))
+            if unknown_names := sorted(names - published):
+                yield f"{_name(one)}: GET /metrics has no {unknown_names[0]}"
+            if not names:
+                yield f"{_name(one)}: trigger {trigger['name']} asks for no metric of phi3-serve"
+
+
+def published_names() -> set[str]:
+    """The names of all samples that an ingress publishes."""
+    families = RequestMetrics().registry.collect()
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
 
 
 def drain_timeout_s() -> float:

@@ -1,7 +1,7 @@
 """The schema of each object in k8s/, read strictly: an unknown field fails, as ``kubectl apply --validate=strict`` does it.
 
 Kubernetes' own kinds: the OpenAPI schemas in the package kubernetes-validate. RayService: KubeRay's CRD (``crd.py``).
-The kinds of the Prometheus operator and of the Gateway API: the fields that k8s/ uses, from their CRDs.
+The kinds of the Prometheus operator, of the Gateway API and of KEDA: the fields that k8s/ uses, from their CRDs.
 """
 
 import functools
@@ -129,8 +129,62 @@ class HTTPRoute(_Strict):
     spec: _HTTPRouteSpec
 
 
+class _ScaleTarget(_Strict):
+    apiVersion: Literal["apps/v1"]  # of a RayCluster KEDA finds no scale subresource
+    kind: Literal["Deployment"]
+    name: str
+
+
+class _ScaleDown(_Strict):
+    stabilizationWindowSeconds: int = Field(ge=0, le=3600)
+
+
+class _Behavior(_Strict):
+    scaleDown: _ScaleDown
+
+
+class _HorizontalPodAutoscalerConfig(_Strict):
+    behavior: _Behavior
+
+
+class _Advanced(_Strict):
+    horizontalPodAutoscalerConfig: _HorizontalPodAutoscalerConfig
+
+
+class _PrometheusQuery(_Strict):
+    serverAddress: str = Field(pattern="^http")
+    query: str = Field(min_length=1)
+    threshold: str = Field(pattern=r"^\d+(\.\d+)?$")  # all metadata of a trigger are texts
+
+
+class _Trigger(_Strict):
+    type: Literal["prometheus"]
+    name: str
+    metricType: Literal["AverageValue", "Value"]
+    metadata: _PrometheusQuery
+
+
+class _ScaledObjectSpec(_Strict):
+    scaleTargetRef: _ScaleTarget
+    minReplicaCount: int = Field(ge=0)
+    maxReplicaCount: int = Field(ge=1)
+    pollingInterval: int = Field(ge=1)
+    advanced: _Advanced
+    triggers: list[_Trigger] = Field(min_length=1)
+
+
+class ScaledObject(_Strict):
+    """keda.sh/v1alpha1."""
+
+    apiVersion: Literal["keda.sh/v1alpha1"]
+    kind: Literal["ScaledObject"]
+    metadata: _Metadata
+    spec: _ScaledObjectSpec
+
+
 OF_OTHERS: Mapping[str, type[BaseModel]] = {
     "PodMonitor": PodMonitor,
+    "ScaledObject": ScaledObject,
     "PrometheusRule": PrometheusRule,
     "HTTPRoute": HTTPRoute,
 }

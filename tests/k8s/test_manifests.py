@@ -99,6 +99,13 @@ MISTAKES: Sequence[tuple[str, str, Callable[[dict[str, Any]], None], str]] = [
     ("overlays/ha", "PodDisruptionBudget", operation("replace", "/spec/minAvailable", 3), "spec.minAvailable must be a number of pods below 3, and is 3"),
     ("overlays/ha", "HTTPRoute", operation("replace", "/spec/rules/0/backendRefs/0/port", 80), "must lead to ('phi3-serve-serve-svc', 8000)"),
     ("overlays/ha", "HTTPRoute", operation("replace", "/spec/rules/0/timeouts/request", "60s"), "its timeouts must be above 600 s"),
+    ("overlays/kaito-keda", "ScaledObject", operation("add", "/spec/minReplicas", 1), "spec.minReplicas: Extra inputs are not permitted"),
+    ("overlays/kaito-keda", "ScaledObject", operation("replace", "/spec/scaleTargetRef/kind", "RayCluster"), "spec.scaleTargetRef.kind: Input should be 'Deployment'"),
+    ("overlays/kaito-keda", "ScaledObject", operation("replace", "/spec/triggers/0/metadata/threshold", 11), "threshold: Input should be a valid string"),
+    ("overlays/kaito-keda", "ScaledObject", operation("replace", "/spec/triggers/0/metadata/query", "sum(phi3_serve_num_requests_running)"), "GET /metrics has no phi3_serve_num_requests_running"),
+    ("overlays/kaito-keda", "ScaledObject", operation("replace", "/spec/scaleTargetRef/name", "phi-3"), "there is no Deployment phi-3"),
+    ("overlays/kaito-keda", "ScaledObject", operation("replace", "/spec/minReplicaCount", 9), "minReplicaCount must be at most maxReplicaCount"),
+    ("overlays/kaito-keda", "Deployment", operation("add", "/spec/replicas", 1), "each apply would reset spec.replicas"),
     ("base", "Job", operation("replace", "/spec/template/spec/automountServiceAccountToken", True), "automountServiceAccountToken must be false"),
     ("base", "Job", operation("replace", "/spec/template/spec/containers/0/image", "phi3-serve:latest"), "image phi3-serve:latest must be"),
 ]  # fmt: skip

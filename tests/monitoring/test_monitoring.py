@@ -149,6 +149,7 @@ HEALTHY = {
 }
 
 
+@pytest.mark.thorough
 def test_each_alert_fires_when_it_should_and_none_in_health(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

@@ -12,6 +12,7 @@ INFO = EngineInfo(
     compute_capability="9.0",
     dtype="bfloat16",
     quantization="none",
+    kv_cache_dtype="float32",
     kernels="cuda",
     replaced_kernels={},
     cache_tokens=1600,

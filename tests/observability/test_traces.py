@@ -16,7 +16,7 @@ from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig, TracesConfig
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.observability.traces import Traces, traces_to
-from tests.support import LocalBackend
+from tests.support import ENDLESS, LocalBackend
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 NAMES = {value for name, value in vars(gen_ai_attributes).items() if name.startswith("GEN_AI_")}
@@ -45,7 +45,7 @@ class Collector:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
     def take(self, received: ExportTraceServiceRequest) -> None:
@@ -73,12 +73,19 @@ def attributes_of(span: Any) -> dict[str, Any]:
 
 
 def spans_of(
-    collector: Collector, traces: Traces, backend: LocalBackend, config: AppConfig, body: Any, **headers: str
+    collector: Collector,
+    traces: Traces,
+    backend: LocalBackend,
+    config: AppConfig,
+    body: Any,
+    *,
+    status: int | None = None,
+    **headers: str,
 ) -> list[Any]:
     """The spans of one request, as the collector has them."""
     client = TestClient(create_app(backend, config, sinks=[traces]))
     answer = client.post("/v1/chat/completions", json=body, headers=headers)
-    assert answer.status_code == (400 if "stop_token_ids" in body else 200), answer.text
+    assert answer.status_code == (status or (400 if "stop_token_ids" in body else 200)), answer.text
     traces.close()
     return collector.spans
 
@@ -130,6 +137,21 @@ def test_an_error_is_on_its_span(collector: Collector, backend: LocalBackend, co
     (chat,) = (span for span in spans if span.name == "chat tested")
     assert attributes_of(chat)["error.type"] == chat.status.message == "InvalidRequest"
     assert len(spans) == 2  # nothing of it ran in the engine
+
+
+def test_a_request_that_fails_in_the_engine_has_its_parts(
+    collector: Collector, backend: LocalBackend, config: AppConfig
+) -> None:
+    impatient = config.model_copy(update={"limits": config.limits.model_copy(update={"request_timeout_s": 0.3})})
+    body = {**BODY, "stream": False, "max_tokens": 2000, **ENDLESS}
+    spans = spans_of(collector, traces_to(collector.url, 1.0), backend, impatient, body, status=408)
+    named = {span.name: span for span in spans}
+    chat = named["chat tested"]
+    assert attributes_of(chat)["error.type"] == "RequestTimeout"
+    parts = [named[f"engine.{name}"] for name in ("queue", "prefill", "decode")]
+    assert {part.parent_span_id for part in parts} == {chat.span_id}
+    seconds = [(part.end_time_unix_nano - part.start_time_unix_nano) / 1e9 for part in parts]
+    assert 0 < seconds[2] < sum(seconds) < 0.5  # it answered until its time was over
 
 
 def test_what_is_not_sampled_is_not_sent(collector: Collector, backend: LocalBackend, config: AppConfig) -> None:
