@@ -9,12 +9,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from phi3_serve import strict_yaml
 from phi3_serve.config import AppConfig, unknown_key_message
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch.serve_values import deployment_problems, value_problems
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_MAPPING = "must be a mapping, as `key: value`"
+_LIST = "must be a list, as `[a, b]`"
+# Pydantic's types of errors, whose messages name Python's types.
+_IN_WORDS_OF_YAML = {
+    **dict.fromkeys(("model_type", "dict_type", "dataclass_type"), _MAPPING),
+    **dict.fromkeys(("tuple_type", "list_type"), _LIST),
+}
 IMPORT_PATH = "phi3_serve.serving.app:build_app"
 
 
@@ -53,7 +61,7 @@ def read(path: Path, http_options: Mapping[str, Any] | None = None) -> ConfigFil
 def parse(text: str, http_options: Mapping[str, Any] | None = None) -> ConfigFile:
     """As ``read``, for the text of a config."""
     try:
-        content = yaml.safe_load(text)
+        content = strict_yaml.load(text)
     except yaml.YAMLError as error:
         raise ConfigError("is not YAML: " + " ".join(str(error).split())) from None
     if not isinstance(content, dict):
@@ -124,6 +132,6 @@ def _lines(error: ValidationError, where: str) -> list[str]:
         place = where
         for part in problem["loc"]:
             place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _IN_WORDS_OF_YAML.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         lines.append(f"{place}: {message}" if place else message)
     return lines

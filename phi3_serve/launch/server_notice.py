@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-DEFAULT_URL = "http://127.0.0.1:8000"  # of `phi3-serve chat`
+from phi3_serve.options import DEFAULT_URL
+
 POLL_INTERVAL_S = 0.5
 CALM_POLL_INTERVAL_S = 5.0  # when the server is ready and nothing loads
 PROGRESS_INTERVAL_S = 10.0
-NOT_READY = 503
+NOT_READY, UNAUTHORIZED = 503, 401
 
 
 class ServerNotice:
@@ -90,14 +91,16 @@ class ServerNotice:
     def _print_how_to_call(self) -> None:
         url = self._url
         where = "" if url == DEFAULT_URL else f" --url {url}"
+        asks_for_key = _asks_for_key(url)
+        key, variable = ("-H 'Authorization: Bearer KEY' ", "PHI3_SERVE_API_KEY=KEY ") if asks_for_key else ("", "")
         body = '{"prompt": "<|user|> Who are you?<|end|><|assistant|>"}'
         self._end_status()
         self._print(
             f"Ready. Ctrl-C stops the server.\n"
             f"  Page      {url}/ui\n"
-            f"  Terminal  phi3-serve chat{where}\n"
+            f"  Terminal  {variable}phi3-serve chat{where}\n"
             f"  API       {url}/chat, {url}/v1 (parameters: {url}/docs)\n"
-            f"  curl {url}/chat -H 'Content-Type: application/json' -d '{body}'"
+            f"  curl {url}/chat {key}-H 'Content-Type: application/json' -d '{body}'"
         )
 
     def _print(self, text: str) -> None:
@@ -106,10 +109,8 @@ class ServerNotice:
 
 def _readiness(url: str) -> Any:
     """The answer of ``/ready``; None while nobody gives it."""
-    # Our own address, so its certificate need not be known.
-    context = ssl._create_unverified_context() if url.startswith("https") else None  # noqa: S323
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5, context=context) as response:  # noqa: S310
+        with _opened(f"{url}/ready") as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         with error, contextlib.suppress(ValueError):  # the proxy has an answer of its own before it knows the server
@@ -118,3 +119,21 @@ def _readiness(url: str) -> Any:
     except (OSError, ValueError):
         pass
     return None
+
+
+def _asks_for_key(url: str) -> bool:
+    """Whether the server refuses a request without an API key."""
+    try:
+        with _opened(f"{url}/v1/models"):
+            return False
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code == UNAUTHORIZED
+    except OSError:
+        return False
+
+
+def _opened(url: str) -> Any:
+    # Our own address, so its certificate need not be known.
+    context = ssl._create_unverified_context() if url.startswith("https") else None  # noqa: S323
+    return urllib.request.urlopen(url, timeout=5, context=context)  # noqa: S310

@@ -1,8 +1,11 @@
 """``phi3-serve up``: check a Serve config, then become the process that serves it in the foreground."""
 
+import importlib
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,11 +15,14 @@ from phi3_serve.api.keys import ApiKeys
 from phi3_serve.batch.directory import BatchDirectory
 from phi3_serve.catalogue import is_local
 from phi3_serve.config import AppConfig
+from phi3_serve.engine.adapters.peft_config import PeftConfig
+from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
 from phi3_serve.engine.source import open_source
-from phi3_serve.errors import Phi3ServeError
+from phi3_serve.errors import CheckpointError, Phi3ServeError
 from phi3_serve.launch import config_file, proxy, run
 from phi3_serve.launch.capacity import check_cores
 from phi3_serve.launch.config_file import ConfigError, ConfigFile
+from phi3_serve.serving.placement import place
 
 _PRIVATE_CLUSTER = {
     # Whoever reaches Ray's ports can run code. Without the token nobody may.
@@ -30,9 +36,9 @@ def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port:
     """The config at ``path``, after all checks that need no process of Ray. ``host`` and ``port`` replace its own.
 
     Raises:
-        ConfigError: the file is missing, a key or value is wrong, or the directory of batches cannot be written.
+        ConfigError: the file is missing, a key or value is wrong, a model on the CPU asks for what only a GPU has, a
+            local checkpoint cannot be served, or the directory of batches cannot be written.
         KeyFileError: the file of API keys cannot be used.
-        CheckpointError: a local checkpoint cannot be served.
         Phi3ServeError: more cores are reserved than this machine has, the port is taken, or the config asks for TLS and
             HAProxy has none.
     """
@@ -40,11 +46,13 @@ def check(path: Path, proxy_name: proxy.Proxy, *, host: str | None = None, port:
     file = config_file.read(path, {name: value for name, value in given.items() if value is not None})
     if file.has_tls and proxy_name == "haproxy":
         raise ConfigError(f"{path}: http_options.ssl_certfile: Ray's HAProxy has no TLS; use --proxy python")
+    _check_precision(path, file.app)
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cores(file.app)
         _check_directory_of_batches(file.app)
         ApiKeys(file.app.auth)  # reads their file
-    _check_local_checkpoints(file.app)
+        _check_traces(path, file.app)
+    _check_local_checkpoints(path, file.app)
     _check_port_is_free(file.host, file.port)
     return file
 
@@ -97,6 +105,15 @@ def _check_port_is_free(host: str, port: int) -> None:
             ) from None
 
 
+def _check_precision(path: Path, config: AppConfig) -> None:
+    """ConfigError for a model that runs on the CPU, whatever the cluster has, in a precision that no CPU has."""
+    for number, model in enumerate(config.models):
+        if place(model, cluster_has_gpu=True).device == "cpu":
+            of_weights = problem_of_quantization(model.quantization, None)
+            if problem := of_weights or problem_of_kv_cache_dtype(model.kv_cache_dtype, None):
+                raise ConfigError(f"{path}: args.models[{number}]: {problem}")
+
+
 def _check_directory_of_batches(config: AppConfig) -> None:
     """ConfigError for a directory that the ingress, which will run on this machine, cannot use."""
     if (directory := config.batches.directory) is None:
@@ -107,8 +124,32 @@ def _check_directory_of_batches(config: AppConfig) -> None:
         raise ConfigError(f"args.batches.directory: {directory} cannot be written: {error.strerror}") from None
 
 
-def _check_local_checkpoints(config: AppConfig) -> None:
-    """CheckpointError for a source that a replica could not load, before any process is started."""
-    for model in config.models:
+def _check_traces(path: Path, config: AppConfig) -> None:
+    """ConfigError if traces are to be sent and the package that sends them is missing: no ingress would start."""
+    if config.traces.endpoint is not None:
+        try:
+            importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        except ImportError:
+            raise ConfigError(f"{path}: args.traces.endpoint: needs `pip install 'phi3-serve[otel]'`") from None
+
+
+def _check_local_checkpoints(path: Path, config: AppConfig) -> None:
+    """ConfigError for a source that a replica could not load, before any process is started."""
+    for number, model in enumerate(config.models):
+        where = f"{path}: args.models[{number}]"
         if model.min_replicas and is_local(model.checkpoint):
-            open_source(Path(model.checkpoint).expanduser(), model.file)
+            with _placed(f"{where}.source"):
+                open_source(Path(model.checkpoint).expanduser(), model.file)
+        for index, adapter in enumerate(model.adapters):
+            if adapter.always and model.min_replicas and is_local(adapter.source):
+                with _placed(f"{where}.adapters[{index}].source"):
+                    PeftConfig(Path(adapter.source).expanduser())
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Say ``where`` a checkpoint is named that cannot be served."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise ConfigError(f"{where}: {error.message}") from None

@@ -25,7 +25,8 @@ Number = TypeVar("Number", int, float)
 # Serve accepts every request; the ingress itself refuses requests beyond its capacity, with a JSON body.
 UNLIMITED_REQUESTS = 1_000_000
 _SCALING_POLICY = "phi3_serve.serving.scaling:busy_replicas"
-_ROUTERS = {"prefix": "phi3_serve.serving.routing.PrefixRouter"}
+_PREFIX_ROUTER = "phi3_serve.serving.routing.PrefixRouter"
+_ADAPTER_ROUTER = "phi3_serve.serving.routing.AdapterRouter"
 
 
 def build_app(args: AppConfig) -> Application:
@@ -66,7 +67,7 @@ def _bind_replica(
         health_check_timeout_s=model.health.check_timeout_s,
         max_surge_percent=_or_default(rollout.max_surge_percent, default_surge_percent),
         graceful_shutdown_timeout_s=_or_default(rollout.drain_timeout_s, limits.request_timeout_s),
-        user_config={},
+        user_config=_user_config(model),
         **_scaling_options(model, placement),
         **_router_options(model),
     )(replica_class)
@@ -97,9 +98,17 @@ def _labels(selector: dict[str, str]) -> dict[str, Any]:
 
 
 def _router_options(model: ModelConfig) -> dict[str, Any]:
-    if model.routing == "load":
+    if model.routing == "load" and not model.offered_adapters:
         return {}
-    return {"request_router_config": {"request_router_class": _ROUTERS[model.routing]}}
+    router = _PREFIX_ROUTER if model.routing == "prefix" else _ADAPTER_ROUTER
+    return {"request_router_config": {"request_router_class": router}}
+
+
+def _user_config(model: ModelConfig) -> dict[str, Any]:
+    """The adapters that requests may name. They are no part of the version, so a change of them restarts nothing."""
+    if not model.offered_adapters:
+        return {}
+    return {"adapters": [adapter.model_dump(exclude_defaults=True) for adapter in model.offered_adapters]}
 
 
 def _or_default(value: Number | None, default: Number) -> Number:

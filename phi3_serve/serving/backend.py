@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,6 +15,7 @@ from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.core import (
     MAX_ROWS,
     SIGN_OF_LIFE_INTERVAL_S,
+    AdapterChoice,
     Begun,
     Delta,
     Done,
@@ -28,7 +29,7 @@ from phi3_serve.core import (
     TokenizationRequest,
     VariantState,
 )
-from phi3_serve.errors import ModelNotLoaded, ModelUnavailable, ReplicaLost
+from phi3_serve.errors import ModelNotLoaded, ModelUnavailable, ReplicaLost, unknown_adapter
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
@@ -79,7 +80,7 @@ class HandleBackend:
         If a replica dies while the request waits in its queue, the request is sent to another replica, once. If a
         replica runs without its model although another one has it, the request is sent again until it meets that one.
         """
-        await self._require_ready(request.model, request.options.wait_s)
+        await self._require_ready(request.model, request.adapters, request.options.wait_s)
         self._require_capacity(request.model)
         self._num_in_flight[request.model] += 1
         give_up_at = time.monotonic() + MEETING_TIMEOUT_S
@@ -97,13 +98,13 @@ class HandleBackend:
                 except ModelNotLoaded:
                     if time.monotonic() >= give_up_at:
                         raise
-                    await self._before_next_meeting(request.model)
+                    await self._before_next_meeting(request)
         finally:
             self._num_in_flight[request.model] -= 1
 
     async def tokenize(self, request: TokenizationRequest) -> Tokenization:
         """Use the tokenizer of a replica; see ``core.Backend``."""
-        await self._require_ready(request.model, request.wait_s)
+        await self._require_ready(request.model, request.adapters, request.wait_s)
         give_up_at = time.monotonic() + MEETING_TIMEOUT_S
         while True:
             result: Tokenization | Failed = await _reply(self._tokenizers[request.model].remote(request))
@@ -111,12 +112,12 @@ class HandleBackend:
                 return result
             if not isinstance(result.error, ModelNotLoaded) or time.monotonic() >= give_up_at:
                 raise result.error
-            await self._before_next_meeting(request.model)
+            await self._before_next_meeting(request)
 
-    async def _before_next_meeting(self, model: str) -> None:
+    async def _before_next_meeting(self, request: GenerationRequest | TokenizationRequest) -> None:
         """Wait until the request may meet a replica that has its model."""
         await asyncio.sleep(MEETING_INTERVAL_S)
-        await self._require_ready(model, 0.0)
+        await self._require_ready(request.model, request.adapters, 0.0)
 
     async def _try_once(self, request: GenerationRequest, *, is_retry: bool) -> AsyncGenerator[Delta | Done, None]:
         """The events of one replica.
@@ -136,7 +137,8 @@ class HandleBackend:
                     await events._to_object_ref_gen()  # returns when a replica has accepted the request
             async for event in _while_alive(events, request.options.timeout_s + RETRY_TIMEOUT_S):
                 match event:
-                    case Failed(failure):
+                    case Failed(failure, timings):
+                        failure.timings = timings
                         raise failure
                     case Queued() | Begun():
                         may_be_cause = isinstance(event, Begun)
@@ -193,29 +195,31 @@ class HandleBackend:
         if self._num_in_flight[model] >= self._capacity_of(model) > 0:
             raise overload.queue_is_full(self._limits.current.max_waiting_requests, "model")
 
-    async def _require_ready(self, model: str, wait_s: float) -> None:
-        """Start ``model`` if it sleeps, and wait at most ``wait_s`` until it is ready."""
+    async def _require_ready(self, model: str, adapters: Sequence[AdapterChoice], wait_s: float) -> None:
+        """Start ``model`` if it sleeps and offers ``adapters``, and wait at most ``wait_s`` until it is ready."""
         deadline = time.monotonic() + wait_s
-        if await self._is_ready(model, deadline):
+        if await self._is_ready(model, adapters, deadline):
             return
         if self._num_waiting[model] >= (limit := self._limits.current.max_waiting_requests):
             raise overload.too_many_wait_for_start(model, limit)
         self._num_waiting[model] += 1
         try:
-            while not await self._is_ready(model, deadline):  # noqa: ASYNC110 - Serve offers no event
+            while not await self._is_ready(model, adapters, deadline):  # noqa: ASYNC110 - Serve offers no event
                 await asyncio.sleep(READY_POLL_INTERVAL_S)
         finally:
             self._num_waiting[model] -= 1
 
-    async def _is_ready(self, model: str, deadline: float) -> bool:
+    async def _is_ready(self, model: str, adapters: Sequence[AdapterChoice], deadline: float) -> bool:
         """Whether ``model`` is ready. If it sleeps, it is started.
 
         Raises:
+            UnknownModel: it is not ready, and will not offer one of ``adapters``.
             ModelUnavailable: it is not ready, and waiting does not help or ``deadline`` has passed.
         """
         state = await self._view.state_of(model)
         if state.state == "ready":
-            return True
+            return True  # its replica knows best which adapters there are
+        _require_offered(model, adapters, state)
         if state.state == "scaled_to_zero":
             self._wake_up_calls.start(model)
         next_try_s = state.next_try_s or 0.0
@@ -259,6 +263,16 @@ async def _while_alive(events: AsyncIterator[Event], first_timeout_s: float) -> 
             raise RayActorError(error_msg="The replica is silent.") from None
         timeout_s = SILENCE_TIMEOUT_S
         yield event
+
+
+def _require_offered(model: str, choices: Sequence[AdapterChoice], state: VariantState) -> None:
+    """Raise UnknownModel if one of ``choices`` is known not to be offered."""
+    if state.adapters is None:
+        return
+    names = [adapter.name for adapter in state.adapters]
+    for choice in choices:
+        if choice.name not in names:
+            raise unknown_adapter(choice.name, choice.field, model, names)
 
 
 def _unavailable(model: str, state: VariantState) -> ModelUnavailable:

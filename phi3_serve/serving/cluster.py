@@ -16,7 +16,9 @@ from phi3_serve.config import deployment_name
 from phi3_serve.core import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
+from phi3_serve.serving.announced_adapters import announced_adapters
 from phi3_serve.serving.cluster_resources import node_resources, num_living_replicas, num_replicas_without_node
+from phi3_serve.serving.configured_adapters import configured_adapters
 from phi3_serve.serving.load_status import LoadStatus, read_load_statuses
 from phi3_serve.serving.loaded_replica import last_loaded
 from phi3_serve.serving.placement import Placement
@@ -24,11 +26,13 @@ from phi3_serve.serving.placement import Placement
 logger = logging.getLogger("ray.serve")
 
 # Replica states of Serve. After the controller has died, a new one lists running replicas as RECOVERING; they answer.
-# A replica on a node that is drained is PENDING_MIGRATION, and answers until another one has started.
-ANSWERING_STATES = ("RUNNING", "RECOVERING", "PENDING_MIGRATION")
-STARTING_STATES = ("STARTING", "UPDATING")
+# A replica on a node that is drained is PENDING_MIGRATION, and answers until another one has started. One that is given
+# a changed user_config is UPDATING for some milliseconds, and requests wait for it in Serve's router.
+ANSWERING_STATES = ("RUNNING", "RECOVERING", "PENDING_MIGRATION", "UPDATING")
+STARTING_STATES = ("STARTING",)
 # Serve's statuses of a deployment whose replicas fail to start or fail their health check.
 FAILURE_STATUSES = ("DEPLOY_FAILED", "UNHEALTHY")
+_NEVER_RAN = "The actor never ran"  # in the words of ray.exceptions.ActorDiedError
 # All requests within this time share one reading, which costs the controller a few milliseconds.
 MAX_AGE_S = 1.0
 # A request waits at most this long for a new reading if there is an older one.
@@ -133,13 +137,24 @@ class ClusterView:
             )
             for model, placement in self._placements.items()
         }
-        return {
-            model: replace(state, engine=loaded.engine)
-            if state.state == "ready"
-            and (loaded := last_loaded(f"{self._app_name}#{deployment_name(model)}")) is not None
-            else state
-            for model, state in states.items()
-        }
+        return self._with_adapters({model: self._with_announced(model, state) for model, state in states.items()})
+
+    def _with_announced(self, model: str, state: VariantState) -> VariantState:
+        """``state``; if it is ready, with what its replicas have announced."""
+        if state.state != "ready":
+            return state
+        deployment = f"{self._app_name}#{deployment_name(model)}"
+        loaded = last_loaded(deployment)
+        engine = None if loaded is None else loaded.engine
+        return replace(state, engine=engine, adapters=announced_adapters(deployment))
+
+    def _with_adapters(self, states: Mapping[str, VariantState]) -> Mapping[str, VariantState]:
+        """``states``; those of models that are not ready with the adapters that their next replicas will offer."""
+        if not (deployments := {m: deployment_name(m) for m, state in states.items() if state.state != "ready"}):
+            return states
+        offered = configured_adapters(self._app_name, list(deployments.values()))
+        found = {model: replace(states[model], adapters=offered.get(name)) for model, name in deployments.items()}
+        return {**states, **found}
 
 
 def num_answering(deployment: DeploymentStatusOverview, statuses: Sequence[LoadStatus]) -> int:
@@ -259,10 +274,12 @@ def _failure(deployment: DeploymentStatusOverview) -> str | None:
 def _is_replacing(deployment: DeploymentStatusOverview) -> bool:
     """Whether a replica that had answered has ended, and the start of the next one has not failed.
 
-    Serve keeps the trigger when the next one fails to start, and changes the message alone.
+    Serve keeps the trigger when the next one fails to start, and changes the message alone. A replica that Ray places
+    on a node that has just been lost never runs, which says nothing about the model: Serve starts another one.
     """
+    has_failed = "failed to start" in deployment.message and _NEVER_RAN not in deployment.message
     return (
         deployment.status.value in FAILURE_STATUSES
         and deployment.status_trigger.value == "HEALTH_CHECK_FAILED"
-        and "failed to start" not in deployment.message
+        and not has_failed
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phi3_serve.config import AdapterConfig
 from phi3_serve.core import Engine, EngineInfo
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import told_to
@@ -73,8 +74,16 @@ def _described(info: EngineInfo) -> str:
     replaced = f", replaced by slower ones: {', '.join(info.replaced_kernels)}" if info.replaced_kernels else ""
     return (
         f"{info.device}{chip}, {info.dtype}, quantization {info.quantization}, kernels {info.kernels}{replaced}, "
-        f"key-value cache of {info.cache_tokens} tokens"
+        f"key-value cache of {info.cache_tokens} tokens in {info.kv_cache_dtype}"
     )
+
+
+def _fetched(model: str, adapter: AdapterConfig) -> tuple[str, str, float]:
+    """Name, directory and strength of an adapter of ``model``. A Hub repository is downloaded."""
+    from phi3_serve.engine.loader import fetch_adapter
+
+    directory = fetch_adapter(f"{model}:{adapter.name}", adapter.source, adapter.revision)
+    return adapter.name, str(directory), adapter.strength
 
 
 def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) -> RunningModel:
@@ -84,6 +93,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
+    from phi3_serve.engine.memory import FittingSizes
     from phi3_serve.engine.threads import in_temporary_thread
     from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -97,13 +107,24 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
             device=options.device,
             dtype=options.dtype,
             quantization=options.quantization,
+            kv_cache_dtype=options.kv_cache_dtype,
+            gpu_share=options.gpu_share,
             file=options.file,
+            merged_adapters=[_fetched(options.name, adapter) for adapter in options.merged_adapters],
         )
         # Before the engine: its thread and its cache would stay when the chat template cannot be used.
         tokenizer = Phi3Tokenizer(loaded.tokenizer)
         logger.info("%s: conversations are written with %s", options.name, tokenizer.template.origin)
         engine = BatchingEngine(
-            loaded, stuck_after_s=options.stuck_after_s, on_breakdown=on_fatal_error, releases_weights=True
+            loaded,
+            sizes=FittingSizes(
+                kv_cache_dtype=options.kv_cache_dtype,
+                adapter_bytes=options.gpu_adapter_memory_bytes,
+                gpu_share=options.gpu_share,
+            ),
+            stuck_after_s=options.stuck_after_s,
+            on_breakdown=on_fatal_error,
+            releases_weights=True,
         )
         grammars = Grammars(tokenizer, loaded.vocab_size)
         return RunningModel(loaded, tokenizer, engine, grammars, time.monotonic() - begun)

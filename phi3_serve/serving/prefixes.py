@@ -1,4 +1,4 @@
-"""Which replica has the start of a prompt in its prefix cache, known from the requests that were sent to it."""
+"""Which replica has the start of a prompt or an adapter in memory, known from the requests that were sent to it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -18,14 +18,26 @@ R = TypeVar("R", bound=Hashable)
 
 
 def prefix_keys(request: GenerationRequest) -> list[int]:
-    """A key of the session, then a key of each prefix of the prompt in whole pieces, the longest prefix first."""
-    keys, key = [], hash(request.model)
+    """A key of the session, then a key of each prefix of the prompt in whole pieces, the longest prefix first.
+
+    Keys and values of a prompt depend on the adapters. The keys of the adapters come last.
+    """
+    keys, key = adapter_keys(request)[::-1], hash((request.model, _adapters(request)))
     for piece in _pieces(request.prompt):
         key = hash((key, piece))
         keys.append(key)
     if request.options.session is not None:
         keys.append(hash(("session", request.options.session)))
     return keys[::-1]
+
+
+def adapter_keys(request: GenerationRequest) -> list[int]:
+    """A key of each adapter that the request names."""
+    return [hash(("adapter", request.model, adapter.name)) for adapter in request.adapters]
+
+
+def _adapters(request: GenerationRequest) -> Hashable:
+    return frozenset((adapter.name, adapter.strength) for adapter in request.adapters)
 
 
 def _pieces(prompt: Prompt) -> list[Hashable]:
@@ -44,7 +56,10 @@ def _text(prompt: RawPrompt | Conversation) -> str:
 
 
 class PrefixTable(Generic[R]):
-    """The replica that each prefix was last sent to. The least recently used entry is dropped first."""
+    """The replica that each prefix, session and adapter was last sent to.
+
+    The least recently used entry is dropped first.
+    """
 
     def __init__(self) -> None:
         self._replica_of: OrderedDict[int, R] = OrderedDict()

@@ -1,13 +1,21 @@
 """One variant on one device: text to token ids, the engine, token ids to text. Nothing here blocks the event loop."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
-from phi3_serve.config import LiveModelConfig, QueueLimitsConfig
+from phi3_serve.config import LiveModelConfig, QueueLimitsConfig, problem_of_defaults
 from phi3_serve.core import (
+    SIGN_OF_LIFE_INTERVAL_S,
+    Adapter,
+    AppliedAdapter,
+    Begun,
     Constraint,
     Conversation,
     EngineEvent,
@@ -28,8 +36,11 @@ from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
+from phi3_serve.serving.adapters import Adapters
+from phi3_serve.serving.announced_adapters import announce_adapters
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
+from phi3_serve.serving.loaded_replica import deployment_of
 from phi3_serve.serving.model_load import ModelLoad
 from phi3_serve.serving.model_loading import RunningModel
 from phi3_serve.serving.published_metrics import PublishedMetrics
@@ -39,9 +50,13 @@ from phi3_serve.serving.scaling import scaling_statistics
 from phi3_serve.serving.text_events import text_events
 from phi3_serve.serving.tokenization import tokenized
 
+logger = logging.getLogger("ray.serve")
+
 # A request that has not begun within this time is reported as queued. Most requests begin earlier, and cost no further
 # message.
 QUEUED_AFTER_S = 0.05
+# Adapters that are in memory are found earlier.
+LOADS_AFTER_S = 0.005
 # From the failure of an engine to the end of its replica. Meanwhile the queued requests are reported.
 LAST_REPORTS_S = 4 * QUEUED_AFTER_S
 
@@ -59,6 +74,7 @@ class Replica:
         self._queue_limits = queue_limits(options.limits)
         self._defaults = options.defaults
         self._live = LiveSettings(LiveModelConfig)
+        self._adapters = Adapters(options.name, options.adapter_memory_bytes, self._read_adapter)
         self._on_fatal_error = on_fatal_error
         self._is_ending = False
         self._model: RunningModel | None = None
@@ -73,27 +89,46 @@ class Replica:
         self._model = model
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
-        """Replace limits and defaults; requests in flight keep theirs. Serve calls this, also at the start."""
+        """Replace limits, defaults and adapters; requests in flight keep theirs. Serve also calls this at the start."""
         live = self._live.read(user_config)
         self._queue_limits = queue_limits(live.over(self._options.limits))
         if self._model is not None:
             self._model.engine.queue = self._queue_limits
-        self._defaults = live.defaults.over(self._options.defaults)
+        defaults = live.defaults.over(self._options.defaults)
+        if problem := problem_of_defaults(defaults):
+            logger.error("user_config.defaults: %s The previous defaults stay.", problem)
+        else:
+            self._defaults = defaults
+        self._adapters.offer(live.adapters)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of one request; the last is Done or Failed. No silence is longer than SIGN_OF_LIFE_INTERVAL_S.
 
         If this process dies, the last event shows whether the request may be the cause. After Queued it is not, because
-        nothing of it has run. After another event, or none, it may be: its first step may run, or its prompt may be
-        encoded.
+        nothing of it has run; its adapters may be loaded. After another event, or none, it may be: its first step may
+        run, or its prompt may be encoded.
         """
         if (model := self._model) is None:
             yield Failed(self._not_loaded())
             return
         if self._is_ending:
             yield Queued()
+        applied: tuple[AppliedAdapter, ...] = ()
+        if request.adapters:
+            began = time.monotonic()
+            loading = asyncio.create_task(self._adapters.applied(request.adapters, request.options))
+            async with aclosing(_while_loading(loading)) as waits:
+                async for event in waits:
+                    yield event
+            if (error := loading.exception()) is not None:
+                if not isinstance(error, Phi3ServeError):
+                    raise error
+                yield Failed(error)
+                return
+            applied = loading.result()
+            request = replace(request, options=request.options.after(time.monotonic() - began))
         events = EventQueue()
-        submission = asyncio.create_task(asyncio.to_thread(self._submit, model, request, events.put))
+        submission = asyncio.create_task(asyncio.to_thread(self._submit, model, request, applied, events.put))
         try:
             try:
                 engine_request = await asyncio.shield(submission)
@@ -116,6 +151,7 @@ class Replica:
         if (model := self._model) is None:
             return Failed(self._not_loaded())
         try:
+            self._adapters.check(request.adapters)
             return await asyncio.to_thread(tokenized, model, request)
         except Phi3ServeError as error:
             return Failed(error)
@@ -164,7 +200,12 @@ class Replica:
             gpu = gpu_info()
         engine = model.engine
         return EngineReading(
-            info=engine.info, load=engine.load, statistics=engine.statistics, load_s=model.load_s, gpu=gpu
+            info=engine.info,
+            load=engine.load,
+            statistics=engine.statistics,
+            load_s=model.load_s,
+            adapters=self._adapters.counts,
+            gpu=gpu,
         )
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
@@ -182,11 +223,20 @@ class Replica:
         retry_after_s = status.wait_s(now) if status.heals else None
         return ModelNotLoaded(f"Model {self._options.name} is not loaded. {status.in_words(now)}", retry_after_s)
 
+    def _read_adapter(self, name: str, directory: Path) -> Adapter:
+        model = self._model
+        assert model is not None  # noqa: S101 - only a request to a loaded model names an adapter
+        return model.engine.load_adapter(name, str(directory))
+
     def _submit(
-        self, model: RunningModel, request: GenerationRequest, on_event: Callable[[EngineEvent], None]
+        self,
+        model: RunningModel,
+        request: GenerationRequest,
+        adapters: tuple[AppliedAdapter, ...],
+        on_event: Callable[[EngineEvent], None],
     ) -> EngineRequest:
         """Give the engine the request. A long prompt takes tens of milliseconds, so not on the event loop."""
-        engine_request = self._prepare(model, request)
+        engine_request = replace(self._prepare(model, request), adapters=adapters)
         model.engine.submit(engine_request, on_event)
         return engine_request
 
@@ -194,17 +244,19 @@ class Replica:
         """Resolve the parameters and encode the prompt."""
         is_turn = isinstance(request.prompt, Conversation)
         of_model = _turn_defaults(model) if is_turn else model.loaded.defaults
-        parameters = resolve(
-            request.parameters, self._defaults, request.api_defaults, of_model, tool_calls=request.tool_calls
-        )
+        of_config = self._defaults.under_lengths_of(request.parameters)
+        of_api = request.api_defaults.under_lengths_of(request.parameters.over(of_config))
+        parameters = resolve(request.parameters, of_config, of_api, of_model, tool_calls=request.tool_calls)
         if is_turn:  # a tokenizer may not mark these as special, and then they would be part of the text
             ends = model.tokenizer.end_of_turn_ids.intersection(parameters.eos_token_ids)
             parameters = replace(parameters, stop_token_ids=(*parameters.stop_token_ids, *ends))
         if parameters.bad_words:
             bad_words_ids = model.tokenizer.bad_words_ids(parameters.bad_words)
             parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)
-        prompt_ids = model.tokenizer.encode(request.prompt)
+        is_cut = request.truncate_prompt or parameters.truncate_prompt_tokens is not None
+        context = None if is_cut else model.loaded.context_length
         try:
+            prompt_ids = model.tokenizer.encode(request.prompt, context=context)
             prepared = prepare(
                 request.request_id,
                 prompt_ids,
@@ -229,6 +281,28 @@ class ServedReplica(Replica):
         published = PublishedMetrics(EngineMetrics(options.name, self.read_engine))
         self._publishing = asyncio.create_task(published.publish_forever())
         await self.start()
+
+    async def reconfigure(self, user_config: Mapping[str, object]) -> None:  # type: ignore[override]
+        """See the base class. Serve would call a plain method in a thread, beside the event loop.
+
+        The ingress learns which adapters there are.
+        """
+        super().reconfigure(user_config)
+        if (name := replica_name()) is not None:
+            await asyncio.to_thread(announce_adapters, deployment_of(name), self._adapters.offered)
+
+
+async def _while_loading(loading: asyncio.Task[Any]) -> AsyncGenerator[Event, None]:
+    """Events until ``loading``, which loads the adapters of a request, is done; none if it is done at once."""
+    timeout_s, loads = LOADS_AFTER_S, False
+    try:
+        while not (await asyncio.wait({loading}, timeout=timeout_s))[0]:
+            timeout_s, loads = SIGN_OF_LIFE_INTERVAL_S, True
+            yield Queued()
+        if loads:
+            yield Begun()  # from here on the request may be the cause if the process dies
+    finally:  # also when the client has disconnected
+        loading.cancel()
 
 
 def _constraint(model: RunningModel, request: GenerationRequest, prepared: EngineRequest) -> Constraint | None:
@@ -256,7 +330,9 @@ def _with_tools(error: PromptTooLong, model: RunningModel, request: GenerationRe
     """``error``, which says how much of the prompt the tools are, if there are any."""
     if not isinstance(request.prompt, Conversation) or not request.prompt.tools_text:
         return error
-    num_tokens = len(model.tokenizer.encode_text(request.prompt.tools_text))
+    text = request.prompt.tools_text
+    fewest = model.tokenizer.fewest_tokens(text, model.loaded.context_length)
+    num_tokens = f"at least {fewest}" if fewest else len(model.tokenizer.encode_text(text))
     return PromptTooLong(f"{error.message} `tools` takes {num_tokens} tokens of the prompt.", error.param)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from phi3_serve import __version__
-from phi3_serve.config import LimitsConfig, ModelConfig, QueueLimitsConfig
+from phi3_serve.config import AdapterConfig, KvCacheDtype, LimitsConfig, ModelConfig, QueueLimitsConfig
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.placement import Placement
 
@@ -30,8 +30,17 @@ class ReplicaOptions:
     defaults: GenerationParameters
     resources: Mapping[str, float]  # that it reserves
     file: str | None = None  # the GGUF file of a source with several
+    kv_cache_dtype: KvCacheDtype = "auto"
     required: bool = False  # whether the replica must not run without its model
     reload: str | None = None  # a new value restarts the replica
+    merged_adapters: tuple[AdapterConfig, ...] = ()  # into the weights
+    adapter_memory_bytes: int = 2 * 2**30  # of the main memory, for adapters that requests name
+    gpu_adapter_memory_bytes: int | None = None  # for those of running requests; None: a share of the GPU
+
+    @property
+    def gpu_share(self) -> float:
+        """Of the memory of a GPU, which the replica may take."""
+        return min(1.0, self.resources.get("GPU") or 1.0)
 
     @property
     def version(self) -> str:
@@ -50,10 +59,14 @@ class ReplicaOptions:
             resources=placement.resources,
             dtype=model.dtype,
             quantization=model.quantization,
+            kv_cache_dtype=model.kv_cache_dtype,
             num_threads=max(1, int(placement.num_cpus)),
             stuck_after_s=model.health.stuck_after_s,
             limits=limits.of_queue,
             defaults=model.defaults,
             required=model.required,
             reload=model.reload,
+            merged_adapters=model.merged_adapters,
+            adapter_memory_bytes=model.adapter_memory_bytes,
+            gpu_adapter_memory_bytes=model.gpu_adapter_memory_bytes,
         )

@@ -1,4 +1,4 @@
-"""``routing: prefix`` of the config, as a request router of Ray Serve.
+"""``routing: prefix`` of the config, and where requests with adapters go, as request routers of Ray Serve.
 
 Ray has two similar routers. ``PrefixCacheAffinityRouter`` asks an actor about every request and blocks the event loop
 meanwhile. ``ConsistentHashRouter`` knows only sessions and ignores the load.
@@ -9,7 +9,7 @@ import random
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from phi3_serve.core import GenerationRequest
-from phi3_serve.serving.prefixes import PrefixTable, prefix_keys
+from phi3_serve.serving.prefixes import PrefixTable, adapter_keys, prefix_keys
 
 
 class PrefixRouter(RequestRouter):
@@ -28,7 +28,7 @@ class PrefixRouter(RequestRouter):
         shuffled = random.sample(
             candidate_replicas, len(candidate_replicas)
         )  # so that equally loaded replicas take turns
-        keys = _keys(pending_request)
+        keys = self._keys(pending_request)
         loads = {r.replica_id: self.replica_queue_len_cache.get(r.replica_id) or 0 for r in shuffled}
         chosen = self._table.choose(keys, loads)
         first = [r for r in shuffled if r.replica_id == chosen]
@@ -37,9 +37,20 @@ class PrefixRouter(RequestRouter):
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
         """Record the replica that Serve has sent the request to."""
-        self._table.record(_keys(pending_request), replica_id)
+        self._table.record(self._keys(pending_request), replica_id)
+
+    def _keys(self, pending: PendingRequest | None) -> list[int]:
+        request = pending.args[0] if pending and pending.args else None
+        return self._keys_of(request) if isinstance(request, GenerationRequest) else []
+
+    @staticmethod
+    def _keys_of(request: GenerationRequest) -> list[int]:
+        return prefix_keys(request)
 
 
-def _keys(pending: PendingRequest | None) -> list[int]:
-    request = pending.args[0] if pending and pending.args else None
-    return prefix_keys(request) if isinstance(request, GenerationRequest) else []
+class AdapterRouter(PrefixRouter):
+    """Prefers the replica that has the request's adapters in memory, unless that replica is too busy."""
+
+    @staticmethod
+    def _keys_of(request: GenerationRequest) -> list[int]:
+        return adapter_keys(request)

@@ -57,7 +57,14 @@ def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
         (
             "    args:",
             "    deployments: [{name: phi-3-tiny, user_config: {auth: {}}}]\n    args:",
-            "applications[0].deployments[0].user_config: unknown key `auth`; valid keys: limits, defaults",
+            "applications[0].deployments[0].user_config: unknown key `auth`; valid keys: limits, defaults, adapters",
+        ),
+        (
+            "    args:\n      models:\n        - name: phi-3-tiny",
+            "    deployments: [{name: phi-3-tiny, user_config: {limits: {}}}]\n    args:\n      models:\n"
+            "        - name: phi-3-tiny\n          adapters: [{name: poet, source: /poet}]",
+            "applications[0].deployments[0].user_config: must have `adapters`; without it, those of args are not "
+            "offered: poet",
         ),
         (
             "build_app",
@@ -78,6 +85,19 @@ def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
             "- name: phi-3-tiny",
             "- {name: phi-3-tiny, num_cpus: 0}",
             "args.models[0].num_cpus: Input should be greater than 0",
+        ),
+        ("- name: phi-3-tiny", "  name: phi-3-tiny", "args.models: must be a list, as `[a, b]`"),
+        ("- name: phi-3-tiny", "- phi-3-tiny", "args.models[0]: must be a mapping, as `key: value`"),
+        (
+            "- name: phi-3-tiny",
+            "- name: phi-3-tiny\n          dtype: float32\n          dtype: bfloat16",
+            "is not YAML: the key `dtype` is in line 10 and again in line 11",
+        ),
+        (
+            "    args:",
+            "    deployments: [{name: phi-3-tiny, user_config: {defaults: {num_beam_groups: 3}}}]\n    args:",
+            "applications[0].deployments[0].user_config.defaults: `num_beam_groups` is 3, but has to divide `num_beams`, "
+            "which is 1.",
         ),
     ],
 )
@@ -169,6 +189,18 @@ def test_a_value_that_breaks_the_start_is_refused(old: str, new: str, text: str)
 @pytest.mark.parametrize("prefix", ["/", "/phi", "/phi/v1.0", "/~a_b-c"])
 def test_a_route_prefix_that_ray_and_haproxy_take(prefix: str) -> None:
     assert parse(GOOD.replace("route_prefix: /", f"route_prefix: {prefix}")).route_prefix == prefix
+
+
+def test_a_merge_of_yaml_may_be_overridden() -> None:
+    models = "models: [&first {name: a, source: /x, min_replicas: 0}, {<<: *first, name: b}]"
+    given = parse(GOOD.replace("models:\n        - name: phi-3-tiny", models)).app.models
+    assert [(model.name, model.min_replicas) for model in given] == [("a", 0), ("b", 0)]
+
+
+def test_defaults_of_a_user_config_apply_together_with_those_of_args() -> None:
+    groups = "deployments: [{name: phi-3-tiny, user_config: {defaults: {num_beam_groups: 3, diversity_penalty: 1}}}]"
+    beams = "- {name: phi-3-tiny, defaults: {num_beams: 6, do_sample: false}}"
+    assert parse(GOOD.replace("args:", f"{groups}\n    args:").replace("- name: phi-3-tiny", beams)).app.models
 
 
 def test_where_it_listens() -> None:

@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from phi3_serve.api import headers
 from phi3_serve.api.error_handlers import error_response
+from phi3_serve.errors import ModelUnavailable
 from phi3_serve.launch.haproxy import (
     CAPACITY_MAX_AGE_S,
     DEPLOYMENT,
@@ -34,7 +35,7 @@ from phi3_serve.launch.haproxy import (
     with_capacity_rules,
 )
 from phi3_serve.launch.proxy import free_port
-from phi3_serve.overload import server_is_full
+from phi3_serve.overload import STARTING_RETRY_AFTER_S, server_is_full
 from tests.upgrades import BODY, post_with_upgrade
 
 pytestmark = pytest.mark.slow
@@ -43,8 +44,8 @@ CAPACITY = 2
 LAUNCHER = Path(sysconfig.get_path("scripts")) / "phi3-serve-haproxy"
 
 
-def config_of_ray(directory: Path, port: int, upstream: str | None) -> Path:
-    """The file that Ray Serve writes for one application at ``upstream``, or for none."""
+def config_of_ray(directory: Path, port: int, upstream: str | None, fallback: str | None = None) -> Path:
+    """The file that Ray Serve writes for one application at ``upstream``, or for none. ``fallback``: Serve's own proxy."""
     config = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=port),
         socket_path=str(directory / "admin.sock"),
@@ -62,9 +63,13 @@ def config_of_ray(directory: Path, port: int, upstream: str | None) -> Path:
     backends = {}
     if upstream is not None:
         host, _, upstream_port = upstream.partition(":")
-        server = ServerConfig("ingress", host, int(upstream_port))
         backends["http-phi3"] = BackendConfig(
-            "http-phi3", "/", servers=[server], app_name="phi3", ingress_deployment_name="ingress"
+            "http-phi3",
+            "/",
+            servers=[ServerConfig("ingress", host, int(upstream_port))] if upstream_port else [],
+            fallback_server=None if fallback is None else ServerConfig("fallback", "127.0.0.1", int(fallback)),
+            app_name="phi3",
+            ingress_deployment_name="ingress",
         )
     path = directory / "haproxy.cfg"
     HAProxyApi(config, backends, str(path))._generate_config_file_internal()
@@ -206,6 +211,36 @@ def test_a_request_beyond_the_capacity_is_refused_as_the_ingress_would(proxied: 
     proxied.application.let_go.set()
     assert {answer.result().status_code for answer in held} == {200}
     assert proxied.client.post(path, json={}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/messages", "/api/chat"])
+def test_a_request_without_an_ingress_is_told_to_come_back(
+    path: str, tmp_path: Path, serve_app: Callable[[FastAPI], str]
+) -> None:
+    """As while the server answers its last requests: Serve's own proxy, which has no route, says 404."""
+    proxy, port = FastAPI(openapi_url=None), free_port()
+    proxy.add_api_route("/-/healthz", lambda: "success")
+    without_routes = serve_app(proxy)
+    config = config_of_ray(tmp_path, port, "127.0.0.1:", urlsplit(without_routes).netloc.partition(":")[2])
+    process = subprocess.Popen([LAUNCHER, "-db", "-f", str(config)], cwd=tmp_path)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            until(lambda: _listens(port))
+            until(lambda: client.get("/ready").status_code == 404)
+            refused = client.post(path, json={}, headers={headers.REQUEST_ID: "mine"})
+    finally:
+        process.terminate()
+        process.wait(10)
+    message = "No request is taken now: the server starts or ends. Try again in a while."
+    expected = error_response(path, ModelUnavailable(message, STARTING_RETRY_AFTER_S))
+    assert (refused.status_code, refused.content) == (503, expected.body)
+    assert refused.headers["retry-after"] == expected.headers["retry-after"]
+    assert refused.headers[headers.REQUEST_ID] == "mine"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_ray_counts_a_refusal_apart_from_the_answers_of_the_ingress(proxied: Proxied, tmp_path: Path) -> None:

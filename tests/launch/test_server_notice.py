@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from phi3_serve.api.app import create_app
+from phi3_serve.api.keys import hash_of
 from phi3_serve.config import AppConfig
 from phi3_serve.core import VariantState
 from phi3_serve.launch import server_notice
@@ -47,7 +48,10 @@ def shown(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], st
 
     def new() -> str:
         nonlocal seen
-        time.sleep(0.5)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end and len(output.getvalue()) == seen:
+            time.sleep(0.01)
+        time.sleep(0.1)  # more lines may follow the first one
         text = output.getvalue()[seen:]
         seen += len(text)
         return text
@@ -61,7 +65,7 @@ def shown(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], st
 def test_each_model_has_its_line_once(url: str, backend: LocalBackend, shown: Callable[[], str]) -> None:
     assert shown() == "first: loading weights: 40 %\n"
     assert shown() == ""
-    time.sleep(0.5)
+    time.sleep(0.3)
     assert shown() == "first: loading weights: 40 %\n"  # not at every reading
     backend.state_of = {"first": FAILED, "second": VariantState("loading", "Its replica is starting.", 5)}
     lines = shown().splitlines()
@@ -81,3 +85,22 @@ def test_each_model_has_its_line_once(url: str, backend: LocalBackend, shown: Ca
     assert curl.startswith(f"  curl {url}/chat ")
     backend.state_of = {"first": READY, "second": FAILED}
     assert shown() == f"Model second cannot be loaded: {FAILED.detail} The other models do not wait for it.\n"
+
+
+def test_a_server_with_api_keys_says_where_the_key_goes(
+    backend: LocalBackend, serve_app: Callable[[FastAPI], str]
+) -> None:
+    backend.state_of = {"first": READY}
+    models = [{"name": "first", "source": "/x", "device": "cpu"}]
+    config = AppConfig.model_validate({"models": models, "auth": {"key_hashes": [hash_of("k")]}})
+    url, output, is_over = serve_app(create_app(backend, config)), io.StringIO(), threading.Event()
+    notice = threading.Thread(target=ServerNotice(url, Console(file=output)).run, args=(is_over,))
+    notice.start()
+    end = time.monotonic() + 20
+    while "curl" not in output.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    is_over.set()
+    notice.join(20)
+    lines = output.getvalue().splitlines()
+    assert f"  Terminal  PHI3_SERVE_API_KEY=KEY phi3-serve chat --url {url}" in lines
+    assert lines[-1].startswith(f"  curl {url}/chat -H 'Authorization: Bearer KEY' -H ")

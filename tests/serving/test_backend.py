@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,15 +14,18 @@ from ray.exceptions import ActorDiedError
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import LimitsConfig, ModelConfig
 from phi3_serve.core import (
+    AdapterChoice,
     Begun,
     Delta,
     Done,
     Failed,
     GenerationRequest,
     Occupancy,
+    OfferedAdapter,
     Queued,
     RawPrompt,
     RequestOptions,
+    State,
     Tokenization,
     TokenizationRequest,
     Usage,
@@ -35,6 +39,7 @@ from phi3_serve.errors import (
     Overloaded,
     Phi3ServeError,
     ReplicaLost,
+    UnknownModel,
 )
 from phi3_serve.parameters import NONE_GIVEN
 from phi3_serve.serving import backend as backend_module
@@ -58,6 +63,7 @@ class Handle:
 
     def __init__(self, *scripts: list[Any]) -> None:
         self.scripts = list(scripts)
+        self.num_pings = 0
 
     def options(self, **options: Any) -> "Handle":
         return self
@@ -68,6 +74,7 @@ class Handle:
 
     def remote(self, request: GenerationRequest | None = None) -> Any:
         if request is None:
+            self.num_pings += 1
             return asyncio.Event().wait()
         return Events(self.scripts.pop(0) if self.scripts else [DONE])
 
@@ -137,7 +144,9 @@ async def waiting(backend: HandleBackend, model: str, count: int) -> AsyncIterat
     """``count`` requests that would wait a minute for ``model``."""
     tasks = [asyncio.create_task(answer(backend, model, 60)) for _ in range(count)]
     try:
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):  # until each waits or was refused
+            while backend.occupancy(model).num_requests + sum(task.done() for task in tasks) < count:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
         yield tasks
     finally:
         for task in tasks:
@@ -323,3 +332,30 @@ def test_a_tokenizer_of_a_sleeping_model_wakes_it(monkeypatch: pytest.MonkeyPatc
         assert await waiting == TOKENIZED
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("state", ["scaled_to_zero", "loading"])
+def test_an_unknown_adapter_wakes_no_model(monkeypatch: pytest.MonkeyPatch, state: State) -> None:
+    poet, pirate = OfferedAdapter("poet", "org/poet", 1.0), OfferedAdapter("pirate", "org/pirate", 1.0)
+
+    async def story(offered: tuple[OfferedAdapter, ...] | None, name: str) -> tuple[list[Phi3ServeError], int]:
+        """The errors of a prompt and of a tokenization that name an adapter, and the calls that wake the model."""
+        handle = Handle()
+        backend = backend_of({"m": VariantState(state, "", 10, adapters=offered)}, monkeypatch, handle)
+        choices = (AdapterChoice("poet"), AdapterChoice(name, field="adapters.1.name"))
+        with pytest.raises(Phi3ServeError) as of_prompt:
+            await anext(backend.generate(replace(request_to("m", 0), adapters=choices)))
+        with pytest.raises(Phi3ServeError) as of_tokenizer:
+            await backend.tokenize(TokenizationRequest(model="m", prompt=RawPrompt("a"), adapters=choices))
+        await asyncio.sleep(0.01)
+        return [of_prompt.value, of_tokenizer.value], handle.num_pings
+
+    errors, num_pings = asyncio.run(story((poet, pirate), "unknown"))
+    assert [type(error) for error in errors] == [UnknownModel] * 2
+    refusal = "`adapters.1.name` names the adapter unknown, which m does not offer; offered are poet, pirate."
+    assert {error.message for error in errors} == {refusal}
+    assert num_pings == 0
+    for known, name in ((None, "unknown"), ((poet, pirate), "pirate")):
+        errors, num_pings = asyncio.run(story(known, name))
+        assert [type(error) for error in errors] == [ModelUnavailable] * 2
+        assert num_pings == (state == "scaled_to_zero")

@@ -46,6 +46,7 @@ def is_locked_by(process: psutil.Process, path: str) -> bool:
     return any(row[1] == "FLOCK" and row[4] == str(process.pid) and row[5].endswith(f":{inode}") for row in locks)
 
 
+@pytest.mark.slow
 def test_a_batch_outlives_its_ingress_its_replica_and_the_application(
     head: Head, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def until_answered(directory: Path, count: int) -> None:
     until_it_is(lambda: num_answered(directory) >= count, 90)
 
 
+@pytest.mark.slow
 def test_the_command_starts_a_server_and_ends_it(tmp_path: Path) -> None:
     args = {"models": [{"name": "phi-3-tiny", "num_cpus": 0.5}]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(serve_config(1, args)))

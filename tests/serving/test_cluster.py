@@ -502,6 +502,7 @@ def test_ctrl_c_leaves_no_process(cluster: Cluster) -> None:
     assert cluster.log.read_text() == shown  # no error line
 
 
+@pytest.mark.slow
 def test_serve_run_and_serve_build_need_only_ray(tmp_path: Path) -> None:
     """The shipped config with the plain Ray command, then what `serve build` makes of the bound app."""
     port = free_port()
@@ -528,6 +529,7 @@ def test_serve_run_and_serve_build_need_only_ray(tmp_path: Path) -> None:
     assert deployments["phi-3-tiny"]["ray_actor_options"].get("num_gpus", 0) == 0
 
 
+@pytest.mark.slow
 def test_serve_deploy_on_a_running_cluster(tmp_path: Path) -> None:
     """`ray start --head` with one GPU in name, then `serve deploy` of the shipped config from another process."""
     port, dashboard = free_port(), free_port()

@@ -1,6 +1,8 @@
 from dataclasses import replace
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
+from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import DeploymentStatusOverview
 
@@ -32,6 +34,8 @@ phi3_serve.errors.CheckpointError: /x/config.json: file is missing
         (deployment("UPSCALING", RUNNING=1, STARTING=1), None, "ready", ""),
         (deployment("HEALTHY", RUNNING=1), "1 GPU", "ready", ""),
         (deployment("UPDATING", RECOVERING=1), None, "ready", ""),
+        (deployment("UPDATING", UPDATING=1), None, "ready", ""),
+        (deployment("UPDATING", UPDATING=1, STARTING=1), None, "ready", ""),
         (deployment("HEALTHY", PENDING_MIGRATION=1, STARTING=1), None, "ready", ""),
         (deployment("HEALTHY"), None, "scaled_to_zero", "No replica runs; a request starts one."),
         (None, None, "loading", "The application is being built."),
@@ -66,6 +70,17 @@ def test_a_replacement_that_fails_to_start_is_a_failure(replicas: dict[str, int]
     message = f"A replica failed to start with exception. Retrying. Error:\n{FAILURE}"
     found = variant_state(deployment("UNHEALTHY", message, "HEALTH_CHECK_FAILED", **replicas), None)
     assert (found.state, found.detail) == ("failed", "/x/config.json: file is missing")
+
+
+def test_a_replacement_on_the_lost_node_itself_is_no_failure_of_the_model() -> None:
+    """The message of `make nodes`: Ray had not noticed the loss yet when Serve started the next replica."""
+    context = ActorDiedErrorContext(actor_id=bytes(16), error_message="It was cancelled.", never_started=True)
+    error = ActorDiedError(context)
+    message = f"A replica failed to start with exception. Retrying. Error:\n{error}"
+    for status in ("UNHEALTHY", "DEPLOY_FAILED"):
+        found = variant_state(deployment(status, message, "HEALTH_CHECK_FAILED", STARTING=1), None)
+        assert (found.state, found.detail) == ("loading", "Its replica has ended; another one takes over.")
+        assert found.retry_after_s is not None
 
 
 def test_an_ingress_that_starts_while_a_new_version_is_built_asks_the_replicas_that_live() -> None:
@@ -136,6 +151,7 @@ def test_a_model_is_ready_when_one_replica_has_it() -> None:
     assert (found.state, found.detail) == ("loading", PROGRESS.text)
     assert variant_state(deployment("UPDATING", RECOVERING=1), None, [without]).state == "failed"
     assert variant_state(deployment("UPDATING", RECOVERING=1), None, [PROGRESS]).state == "loading"
+    assert variant_state(deployment("UPDATING", UPDATING=1), None, [without]).state == "failed"
     found = variant_state(deployment("UPDATING", RECOVERING=2), None, [PROGRESS])
     assert (found.state, found.num_replicas) == ("ready", 1)
 

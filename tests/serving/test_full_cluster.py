@@ -9,7 +9,7 @@ from tests.api.kaito.test_chat import GREEDY, PROMPT
 from tests.serving.cluster import Answer, Head, serve_config
 from tests.serving.test_faults import until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAMES = ("a", "b", "c", "d")
 WAITING = {"state": "loading", "detail": "Its replica waits for 2 CPU (0 of 4 are free)."}

@@ -12,7 +12,7 @@ from tests.serving.cluster import Answer, Head, serve_config
 from tests.serving.test_faults import SHORT, until
 from tests.serving.test_rollout import asking
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 MODEL = {"device": "cpu", "num_cpus": 0.25}
 

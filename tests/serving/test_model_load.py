@@ -58,6 +58,7 @@ def loaded_by(name: str) -> LoadedReplica:
         compute_capability=None,
         dtype="float32",
         quantization="none",
+        kv_cache_dtype="float32",
         kernels="cpu",
         replaced_kernels={},
         cache_tokens=16,
@@ -83,6 +84,7 @@ async def answer(replica: Replica) -> list[Event]:
     return [event async for event in replica.generate(request(max_new_tokens=3))]
 
 
+@pytest.mark.thorough
 def test_a_replica_runs_without_its_model_until_the_source_is_repaired(
     ray: Ray, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def test_a_cause_that_does_not_pass_within_a_minute(ray: Ray, tmp_path: Path, mo
     assert asyncio.run(story()) > 1
 
 
+@pytest.mark.thorough
 def test_a_replica_without_its_model_ends_when_another_one_has_loaded(ray: Ray, tmp_path: Path) -> None:
     reasons: list[str] = []
     ray.loaded = loaded_by("SERVE_REPLICA::phi3#mine#0")

@@ -137,18 +137,24 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(server: Cluster, tmp_path: Path) -> Iterator[Prometheus]:
-    binary = shutil.which("prometheus")
-    if binary is None:
+    if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: apt-get install prometheus")
+    with scraping(server, tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def scraping(server: Cluster, directory: Path) -> Iterator[Prometheus]:
+    """A Prometheus with our alerts that asks all nodes of the cluster each second."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(ROOT / "monitoring" / "alerts.yaml")],
         "scrape_configs": [{"job_name": "ray", "file_sd_configs": [{"files": [str(discovery(server))]}]}],
     }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
-    command = [binary, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-    with (tmp_path / "log").open("wb") as log:
+    command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+    with (directory / "log-of-prometheus").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
         )

@@ -21,7 +21,7 @@ from tests.serving.nodes import GROUP
 from tests.serving.test_faults import until
 from tests.support import ENDLESS
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 VARIANTS = (
     "phi-3-mini-4k-instruct",

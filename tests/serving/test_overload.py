@@ -59,6 +59,7 @@ def test_a_thousand_clients_at_once_get_an_answer_or_a_429(cluster: Head) -> Non
     until(lambda: resident(*processes) < before * 1.05, 10)
 
 
+@pytest.mark.slow
 def test_a_thousand_clients_that_go_away_leave_nothing(cluster: Head) -> None:
     replica, (ingress,) = cluster.replica_of("mine"), cluster.processes("ray::ServeReplica:phi3:ingress")
     streamed = {"prompt": PROMPT, "stream": True, "generate_kwargs": {"max_new_tokens": 1500, **ENDLESS}}

@@ -1,23 +1,37 @@
 """Which replica a request goes to with ``routing: prefix``."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions, TokenPrompt
+from phi3_serve.core import (
+    AdapterChoice,
+    Conversation,
+    GenerationRequest,
+    Message,
+    Prompt,
+    RawPrompt,
+    RequestOptions,
+    TokenPrompt,
+)
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import prefixes
-from phi3_serve.serving.prefixes import MAX_EXTRA_REQUESTS, PrefixTable, prefix_keys
+from phi3_serve.serving.prefixes import MAX_EXTRA_REQUESTS, PrefixTable, adapter_keys, prefix_keys
 from tests.api.kaito.test_chat import PROMPT
 
+NO_ADAPTERS: Mapping[str, float] = {}
 SYSTEM = "You are a patient teacher. " * 40
 
 
-def asked(prompt: Prompt, session: str | None = None, model: str = "m") -> GenerationRequest:
+def asked(
+    prompt: Prompt, session: str | None = None, model: str = "m", adapters: Mapping[str, float] = NO_ADAPTERS
+) -> GenerationRequest:
     return GenerationRequest(
         request_id="r",
         model=model,
+        adapters=tuple(AdapterChoice(name, strength) for name, strength in adapters.items()),
         prompt=prompt,
         parameters=GenerationParameters(),
         options=RequestOptions(session=session, timeout_s=1),
@@ -57,6 +71,37 @@ def test_the_longest_start_decides() -> None:
     table.record(prefix_keys(asked(conversation("two " * 100))), "b")
     going_on = conversation("one " * 100, "Yes.", "And then?")
     assert table.choose(prefix_keys(asked(going_on)), {"a": 3, "b": 0}) == "a"
+
+
+def test_a_prefix_belongs_to_its_adapters_and_strengths() -> None:
+    def prefixes_of(**adapters: float) -> set[int]:
+        request = asked(RawPrompt(SYSTEM), adapters=adapters)
+        return set(prefix_keys(request)) - set(adapter_keys(request))
+
+    plain, poet = prefixes_of(), prefixes_of(poet=0.5)
+    assert len(plain) == len(poet) > 0
+    assert not plain & poet
+    assert not poet & prefixes_of(poet=0.6)
+    assert prefixes_of(poet=0.5, pirate=1) == prefixes_of(pirate=1, poet=0.5)
+
+
+def test_an_adapter_decides_where_no_prefix_is_known() -> None:
+    table: PrefixTable[str] = PrefixTable()
+    table.record(prefix_keys(asked(RawPrompt(SYSTEM), adapters={"poet": 1})), "a")
+    table.record(prefix_keys(asked(RawPrompt(PROMPT), adapters={"pirate": 1})), "b")
+    other = RawPrompt("x" + SYSTEM)
+    assert table.choose(prefix_keys(asked(other, adapters={"poet": 0.3})), {"b": 0, "a": 3}) == "a"
+    assert table.choose(adapter_keys(asked(other, adapters={"pirate": 1})), {"a": 0, "b": 3}) == "b"
+    assert table.choose(prefix_keys(asked(other, adapters={"pirate": 1})), {"a": 0, "b": MAX_EXTRA_REQUESTS + 1}) == "a"
+    assert table.choose(prefix_keys(asked(other, model="other", adapters={"pirate": 1})), {"a": 0, "b": 3}) == "a"
+    assert (
+        table.choose(prefix_keys(asked(RawPrompt(SYSTEM), adapters={"pirate": 1, "poet": 1})), {"c": 0, "b": 3, "a": 3})
+        == "b"
+    )
+
+
+def test_without_adapters_nothing_is_preferred_by_adapters() -> None:
+    assert adapter_keys(asked(RawPrompt(SYSTEM), session="s")) == []
 
 
 @pytest.mark.parametrize(("load", "chosen"), [(MAX_EXTRA_REQUESTS, "a"), (MAX_EXTRA_REQUESTS + 1, "b")])

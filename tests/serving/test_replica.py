@@ -95,6 +95,7 @@ def test_a_refusal_is_an_event(replica: Replica) -> None:
     assert event.error.message == "The prompt holds no token."
 
 
+@pytest.mark.thorough
 def test_nothing_blocks_the_event_loop(replica: Replica) -> None:
     """While a megabyte is encoded and a long answer is generated, the loop goes on turning."""
 
@@ -341,7 +342,12 @@ def test_limits_and_defaults_change_while_it_runs(replica: Replica) -> None:
         replica.reconfigure({})
         assert engine_of(replica).queue == QueueLimits(8, 2**18)
         assert new_tokens() == usual > 3
-        bad: list[dict[str, Any]] = [{"limit": {}}, {"defaults": {"max_new_token": 3}}, {"defaults": {"top_p": 3}}]
+        bad: list[dict[str, Any]] = [
+            {"limit": {}},
+            {"defaults": {"max_new_token": 3}},
+            {"defaults": {"top_p": 3}},
+            {"defaults": {"temperature": 0}},
+        ]
         for wrong in bad:
             replica.reconfigure({"defaults": {"max_new_tokens": 3}})
             replica.reconfigure(wrong)  # is logged; Serve would end a replica that raises
@@ -358,4 +364,31 @@ def test_what_is_asked_wins_over_the_operator_and_he_over_the_api(checkpoint: Pa
     assert isinstance(other, Done)
     assert (event.usage.completion_tokens, other.usage.completion_tokens) == (4, 6)
     assert other.completions[0].sequence.token_ids[:4] == event.completions[0].sequence.token_ids
+    engine_of(replica).close()
+
+
+def test_a_prompt_far_too_long_is_refused_before_it_is_encoded(replica: Replica) -> None:
+    text = "castle " * 300_000
+    (event,) = run(replica, request(text))
+    assert isinstance(event, Failed)
+    assert event.error.args[0].startswith("The prompt has at least ")
+    (event,) = run(replica, request(text, truncate_prompt_tokens=5, max_new_tokens=1))
+    assert isinstance(event, Done)
+    assert event.usage.prompt_tokens == 5
+
+
+def test_a_length_that_is_asked_wins_over_the_operators_by_either_name(checkpoint: Path) -> None:
+    replica = local_replica("told", str(checkpoint), defaults=GenerationParameters(max_new_tokens=9, min_new_tokens=9))
+    num_prompt = 18
+
+    def new_tokens(**given: Any) -> int:
+        (event,) = run(replica, request(**given, do_sample=False))
+        assert isinstance(event, Done)
+        return event.usage.completion_tokens
+
+    assert new_tokens() == 9
+    assert new_tokens(max_length=num_prompt + 2) == 2
+    ended = {"sequence_bias": [[[tokenizer_of(replica).encode(RawPrompt("<|end|>"))[0]], 100.0]]}
+    assert new_tokens(**ended) == 9
+    assert new_tokens(**ended, min_length=0) < 9
     engine_of(replica).close()

@@ -26,6 +26,7 @@ print(os.environ["PYTORCH_ALLOC_CONF"], float(torch.ones(3).sum()))
 """
 
 
+@pytest.mark.thorough
 def test_segments_grow_and_torch_takes_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)

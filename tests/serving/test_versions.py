@@ -30,6 +30,12 @@ def deployed(**args: Any) -> Mapping[str, tuple[str | None, object]]:
     return sent
 
 
+def user_configs(**args: Any) -> Mapping[str, Any]:
+    """What each deployment tells its running replicas."""
+    application = build(build_application(AppConfig.model_validate(args)), name="phi3")
+    return {deployment.name: deployment._deployment_config.user_config for deployment in application.deployments}
+
+
 def test_an_added_model_and_a_key_restart_no_replica() -> None:
     before = deployed(models=[ONE])
     after = deployed(models=[ONE, TWO], auth={"key_hashes": ["0" * 64]}, limits={"max_body_bytes": 5000})
@@ -62,3 +68,25 @@ def test_new_code_restarts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "__version__", "0.0.0")
     after = deployed(models=[ONE])
     assert {name for name in after if after[name][0] == before[name][0]} == set()
+
+
+def test_adapters_that_requests_name_restart_nothing() -> None:
+    """They reach the running replicas as ``user_config``."""
+    poet = {"name": "poet", "source": "org/poet", "strength": 0.5}
+    offered, before = {**ONE, "adapters": [poet]}, deployed(models=[ONE])
+    assert deployed(models=[offered])["one"] == before["one"]
+    assert user_configs(models=[offered, TWO]) == {"one": {"adapters": [poet]}, "two": {}, "ingress": {}}
+    merged = {**ONE, "adapters": [{**poet, "always": True}]}
+    assert deployed(models=[merged])["one"] != before["one"]
+    assert user_configs(models=[merged])["one"] == {}
+
+
+def test_a_model_with_adapters_is_routed_by_them() -> None:
+    offered = {**ONE, "adapters": [{"name": "poet", "source": "org/poet"}]}
+    application = build(build_application(AppConfig.model_validate({"models": [offered, TWO]})), name="phi3")
+    routers = {
+        deployment.name: deployment._deployment_config.request_router_config.request_router_class
+        for deployment in application.deployments
+    }
+    assert routers["one"] == "phi3_serve.serving.routing.AdapterRouter"
+    assert routers["two"] != routers["one"]
