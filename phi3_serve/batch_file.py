@@ -29,7 +29,7 @@ class BatchFile:
         self._source, self._target = source, target
         self._most_at_once = most_at_once
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.num_errors = 0  # requests that got an error as their answer, in this run
+        self.num_errors = 0  # requests that got an error as their answer, in earlier runs, too
 
     def check(self) -> None:
         """Raise InvalidRequest if the file of requests cannot be read, or a line is not a request."""
@@ -51,11 +51,16 @@ class BatchFile:
                     f"{self._target} has an answer to {min(strangers)!r}, which {self._source} does not ask; "
                     "give another file for the answers."
                 )
-            task = progress.add_task("", total=len(wanted), completed=len(output.answered), errors="")
+            self.num_errors = output.num_errors
+            task = progress.add_task("", total=len(wanted), completed=len(output.answered), errors=self._errors)
             try:
                 asyncio.run(self._answer_rest(root, output, progress, task))
             except* Phi3ServeError as group:
                 raise group.exceptions[0] from None
+
+    @property
+    def _errors(self) -> str:
+        return f"{self.num_errors} errors" if self.num_errors else ""
 
     def _lines(self) -> Iterator[RequestLine]:
         try:
@@ -68,7 +73,7 @@ class BatchFile:
         def take(line: RequestLine, reply: Reply) -> None:
             output.write(line.custom_id, answer_line(line, reply))
             self.num_errors += not reply.is_answer
-            progress.update(task, advance=1, errors=f"{self.num_errors} errors" if self.num_errors else "")
+            progress.update(task, advance=1, errors=self._errors)
 
         rest = (line for line in self._lines() if line.custom_id not in output.answered)
         connector = aiohttp.TCPConnector(limit=0)

@@ -17,9 +17,14 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes of a weight in memory, scales and the embedding included; without quantization it is the dtype that counts.
-QUANTIZED_BYTES = {"int8": 1.01, "int4": 0.6}
+FP8 = "fp8"
+QUANTIZED_BYTES = {"int8": 1.01, "int4": 0.6, FP8: 1.01}
+SCALE_BYTES = 4  # of a token and head in a key-value cache of 8 bits
+STORED_AS = "safetensors: BF16"  # the weights of all variants
 NO_QUANTIZATION = "none"
-QUANTIZATIONS = (NO_QUANTIZATION, *QUANTIZED_BYTES)  # from the most exact one to the smallest
+QUANTIZATIONS = (NO_QUANTIZATION, *QUANTIZED_BYTES)
+# Those that ``auto`` chooses from, from the most exact one to the smallest. fp8 also rounds activations.
+EXACT_QUANTIZATIONS = tuple(name for name in QUANTIZATIONS if name != FP8)
 
 
 def memory_needed(
@@ -47,8 +52,9 @@ class Variant:
     needs_gpu: bool
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
-        """Bytes of keys and values of one token in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        """Bytes of keys and values of one token in all layers; ``dtype``: of the numbers, or ``int8`` with scales."""
+        of_head = self.head_dim + SCALE_BYTES if dtype == "int8" else self.head_dim * DTYPE_BYTES[dtype]
+        return 2 * self.num_layers * self.num_kv_heads * of_head
 
     def weight_bytes(self, dtype: str = "bfloat16") -> int:
         """Bytes of the weights in ``dtype``."""

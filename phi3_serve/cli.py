@@ -8,15 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from phi3_serve import __version__
-from phi3_serve.bench.cli import Svg
 from phi3_serve.bench.cli import app as bench
-from phi3_serve.config import AppConfig
+from phi3_serve.config import AppConfig, problem_of_key_name
 from phi3_serve.errors import Phi3ServeError
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-Url = Annotated[str, typer.Option(envvar="PHI3_SERVE_URL", help="Where the server listens.")]
-Key = Annotated[str | None, typer.Option(envvar="PHI3_SERVE_API_KEY", help="Where the server asks for one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from phi3_serve.options import DEFAULT_URL, AsJson, Key, Svg, Url
 
 app = typer.Typer(help="Serve Microsoft's Phi-3 models with Ray Serve.", no_args_is_help=True, add_completion=False)
 
@@ -187,7 +182,8 @@ def batch(
         typer.echo("Stopped. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
     if file.num_errors:
-        typer.echo(f"{file.num_errors} requests got an error as their answer; {target} has them.", err=True)
+        requests = "1 request" if file.num_errors == 1 else f"{file.num_errors} requests"
+        typer.echo(f"{requests} got an error as the answer, which is in {target}.", err=True)
         raise typer.Exit(1)
 
 
@@ -201,6 +197,8 @@ def key(
     from phi3_serve.api.keys import hash_of
 
     made = secrets.token_urlsafe(32)
+    if name is not None and (problem := problem_of_key_name(name)):
+        raise typer.BadParameter(f"{problem}.", param_hint="--name")
     typer.echo(f"The key, for those who ask; it is stored nowhere:\n\n    {made}\n")
     typer.echo("Its hash, for `args` of the Serve config, or for `user_config` of the deployment `ingress`:\n")
     if name is None:
@@ -219,14 +217,20 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of the catalogue.")],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Each model gets a directory in it.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Each model and each adapter gets a directory in it.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names of the catalogue.", show_default=False)
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="REPOSITORY@COMMIT", help="An adapter of the Hub; may be repeated."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Download nothing; compare what is there with its own fetched.json.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download the weights of variants at their pinned revision, and compare every file with its hash.
+    """Download the weights of variants at their pinned revision, and adapters; compare every file with its hash.
 
     The same command continues an unfinished download and keeps what is right.
     Exit codes: 1 failed, 2 wrong command line, 3 the Hub does not answer, the
@@ -238,7 +242,9 @@ def fetch(
     from phi3_serve.terminal.exit_codes import FAILED, INTERRUPTED, NOT_NOW, USAGE
 
     try:
-        wanted = fetching.variants_named(names)
+        wanted = [*fetching.variants_named(names or ()), *fetching.adapters_named(adapters or ())]
+        if not wanted:
+            raise Phi3ServeError("Name a MODEL or an --adapter.")
     except Phi3ServeError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(USAGE) from None
@@ -258,7 +264,7 @@ def fetch(
         return
     for model in fetched:
         what = f"{len(model.files)} files, {human_bytes(model.total_bytes)}, equal to their hashes"
-        typer.echo(f"{model.variant.name}: {what}; {len(model.downloaded)} of them were downloaded now")
+        typer.echo(f"{model.wanted.name}: {what}; {len(model.downloaded)} of them were downloaded now")
         typer.echo(f"    source: {model.directory}")
 
 

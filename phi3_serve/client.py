@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from phi3_serve.errors import Phi3ServeError
 
@@ -38,9 +38,9 @@ class Client:
             Phi3ServeError: ``url`` is not one of http or https.
         """
         self.url = url.rstrip("/")
-        self._headers = {"Content-Type": "application/json"}
+        self._headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
         if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = f"Bearer {api_key}".encode()  # as text, it would have to be Latin-1
         parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
         if parts.scheme not in ("http", "https"):
             raise Phi3ServeError(f"{url}: the scheme must be http or https, and is {parts.scheme}")
@@ -62,6 +62,10 @@ class Client:
             return json.loads(self.get_text(path, also=also))
         except ValueError:
             raise Unreachable(f"{self.url}{path} answers, but not with JSON. Is it phi3-serve?") from None
+
+    def model_id(self, name: str) -> str:
+        """The id of the served model, or of its adapter, that ``name`` spells. Raises as ``get``."""
+        return str(self.get(f"/v1/models/{quote(name, safe='/')}")["id"])
 
     def get_text(self, path: str, *, accept: str = "*/*", also: int | None = None) -> str:
         """The text at ``path``, in the media type ``accept``. Raises as ``get``."""

@@ -8,12 +8,15 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from phi3_serve import catalogue
+from phi3_serve.core import MAX_ADAPTER_STRENGTH, OfferedAdapter
 from phi3_serve.errors import InvalidRequest, did_you_mean
-from phi3_serve.parameters import NONE_GIVEN, GenerationParameters, refuse_by_name
+from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN, GenerationParameters, refuse_by_name
+from phi3_serve.resolved_parameters import resolve
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8", "int4", "auto"]
+Quantization = Literal["none", "int8", "int4", "fp8", "auto"]
+KvCacheDtype = Literal["auto", "int8", "fp8"]
 Routing = Literal["load", "prefix"]
 KeyScope = Literal["generate", "metrics"]
 
@@ -25,7 +28,13 @@ _PART_OF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _LABEL_KEY = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL.pattern}")
 _LABEL_RULE = "at most 63 letters, digits and . _ -, with a letter or a digit at both ends"
+# Of http and https a browser sends the host in small letters, and no port if it is the usual one.
+_ORIGIN = re.compile(
+    r"\*|null|(?!http://.*:80$|https://.*:443$)https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::\d{1,5})?"
+    r"|(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(?::\d{1,5})?"
+)
 _KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
 def deployment_name(model: str) -> str:
@@ -79,7 +88,7 @@ class ScalingConfig(StrictModel):
 
     target_load: float | None = Field(default=None, gt=0)
     """Running and waiting requests per replica above which another replica starts; by default three quarters of the
-    rows of a batch: 192 on a GPU, 96 on a CPU. A key-value cache above 85 % starts another replica, too."""
+    rows of a batch: 192 on a GPU, 96 on a CPU. A need of 35 % of the key-value caches starts another one, too."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     """Seconds above target_load before a replica is added. The first replica of a sleeping model starts at once."""
     downscale_delay_s: float = Field(default=600.0, ge=0)
@@ -111,13 +120,51 @@ class RolloutConfig(StrictModel):
     """Seconds for which a stopping replica may finish its requests; by default limits.request_timeout_s."""
 
 
+class AdapterConfig(StrictModel):
+    """A LoRA adapter, as PEFT saves it: `adapter_config.json` and `adapter_model.safetensors`."""
+
+    name: str
+    """The name in requests: at most 64 letters, digits and . _ -, with a letter or a digit at both ends."""
+    source: str = Field(min_length=1)
+    """A directory, or a Hub repository id."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub source."""
+    strength: float = Field(default=1.0, ge=0, le=MAX_ADAPTER_STRENGTH)
+    """What the change that the adapter makes is multiplied with, unless a request gives its own strength."""
+    always: bool = False
+    """true: the adapter is merged into the weights while the model is loaded. It applies to every request and costs
+    nothing, and requests cannot name it. false: requests name it."""
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, given: str) -> str:
+        if not _ADAPTER_NAME.fullmatch(given):
+            raise ValueError(
+                f"must be at most 64 letters, digits and . _ -, with a letter or a digit at both ends, and is `{given}`"
+            )
+        if given == "latest":
+            raise ValueError("must not be `latest`, which is ollama's tag of the model itself")
+        return given
+
+    @property
+    def offered(self) -> OfferedAdapter:
+        """What the ingress needs to know of it."""
+        return OfferedAdapter(self.name, self.source, self.strength, self.revision)
+
+
+def _with_unique_names(given: tuple[AdapterConfig, ...]) -> tuple[AdapterConfig, ...]:
+    if doubled := [name for name, count in Counter(adapter.name for adapter in given).items() if count > 1]:
+        raise ValueError(f"two adapters have the name `{doubled[0]}`")
+    return given
+
+
 class ModelConfig(StrictModel):
     """One served model."""
 
     name: str
     """A catalogue name (`phi-3-mini-4k-instruct` or a spelling of it), or any name together with `source`: at most 128
     letters, digits and . _ - /, without --. Each part between slashes begins and ends with a letter or a digit."""
-    source: str | None = None
+    source: str | None = Field(default=None, min_length=1)
     """Hub repository id, a local checkpoint directory or a GGUF file; by default the catalogue's."""
     file: str | None = None
     """The GGUF file of the source, if it is a repository or a directory with several."""
@@ -132,8 +179,12 @@ class ModelConfig(StrictModel):
     T4), float32 on the CPU."""
     quantization: Quantization = "none"
     """Bits of the weights in memory; they are rounded while a checkpoint is loaded. `int8`: 8 bits. `int4`: 4 bits, and
-    8 for the embedding and the head. `auto`: as many bits as the free memory of the device allows; `/ready` says
-    which."""
+    8 for the embedding and the head. `fp8`: 8 bits, on a GPU of compute capability 8.9 or higher, which also rounds the
+    activations. `auto`: none, int8 or int4, as the free memory of the device allows; `/ready` says which."""
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """Bits of the keys and values of attention in memory. `auto`: as the model computes. `int8`: 8 bits, on any device.
+    `fp8`: 8 bits, on a GPU of compute capability 8.9 or higher. With 8 bits the cache holds more tokens, and answers
+    change a little."""
     min_replicas: int = Field(default=1, ge=0)
     """Replicas that always run. With 0 the first one starts at the first request."""
     max_replicas: int = Field(default=1, ge=1)
@@ -148,9 +199,20 @@ class ModelConfig(StrictModel):
     """Labels of Ray, each with the value that the node of a replica must have."""
     defaults: GenerationParameters = NONE_GIVEN
     """Values of generate parameters for requests that give none. They override the defaults of the API."""
+    adapters: tuple[AdapterConfig, ...] = ()
+    """LoRA adapters. A change of those that requests name restarts nothing."""
+    adapter_memory_bytes: int = Field(default=2 * 2**30, ge=0)
+    """Main memory of a replica for adapters that requests name. Beyond it, the adapter that was not used for the
+    longest time is dropped, and read again when a request names it. The last one stays, whatever its size."""
+    gpu_adapter_memory_bytes: int | None = Field(default=None, ge=0)
+    """Memory of a GPU for the adapters of running requests; by default 3 % of the GPU, or none if that made steps
+    smaller. It is kept free of the key-value cache and allocated when the first adapter is loaded. On a CPU it has no
+    effect."""
     routing: Routing = "load"
     """`load` sends a request to the replica with fewer requests. `prefix` sends it to the replica that has the start of
-    its prompt, or its session, in memory, unless that replica has eight requests more than another."""
+    its prompt, or its session, in memory, unless that replica has eight requests more than another. A request that
+    names an adapter goes to the replica that has the adapter in memory, under the same condition. With `load`, this
+    needs an adapter in `args`; one that only a `user_config` has does not suffice."""
     required: bool = False
     """Whether a replica must not start without its model. If so, the application is not RUNNING before the model is
     loaded, and KubeRay keeps the old cluster. Otherwise the application runs with the other models, and this one is
@@ -181,6 +243,11 @@ class ModelConfig(StrictModel):
     def _check_labels(cls, given: dict[str, str]) -> dict[str, str]:
         return _as_labels(given)
 
+    @field_validator("adapters")
+    @classmethod
+    def _check_adapters(cls, given: tuple[AdapterConfig, ...]) -> tuple[AdapterConfig, ...]:
+        return _with_unique_names(given)
+
     @field_validator("num_gpus")
     @classmethod
     def _check_whole(cls, given: float | None) -> float | None:
@@ -192,6 +259,13 @@ class ModelConfig(StrictModel):
     @classmethod
     def _refuse_wrong_names(cls, given: Any) -> Any:
         return _without_refused(given)
+
+    @field_validator("defaults")
+    @classmethod
+    def _check_defaults(cls, given: GenerationParameters) -> GenerationParameters:
+        if problem := problem_of_defaults(given):
+            raise ValueError(problem)
+        return given
 
     @field_validator("reload", mode="before")
     @classmethod
@@ -225,6 +299,16 @@ class ModelConfig(StrictModel):
     def served_name(self) -> str:
         """The name that clients see: the catalogue's spelling, or the config's own."""
         return self.variant.name if self.variant is not None else self.name
+
+    @property
+    def merged_adapters(self) -> tuple[AdapterConfig, ...]:
+        """The adapters that apply to every request."""
+        return tuple(adapter for adapter in self.adapters if adapter.always)
+
+    @property
+    def offered_adapters(self) -> tuple[AdapterConfig, ...]:
+        """The adapters that requests may name, unless the `user_config` of the deployment has others."""
+        return tuple(adapter for adapter in self.adapters if not adapter.always)
 
     @property
     def checkpoint(self) -> str:
@@ -265,6 +349,21 @@ def _without_refused(given: Any) -> Any:
         return refuse_by_name(given) if isinstance(given, dict) else given
     except InvalidRequest as error:
         raise ValueError(error.message) from None
+
+
+_SOME_END = GenerationParameters(eos_token_id=0)  # that of the checkpoint is not known here
+
+
+def problem_of_defaults(defaults: GenerationParameters) -> str | None:
+    """Why a request that sets nothing would be refused with ``defaults``; None if it would not.
+
+    The defaults of all APIs sample, as those of KAITO do.
+    """
+    try:
+        resolve(NONE_GIVEN, defaults, CHAT_DEFAULTS, _SOME_END)
+    except InvalidRequest as error:
+        return error.message
+    return None
 
 
 class QueueLimitsConfig(StrictModel):
@@ -313,10 +412,15 @@ class ApiKeyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not _KEY_NAME.fullmatch(self.name):
-            raise ValueError("name must be letters, digits and . _ - (at most 64)")
+        if problem := problem_of_key_name(self.name):
+            raise ValueError(problem)
         _check_hash(self.hash, "hash")
         return self
+
+
+def problem_of_key_name(name: str) -> str | None:
+    """Why ``name`` cannot be that of an API key; None if it can."""
+    return None if _KEY_NAME.fullmatch(name) else "name must be letters, digits and . _ - (at most 64)"
 
 
 def _check_hash(value: str, field: str) -> None:
@@ -375,11 +479,24 @@ class LiveModelConfig(LiveConfig):
 
     defaults: GenerationParameters = NONE_GIVEN
     """Defaults that override the model's `defaults`."""
+    adapters: tuple[AdapterConfig, ...] = ()
+    """The adapters that requests may name. Serve puts the whole `user_config` in the place of the one that is made from
+    `args`, so without this field none is offered."""
 
     @field_validator("defaults", mode="before")
     @classmethod
     def _refuse_wrong_names(cls, given: Any) -> Any:
         return _without_refused(given)
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_adapters(cls, given: tuple[AdapterConfig, ...]) -> tuple[AdapterConfig, ...]:
+        if merged := [adapter.name for adapter in given if adapter.always]:
+            raise ValueError(
+                f"`{merged[0]}` has `always`, which restarts the replicas and is possible in `args` only; "
+                "leave it out to offer the adapter by name"
+            )
+        return _with_unique_names(given)
 
 
 class LiveIngressConfig(LiveConfig):
@@ -408,6 +525,17 @@ class HttpConfig(StrictModel):
     """Labels of Ray, each with the value that the node of an ingress replica must have."""
     cors_origins: tuple[str, ...] = ()
     """Other web origins whose pages may call this server, for example `https://chat.example.org`; by default none."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """A browser sends the origin without a path, and compares it letter by letter."""
+        if wrong := [origin for origin in given if not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(
+                f"`{wrong[0]}` is not an origin as browsers send it: https:// or the like, a name in small letters, a "
+                "port if it is not the usual one, and no / at the end; or * for all, or null"
+            )
+        return given
 
     @field_validator("num_cpus")
     @classmethod

@@ -5,12 +5,13 @@ Everything here is plain data, pickled between the ingress and the replicas.
 
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from phi3_serve.engine_statistics import EngineStatistics
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
+from phi3_serve.pickled_by_name import pickled_by_name
 from phi3_serve.resolved_parameters import ResolvedParameters
 from phi3_serve.tool_calls import ToolCalls
 
@@ -24,6 +25,7 @@ State = Literal["ready", "loading", "scaled_to_zero", "unplaceable", "failed"]
 MAX_ROWS: Mapping[Literal["cpu", "cuda"], int] = {"cpu": 128, "cuda": 256}
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. Nothing in it becomes a control token, also if it spells one."""
@@ -34,6 +36,7 @@ class Message:
     reasoning_content: str | None = None  # what an assistant thought before it answered
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
     """A prompt as the caller wrote it. Names of control tokens in it become control tokens."""
@@ -43,6 +46,7 @@ class RawPrompt:
     add_special_tokens: bool = True  # those that the tokenizer puts before every text, if it does
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
     """A prompt as token ids, used without change."""
@@ -50,6 +54,7 @@ class TokenPrompt:
     token_ids: tuple[int, ...]
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A conversation, which the replica renders with the chat template of its checkpoint."""
@@ -64,6 +69,31 @@ class Conversation:
 Prompt = RawPrompt | TokenPrompt | Conversation
 
 
+MAX_ADAPTERS = 8  # of one request
+MAX_ADAPTER_STRENGTH = 10.0
+
+
+@pickled_by_name
+@dataclass(frozen=True, slots=True)
+class AdapterChoice:
+    """An adapter (LoRA) that a request names."""
+
+    name: str
+    strength: float | None = None  # multiplies the change that the adapter makes; None: the strength of the config
+    field: str = "adapters"  # of the client's body that has the name, for errors
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedAdapter:
+    """An adapter that requests may name."""
+
+    name: str
+    source: str  # directory or Hub repository id
+    strength: float  # of a request that gives none
+    revision: str | None = None  # of a Hub repository
+
+
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
     """Options of the service that do not change the answer, for all wire formats. Times in seconds."""
@@ -73,7 +103,13 @@ class RequestOptions:
     queue_timeout_s: float | None = None  # maximum, from arrival in the replica to the start
     timeout_s: float  # maximum, from arrival in the replica to the last token
 
+    def after(self, seconds: float) -> "RequestOptions":
+        """What is left when the request has been in the replica for ``seconds``."""
+        queue_timeout_s = None if self.queue_timeout_s is None else max(0.0, self.queue_timeout_s - seconds)
+        return replace(self, queue_timeout_s=queue_timeout_s, timeout_s=max(0.0, self.timeout_s - seconds))
 
+
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """A request from the ingress to a replica.
@@ -87,6 +123,7 @@ class GenerationRequest:
     parameters: GenerationParameters
     api_defaults: GenerationParameters = NONE_GIVEN
     tool_calls: ToolCalls | None = None  # those that the answer is, or may be
+    adapters: tuple[AdapterChoice, ...] = ()  # each name once; their changes add up
     stream: bool = False
     clean_up_tokenization_spaces: bool = False
     truncate_prompt: bool = False  # handle_long_generation "hole": drop the start of a prompt that is too long
@@ -96,17 +133,20 @@ class GenerationRequest:
     options: RequestOptions
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizationRequest:
     """A text that becomes token ids, or token ids that become text. Nothing is generated."""
 
     model: str
     prompt: Prompt
+    adapters: tuple[AdapterChoice, ...] = ()  # they do not change the tokens, but must exist
     finds_control_tokens: bool = True  # whether names of control tokens in a raw prompt become control tokens
     with_tokens: bool = False  # whether the result has ``tokens``
     wait_s: float = 0.0  # maximum, for a model that is asleep or loading
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token of a vocabulary."""
@@ -115,6 +155,7 @@ class Token:
     content: bytes  # what it adds within a text; a control token has its name
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenization:
     """A text and its token ids."""
@@ -125,6 +166,7 @@ class Tokenization:
     context_length: int  # tokens of prompt and answer that the model takes
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens read and tokens generated."""
@@ -133,6 +175,7 @@ class Usage:
     completion_tokens: int
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """How long a request took in its engine, in seconds."""
@@ -142,6 +185,7 @@ class Timings:
     answer_s: float  # from there until its last token was chosen
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probabilities under the model's own scores, before any parameter changes them."""
@@ -151,6 +195,7 @@ class TokenLogprobs:
     rank: int | None = None  # of the token among all tokens, from 1; only of a token of a prompt
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
     """One generated sequence: the new token ids and, for each of them, scores and log-probabilities if requested.
@@ -164,6 +209,7 @@ class GeneratedSequence:
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class LikelyToken:
     """A token that could stand at a place."""
@@ -173,6 +219,7 @@ class LikelyToken:
     logprob: float
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class TextToken:
     """A token of a text."""
@@ -186,6 +233,7 @@ class TextToken:
     rank: int | None = None  # see ``TokenLogprobs``
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class PromptText:
     """The prompt as the model has read it: its text, with control tokens by their names, and its tokens."""
@@ -194,6 +242,7 @@ class PromptText:
     tokens: tuple[TextToken, ...]
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One generated sequence as text."""
@@ -208,6 +257,7 @@ class Completion:
 SIGN_OF_LIFE_INTERVAL_S = 10.0
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Queued:
     """The request waits in its replica, and nothing of it has run. A request that begins soon has no such event.
@@ -216,11 +266,13 @@ class Queued:
     """
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Begun:
     """The request runs. It is the first event of this kind after Queued; later ones are signs of life."""
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Delta:
     """The next piece of a streamed answer. All but the text only if requested."""
@@ -231,6 +283,7 @@ class Delta:
     usage: Usage | None = None  # up to this piece
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Done:
     """The whole answer; always the last event."""
@@ -242,11 +295,13 @@ class Done:
     timings: Timings | None = None
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class Failed:
     """The request ended with an error; always the last event."""
 
     error: Phi3ServeError
+    timings: Timings | None = None  # if the engine had begun it
 
 
 Event = Queued | Begun | Delta | Done | Failed
@@ -282,6 +337,42 @@ class Constraint(Protocol):
         """Whether the sequence is complete, and only an end may come next."""
 
 
+class Adapter(Protocol):
+    """An adapter that an engine has loaded. Whoever holds it keeps its memory; a new version is another object."""
+
+    @property
+    def name(self) -> str:
+        """By which requests choose it."""
+
+    @property
+    def number(self) -> int:
+        """Of this object. No other one that the process loads ever has it; caches know an adapter by it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in the main memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAdapter:
+    """An adapter of a request, and the strength that multiplies the change that it makes."""
+
+    adapter: Adapter
+    strength: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterCounts:
+    """What a replica has done with adapters since its start."""
+
+    num_in_memory: int = 0
+    bytes_in_memory: int = 0
+    num_loads: int = 0  # that have succeeded
+    load_s: float = 0.0  # seconds of these loads together, downloads included
+    num_evictions: int = 0
+    num_failures: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """A request as engines take it: token ids and resolved parameters. ``prepare.prepare`` makes it."""
@@ -296,6 +387,7 @@ class EngineRequest:
     deadline: float  # time.monotonic() seconds; a request that is not finished by then fails
     begin_by: float = math.inf  # time.monotonic() seconds; a request that is not started by then is refused
     constraint: Constraint | None = None  # of ``parameters.structured_output``; an engine advances forks of it
+    adapters: tuple[AppliedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +450,8 @@ class EngineInfo:
     device: str  # the name of the GPU or of the processor
     compute_capability: str | None  # of a GPU of NVIDIA, for example 9.0
     dtype: str  # that it computes in
-    quantization: str  # of the weights: none, int8 or int4
+    quantization: str  # of the weights: none, int8, int4 or fp8
+    kv_cache_dtype: str  # that keys and values are stored in: int8, fp8, or the dtype
     kernels: str  # the implementation, for example cuda
     replaced_kernels: Mapping[str, str]  # those that slower ones replace, and the reasons
     cache_tokens: int  # that the key-value cache holds
@@ -368,7 +461,10 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """Token ids in, token ids out, without text, HTTP or Ray. Every method but ``close`` returns at once."""
+    """Token ids in, token ids out, without text, HTTP or Ray.
+
+    Every method but ``load_adapter`` and ``close`` returns at once.
+    """
 
     queue: QueueLimits
     """May be replaced at any time."""
@@ -402,6 +498,16 @@ class Engine(Protocol):
     def abort(self, request_id: str) -> None:
         """Stop the request within one step. No event follows. Unknown ids are ignored."""
 
+    def load_adapter(self, name: str, directory: str) -> Adapter:
+        """Read the LoRA adapter in ``directory``, as PEFT saves it, for requests that name it in ``adapters``.
+
+        The call reads a file and may come from any thread. Steps go on meanwhile. The engine itself keeps no adapter.
+
+        Raises:
+            CheckpointError: the adapter cannot be read, or the engine cannot compute it exactly. The message is one
+                line that names the file.
+        """
+
     def check_health(self) -> None:
         """Raise EngineFailure if the thread is dead or has been in one step for too long."""
 
@@ -420,6 +526,7 @@ class VariantState:
     engine: EngineInfo | None = None  # of the replica that started last, if it is known
     num_tries: int = 0  # to load the model, that have failed
     next_try_s: float | None = None  # seconds until the next try
+    adapters: tuple[OfferedAdapter, ...] | None = None  # None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

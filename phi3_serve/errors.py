@@ -11,7 +11,8 @@ Phi3ServeError                 everything this project raises on purpose
 ├── BodyTooLarge               the body has more bytes than ``limits.max_body_bytes``, or a file has too many
 ├── UnsupportedBody            the body has a Content-Encoding that the server does not decode
 ├── ModelUnavailable           the variant cannot answer now: loading, failed, or no node can hold it
-│   └── ModelNotLoaded         the replica runs without its model; another one may have it
+│   ├── ModelNotLoaded         the replica runs without its model; another one may have it
+│   └── AdapterUnavailable     an adapter that the request names cannot be loaded; the model itself answers
 ├── Overloaded                 the queue is full; try again later
 ├── RequestTimeout             the request's own deadline passed
 ├── EngineFailure              the engine broke while it ran this request
@@ -28,13 +29,16 @@ Phi3ServeError                 everything this project raises on purpose
 events (``core.Failed``), so each keeps everything in ``args`` and survives a pickle.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 
 class Phi3ServeError(Exception):
     """An error with a message meant for the person who sent the request or wrote the config."""
+
+    timings: Any = None
+    """``core.Timings`` of the request that has failed, if an engine had begun it. They travel in ``core.Failed``."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -93,6 +97,10 @@ class ModelUnavailable(Phi3ServeError):
 
 class ModelNotLoaded(ModelUnavailable):
     """The replica that got the request runs without its model."""
+
+
+class AdapterUnavailable(ModelUnavailable):
+    """An adapter that the request names cannot be loaded. Requests without it are answered."""
 
 
 # Who refuses a request: a limit of its API key, the capacity of the whole server or of one model, the number that may
@@ -171,6 +179,13 @@ def did_you_mean(
         return otherwise
     close = get_close_matches(name, [v for v in valid if not _is_opposite(name, v)], n=1, cutoff=cutoff)
     return f"; did you mean {quote}{close[0]}{quote}?" if close else otherwise
+
+
+def unknown_adapter(name: str, field: str, model: str, offered: Sequence[str]) -> UnknownModel:
+    """The error of a request whose ``field`` names an adapter that ``model`` does not offer."""
+    all_names = f"; offered are {', '.join(offered)}." if offered else "; it offers none."
+    hint = did_you_mean(name, offered, all_names, quote="")
+    return UnknownModel(f"`{field}` names the adapter {name[:128]}, which {model} does not offer{hint}", field)
 
 
 def _is_opposite(one: str, other: str) -> bool:

@@ -1,13 +1,14 @@
-"""``phi3-serve fetch``: the files of a variant in a directory, at the catalogue's revision, each equal to its hash.
+"""``phi3-serve fetch``: the files of a variant or an adapter in a directory, at one commit, each equal to its hash.
 
-The directory is a checkpoint, for ``source`` of a model. The file ``fetched.json`` in it has the sizes and the hashes.
-With it, the directory or a copy of it can be compared without the Hub.
+The directory is for ``source`` of a model or of an adapter. The file ``fetched.json`` in it has the sizes and the
+hashes. With it, the directory or a copy of it can be compared without the Hub.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from phi3_serve.catalogue import DOWNLOADED, VARIANTS, Variant, variant
+from phi3_serve.catalogue import DOWNLOADED, VARIANTS, variant
+from phi3_serve.engine.adapters import reader
 from phi3_serve.engine.load_errors import fetch_error, resource_error
 from phi3_serve.errors import (
     AlreadyFetching,
@@ -38,8 +40,10 @@ from phi3_serve.observability.progress import Progress, counting_bar, human_byte
 MANIFEST = "fetched.json"
 PARTS = ".unfinished"  # a directory; each file in it is named after the hash of the whole
 LOCK = ".fetch.lock"  # stays in the directory: a process that waits for it may have it open
+ADAPTERS = "adapters"  # the directory of the directories of adapters
 DOWNLOADS_AT_ONCE = 4
 _BYTES_AT_ONCE = 2**20
+_ADAPTER = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([0-9a-f]{40})", re.ASCII)
 
 
 def _inside(path: str) -> str:
@@ -65,7 +69,10 @@ class HubFile:
             return f"{path} is missing"
         if (size := path.stat().st_size) != self.size:
             return f"{path} has {size} bytes and should have {self.size}"
-        found = self._hash_of(path, progress)
+        try:
+            found = self._hash_of(path, progress)
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
         return None if found == self.hash else f"{path} has the {self.algorithm} {found} and should have {self.hash}"
 
     def _hash_of(self, path: Path, progress: Progress) -> str:
@@ -88,10 +95,21 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A variant whose files are complete and right."""
+class Wanted:
+    """What is to be in a directory: some files of a repository at a commit."""
 
-    variant: Variant
+    name: str  # the path of the directory
+    source: str  # Hub repository id
+    revision: str  # a commit, so that the files cannot change
+    patterns: Sequence[str]  # of paths in the repository
+    required: Sequence[str] = ()  # paths
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was wanted, with all files complete and right."""
+
+    wanted: Wanted
     directory: Path
     files: Sequence[HubFile]
     downloaded: Sequence[str]  # paths of the files that were not there, or not right
@@ -104,9 +122,9 @@ class Fetched:
     def as_json(self) -> dict[str, Any]:
         """The result for scripts."""
         return {
-            "name": self.variant.name,
-            "source": self.variant.source,
-            "revision": self.variant.revision,
+            "name": self.wanted.name,
+            "source": self.wanted.source,
+            "revision": self.wanted.revision,
             "directory": str(self.directory),
             "bytes": self.total_bytes,
             "downloaded": list(self.downloaded),
@@ -114,8 +132,8 @@ class Fetched:
         }
 
 
-def variants_named(names: Iterable[str]) -> list[Variant]:
-    """The catalogue's entries of ``names``.
+def variants_named(names: Iterable[str]) -> list[Wanted]:
+    """The weights of the catalogue's entries of ``names``.
 
     Raises:
         Phi3ServeError: a name is not in the catalogue, or its weights are part of the package.
@@ -128,11 +146,28 @@ def variants_named(names: Iterable[str]) -> list[Variant]:
             raise Phi3ServeError(f"MODEL: `{name}` is not in the catalogue{hint}")
         if one.revision is None:
             raise Phi3ServeError(f"MODEL: {one.name} is part of the package; there is nothing to download")
-        found.append(one)
+        found.append(Wanted(one.name, one.source, one.revision, DOWNLOADED))
     return found
 
 
-def fetch(wanted: Variant, to: Path) -> Fetched:
+def adapters_named(names: Iterable[str]) -> list[Wanted]:
+    """Adapters of the Hub, each named as REPOSITORY@COMMIT.
+
+    Raises:
+        Phi3ServeError: a name has another form.
+    """
+    found = []
+    for name in names:
+        if (parts := _ADAPTER.fullmatch(name)) is None:
+            form = "it must be OWNER/REPOSITORY@COMMIT, with the 40 hexadecimal digits of the commit"
+            raise Phi3ServeError(f"--adapter: `{name}` names no adapter; {form}")
+        source, revision = parts.groups()
+        directory = f"{ADAPTERS}/{source.replace('/', '--')}"
+        found.append(Wanted(directory, source, revision, reader.FILES, required=reader.FILES))
+    return found
+
+
+def fetch(wanted: Wanted, to: Path) -> Fetched:
     """Download what the directory of ``wanted`` in ``to`` lacks, and compare every file with its hash.
 
     Unfinished files are continued. Files that are right are kept. If nothing lacks, the Hub is not asked.
@@ -157,7 +192,7 @@ def fetch(wanted: Variant, to: Path) -> Fetched:
     return fetched
 
 
-def verify(wanted: Variant, to: Path) -> Fetched:
+def verify(wanted: Wanted, to: Path) -> Fetched:
     """Compare the files of ``wanted`` in ``to`` with the hashes in its ``fetched.json``, without the Hub.
 
     Raises:
@@ -166,8 +201,7 @@ def verify(wanted: Variant, to: Path) -> Fetched:
     directory = to.expanduser().absolute() / wanted.name
     manifest = _manifest_in(directory)
     if manifest.revision != wanted.revision:
-        held = f"{directory}: holds revision {manifest.revision}"
-        raise CheckpointError(f"{held}, and the catalogue has {wanted.revision}")
+        raise CheckpointError(f"{directory}: holds revision {manifest.revision}, and {wanted.revision} is wanted")
     if problems := [problem for _, problem in _problems(wanted, manifest.files, directory)]:
         raise CheckpointIncomplete(f"{wanted.name}: {'; '.join(problems)}")
     return Fetched(wanted, directory, manifest.files, [])
@@ -195,7 +229,7 @@ def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return resource_error(str(path), error) or CheckpointIncomplete(f"{path}: cannot be written: {error.strerror}")
 
 
-def _files_of(wanted: Variant, directory: Path) -> list[HubFile]:
+def _files_of(wanted: Wanted, directory: Path) -> list[HubFile]:
     """The list in ``fetched.json`` if it is of this revision; then a complete directory needs no Hub."""
     try:
         manifest = _manifest_in(directory)
@@ -204,13 +238,15 @@ def _files_of(wanted: Variant, directory: Path) -> list[HubFile]:
     return manifest.files if manifest.revision == wanted.revision else _files_on_the_hub(wanted)
 
 
-def _files_on_the_hub(wanted: Variant) -> list[HubFile]:
+def _files_on_the_hub(wanted: Wanted) -> list[HubFile]:
     try:
         entries = list(HfApi().list_repo_tree(wanted.source, revision=wanted.revision, recursive=True))
     except Exception as error:  # of the Hub or of the network
         raise fetch_error(wanted.source, wanted.revision, error) from error
     files = [_hub_file(entry) for entry in entries if isinstance(entry, RepoFile)]
-    chosen = [file for file in files if any(fnmatch(file.path, pattern) for pattern in DOWNLOADED)]
+    chosen = [file for file in files if any(fnmatch(file.path, pattern) for pattern in wanted.patterns)]
+    if lacking := [path for path in wanted.required if path not in {file.path for file in chosen}]:
+        raise CheckpointError(f"{wanted.source}: there is no file {lacking[0]} at revision {wanted.revision}")
     if not any(file.path.endswith(".safetensors") for file in chosen):
         raise CheckpointError(f"{wanted.source}: there are no safetensors files at revision {wanted.revision}")
     return chosen
@@ -222,7 +258,7 @@ def _hub_file(entry: RepoFile) -> HubFile:
     return HubFile(entry.path, entry.size, "git-sha1", entry.blob_id)
 
 
-def _problems(wanted: Variant, files: Sequence[HubFile], directory: Path) -> list[tuple[HubFile, str]]:
+def _problems(wanted: Wanted, files: Sequence[HubFile], directory: Path) -> list[tuple[HubFile, str]]:
     """The files that are not right in ``directory``, each with the reason."""
     present = sum(file.size for file in files if (directory / file.path).is_file())
     progress = Progress(f"{wanted.name}: comparing with the hashes", present)
@@ -251,7 +287,7 @@ def _remove_other_parts(directory: Path, lacking: Sequence[HubFile]) -> None:
         raise _cannot_write(directory / PARTS, error) from None
 
 
-def _download(wanted: Variant, directory: Path, files: Sequence[HubFile]) -> None:
+def _download(wanted: Wanted, directory: Path, files: Sequence[HubFile]) -> None:
     """Download ``files``. ``snapshot_download`` of the library begins each unfinished file anew, so it is not used."""
     progress = Progress(f"{wanted.name}: downloading {wanted.source}", sum(file.size for file in files))
     bar = counting_bar(progress)
@@ -267,7 +303,7 @@ def _download(wanted: Variant, directory: Path, files: Sequence[HubFile]) -> Non
     progress.finish()
 
 
-def _download_file(wanted: Variant, directory: Path, file: HubFile, bar: type[Any]) -> None:
+def _download_file(wanted: Wanted, directory: Path, file: HubFile, bar: type[Any]) -> None:
     part, path = _part(directory, file), directory / file.path
     with part.open("ab") as opened:
         if opened.tell() > file.size:

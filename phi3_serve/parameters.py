@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from phi3_serve.constraints import Length, Predicate, Range
 from phi3_serve.errors import InvalidRequest, did_you_mean
+from phi3_serve.pickled_by_name import pickled_by_name
 
 
 def has_no_lone_surrogate(text: str) -> bool:
@@ -44,6 +45,7 @@ MAX_TOKENS_LISTED = 131_072  # more than any vocabulary of the Phi-3 family has
 MAX_BAD_WORDS = 256
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationParameters:
     """The parameters of one generation; null means not given, and the default applies."""
@@ -194,7 +196,8 @@ class GenerationParameters:
     choice and grammar only one can be given. Stop strings and ignore_eos have no effect with them: the answer ends
     where it is complete."""
     regex: Grammar | None = None
-    """The whole answer matches this regular expression, in the syntax of Rust's regex crate, without look-around."""
+    r"""The whole answer matches this regular expression, in the syntax of Rust's regex crate, without look-around.
+    `\d` is a digit from 0 to 9."""
     choice: Annotated[list[Choice], Length(1, 1024)] | None = None
     """The answer is one of these texts."""
     grammar: Grammar | None = None
@@ -208,6 +211,19 @@ class GenerationParameters:
     def over(self, defaults: "GenerationParameters") -> "GenerationParameters":
         """These parameters; those that are not set come from ``defaults``."""
         return replace(defaults, **self.given())
+
+    def under_lengths_of(self, nearer: "GenerationParameters") -> "GenerationParameters":
+        """These defaults without max_new_tokens if ``nearer`` limits the length by max_length, and so for the minima.
+
+        max_new_tokens overrides max_length, so a default would undo what a request says by the other name.
+        """
+        is_limited = nearer.max_length is not None and nearer.max_new_tokens is None
+        is_raised = nearer.min_length is not None and nearer.min_new_tokens is None
+        return replace(
+            self,
+            max_new_tokens=None if is_limited else self.max_new_tokens,
+            min_new_tokens=None if is_raised else self.min_new_tokens,
+        )
 
     @property
     def asks_for_beams(self) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from phi3_serve.pickled_by_name import pickled_by_name
+
 MAX_CALLS = 16  # in one answer; without a limit a weak model calls until its tokens are used up
 LIST_BEGIN, LIST_SEPARATOR, LIST_END = "[", ", ", "]"
 CALL_END = "}"
@@ -21,6 +23,7 @@ FREE_LIST_BEGIN = rf"\[{SPACE}"
 FENCE_END = "```"
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True)
 class CallableTool:
     """A tool that an answer may call."""
@@ -31,6 +34,7 @@ class CallableTool:
     is_strict: bool = False  # whether arguments always follow the schema, also in an answer that need not be a call
 
 
+@pickled_by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCalls:
     """The calls that an answer is, or may be."""

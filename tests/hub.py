@@ -26,20 +26,27 @@ class Hub(BaseHTTPRequestHandler):
         if self.answers_with is not None:
             self._send(b"{}", *self.answers_with)
         elif self.path.startswith(f"/api/models/{self.repository}/revision/{self.revision}"):
-            files = [{"rfilename": p.name} for p in self.directory.iterdir()]
+            files = [{"rfilename": self._name(path)} for path in self._files()]
             self._send(json.dumps({"id": self.repository, "sha": self.revision, "siblings": files}).encode())
         elif self.path.startswith(f"/api/models/{self.repository}/tree/{self.revision}"):
-            self._send(json.dumps([self._entry(path) for path in self.directory.iterdir()]).encode())
+            self._send(json.dumps([self._entry(path) for path in self._files()]).encode())
         elif self.path.startswith(f"/{self.repository}/resolve/{self.revision}/"):
-            path = self.directory / self.path.rsplit("/", 1)[-1].split("?")[0]
+            name = self.path.removeprefix(f"/{self.repository}/resolve/{self.revision}/").split("?")[0]
+            path = self.directory / name
             self._send_file(path) if path.is_file() else self._send(b"", 404, "EntryNotFound")
         else:
             self._send(b'{"error": "Repository not found"}', 404, "RepoNotFound")
 
     do_HEAD = do_GET
 
+    def _files(self) -> list[Path]:
+        return [path for path in self.directory.rglob("*") if path.is_file()]
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.directory).as_posix()
+
     def _entry(self, path: Path) -> dict[str, object]:
-        entry: dict[str, object] = {"type": "file", "path": path.name, "size": path.stat().st_size}
+        entry: dict[str, object] = {"type": "file", "path": self._name(path), "size": path.stat().st_size}
         pointer = {"lfs": {"oid": self._etag(path), "size": path.stat().st_size, "pointerSize": 134}}
         return {**entry, "oid": "0" * 40, **pointer} if self._is_large(path) else {**entry, "oid": self._etag(path)}
 
@@ -93,7 +100,7 @@ def running_hub(
     values = {"directory": directory, "asked": [], "ranges": [], "repository": repository, "revision": revision}
     handler = type("HubHere", (Hub,), values)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield handler, f"http://127.0.0.1:{server.server_port}"
     finally:

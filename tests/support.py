@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from phi3_serve.config import Dtype, LimitsConfig, ModelConfig
+from phi3_serve.config import AdapterConfig, Dtype, LimitsConfig, ModelConfig
 from phi3_serve.core import (
     MAX_ROWS,
     Delta,
@@ -34,11 +34,21 @@ def local_replica(
     *,
     dtype: Dtype = "float32",
     max_waiting: int = 8,
+    adapters: tuple[AdapterConfig, ...] = (),
+    adapter_memory_bytes: int = 2**30,
     defaults: GenerationParameters = NONE_GIVEN,
     on_fatal_error: Callable[[str], None] = lambda reason: None,
 ) -> Replica:
     """A replica in this process. It goes on when its engine does not."""
-    model = ModelConfig(name=name, source=source, device="cpu", dtype=dtype, defaults=defaults)
+    model = ModelConfig(
+        name=name,
+        source=source,
+        device="cpu",
+        dtype=dtype,
+        defaults=defaults,
+        adapters=adapters,
+        adapter_memory_bytes=adapter_memory_bytes,
+    )
     limits = LimitsConfig(max_waiting_requests=max_waiting)
     options = ReplicaOptions.from_config(model, place(model, cluster_has_gpu=False), limits)
     replica = Replica(options, on_fatal_error)
@@ -78,6 +88,7 @@ class LocalBackend:
         try:
             async for event in self.replica.generate(request):
                 if isinstance(event, Failed):
+                    event.error.timings = event.timings
                     raise event.error
                 if isinstance(event, Delta | Done):
                     yield event

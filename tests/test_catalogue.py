@@ -38,6 +38,7 @@ def test_figures_of_the_real_variants() -> None:
     assert medium is not None
     assert mini.kv_bytes_per_token() == 393_216
     assert medium.kv_bytes_per_token() == 204_800
+    assert (mini.kv_bytes_per_token("int8"), medium.kv_bytes_per_token("int8")) == (204_800, 105_600)
     assert mini.weight_bytes() == 7_642_159_104
     assert mini.memory_needed() > mini.weight_bytes() + 4096 * mini.kv_bytes_per_token()
 

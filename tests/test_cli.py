@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from phi3_serve import __version__
 from phi3_serve.cli import app
+from phi3_serve.launch.proxy import free_port
+from phi3_serve.launch.up import check
 
 RUN = CliRunner()
 
@@ -60,6 +62,46 @@ def test_up_refuses_a_directory_of_batches_that_cannot_be_written(tmp_path: Path
     assert result.stderr == f"args.batches.directory: {taken}/in cannot be written: Not a directory\n"
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            "{name: phi-3-tiny, quantization: fp8}",
+            "quantization is fp8, which a CPU does not have; it needs a GPU of compute capability 8.9 or higher, "
+            "otherwise allowed are none, int8, int4 and auto",
+        ),
+        (
+            "{name: mine, source: a/b, device: cpu, kv_cache_dtype: fp8}",
+            "kv_cache_dtype is fp8, which a CPU does not have; allowed are auto and int8",
+        ),
+    ],
+)
+def test_up_refuses_what_a_cpu_does_not_have_before_ray_starts(tmp_path: Path, model: str, message: str) -> None:
+    config = tmp_path / "config.yaml"
+    args = f"{{models: [{{name: phi-3-mini-4k-instruct, min_replicas: 0, quantization: fp8}}, {model}]}}"
+    config.write_text(f"applications: [{{import_path: 'phi3_serve.serving.app:build_app', args: {args}}}]")
+    result = RUN.invoke(app, ["up", str(config)])
+    assert (result.exit_code, result.stderr) == (2, f"{config}: args.models[1]: {message}\n")
+
+
+def test_up_refuses_traces_that_nothing_can_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config.yaml"
+    args = "{models: [{name: phi-3-tiny, num_cpus: 0.5}], traces: {endpoint: 'http://127.0.0.1:4318'}}"
+    config.write_text(f"applications: [{{import_path: 'phi3_serve.serving.app:build_app', args: {args}}}]")
+    assert check(config, "python", port=free_port()).app.traces.endpoint
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)  # not installed
+    result = RUN.invoke(app, ["up", str(config)])
+    message = "args.traces.endpoint: needs `pip install 'phi3-serve[otel]'`"
+    assert (result.exit_code, result.stderr) == (2, f"{config}: {message}\n")
+
+
+def test_an_api_key_that_no_header_can_carry_is_not_shown() -> None:
+    result = RUN.invoke(app, ["ps"], env={"PHI3_SERVE_API_KEY": "secret\nkey"})
+    assert result.exit_code == 2
+    assert "line break" in result.stderr
+    assert "secret" not in result.stderr
+
+
 def test_up_refuses_tls_behind_haproxy(tmp_path: Path) -> None:
     certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     make = [
@@ -94,7 +136,28 @@ def test_up_refuses_a_missing_directory_before_ray_starts(tmp_path: Path) -> Non
     args = f"{{models: [{{name: mine, source: {tmp_path}/gone}}]}}"
     config.write_text(f"applications: [{{import_path: 'phi3_serve.serving.app:build_app', args: {args}}}]")
     result = RUN.invoke(app, ["up", str(config)])
-    assert (result.exit_code, result.stderr) == (2, f"{tmp_path}/gone: no such checkpoint directory\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"{config}: args.models[0].source: {tmp_path}/gone: no such checkpoint directory\n",
+    )
+
+
+def test_up_refuses_a_missing_adapter_only_if_it_applies_always(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    adapter = {"name": "tone", "source": f"{tmp_path}/gone"}
+
+    def write(**given: bool) -> None:
+        args = {"models": [{"name": "phi-3-tiny", "adapters": [{**adapter, **given}]}]}
+        application = {"import_path": "phi3_serve.serving.app:build_app", "args": args}
+        config.write_text(json.dumps({"applications": [application]}))
+
+    write()
+    assert check(config, "python", port=free_port()).app.models[0].offered_adapters
+    write(always=True)
+    result = RUN.invoke(app, ["up", str(config)])
+    assert result.exit_code == 2
+    place = f"{config}: args.models[0].adapters[0].source"
+    assert result.stderr.startswith(f"{place}: {tmp_path}/gone/adapter_config.json: ")
 
 
 def test_up_refuses_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from phi3_serve.config import AppConfig, ModelConfig, deployment_name
+from phi3_serve.config import AppConfig, LiveModelConfig, ModelConfig, deployment_name
 
 TINY = {"name": "phi-3-tiny"}
+POET = {"name": "poet", "source": "/adapters/poet"}
 
 
 def problem(args: dict[str, Any]) -> str:
@@ -52,6 +53,25 @@ def problem(args: dict[str, Any]) -> str:
         ),
         ({"models": [TINY, TINY]}, ": model `phi-3-tiny` is declared twice"),
         (
+            {"models": [{**TINY, "adapters": [{**POET, "name": "a:b"}]}]},
+            "models.0.adapters.0.name: must be at most 64 letters, digits and . _ -, with a letter or a digit at both "
+            "ends, and is `a:b`",
+        ),
+        (
+            {"models": [{**TINY, "adapters": [{**POET, "name": "latest"}]}]},
+            "models.0.adapters.0.name: must not be `latest`, which is ollama's tag of the model itself",
+        ),
+        ({"models": [{**TINY, "adapters": [POET, POET]}]}, "models.0.adapters: two adapters have the name `poet`"),
+        (
+            {"models": [{**TINY, "adapters": [{**POET, "strength": 11}]}]},
+            "models.0.adapters.0.strength: Input should be less than or equal to 10",
+        ),
+        (
+            {"models": [{**TINY, "adapters": [{**POET, "strenght": 1}]}]},
+            "models.0.adapters.0: unknown key `strenght`; did you mean `strength`?",
+        ),
+        ({"models": [{**TINY, "adapters": [{"name": "poet"}]}]}, "models.0.adapters.0.source: Field required"),
+        (
             {"models": [TINY], "default_model": "phi-3-tony"},
             ": default_model `phi-3-tony` is not one of models; did you mean `phi-3-tiny`?",
         ),
@@ -65,6 +85,21 @@ def problem(args: dict[str, Any]) -> str:
             "models.0.device: Input should be 'auto', 'cpu' or 'cuda'",
         ),
         ({"models": []}, ": models is empty; declare at least one"),
+        ({"models": [{**TINY, "source": ""}]}, "models.0.source: String should have at least 1 character"),
+        (
+            {"http": {"cors_origins": ["https://a.example", "https://b.example/"]}},
+            "http.cors_origins: `https://b.example/` is not an origin as browsers send it: https:// or the like, a name in "
+            "small letters, a port if it is not the usual one, and no / at the end; or * for all, or null",
+        ),
+        (
+            {"models": [{**TINY, "defaults": {"temperature": 0}}]},
+            "models.0.defaults: `temperature` is 0, but has to be a strictly positive float of at least 1e-06 when "
+            "`do_sample` is true. If you're looking for greedy decoding, set `do_sample=False`.",
+        ),
+        (
+            {"models": [{**TINY, "defaults": {"choice": ["a"], "regex": "b"}}]},
+            "models.0.defaults: `regex` and `choice` exclude each other; send one of them.",
+        ),
         (
             {"models": [{**TINY, "num_gpus": 1.5}]},
             "models.0.num_gpus: must be a whole number if it is above 1, and is 1.5",
@@ -208,3 +243,37 @@ def test_a_date_for_reload_says_to_quote_it() -> None:
     models = yaml.safe_load("[{name: phi-3-tiny, reload: 2026-11-30}]")
     with pytest.raises(ValidationError, match="must be text; write a date in quotes"):
         AppConfig.model_validate({"models": models})
+
+
+def test_origins_that_a_browser_sends() -> None:
+    origins = (
+        "https://chat.example.org",
+        "http://127.0.0.1:3000",
+        "http://[::1]:3000",
+        "vscode-webview://a1b2",
+        "null",
+        "*",
+    )
+    assert AppConfig.model_validate({"http": {"cors_origins": origins}}).http.cors_origins == origins
+
+
+@pytest.mark.parametrize("origin", ["https://Chat.example.org", "https://a.example:443", "http://a.example:80"])
+def test_origins_that_no_browser_sends(origin: str) -> None:
+    with pytest.raises(ValueError, match="is not an origin as browsers send it"):
+        AppConfig.model_validate({"http": {"cors_origins": [origin]}})
+
+
+def test_defaults_may_need_what_only_the_checkpoint_has() -> None:
+    model = ModelConfig.model_validate({**TINY, "defaults": {"choice": ["yes", "no"], "temperature": 0.5}})
+    assert model.defaults.choice == ["yes", "no"]
+
+
+def test_an_adapter_is_merged_or_offered() -> None:
+    model = ModelConfig.model_validate({**TINY, "adapters": [POET, {**POET, "name": "tone", "always": True}]})
+    assert [adapter.name for adapter in model.offered_adapters] == ["poet"]
+    assert [adapter.name for adapter in model.merged_adapters] == ["tone"]
+
+
+def test_a_running_replica_merges_nothing() -> None:
+    with pytest.raises(ValidationError, match="`tone` has `always`, which restarts the replicas"):
+        LiveModelConfig.model_validate({"adapters": [{**POET, "name": "tone", "always": True}]})

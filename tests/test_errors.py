@@ -4,6 +4,7 @@ import pytest
 
 from phi3_serve.batch.lines import LineError
 from phi3_serve.errors import (
+    AdapterUnavailable,
     CheckpointError,
     EngineFailure,
     InvalidRequest,
@@ -26,6 +27,7 @@ from phi3_serve.errors import (
         NotFound("which", "file_id"),
         LineError(3, "invalid_value", "`url` must be a path", "url"),
         ModelUnavailable("soon", 3.5),
+        AdapterUnavailable("broken", 3.5),
         Overloaded("full", 1.0, "key"),
         RequestTimeout("late"),
         EngineFailure("broken"),

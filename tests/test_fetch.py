@@ -13,13 +13,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import Phi3Config
 from typer.testing import CliRunner, Result
 
 from phi3_serve.catalogue import variant
 from phi3_serve.cli import app
+from phi3_serve.engine.adapters.reader import read_adapter
 from phi3_serve.engine.source import open_source
-from phi3_serve.fetch import LOCK
+from phi3_serve.fetch import LOCK, HubFile
+from phi3_serve.observability.progress import Progress
 from tests.hub import Hub, running_hub
+from tests.oracle.adapters import save_adapter
 
 NAME = "phi-3-mini-4k-instruct"
 WEIGHTS = "model.safetensors"
@@ -53,6 +58,7 @@ def run(hub: tuple[type[Hub], str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return command
 
 
+@pytest.mark.thorough
 def test_it_downloads_as_a_command(hub: tuple[type[Hub], str], tmp_path: Path, checkpoint: Path) -> None:
     env = {**os.environ, "HF_ENDPOINT": hub[1], "HF_HOME": str(tmp_path / "cache")}
     line = [sys.executable, "-m", "phi3_serve", "fetch", "Phi3-mini-4k", "--json", "--to", str(tmp_path)]
@@ -211,6 +217,13 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, manifest: object
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")  # address 0 is not mapped
+    unreadable = HubFile("config.json", 0, "sha256", "0" * 64)
+    problem = unreadable.problem_in(tmp_path, Progress("comparing", 0))
+    assert problem == f"{tmp_path / 'config.json'} cannot be read: Input/output error"
+
+
 def test_a_damaged_manifest_is_written_anew(run: Callable[..., Result], tmp_path: Path) -> None:
     path = tmp_path / "weights" / NAME / "fetched.json"
     path.parent.mkdir(parents=True)
@@ -222,3 +235,60 @@ def test_a_damaged_manifest_is_written_anew(run: Callable[..., Result], tmp_path
     refused = run(NAME)
     assert refused.exit_code == 1
     assert refused.stderr.splitlines()[-1] == f"{path}: cannot be written: Is a directory"
+
+
+ADAPTER, COMMIT = "someone/tone-lora", "89abcdef" * 5
+
+
+def test_an_adapter_is_fetched_and_served(
+    run: Callable[..., Result], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its two files, which continue, are compared and read as those of a directory."""
+    saved = save_adapter(tmp_path / "saved", checkpoint, seed=1)
+    (saved / "optimizer.pt").write_bytes(b"of the training")
+    (saved / "checkpoint-1").mkdir()
+    (saved / "checkpoint-1" / "adapter_config.json").write_text("{")
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1_000)
+    given = ("--adapter", f"{ADAPTER}@{COMMIT}")
+    with running_hub(saved, repository=ADAPTER, revision=COMMIT) as (hub, url):
+        hub.breaks_off_at = 5_500
+        assert run(*given, endpoint=url).exit_code == 3
+        hub.breaks_off_at = None
+        hub.ranges.clear()
+        done = run(*given, "--json", endpoint=url)
+        assert done.exit_code == 0, done.stderr
+        assert hub.ranges == ["bytes=5000-"]
+    (result,) = json.loads(done.stdout)
+    directory = tmp_path / "weights" / "adapters" / "someone--tone-lora"
+    assert result["directory"] == str(directory)
+    assert {file["path"] for file in result["files"]} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert not (directory / "optimizer.pt").exists()
+    assert run(*given, "--verify", endpoint=NOBODY).exit_code == 0
+    config = Phi3Config.from_pretrained(checkpoint)
+    assert read_adapter("tone", directory, config, torch.float32).num_bytes > 0
+    weights = directory / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert run(*given, "--verify", endpoint=NOBODY).exit_code == 1
+
+
+def test_a_repository_without_an_adapter_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    found = variant(NAME)
+    assert found is not None
+    done = run("--adapter", f"{found.source}@{found.revision}")
+    assert done.exit_code == 1
+    assert done.stderr == f"{found.source}: there is no file adapter_config.json at revision {found.revision}\n"
+
+
+@pytest.mark.parametrize("name", ["someone/tone-lora", "tone@" + "0" * 40, "a/../b@" + "0" * 40, "a/b@main"])
+def test_an_adapter_needs_its_commit(tmp_path: Path, name: str) -> None:
+    result = CliRunner().invoke(app, ["fetch", "--adapter", name, "--to", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"--adapter: `{name}` names no adapter; it must be OWNER/REPOSITORY@COMMIT, with the 40 hexadecimal digits of "
+        "the commit\n"
+    )
+
+
+def test_nothing_to_fetch_is_a_mistake(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["fetch", "--to", str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (2, "Name a MODEL or an --adapter.\n")

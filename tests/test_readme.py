@@ -1,7 +1,14 @@
 """docs/configuration.md describes every config key. The curl commands of the README run in serving/test_cluster.py."""
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
 
 from phi3_serve.config import (
     AppConfig,
@@ -17,6 +24,28 @@ from phi3_serve.config import (
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+
+
+# One question of each command, without a terminal.
+ASKED = re.findall(r"^(?:echo .*)?\.venv/bin/phi3-serve (?:chat|compare) \".*$", (ROOT / "README.md").read_text(), re.M)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", ASKED, ids=range(len(ASKED)))
+def test_the_commands_that_ask_get_an_answer(
+    command: str, make_tiny_app: Callable[[], FastAPI], serve_app: Callable[[FastAPI], str]
+) -> None:
+    here = command.replace(".venv/bin/phi3-serve", f"{sys.executable} -m phi3_serve")
+    environment = {**os.environ, "PHI3_SERVE_URL": serve_app(make_tiny_app())}
+    done = subprocess.run(
+        ["bash", "-c", here], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def test_the_readme_asks_with_three_commands() -> None:
+    assert len(ASKED) == 3
 
 
 def test_every_config_key_is_described() -> None:

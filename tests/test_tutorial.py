@@ -41,10 +41,11 @@ class Block:
         return self.note == "own model"
 
 
-def blocks() -> list[Block]:
+def blocks(page: str = PAGE) -> list[Block]:
+    """The blocks of ``page``, which is Markdown."""
     found: list[Block] = []
     note = ""
-    for part in PART.finditer(PAGE):
+    for part in PART.finditer(page):
         if part["language"]:
             found.append(Block(part["language"], part["text"], note))
             note = ""
@@ -72,13 +73,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone
 
 
-def save_files(directory: Path, url: str) -> None:
-    for block in BLOCKS:
+def save_files(directory: Path, url: str, page: list[Block] = BLOCKS) -> None:
+    for block in page:
         if block.file:
             (directory / block.file).write_text(block.text.replace(FIRST, url))
 
 
-def check(block: Block, directory: Path, url: str, second: str = SECOND) -> None:
+def check(block: Block, directory: Path, url: str = FIRST, second: str = SECOND) -> None:
     """Run ``block``, and compare what it prints."""
     printed = run(block, directory, url, second)
     assert block.prints
@@ -131,6 +132,7 @@ def baker(directory: Path) -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_model_of_one_s_own_answers(baker: str, directory: Path) -> None:
     check(next(block for block in BLOCKS if "8001" in block.text and block.is_run), directory, FIRST, second=baker)

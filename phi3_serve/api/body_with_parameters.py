@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, GetJsonSchemaHandler, PrivateAttr, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, PrivateAttr, TypeAdapter, model_validator
 from pydantic import ModelWrapValidatorHandler as Handler
 
+from phi3_serve.api.adapters import RequestAdapters
 from phi3_serve.api.parameter_names import KWARGS, OTHER_NAMES, given_parameters, is_name
 from phi3_serve.api.refused_fields import not_a_field, unknown_fields
 from phi3_serve.parameters import NAMES, NONE_GIVEN, GenerationParameters
@@ -21,8 +22,13 @@ class BodyWithParameters(BaseModel):
     All of them are put into the holder, besides those that the schema declares as fields.
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     holder: ClassVar[str] = KWARGS
     """The field with the object, which each API declares."""
+    adapters: RequestAdapters | None = None
+    """LoRA adapters, each a `name` and perhaps a `strength`, that change the model for this request. Their changes add
+    up. One of the eight may be in the name of the model, behind a colon. `/v1/models` lists them."""
     _names: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _unknown: Sequence[str] = PrivateAttr(default=())
     _has_null_kwargs: bool = PrivateAttr(default=False)
@@ -35,12 +41,12 @@ class BodyWithParameters(BaseModel):
 
     @property
     def names_sent(self) -> Mapping[str, str]:
-        """Generate parameter → the name by which the client sent it.
+        """Generate parameter → the name by which the client sent it; and fields that have one name.
 
         An answer that is too long for the context is an error of max_length, whichever length the client sent.
         """
         length = {"max_length": self._names["max_new_tokens"]} if "max_new_tokens" in self._names else {}
-        return {**length, **self._names}
+        return {"model": "model", "adapters": "adapters", **length, **self._names}
 
     @property
     def unknown_fields(self) -> Sequence[str]:
@@ -99,6 +105,11 @@ class BodyWithParameters(BaseModel):
         for name, of_name in _schemas().items():
             properties.setdefault(name, of_name)
         return schema
+
+
+def schema_of(parameter: str) -> Mapping[str, Any]:
+    """The JSON schema of the value of a generate parameter; empty if there is no such parameter."""
+    return _schemas().get(parameter, {})
 
 
 @cache

@@ -27,6 +27,19 @@ MEDIA: Mapping[str, str] = {
 }
 
 
+def text_only(given: Any) -> Any:
+    """``given``, a part of a message as it was sent.
+
+    Raises:
+        PydanticCustomError: it is a picture, sound or a file.
+    """
+    if isinstance(given, dict) and (media := MEDIA.get(str(given.get("type")))):
+        raise PydanticCustomError(
+            "not_offered", "{media} are not offered: the model reads text only.", {"media": media}
+        )
+    return given
+
+
 class TextPart(BaseModel):
     """A part of a message."""
 
@@ -42,11 +55,7 @@ class TextPart(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_media(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (media := MEDIA.get(str(given.get("type")))):
-            raise PydanticCustomError(
-                "not_offered", "{media} are not offered: the model reads text only.", {"media": media}
-            )
-        return given
+        return text_only(given)
 
 
 class CalledFunction(BaseModel):

@@ -2,12 +2,16 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from phi3_serve.api.error_formats import error_format_of
@@ -16,6 +20,10 @@ from phi3_serve.api.field_errors import field_errors
 from phi3_serve.errors import Phi3ServeError
 
 logger = logging.getLogger("ray.serve")
+
+_NO_JSON = "There was an error parsing the body"  # of FastAPI, for what json.loads does not call a syntax error
+# Starlette's texts where no route matches, or none with the method.
+_NO_SUCH_PATH, _NO_SUCH_METHOD = HTTPStatus.NOT_FOUND.phrase, HTTPStatus.METHOD_NOT_ALLOWED.phrase
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -33,6 +41,14 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if error.detail == _NO_JSON and error.__cause__ is not None:
+            return _http_response(request, error.status_code, _why_no_json(error.__cause__))
+        if error.detail == _NO_SUCH_PATH:
+            return _http_response(request, error.status_code, _no_endpoint(request), error.headers)
+        if error.detail == _NO_SUCH_METHOD:
+            allowed = ", ".join(sorted(_methods_at(request)))
+            message = f"{request.url.path[:128]} takes {allowed}, not {request.method[:16]}."
+            return _http_response(request, error.status_code, message, {"Allow": allowed})
         return _http_response(request, error.status_code, error.detail, error.headers)
 
     @app.exception_handler(Exception)
@@ -51,6 +67,29 @@ def local_path(scope: Scope) -> str:
     """The path of a request without the route prefix of Ray Serve."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+def _why_no_json(cause: BaseException) -> str:
+    match cause:
+        case UnicodeDecodeError():
+            return f"The body is not UTF-8 text: {cause.reason} at byte {cause.start}."
+        case RecursionError():
+            return "The body is not read: its lists or objects are nested too deeply."
+        case ValueError():  # of int, with more than sys.get_int_max_str_digits() digits
+            return f"The body is not read: a number in it has more than {sys.get_int_max_str_digits()} digits."
+    return f"{_NO_JSON}."
+
+
+def _no_endpoint(request: Request) -> str:
+    docs = f"{request.scope.get('root_path', '')}/docs"
+    return f"{request.method[:16]} {request.url.path[:128]} is not an endpoint of this server; {docs} lists all."
+
+
+def _methods_at(request: Request) -> Iterable[str]:
+    """The methods of all routes at the path. Starlette knows only those of the first."""
+    routes = iter_route_contexts(request.app.routes)
+    at_path = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in at_path for method in route.methods or ()}
 
 
 def _http_response(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from phi3_serve.errors import (
+    AdapterUnavailable,
     BodyTooLarge,
     CheckpointError,
     EngineFailure,
@@ -38,6 +39,7 @@ STATUS: Mapping[type[Phi3ServeError], int] = {
     RequestTimeout: 408,
     Overloaded: 429,
     ModelUnavailable: 503,
+    AdapterUnavailable: 503,
     CheckpointError: 503,
     StorageUnavailable: 503,
     EngineFailure: 500,
@@ -53,7 +55,7 @@ MEANING: Mapping[int, str] = {
     415: "The body has a Content-Encoding, for example gzip",
     429: "Too many requests are waiting, or the API key has reached its limit; Retry-After says when to try again",
     500: "The server failed",
-    503: "The model is loading (then with Retry-After), or cannot run here",
+    503: "The model is loading (then with Retry-After) or cannot run here, or an adapter cannot be loaded",
 }
 _WRONG_FIELD = "A field has the wrong type or is out of range"
 

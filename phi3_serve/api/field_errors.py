@@ -4,15 +4,18 @@ For a field with several forms pydantic reports every form. Of these, the errors
 value best, which is the one that the client meant. The value itself is never repeated: it may be long or not printable.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from itertools import groupby
 from typing import Any
 
+from phi3_serve.api.body_with_parameters import schema_of
 from phi3_serve.api.error_mapping import FieldError
 from phi3_serve.api.fields import NOT_A_BOOLEAN
 from phi3_serve.api.parameter_names import OBJECTS, place_of
+from phi3_serve.api.schema_words import takes
 
 Place = tuple[str | int, ...]
 
@@ -23,6 +26,7 @@ class _Problem:
 
     error: FieldError
     forms: tuple[tuple[Place, str], ...] = ()  # the outermost field first
+    allowed: str = ""  # what the generate parameter takes that the error is in; of other fields nothing
 
     @property
     def is_wrong_type(self) -> bool:
@@ -58,7 +62,9 @@ def _of_best_form(problems: list[_Problem], field: Place, depth: int) -> list[_P
     if not _misfit(best, field)[0]:
         return best
     messages = dict.fromkeys(problem.error.message for of_form in forms for problem in of_form)
-    return [_Problem(FieldError(field, " Or: ".join(messages), problems[0].error.type))]
+    first = problems[0]
+    allowed = f"; allowed: {first.allowed}" if first.allowed and isinstance(field[-1], str) else ""
+    return [_Problem(FieldError(field, " Or: ".join(messages) + allowed, first.error.type))]
 
 
 def _misfit(of_form: Sequence[_Problem], field: Place) -> tuple[bool, int, int]:
@@ -76,8 +82,20 @@ def _problem(details: Mapping[str, Any], body: Any, content_type: str | None) ->
         return _Problem(FieldError(location, message, details["type"]))
     details = {**details, "loc": _sent_at(details, body)}
     place, forms = _places(details, body)
-    message = _message(details, place, content_type)
-    return _Problem(FieldError(place, message, details["type"]), forms)
+    message, is_whole_value = _message(details, place, content_type), len(location) == 3
+    is_of_parameter = len(location) > 1 and location[1] in OBJECTS
+    if details["type"] == NOT_A_BOOLEAN and len(location) == 2:  # of the validator of all parameters
+        is_whole_value = True
+    problem = _Problem(FieldError(place, message, details["type"]), forms, _allowed(place) if is_of_parameter else "")
+    if problem.allowed and is_whole_value and (problem.is_wrong_type or details["type"] == NOT_A_BOOLEAN):
+        message = f"{message}; allowed: {problem.allowed}"
+    return replace(problem, error=replace(problem.error, message=message))
+
+
+def _allowed(place: Place) -> str:
+    """What the generate parameter takes that is sent at ``place``, or around it, by the name that is sent."""
+    names = [part for part in place[1:] if isinstance(part, str) and part not in OBJECTS]
+    return takes(schema) if names and (schema := schema_of(names[0])) else ""
 
 
 def _sent_at(details: Mapping[str, Any], body: Any) -> Place:
@@ -125,7 +143,16 @@ def _message(details: Mapping[str, Any], place: Place, content_type: str | None)
         return f"`{name}` does not take true or false"
     if details["type"] == "predicate_failed":  # parameters.Characters has the only predicate
         return "The text holds half of a surrogate pair, which is no character."
-    return str(details["msg"])
+    if details["type"] == "dict_type":
+        return "This must be a JSON object."
+    return _in_words_of_json(str(details["msg"]))
+
+
+def _in_words_of_json(message: str) -> str:
+    """Pydantic's ``message`` without Python's words: JSON has lists, and they are counted as they were sent."""
+    return re.sub(r"\b[Tt]uple\b", lambda found: "List" if found[0][0] == "T" else "list", message).replace(
+        " after validation", ""
+    )
 
 
 def _is_json(content_type: str) -> bool:

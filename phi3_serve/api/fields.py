@@ -20,6 +20,11 @@ def number(name: str) -> BeforeValidator:
     return BeforeValidator(lambda value: _refuse_boolean(value, name))
 
 
+def null_is(default: bool) -> BeforeValidator:
+    """A validator that takes null for ``default``, as KAITO's server did."""
+    return BeforeValidator(lambda value: default if value is None else value, json_schema_input_type=bool | None)
+
+
 def nothing(reason: str) -> BeforeValidator:
     """A validator that takes null and an empty list only; ``reason`` says why."""
     return BeforeValidator(lambda value: _refuse_something(value, reason))
@@ -43,8 +48,18 @@ def _check_parameters(given: Any) -> Any:
     accepted = parameters.refuse_by_name({str(name): value for name, value in given.items()}, OTHER_NAMES)
     for name, value in accepted.items():
         if name not in _BOOLEAN_PARAMETERS:
-            _refuse_boolean(value, name)
+            _refuse_booleans(value, name)
     return accepted
+
+
+def _refuse_booleans(value: Any, name: str) -> None:
+    """Refuse true and false, also in lists of any depth, such as those of token ids."""
+    left = [value]
+    while left:
+        if isinstance(one := left.pop(), list):
+            left += one
+        else:
+            _refuse_boolean(one, name)
 
 
 def _refuse_boolean(value: Any, name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from phi3_serve import strict_yaml
 from phi3_serve.config import AuthConfig
 from phi3_serve.errors import Phi3ServeError
 
@@ -35,7 +36,7 @@ class KeyFile:
         """
         self._seen, self._looked_at = self._version(), self._clock()
         try:
-            content = yaml.safe_load(self._path.read_text(encoding="utf-8"))
+            content = strict_yaml.load(self._path.read_text(encoding="utf-8"))
             keys = AuthConfig.model_validate({} if content is None else content)
         except OSError as error:
             raise KeyFileError(f"auth.file: {self._path}: {error.strerror}") from None

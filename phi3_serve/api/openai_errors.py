@@ -8,6 +8,7 @@ from typing import Any
 
 from phi3_serve.api.error_mapping import FieldError, status_of
 from phi3_serve.errors import (
+    AdapterUnavailable,
     InvalidRequest,
     ModelUnavailable,
     Overloaded,
@@ -27,6 +28,7 @@ CODE: Mapping[type[Phi3ServeError], str] = {
     PermissionDenied: "missing_scope",
     Overloaded: "rate_limit_exceeded",
     ModelUnavailable: "model_unavailable",
+    AdapterUnavailable: "adapter_unavailable",
     RequestTimeout: "timeout",
 }
 

@@ -16,6 +16,7 @@ KWARGS = "generate_kwargs"
 OPTIONS = "options"
 OBJECTS = (KWARGS, OPTIONS)
 """The fields whose values are objects of generate parameters."""
+NO_LIMIT = -1  # as max_tokens: none but the context
 WHOLE_CONTEXT = 2**31 - 1  # a max_length beyond every context; it is cut to the model's
 
 Json = Mapping[str, Any]
@@ -59,14 +60,14 @@ def _sequence_bias(value: Any, _: Json) -> Json:
 
 def _max_tokens(value: Any, siblings: Json) -> Json:
     """-1 is no limit but the context, as in llama.cpp, which takes it under OpenAI's name, too."""
-    if value != -1:
+    if value != NO_LIMIT:
         return {"max_new_tokens": value}
     return {} if siblings.get("num_ctx") is not None else {"max_length": WHOLE_CONTEXT}
 
 
 def _predict(value: Any, siblings: Json) -> Json:
     """-2 fills the context, which -1 does here, too."""
-    return _max_tokens(-1 if value == -2 else value, siblings)
+    return _max_tokens(NO_LIMIT if value == -2 else value, siblings)
 
 
 def _top_k(value: Any, _: Json) -> Json:

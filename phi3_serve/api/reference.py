@@ -6,12 +6,12 @@
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from phi3_serve.api.body_with_parameters import OF_PARAMETER
 from phi3_serve.api.parameter_names import OTHER_NAMES
+from phi3_serve.api.schema_words import Schema, referred, takes
 from phi3_serve.parameters import CHAT_DEFAULTS, LIBRARY_DEFAULTS
 
 _PARAMETERS = "GenerationParameters"
@@ -21,9 +21,8 @@ _AT_THE_TOP = (
     f"one of {_OTHER_NAMES}. A parameter that is given twice must have the same value."
 )
 _URL = "http://127.0.0.1:8000"
+_LAST = "/api/"  # ollama's paths
 _HEADINGS = ("field", "takes", "default", "meaning")
-
-Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,11 @@ class Endpoint:
     example: str | None
     statuses: tuple[tuple[str, str], ...]
 
+    @property
+    def anchor(self) -> str:
+        """The name of its heading in a link, as GitHub makes it."""
+        return re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -60,6 +64,7 @@ def reference(document: Schema) -> Reference:
     """What the OpenAPI ``document`` says."""
     schemas: Mapping[str, Schema] = document["components"]["schemas"]
     routes = [(path, method, route) for path, methods in document["paths"].items() for method, route in methods.items()]
+    routes.sort(key=lambda each: each[0].startswith(_LAST))  # the application needs them first
     seen: set[str] = set()
     endpoints = tuple(_endpoint(path, method, route, schemas, seen) for path, method, route in routes)
     own = {_body_name(route) for _, _, route in routes}
@@ -115,7 +120,7 @@ def _form_or_query(route: Schema) -> Table | None:
 
 def _body_name(route: Schema) -> str | None:
     schema = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    return _referred(schema)
+    return referred(schema)
 
 
 def _table(name: str, schema: Schema) -> Table:
@@ -155,67 +160,6 @@ def _default(name: str, field: str, schema: Schema, is_required: bool) -> str:
     return "" if value is None else f"`{json.dumps(value)}`"
 
 
-def takes(schema: Schema) -> str:
-    """In words, which values a field takes; null, which is always the same as leaving it out, is not mentioned."""
-    if (name := _referred(schema)) is not None:
-        return name
-    if forms := schema.get("anyOf", schema.get("oneOf")):
-        return " or ".join(takes(form) for form in forms if form.get("type") != "null") or "null"
-    if "const" in schema:
-        return f"`{json.dumps(schema['const'])}`"
-    if "enum" in schema:
-        return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
-    kind = _KINDS.get(schema.get("type", ""))
-    return "anything" if kind is None else kind(schema)
-
-
-def _number(schema: Schema) -> str:
-    word = "whole number" if schema["type"] == "integer" else "number"
-    low = f"at least {schema['minimum']:.10g}" if "minimum" in schema else ""
-    low = f"above {schema['exclusiveMinimum']:.10g}" if "exclusiveMinimum" in schema else low
-    high = f"at most {schema['maximum']:.10g}" if "maximum" in schema else ""
-    high = f"below {schema['exclusiveMaximum']:.10g}" if "exclusiveMaximum" in schema else high
-    return ", ".join(part for part in (word, low, high) if part)
-
-
-def _string(schema: Schema) -> str:
-    return "text" + _counted(schema, "Length", "characters")
-
-
-def _array(schema: Schema) -> str:
-    if "prefixItems" in schema:
-        return f"[{'; '.join(takes(item) for item in schema['prefixItems'])}]"
-    return f"list{_counted(schema, 'Items', 'items')} of {takes(schema.get('items', {}))}"
-
-
-def _object(schema: Schema) -> str:
-    values = schema.get("additionalProperties")
-    return f"object of {takes(values)}" if isinstance(values, dict) and values else "object"
-
-
-def _counted(schema: Schema, what: str, unit: str) -> str:
-    low, high = schema.get(f"min{what}"), schema.get(f"max{what}")
-    if not high:
-        return f" ({low} {unit} or more)" if low else ""
-    return f" ({low or 0} to {high} {unit})"
-
-
-_KINDS: Mapping[str, Callable[[Schema], str]] = {
-    "integer": _number,
-    "number": _number,
-    "string": _string,
-    "boolean": lambda _: "`true` or `false`",
-    "array": _array,
-    "object": _object,
-    "null": lambda _: "null",
-}
-
-
-def _referred(schema: Schema) -> str | None:
-    name = schema.get("$ref", "").rsplit("/", 1)[-1]
-    return name or None
-
-
 def _about(schema: Schema) -> str:
     return str(schema.get("description", ""))
 
@@ -230,6 +174,9 @@ def _markdown_lines(described: Reference) -> Iterator[str]:
     yield f"# {described.title}: the API"
     yield ""
     yield "Made of the models that check the requests, by `python -m phi3_serve.api`. A server shows it at `/docs`."
+    yield f"[{_PARAMETERS}](#{_PARAMETERS.lower()}) has every generate parameter."
+    yield ""
+    yield ", ".join(f"[{endpoint.title}](#{endpoint.anchor})" for endpoint in described.endpoints)
     for endpoint in described.endpoints:
         yield from ("", f"## {endpoint.title}", "", endpoint.about)
         if endpoint.takes is not None:
@@ -253,8 +200,11 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> I
 
 def _html_blocks(described: Reference) -> Iterator[str]:
     names = {table.name for table in described.objects}
+    yield f"<p>{_html_cell(f'{_PARAMETERS} has every generate parameter.', names)}</p>"
+    links = (f'<a href="#{one.anchor}">{html.escape(one.title)}</a>' for one in described.endpoints)
+    yield f"<nav>{', '.join(links)}</nav>"
     for endpoint in described.endpoints:
-        yield f"<h2>{html.escape(endpoint.title)}</h2><p>{html.escape(endpoint.about)}</p>"
+        yield f'<h2 id="{endpoint.anchor}">{html.escape(endpoint.title)}</h2><p>{html.escape(endpoint.about)}</p>'
         if endpoint.takes is not None:
             yield _html_table(_HEADINGS, endpoint.takes.rows, names)
         if endpoint.after_table:

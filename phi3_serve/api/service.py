@@ -4,7 +4,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from fastapi import Request, Response
 
 from phi3_serve import catalogue
+from phi3_serve.api.adapters import MAX_NAME, NamedModel
 from phi3_serve.api.keys import ApiKey, key_of
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.api.request_state import record_of, request_id_of
 from phi3_serve.api.sent_names import as_sent
 from phi3_serve.config import AppConfig, ModelConfig
 from phi3_serve.core import (
+    AdapterChoice,
     Backend,
     Conversation,
     Delta,
@@ -53,18 +55,25 @@ class Service:
         self.metrics = metrics
         self._served_names = [model.served_name for model in config.models]
 
-    def model_named(self, name: str | None) -> str:
-        """The served model that ``name`` spells; the default model for None.
+    def model_named(self, name: str | None, spelled: Callable[[str], str] = str) -> NamedModel:
+        """The served model that ``name`` spells, or a served model and the adapter after a colon; the default for None.
+
+        Whether there is such an adapter is known to the replicas. ``spelled`` gives another API's name of a model its
+        spelling here.
 
         Raises:
             UnknownModel: no served model has this name.
         """
-        found = self.config.default_model_name if name is None else catalogue.find(name, self._served_names)
-        if found is None:
-            all_names = f"; served are {', '.join(self._served_names)}."
-            hint = did_you_mean(str(name), self._served_names, all_names, quote="")
-            raise UnknownModel(f"Model {str(name)[:128]} is not served here{hint}", "model")
-        return found
+        if name is None:
+            return NamedModel(self.config.default_model_name)
+        if (model := catalogue.find(spelled(name), self._served_names)) is not None:
+            return NamedModel(model)
+        base, _, adapter = name.rpartition(":")
+        if 0 < len(adapter) <= MAX_NAME and (model := catalogue.find(spelled(base), self._served_names)) is not None:
+            return NamedModel(model, adapter)
+        all_names = f"; served are {', '.join(self._served_names)}."
+        hint = did_you_mean(name, self._served_names, all_names, quote="")
+        raise UnknownModel(f"Model {name[:128]} is not served here{hint}", "model")
 
     def config_of(self, name: str) -> ModelConfig:
         """The config of the served model ``name``."""
@@ -83,21 +92,32 @@ class Service:
         )
 
     async def tokenize(
-        self, http: Request, model: str | None, prompt: Prompt, *, prompt_field: str, **how: bool
+        self,
+        http: Request,
+        model: str | None,
+        prompt: Prompt,
+        *,
+        prompt_field: str,
+        adapters: tuple[AdapterChoice, ...] | None = None,
+        **how: bool,
     ) -> Tokenization:
         """What the tokenizer of ``model`` makes of ``prompt``. ``how``: see ``TokenizationRequest``.
+
+        ``adapters``: those of the request; by default the one in ``model``, if there is one.
 
         Raises:
             Phi3ServeError: the model is unknown or cannot answer, or what ``prompt_field`` has is wrong.
         """
-        name = self.model_named(model)
+        named = self.model_named(model)
         wait_s = self.options(http, stream=False).wait_s
-        request: Any = {"model": name, "prompt": prompt, "wait_s": wait_s, **how}
-        self.metrics.count_tokenization(name)
+        self.metrics.count_tokenization(named.model)
+        if adapters is None:
+            adapters = named.adapters()
+        request = TokenizationRequest(model=named.model, prompt=prompt, adapters=adapters, wait_s=wait_s, **how)
         try:
-            return await self.backend.tokenize(TokenizationRequest(**request))
+            return await self.backend.tokenize(request)
         except InvalidRequest as error:
-            raise as_sent(error, {"prompt": prompt_field}) from error
+            raise as_sent(error, {"prompt": prompt_field, "model": "model"}) from error
 
     def events(self, http: Request, request: GenerationRequest) -> Events:
         """The events of ``request``, counted in the metrics and for the API key of ``http``."""
@@ -122,7 +142,7 @@ async def _recorded(record: RequestRecord, request: GenerationRequest, events: E
                 generation.note(event)
                 yield event
     except Phi3ServeError as error:
-        generation.error = type(error).__name__
+        generation.fail(error)
         raise
     finally:
         generation.ended_at = time.time_ns()

@@ -17,6 +17,8 @@ from phi3_serve.errors import InvalidRequest
 
 METHOD = "POST"
 MAX_CUSTOM_ID = 256  # characters
+ADAPTER_UNAVAILABLE = "adapter_unavailable"
+"""The code of the error of a request that names an adapter that cannot be loaded."""
 _FIELDS = ("custom_id", "method", "url", "body")
 
 
@@ -47,6 +49,12 @@ class Reply:
     def may_be_sent_again(self) -> bool:
         """Whether the server asks for the same request later."""
         return self.retry_after_s is not None
+
+    @property
+    def is_of_adapter(self) -> bool:
+        """Whether an adapter that the request names cannot be loaded. It says nothing about other requests."""
+        error = self.body.get("error") if isinstance(self.body, dict) else None
+        return isinstance(error, dict) and error.get("code") == ADAPTER_UNAVAILABLE
 
 
 class LineError(InvalidRequest):
@@ -154,10 +162,12 @@ def _output_line(custom_id: str, response: Mapping[str, Any] | None, error: Mapp
     return json.dumps(made, ensure_ascii=False)
 
 
-def answered_id(text: str) -> str | None:
-    """The ``custom_id`` of a line of the output; None if it is not one."""
+def read_answer(text: str) -> tuple[str, bool] | None:
+    """The ``custom_id`` of a line of the output, and whether it has an answer and no error; None for another text."""
     try:
-        custom_id = json.loads(text)["custom_id"]
-    except (ValueError, KeyError, TypeError):
+        line = json.loads(text)
+        custom_id, response = line["custom_id"], line.get("response")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return custom_id if isinstance(custom_id, str) else None
+    is_answer = isinstance(response, dict) and response.get("status_code") == HTTPStatus.OK
+    return (custom_id, is_answer) if isinstance(custom_id, str) else None

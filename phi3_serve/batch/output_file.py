@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from phi3_serve.batch.lines import answered_id
+from phi3_serve.batch.lines import read_answer
 from phi3_serve.errors import InvalidRequest
 
 
@@ -17,6 +17,7 @@ class OutputFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.answered: set[str] = set()  # the `custom_id` of each answer that is in the file
+        self.num_errors = 0  # of the answers that were in the file when it was opened
 
     @staticmethod
     @contextmanager
@@ -47,12 +48,14 @@ class OutputFile:
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
                 break
-            custom_id = answered_id(line.decode(errors="replace"))
-            if custom_id is None and is_own:
+            found = read_answer(line.decode(errors="replace"))
+            if found is None and is_own:
                 break
-            if custom_id is None:
+            if found is None:
                 raise InvalidRequest(f"{path}, line {number}, is not an answer of a batch; give another file.")
+            custom_id, is_answer = found
             self.answered.add(custom_id)
+            self.num_errors += not is_answer
             end += len(line)
         self._file.truncate(end)
         self._file.seek(end)

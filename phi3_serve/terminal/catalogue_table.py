@@ -21,9 +21,9 @@ from phi3_serve.serving.placement import place
 # What an operator can write beside the name of a model, from the least change to the greatest.
 _SETTINGS: tuple[dict[str, Any], ...] = (
     {},
-    *({"quantization": quantization} for quantization in catalogue.QUANTIZED_BYTES),
+    *({"quantization": quantization} for quantization in catalogue.EXACT_QUANTIZATIONS[1:]),
     {"device": "cpu"},
-    *({"device": "cpu", "quantization": quantization} for quantization in catalogue.QUANTIZED_BYTES),
+    *({"device": "cpu", "quantization": quantization} for quantization in catalogue.EXACT_QUANTIZATIONS[1:]),
 )
 
 
@@ -132,6 +132,8 @@ def _row(found: Fit) -> dict[str, object]:
         "context_length": variant.context_length,
         "parameters": variant.num_parameters,
         "kv_bytes_per_token": variant.kv_bytes_per_token(found.dtype),
+        "kv_bytes_per_token_in_int8": variant.kv_bytes_per_token("int8"),
+        "weight_format": catalogue.STORED_AS,
         "device": found.device,
         "dtype": found.dtype,
         "memory_needed_bytes": found.memory_needed,
@@ -148,9 +150,9 @@ def _table(fits: list[Fit]) -> Table:
     table = Table(title_justify="left")
     names = max(len(variant.name) for variant in catalogue.VARIANTS)
     table.add_column("Model", no_wrap=True, min_width=names)
-    for heading in ("Context", "Parameters", "KV/token", "Memory", "Window"):
+    for heading in ("Context", "Parameters", "KV/token", "in int8", "Memory", "Window"):
         table.add_column(heading, justify="right", overflow="fold")
-    for heading in ("RoPE", "Revision", "Fits"):
+    for heading in ("RoPE", "Stored as", "Revision", "Fits"):
         table.add_column(heading, overflow="fold")
     for row in map(_cells, fits):
         table.add_row(*row)
@@ -163,9 +165,11 @@ def _cells(found: Fit) -> Iterator[str]:
     yield f"{variant.context_length:,}"
     yield _human_count(variant.num_parameters)
     yield human_bytes(variant.kv_bytes_per_token(found.dtype))
+    yield human_bytes(variant.kv_bytes_per_token("int8"))
     yield human_bytes(found.memory_needed)
     yield "all" if variant.sliding_window is None else f"{variant.sliding_window:,}"
     yield variant.rope
+    yield catalogue.STORED_AS
     yield variant.revision[:7] if variant.revision else "embedded"
     yield found.in_words
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from rich.console import Console
 
@@ -119,7 +118,7 @@ def _session(options: Options) -> Session:
 
 def _model(client: Client, asked: str | None) -> str:
     if asked is not None:
-        return str(client.get(f"/v1/models/{quote(asked)}")["id"])
+        return client.model_id(asked)
     served = client.get("/v1/models")["data"]
     return str(next((m["id"] for m in served if m["state"] == "ready"), served[0]["id"]))
 

@@ -83,7 +83,9 @@ class Commands:
         self._conversation.system = text or None
 
     def _set_model(self, name: str) -> None:
-        self._conversation.model = self._session.client.get(f"/v1/models/{name}")["id"]
+        if not name:
+            raise Phi3ServeError("/model needs the NAME of a model; /models lists them.")
+        self._conversation.model = self._session.client.model_id(name)
 
     def _list_models(self, _: str) -> None:
         for model in self._session.client.get("/v1/models")["data"]:

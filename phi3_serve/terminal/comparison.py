@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.markup import escape
@@ -72,7 +71,7 @@ def _contestants(client: Client, options: Options) -> list[Contestant]:
     """
     settings = [_settings(given) for given in options.settings] or [{}]
     if options.models:
-        models = [str(client.get(f"/v1/models/{quote(name)}")["id"]) for name in options.models]
+        models = [client.model_id(name) for name in options.models]
     else:
         ready = [str(model["id"]) for model in client.get("/v1/models")["data"] if model["state"] == "ready"]
         models = ready if len(settings) < 2 else ready[:1]

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
+from phi3_serve.catalogue import FP8, NO_QUANTIZATION
 from phi3_serve.client import Client, Refused
 from phi3_serve.observability.progress import human_bytes
 
@@ -34,7 +35,7 @@ def print_models(client: Client, *, as_json: bool) -> None:
         console.width = 1000  # a pipe has no width
     table = Table(box=None, pad_edge=False)
     table.add_column("Model", no_wrap=True, min_width=max(map(len, models), default=0))
-    for heading in ("State", "Requests", "Memory", "Weights", "Device"):
+    for heading in ("State", "Requests", "Memory", "Weights", "Stored as", "Cache", "Device"):
         right = heading in ("Requests", "Memory")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in rows:
@@ -75,5 +76,15 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     engine = row.get("engine")
     if engine is not None:
         yield human_bytes(engine["weight_bytes"] + engine["cache_bytes"])
-        yield engine["dtype"] if engine["quantization"] == "none" else engine["quantization"]
+        yield _weights(engine)
+        yield engine["weight_format"]
+        yield engine["kv_cache_dtype"]
         yield engine["device"]
+
+
+def _weights(engine: Mapping[str, Any]) -> str:
+    """What the weights are rounded to, or the dtype."""
+    quantization: str = engine["quantization"]
+    if quantization == FP8:
+        return f"{FP8}, activations too"
+    return engine["dtype"] if quantization == NO_QUANTIZATION else quantization

@@ -88,7 +88,7 @@ def grammar_of(wanted: StructuredOutput) -> str:
         case "json_schema":
             return _of_schema(_schema(wanted))
         case "regex":
-            return f"start: /{llguidance.regex_to_lark(wanted.value, '')}/{_OPTIONS}"
+            return f"start: /{llguidance.regex_to_lark(wanted.value, use_ascii='d')}/{_OPTIONS}"
         case "choice":
             return f"start: {' | '.join(json.dumps(text, ensure_ascii=False) for text in wanted.value)}{_OPTIONS}"
         case "grammar":

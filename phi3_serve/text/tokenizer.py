@@ -16,10 +16,11 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from phi3_serve.core import Conversation, Prompt, RawPrompt, Token, TokenizationRequest, TokenPrompt
-from phi3_serve.errors import CheckpointError, InvalidRequest
+from phi3_serve.errors import CheckpointError, InvalidRequest, PromptTooLong
 from phi3_serve.resolved_parameters import ResolvedParameters
 from phi3_serve.text.chat_template import ChatTemplate, Example
 from phi3_serve.text.detokenize import Detokenizer, TextStream
+from phi3_serve.text.fewest_tokens import FewestTokens
 from phi3_serve.text.stop import StopText
 from phi3_serve.text.token_places import Place, TokenPlaces
 from phi3_serve.text.traced import Traced, written_matches
@@ -44,6 +45,7 @@ class Phi3Tokenizer:
         control_tokens = _control_tokens(tokenizer, self.template, examples)
         names = {token: f"\N{OBJECT REPLACEMENT CHARACTER}{secrets.token_hex(16)}" for token in control_tokens}
         self._tokenizer = backend
+        self._fewest_tokens = FewestTokens(backend)
         self._names = names
         # The longest comes first, as in the tokenizer. Without a control token it matches nothing.
         self._spelled = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
@@ -57,25 +59,41 @@ class Phi3Tokenizer:
         self.control_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self.end_of_turn_ids = frozenset(cast(int, backend.token_to_id(t)) for t in self._ends_of_turns(examples))
         """What the chat template writes after an assistant's turn. It ends an answer to a conversation."""
-        self._visible_ids = frozenset(backend.get_vocab().values()) - self.control_ids
+        vocabulary = backend.get_vocab()
+        self._visible_ids = frozenset(vocabulary.values()) - self.control_ids
         self._pieces: dict[int, bytes] = {}  # of the token ids that were asked for
-        self.drops_first_space = not any(map(self._begins_with_space, _with_first_space(backend)))
+        self.drops_first_space = not any(map(self._begins_with_space, _with_first_space(vocabulary)))
         """Whether the text of token ids loses the space that its first token begins with."""
-        self._byte_ids = frozenset(i for token, i in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
+        self._byte_ids = frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The prompt's token ids.
+    def encode(self, prompt: Prompt, *, context: int | None = None) -> list[int]:
+        """The prompt's token ids. ``context``: the tokens that the prompt may have; None: any number.
 
         Raises:
             InvalidRequest: the chat template does not take a conversation.
+            PromptTooLong: a text has more tokens than ``context`` by its length alone. Encoding it would take seconds.
         """
         if isinstance(prompt, RawPrompt):
             text, adds = prompt.prefix + prompt.text, prompt.add_special_tokens
+            self._check_length(text, context)
             return _encode(self._tokenizer, text, add_special_tokens=adds)
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
-        text = self._with_names(self._rendered(prompt))
+        rendered = self._rendered(prompt)
+        self._check_length("".join((rendered,)), context)
+        text = self._with_names(rendered)
         return self._encode_by_twin(text, add_special_tokens=prompt.add_special_tokens)
+
+    def fewest_tokens(self, text: str, enough: int) -> int:
+        """See ``FewestTokens.of``."""
+        return self._fewest_tokens.of(text, enough)
+
+    def _check_length(self, text: str, context: int | None) -> None:
+        if context is not None and (fewest := self.fewest_tokens(text, context)):
+            raise PromptTooLong(
+                f"The prompt has at least {fewest} tokens, but this model's context holds {context}, answer included.",
+                "prompt",
+            )
 
     def tokenize(self, request: TokenizationRequest) -> tuple[str, list[int]]:
         """The text of the prompt and its token ids. The text of token ids has control tokens by their names.
@@ -286,10 +304,10 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: b
     return ids
 
 
-def _with_first_space(tokenizer: tokenizers.Tokenizer) -> list[int]:
+def _with_first_space(vocabulary: Mapping[str, int]) -> list[int]:
     """The id of one token that is a word after a space, if there is one."""
     is_word = re.compile("\N{LOWER ONE EIGHTH BLOCK}[a-z]").match
-    return [i for token, i in tokenizer.get_vocab().items() if is_word(token)][:1]
+    return [i for token, i in vocabulary.items() if is_word(token)][:1]
 
 
 def _spelled(token: str) -> bytes:
@@ -298,10 +316,10 @@ def _spelled(token: str) -> bytes:
     return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
-def _parts(merge: str | Sequence[str]) -> set[str]:
-    """The two tokens of a merge, and the token that they make."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    return {*parts, "".join(parts)}
+def _is_part_of(names: Mapping[str, str], merge: str | Sequence[str]) -> bool:
+    """Whether one of ``names`` is one of the two tokens of a merge, or the token that they make."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left in names or right in names or left + right in names
 
 
 def _twin(tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> tokenizers.Tokenizer:
@@ -314,7 +332,7 @@ def _twin(tokenizer: tokenizers.Tokenizer, names: Mapping[str, str]) -> tokenize
     if isinstance(model["vocab"], dict):  # that no text is a control token, whatever the model makes of it
         model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
         if "merges" in model:
-            model["merges"] = [merge for merge in model["merges"] if not names.keys() & _parts(merge)]
+            model["merges"] = [merge for merge in model["merges"] if not _is_part_of(names, merge)]
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     twin = tokenizers.Tokenizer.from_str(json.dumps(description))
     for t in added:

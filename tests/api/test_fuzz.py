@@ -174,6 +174,7 @@ def test_every_parameter_is_drawn() -> None:
     assert set(_other_draws(random.Random(0))) == set(OTHER_NAMES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(4))
 def test_combinations_are_answered_or_refused(client: TestClient, seed: int) -> None:
     drawn = requests(seed)

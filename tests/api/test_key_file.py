@@ -67,6 +67,7 @@ def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
     [
         (None, "No such file or directory"),
         ("[", "is not YAML: "),
+        ("keys: []\nkeys: []", "is not YAML: the key `keys` is in line 1 and again in line 2"),
         ("key_hashs: []", "unknown key `key_hashs`; did you mean `key_hashes`?"),
         ("file: /other", "file: must not name another file"),
         (f"key_hashes: [{hash_of('fixed')}]", "with the keys of the config, two API keys have the name"),

@@ -119,7 +119,7 @@ def test_minus_one_is_no_limit_but_the_context(client: TestClient, path: str, un
 
 @each_api
 def test_a_seed_of_minus_one_is_no_seed(client: TestClient, path: str) -> None:
-    fields = {"temperature": 2.0, "do_sample": True, "max_tokens": 12, "seed": -1}
+    fields = {"temperature": 2.0, "do_sample": True, **ENDLESS, "max_tokens": 12, "seed": -1}
     assert len({tuple(answer(client, path, fields)) for _ in range(4)}) > 1
 
 
@@ -159,6 +159,8 @@ def test_two_values_are_refused(client: TestClient, path: str, fields: dict[str,
         ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
         ({"min_tokens": True}, "min_tokens", "`min_tokens` does not take true or false"),
         ({"generate_kwargs": {"min_tokens": True}}, "generate_kwargs.min_tokens", "`min_tokens` does not take"),
+        ({"eos_token_id": [True]}, "eos_token_id", "`eos_token_id` does not take true or false"),
+        ({"generate_kwargs": {"bad_words_ids": [[5, True]]}}, "generate_kwargs.bad_words_ids", "does not take true"),
         ({"eos_token_id": [1, -1]}, "eos_token_id.1", "greater than or equal to 0"),
         ({"early_stopping": "nevr"}, "early_stopping", "'never'"),
         ({"bad_words_ids": [[]]}, "bad_words_ids.0", "at least 1 item"),

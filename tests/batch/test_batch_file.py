@@ -15,6 +15,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from phi3_serve.cli import app
 
 NUM_LINES = 2000
 CHAT = "/v1/chat/completions"
@@ -44,6 +47,13 @@ def command(source: Path, target: Path, url: str, *more: str) -> list[str]:
 
 def run(source: Path, target: Path, url: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(source, target, url, *more), capture_output=True, text=True, timeout=120)
+
+
+def run_here(source: Path, target: Path, url: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which starts in no time."""
+    arguments = command(source, target, url)[3:]
+    done = CliRunner().invoke(app, arguments)
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -94,13 +104,16 @@ def test_kaitos_call_can_be_asked_too_and_an_error_is_an_answer(server_url: str,
     write(source, [{"prompt": "Hi", "generate_kwargs": {"do_sample": False}}, {"prompt": 3}], url="/chat")
     result = run(source, target, server_url)
     assert result.returncode == 1
-    assert "1 requests got an error as their answer" in result.stderr
+    told = f"1 request got an error as the answer, which is in {target}."
+    assert told in result.stderr.replace("\n", " ")
     by_id = {answer["custom_id"]: answer["response"] for answer in read(target)}
     assert by_id["request-0"]["status_code"] == 200
     assert by_id["request-0"]["request_id"]
     assert "Result" in by_id["request-0"]["body"]
     assert by_id["request-1"]["status_code"] == 422
     assert "prompt" in json.dumps(by_id["request-1"]["body"])
+    again = run_here(source, target, server_url)  # nothing is left, and the error is still there
+    assert (again.returncode, told in again.stderr.replace("\n", " ")) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +128,7 @@ def test_a_bad_file_is_refused_before_anything_is_sent(text: str | None, complai
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     if text is not None:
         source.write_bytes(text.encode("latin-1"))
-    result = run(source, target, "http://127.0.0.1:1")
+    result = run_here(source, target, "http://127.0.0.1:1")
     assert result.returncode == 2
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
@@ -126,7 +139,7 @@ def test_answers_of_another_batch_are_not_mixed_in(server_url: str, tmp_path: Pa
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write(source, [asked(0)])
     target.write_text('{"custom_id": "from yesterday"}\n')
-    result = run(source, target, server_url)
+    result = run_here(source, target, server_url)
     assert result.returncode == 2
     assert "has an answer to 'from yesterday', which" in result.stderr.replace("\n", " ")
     assert target.read_text() == '{"custom_id": "from yesterday"}\n'
@@ -134,9 +147,9 @@ def test_answers_of_another_batch_are_not_mixed_in(server_url: str, tmp_path: Pa
 
 def test_requests_are_sent_again_when_the_server_says_so(serve_app: Callable[[FastAPI], str], tmp_path: Path) -> None:
     """A stand-in, because a real server refuses when it likes."""
-    app, tries = FastAPI(), Counter[str]()
+    server, tries = FastAPI(), Counter[str]()
 
-    @app.post("/chat")
+    @server.post("/chat")
     async def chat(request: Request) -> JSONResponse:
         name = (await request.json())["prompt"]
         tries[name] += 1
@@ -148,7 +161,7 @@ def test_requests_are_sent_again_when_the_server_says_so(serve_app: Callable[[Fa
 
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write(source, [{"prompt": str(number)} for number in range(60)], url="/chat")
-    result = run(source, target, serve_app(app), "--at-once", "7")
+    result = run(source, target, serve_app(server), "--at-once", "7")
     assert result.returncode == 1, result.stderr
     assert all(tries[str(number)] == 1 + number % 3 for number in range(60))
     statuses = Counter(answer["response"]["status_code"] for answer in read(target))
@@ -156,14 +169,14 @@ def test_requests_are_sent_again_when_the_server_says_so(serve_app: Callable[[Fa
 
 
 def test_a_key_is_sent(serve_app: Callable[[FastAPI], str], tmp_path: Path) -> None:
-    app = FastAPI()
+    server = FastAPI()
 
-    @app.post("/chat")
+    @server.post("/chat")
     async def chat(request: Request) -> dict[str, str | None]:
         return {"Result": request.headers.get("authorization")}
 
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write(source, [{}], url="/chat")
     environment = {**os.environ, "PHI3_SERVE_API_KEY": "secret"}
-    subprocess.run(command(source, target, serve_app(app)), env=environment, check=True, timeout=60)
+    subprocess.run(command(source, target, serve_app(server)), env=environment, check=True, timeout=60)
     assert read(target)[0]["response"]["body"] == {"Result": "Bearer secret"}

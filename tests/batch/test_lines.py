@@ -11,8 +11,8 @@ from phi3_serve.batch.lines import (
     Reply,
     RequestLine,
     answer_line,
-    answered_id,
     bounded_lines,
+    read_answer,
     read_lines,
     unanswered_line,
 )
@@ -91,7 +91,8 @@ def test_an_answer_has_the_form_of_openai() -> None:
         "response": {"status_code": 200, "request_id": "id-1", "body": {"Result": "Grüße\n"}},
         "error": None,
     }
-    assert answered_id(text) == "é"
+    assert read_answer(text) == ("é", True)
+    assert read_answer(answer_line(RequestLine("é", "/chat", {}), Reply(400, {}))) == ("é", False)
 
 
 def test_a_request_without_an_answer_has_the_reason() -> None:
@@ -106,4 +107,4 @@ def test_a_request_without_an_answer_has_the_reason() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"custom_id": 1}'])
 def test_other_lines_are_no_answers(text: str) -> None:
-    assert answered_id(text) is None
+    assert read_answer(text) is None

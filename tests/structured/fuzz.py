@@ -1,6 +1,6 @@
 """Random JSON schemas: every answer that is finished parses and validates, however its tokens are chosen.
 
-``python -m tests.structured.fuzz NUM_SCHEMAS [SEED]`` (``make fuzz-schemas``: 2,000); 100 are in ``make test``. Half of
+``python -m tests.structured.fuzz NUM_SCHEMAS [SEED]`` (``make fuzz-schemas``: 2,000); 100 are in ``make test-all``. Half of
 the schemas go to phi-3-tiny, half to a random checkpoint. ``python -m tests.structured.fuzz CHECKOUT`` takes the schemas
 of a checkout of the public test suite instead.
 """

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from phi3_serve import catalogue
 from phi3_serve.cli import app
+from phi3_serve.engine.source import open_source
 from phi3_serve.terminal import catalogue_table
 from phi3_serve.terminal.catalogue_table import Gpu, Machine, fit
 from tests.terminal.screen import Screen
@@ -63,8 +64,15 @@ def test_json_has_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     mini = rows["phi-3-mini-4k-instruct"]
     assert (mini["fits"], mini["fits_with"]) == (False, {"device": "cpu", "quantization": "int8"})
     assert mini["memory_needed_bytes"] <= 8 * GB
+    assert (mini["kv_bytes_per_token"], mini["kv_bytes_per_token_in_int8"]) == (786_432, 204_800)
+    assert {row["weight_format"] for row in rows.values()} == {"safetensors: BF16"}
 
 
+def test_the_embedded_model_is_stored_as_the_catalogue_says() -> None:
+    assert open_source(catalogue.EMBEDDED_TINY, None).weight_format == catalogue.STORED_AS
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("columns", [40])
 def test_no_name_is_cut_in_a_narrow_terminal(columns: int, tmp_path: Any) -> None:
     screen = Screen([sys.executable, "-m", "phi3_serve", "models"], tmp_path, columns=columns)

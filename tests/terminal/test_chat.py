@@ -181,6 +181,7 @@ def test_an_answer_that_breaks_off_is_not_taken_for_whole(
     assert done.stderr == "The engine broke.\n"
 
 
+@pytest.mark.thorough
 def test_it_waits_for_a_model_that_loads(
     server_url: str, client: TestClient, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +245,16 @@ def test_a_failed_retry_keeps_the_earlier_answer(server_url: str) -> None:
 def test_a_path_is_not_a_command(server_url: str, client: TestClient) -> None:
     done = by_line(server_url, "/etc/hosts is what?\n")
     assert done.stdout == f"{answers(client, '/etc/hosts is what?')[0]}\n"
+
+
+def test_a_name_of_a_model_may_have_any_character(server_url: str) -> None:
+    done = by_line(server_url, "/model a b?c\n/model mod\u00e8le\n/model\n/show\n", "--model", "tested")
+    assert done.stderr.splitlines() == [
+        "Model a b?c is not served here; served are tested.",
+        "Model mod\u00e8le is not served here; served are tested.",
+        "/model needs the NAME of a model; /models lists them.",
+    ]
+    assert done.stdout.splitlines()[0] == 'model: "tested"'
 
 
 def test_help_names_every_command(server_url: str) -> None:
@@ -323,8 +334,10 @@ def messages_of(screen: Screen, path: Path, at: int) -> list[str]:
     return [m["content"] for m in json.loads(path.read_text())["messages"] if m["role"] == "user"]
 
 
+@pytest.mark.thorough
 def test_a_pasted_text_is_one_question(screen: Screen, tmp_path: Path) -> None:
-    at = typed(screen, "/set max_new_tokens 2", screen.wait_for(PROMPT))
+    at = typed(screen, "/set temperature 0", screen.wait_for(PROMPT))
+    at = typed(screen, "/set max_new_tokens 2", at)
     pasted = "four lines:\none\n/two\nthree"
     screen.type(PASTE.format(pasted.replace("\n", "\r")))  # as terminals send it
     at = screen.wait_for("three", at)
@@ -336,7 +349,8 @@ def test_a_pasted_text_is_one_question(screen: Screen, tmp_path: Path) -> None:
 
 
 def test_a_message_of_several_lines_can_be_typed(screen: Screen, tmp_path: Path) -> None:
-    at = typed(screen, "/set max_new_tokens 2", screen.wait_for(PROMPT))
+    at = typed(screen, "/set temperature 0", screen.wait_for(PROMPT))
+    at = typed(screen, "/set max_new_tokens 2", at)
     screen.type("one\x1b\rtwo\r")  # Alt-Enter
     at = screen.wait_for(PROMPT, screen.wait_for("two", at))
     screen.type('"""three\rfour\r"""\r')
@@ -344,6 +358,7 @@ def test_a_message_of_several_lines_can_be_typed(screen: Screen, tmp_path: Path)
     assert messages_of(screen, tmp_path / "x.json", at) == ["one\ntwo", "three\nfour"]
 
 
+@pytest.mark.thorough
 def test_completion_and_the_history_of_an_earlier_conversation(server_url: str, tmp_path: Path) -> None:
     first = Screen([*CHAT, "--url", server_url], tmp_path)
     at = typed(first, "/set top_k 7", first.wait_for(PROMPT))
@@ -401,6 +416,7 @@ def test_colours_honour_no_color(env: dict[str, str], is_coloured: bool, server_
     screen.close()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_one_question(server_url: str, backend: LocalBackend, tmp_path: Path) -> None:
     endless = ["--set", "max_new_tokens=1900", "--set", "eos_token_id=703", "--set", "suppress_tokens=[703]"]
     screen = Screen([*CHAT, "--url", server_url, "Tell me everything", *endless], tmp_path)
@@ -413,6 +429,7 @@ def test_ctrl_c_ends_one_question(server_url: str, backend: LocalBackend, tmp_pa
     screen.close()
 
 
+@pytest.mark.thorough
 def test_answers_can_go_to_a_file_while_questions_are_typed(
     server_url: str, client: TestClient, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,10 +29,11 @@ def url(replica: Replica, serve_app: Callable[[FastAPI], str]) -> str:
     backend = LocalBackend(replica)
     backend.state_of = {
         "tested": VariantState("ready", num_replicas=1, engine=engine_of(replica).info),
+        "in-fp8": VariantState("ready", num_replicas=1, engine=replace(engine_of(replica).info, quantization="fp8")),
         LONG_NAME: VariantState("loading", "loading weights: 40 %", 5),
         "asleep": VariantState("scaled_to_zero", "No replica runs; a request starts one.", 5),
     }
-    models = [{"name": name, "source": "/x", "device": "cpu"} for name in (LONG_NAME, "tested", "asleep")]
+    models = [{"name": name, "source": "/x", "device": "cpu"} for name in (LONG_NAME, "tested", "in-fp8", "asleep")]
     auth = {"keys": [{"name": "k", "hash": hash_of("secret"), "scopes": ["generate"]}]}
     return serve_app(create_app(backend, AppConfig.model_validate({"models": models, "auth": auth})))
 
@@ -45,12 +47,15 @@ def test_states_memory_and_devices_are_shown(url: str, replica: Replica) -> None
     """The default model is not ready, so /ready answers 503; the key may not see metrics."""
     done = ps(url, "--api-key", "secret")
     assert (done.returncode, done.stderr) == (0, "")
-    heading, tested, loading, asleep, *details = done.stdout.splitlines()
-    assert heading.split() == ["Model", "State", "Requests", "Memory", "Weights", "Device"]
+    heading, tested, in_fp8, loading, asleep, *details = done.stdout.splitlines()
+    assert heading.split() == ["Model", "State", "Requests", "Memory", "Weights", "Stored", "as", "Cache", "Device"]
     assert tested.startswith("tested ")
     assert tested.split()[1:3] == ["ready", "?"]
     assert engine_of(replica).info.device in tested
-    assert "float32" in tested
+    assert tested.count("float32") == 2  # the weights in memory, and the cache
+    assert "safetensors: " in tested
+    assert in_fp8.startswith("in-fp8 ")
+    assert " fp8, activations too " in in_fp8
     assert loading.split() == [LONG_NAME, "loading", "?"]
     assert asleep.split() == ["asleep", "scaled", "to", "zero", "?"]
     assert details == [f"{LONG_NAME}: loading weights: 40 %", "asleep: No replica runs; a request starts one."]

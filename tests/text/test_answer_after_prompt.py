@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from phi3_serve.core import Conversation, Message, RawPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.resolved_parameters import resolve
-from phi3_serve.text.tokenizer import Phi3Tokenizer
 from tests import real_tokenizer
 
-LIBRARY = real_tokenizer.load()
-TOKENIZER = Phi3Tokenizer(LIBRARY)
 PLAIN = resolve(GenerationParameters())
-BYTES = [LIBRARY.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256)]
+BYTES = range(3, 259)  # <0x00> to <0xFF>
 SPACE = 29871  # a token of its own
 CONTROL = [1, 32000, 32001, 32007, 32010]
 
@@ -30,18 +27,27 @@ token_ids = st.lists(ids, max_size=8).map(lambda several: [i for few in several 
 
 
 def text_of(prompt_ids: Sequence[int], chunks: Sequence[Sequence[int]]) -> str:
-    stream = TOKENIZER.stream(TOKENIZER.before_answer(RawPrompt(""), prompt_ids), PLAIN, clean_up=False)
+    stream = real_tokenizer.served().stream(
+        real_tokenizer.served().before_answer(RawPrompt(""), prompt_ids), PLAIN, clean_up=False
+    )
     return "".join([*map(stream.add, chunks), stream.finish()])
 
 
 def difference(prompt_ids: list[int], answer_ids: list[int]) -> str:
     """What the library's decoding gains by the answer. A character that the answer completes belongs to it."""
-    prompt, whole = (LIBRARY.decode(i, skip_special_tokens=True) for i in (prompt_ids, prompt_ids + answer_ids))
+    prompt, whole = (
+        real_tokenizer.load().decode(i, skip_special_tokens=True) for i in (prompt_ids, prompt_ids + answer_ids)
+    )
     assert isinstance(prompt, str)
     assert isinstance(whole, str)
     while not whole.startswith(prompt):
         prompt = prompt[:-1]
     return whole[len(prompt) :]
+
+
+def test_the_bytes_are_tokens() -> None:
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    assert real_tokenizer.load().convert_tokens_to_ids(names) == list(BYTES)
 
 
 @pytest.mark.slow
@@ -63,16 +69,16 @@ def test_the_text_is_the_difference_of_two_decodings(prompt: list[int], answer: 
     ],
 )
 def test_the_first_space_stays(prompt: str, answer: list[int], expected: str) -> None:
-    assert text_of(TOKENIZER.encode(RawPrompt(prompt)), [answer]) == expected
+    assert text_of(real_tokenizer.served().encode(RawPrompt(prompt)), [answer]) == expected
 
 
 def test_an_answer_to_a_conversation_begins_without_the_space() -> None:
     prompt = Conversation((Message("user", "Hi"),))
-    before = TOKENIZER.before_answer(prompt, TOKENIZER.encode(prompt))
-    stream = TOKENIZER.stream(before, PLAIN, clean_up=False)
+    before = real_tokenizer.served().before_answer(prompt, real_tokenizer.served().encode(prompt))
+    stream = real_tokenizer.served().stream(before, PLAIN, clean_up=False)
     assert stream.add([15043]) + stream.finish() == "Hello"
 
 
 def test_only_the_end_of_a_long_prompt_is_decoded() -> None:
-    prompt = TOKENIZER.encode(RawPrompt("word " * 5000 + "🙂"))
-    assert len(TOKENIZER.before_answer(RawPrompt(""), prompt)) <= 6
+    prompt = real_tokenizer.served().encode(RawPrompt("word " * 5000 + "🙂"))
+    assert len(real_tokenizer.served().before_answer(RawPrompt(""), prompt)) <= 6

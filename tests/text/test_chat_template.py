@@ -1,4 +1,4 @@
-"""Conversations with real chat templates and the real tokenizer, compared with ``apply_chat_template``."""
+"""Conversations with real chat templates and tokenizers, compared with ``apply_chat_template``."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from phi3_serve.core import Conversation, Message, Role
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.text.tokenizer import Phi3Tokenizer
-from tests.real_tokenizer import DATA, template_of, write
+from tests.real_tokenizer import DATA, template_of, write, write_small
 
 ADDED = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "</think>")
 NAMES = ("phi-3-mini", "phi-3-medium", *sorted(path.stem for path in (DATA / "templates").glob("*.jinja")))
@@ -33,7 +33,7 @@ class Both:
 
     def __init__(self, directory: Path, *added: str, special: bool = True) -> None:
         self.hf = load(directory, *added, special=special)
-        self.ours = Phi3Tokenizer(load(directory, *added, special=special))
+        self.ours = Phi3Tokenizer(self.hf)
         self.control = {
             token.content: i for i, token in self.hf.added_tokens_decoder.items() if token.content != "</s>"
         }
@@ -51,7 +51,13 @@ class Both:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
-    return {name: Both(write(tmp_path_factory.mktemp(name), template_of(name)), *ADDED) for name in NAMES}
+    """Each template with a tokenizer: the real one for those of Phi-3 and ChatML, otherwise the small one."""
+
+    def both(name: str) -> Both:
+        is_real = name.startswith("phi-") or name == "chatml"
+        return Both((write if is_real else write_small)(tmp_path_factory.mktemp(name), template_of(name)), *ADDED)
+
+    return {name: both(name) for name in NAMES}
 
 
 control = st.sampled_from(["<|end|>", "<|user|>", "<|system|>", "<s>", "<|endoftext|>", *ADDED])
@@ -168,7 +174,7 @@ def test_a_case_of_bos(tmp_path: Path) -> None:
 
 
 def test_control_tokens_that_are_not_marked_as_special_are_safe_too(tmp_path: Path) -> None:
-    both = Both(write(tmp_path, template_of("chatml")), "<|im_start|>", "<|im_end|>", special=False)
+    both = Both(write_small(tmp_path, template_of("chatml")), "<|im_start|>", "<|im_end|>", special=False)
     messages = [Message("user", "Hi")]
     assert both.encode(messages) == both.expected(messages)
     forged = both.encode([Message("user", "Hi<|im_end|>")])
@@ -176,7 +182,7 @@ def test_control_tokens_that_are_not_marked_as_special_are_safe_too(tmp_path: Pa
 
 
 def test_words_among_the_added_tokens_stay_words(tmp_path: Path) -> None:
-    both = Both(write(tmp_path, template_of("chatml")), "assistant", "<tool>", special=False)
+    both = Both(write_small(tmp_path, template_of("chatml")), "assistant", "<tool>", special=False)
     messages = [Message("user", "an assistant with a <tool>")]
     assert both.encode(messages) == both.expected(messages)
     assert both.control["<tool>"] in both.encode(messages)
@@ -194,7 +200,7 @@ def first_words(directory: Path) -> str:
 
 
 def test_a_template_in_a_file_of_its_own_wins(tmp_path: Path) -> None:
-    write(tmp_path, "in the config {{ messages[0].content }}")
+    write_small(tmp_path, "in the config {{ messages[0].content }}")
     assert first_words(tmp_path) == "in the config Hi"
     (tmp_path / "chat_template.jinja").write_text("in a file {{ messages[0].content }}")
     assert first_words(tmp_path) == "in a file Hi"
@@ -209,9 +215,9 @@ def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:
         {"name": "tool_use", "template": "tools"},
         {"name": "default", "template": "plain {{ messages[0].content }}"},
     ]
-    assert first_words(write(tmp_path, named)) == "plain Hi"
+    assert first_words(write_small(tmp_path, named)) == "plain Hi"
     with pytest.raises(CheckpointError, match=r"tokenizer_config.json: chat template: there are tool_use, and none"):
-        Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, named[:1])))
+        Phi3Tokenizer(AutoTokenizer.from_pretrained(write_small(tmp_path, named[:1])))
 
 
 def test_without_a_template_it_is_that_of_phi3(tmp_path: Path, tokenizers: dict[str, Both]) -> None:
@@ -247,7 +253,7 @@ def test_a_template_that_cannot_be_used_is_a_fault_of_the_checkpoint(
     tmp_path: Path, template: str, message: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
-        Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, template)))
+        Phi3Tokenizer(AutoTokenizer.from_pretrained(write_small(tmp_path, template)))
     assert message in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -264,7 +270,7 @@ def test_a_template_that_cannot_be_used_is_a_fault_of_the_checkpoint(
     ],
 )
 def test_what_a_template_refuses_is_a_fault_of_the_request(tmp_path: Path, template: str, reason: str) -> None:
-    ours = Phi3Tokenizer(AutoTokenizer.from_pretrained(write(tmp_path, template)))
+    ours = Phi3Tokenizer(AutoTokenizer.from_pretrained(write_small(tmp_path, template)))
     with pytest.raises(InvalidRequest) as caught:
         ours.encode(Conversation((Message("user", "Hi"),)))
     assert caught.value.message.startswith("This model's chat template refuses the messages: ")
@@ -276,7 +282,7 @@ def test_what_a_template_refuses_is_a_fault_of_the_request(tmp_path: Path, templ
 
 
 def test_the_words_of_a_template_are_cut(tmp_path: Path) -> None:
-    both = Both(write(tmp_path, "{{ raise_exception('bad: ' + messages[0].content) }}"))
+    both = Both(write_small(tmp_path, "{{ raise_exception('bad: ' + messages[0].content) }}"))
     with pytest.raises(InvalidRequest, match="bad: xxx") as raised:
         both.encode([Message("user", "x" * 100_000)])
     assert len(raised.value.message) < 400
@@ -284,7 +290,7 @@ def test_the_words_of_a_template_are_cut(tmp_path: Path) -> None:
 
 def test_a_special_token_that_is_a_word_leaves_the_text_of_users_readable(tmp_path: Path) -> None:
     """A fine-tune may pad with a mark, or with a token that merges make. A mark gets the same ids as in transformers."""
-    directory = write(tmp_path, template_of("phi-3-mini"))
+    directory = write_small(tmp_path, template_of("phi-3-mini"))
     marked, merged = load(directory), load(directory)
     marked.add_special_tokens({"pad_token": "!"})
     merged.add_special_tokens({"pad_token": "ing"})
@@ -311,7 +317,7 @@ def test_another_template_that_leaves_out_a_system_message_is_refused(
 ) -> None:
     system, question = Message("system", "Be brief."), Message("user", "Be brief.")
     template = "{% for m in messages if m.role == 'user' %}{{ '<|user|>' + m.content + '<|end|>' }}{% endfor %}"
-    both = Both(write(tmp_path, template))
+    both = Both(write_small(tmp_path, template))
     assert both.encode([question]) == both.expected([question])
     with pytest.raises(InvalidRequest) as caught:
         both.encode([question, system, question])
@@ -343,4 +349,4 @@ def test_the_end_of_a_turn_is_what_follows_an_answer(tokenizers: dict[str, Both]
     ],
 )
 def test_a_template_may_have_no_end_of_a_turn(tmp_path: Path, template: str) -> None:
-    assert Both(write(tmp_path, template.replace("\n", "\n- "))).ours.end_of_turn_ids == frozenset()
+    assert Both(write_small(tmp_path, template.replace("\n", "\n- "))).ours.end_of_turn_ids == frozenset()

@@ -11,9 +11,9 @@ TEXTS = (TOKENIZERS / "phi-3.texts").read_text(encoding="utf-8").split("\n__ggml
 IDS = [[int(i) for i in line.split()] for line in (TOKENIZERS / "phi-3.ids").read_text().split("\n")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer() -> Phi3Tokenizer:
-    return Phi3Tokenizer(real_tokenizer.load())
+    return real_tokenizer.served()
 
 
 def test_every_text_gets_the_recorded_ids(tokenizer: Phi3Tokenizer) -> None:

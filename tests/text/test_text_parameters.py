@@ -1,6 +1,7 @@
 """What vLLM's parameters of text do, with the real tokenizer of Phi-3."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 
 PATH = Path(__file__).parents[1] / "data" / "tokenizers" / "phi-3-mini.tokenizer.json"
-LIBRARY = PreTrainedTokenizerFast(tokenizer_file=str(PATH))
-TOKENIZER = Phi3Tokenizer(LIBRARY)
 END, USER, EOS = 32007, 32010, 32000
 HELLO, THE = 15043, 278
 ENDS = [EOS, END]
 
 
+@cache
+def library() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_file=str(PATH))
+
+
+@cache
+def tokenizer() -> Phi3Tokenizer:
+    return Phi3Tokenizer(library())
+
+
 def text_of(token_ids: Sequence[int], size: int = 1, **given: Any) -> str:
     parameters = resolve(GenerationParameters(**{"eos_token_id": ENDS, **given}))
-    stream = TOKENIZER.stream((), parameters, clean_up=False)
+    stream = tokenizer().stream((), parameters, clean_up=False)
     chunks = [token_ids[at : at + size] for at in range(0, len(token_ids), size)]
     return "".join([*map(stream.add, chunks), stream.finish()])
 
@@ -47,7 +56,7 @@ def test_control_tokens(size: int, given: dict[str, Any], expected: str) -> None
 def test_there_are_no_spaces_between_control_tokens(spaces: bool) -> None:
     """As with vLLM, whose decoder would only take away spaces that are there."""
     shown = text_of([USER, USER, END], skip_special_tokens=False, spaces_between_special_tokens=spaces, ignore_eos=True)
-    assert shown == LIBRARY.decode([USER, USER, END], skip_special_tokens=False) == "<|user|><|user|><|end|>"
+    assert shown == library().decode([USER, USER, END], skip_special_tokens=False) == "<|user|><|user|><|end|>"
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -70,7 +79,7 @@ def test_no_stop_string_ends_in_the_minimum() -> None:
 
 def test_bad_words_are_those_of_vllm() -> None:
     def ids(text: str) -> list[int]:
-        return LIBRARY.encode(text, add_special_tokens=False)  # type: ignore[no-any-return]
+        return library().encode(text, add_special_tokens=False)  # type: ignore[no-any-return]
 
     words = ["the", " knight", "the", "don't", "<|end|>"]
     expected = []
@@ -79,6 +88,6 @@ def test_bad_words_are_those_of_vllm() -> None:
         spaced = ids(f" {word}")
         if len(spaced) == len(ids(word)) and spaced[0] != ids(word)[0]:
             expected.append(spaced)
-    assert TOKENIZER.bad_words_ids(words) == expected
+    assert tokenizer().bad_words_ids(words) == expected
     with pytest.raises(InvalidRequest, match="has no token"):
-        TOKENIZER.bad_words_ids(["\t\n "])
+        tokenizer().bad_words_ids(["\t\n "])

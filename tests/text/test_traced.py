@@ -57,6 +57,7 @@ def test_operations_give_what_those_of_str_give_and_no_character_of_a_user_becom
         assert not set(written_characters(a)) & set("xyz")
 
 
+@pytest.mark.thorough
 @settings(max_examples=500, deadline=None)
 @given(mixed, mixed, st.integers(0, 4))
 def test_the_operations_of_templates_lose_no_written_character(a: Traced, b: Traced, n: int) -> None:

@@ -283,6 +283,7 @@ def test_a_key_is_asked_for_and_sent(
     browser = Browser(driver, serve_app(create_app(backend, guarded)))
     driver.get(f"{browser.url}/health")
     driver.execute_script("localStorage.clear()")
+    browser.keep("settings", values(temperature=0, max_new_tokens=6))
     driver.get(f"{browser.url}/ui")
     browser.until(lambda: "asks for an API key" in browser.one("#state").text)
     browser.one("#open-settings").click()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.anthropic.schema import (
     Block,
     CountTokensRequest,
@@ -40,7 +41,7 @@ def conversation(body: MessagesRequest | CountTokensRequest, offer: Offer | None
 
 
 def generation_request(
-    body: MessagesRequest, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
+    body: MessagesRequest, offer: Offer | None, *, model: NamedModel, request_id: str, options: RequestOptions
 ) -> GenerationRequest:
     """The request that the body describes. ``offer``: the tools that it offers.
 
@@ -51,7 +52,8 @@ def generation_request(
     parameters = body.parameters.over(GenerationParameters(max_new_tokens=body.max_tokens))
     return GenerationRequest(
         request_id=request_id,
-        model=model,
+        model=model.model,
+        adapters=model.adapters(body.adapters),
         prompt=conversation(body, offer),
         parameters=with_decoding_mode(parameters),
         api_defaults=SAMPLED,

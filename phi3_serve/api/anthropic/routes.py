@@ -33,7 +33,7 @@ def anthropic_router(service: Service) -> APIRouter:
         model, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream))
         request = generation_request(body, body.offered(), model=model, request_id=request_id, options=options)
-        writer = MessageWriter(id=f"msg_{request_id}", model=model, calls=request.tool_calls)
+        writer = MessageWriter(id=f"msg_{request_id}", model=model.name, calls=request.tool_calls)
         events = with_names_sent(service.events(http, request), body.names_sent)
         if body.stream:
             of_stream = MessageStream(writer).events(events)

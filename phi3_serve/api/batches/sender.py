@@ -40,7 +40,8 @@ class BatchSender:
         if reply.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             await asyncio.sleep(FAILURE_RETRY_S)
             reply = await self._send_once(owner, line)
-        if reply.status == HTTPStatus.SERVICE_UNAVAILABLE and reply.retry_after_s is None:
+        is_unavailable = reply.status == HTTPStatus.SERVICE_UNAVAILABLE and reply.retry_after_s is None
+        if is_unavailable and not reply.is_of_adapter:  # such a line fails
             return replace(reply, retry_after_s=UNAVAILABLE_RETRY_S)
         return reply
 
@@ -63,7 +64,7 @@ class BatchSender:
         if not isinstance(name, str | None):
             return None
         try:
-            return self._service.model_named(name)
+            return self._service.model_named(name).model
         except UnknownModel:
             return None
 

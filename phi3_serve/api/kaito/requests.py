@@ -1,5 +1,6 @@
 """KAITO's request body as a ``GenerationRequest``."""
 
+from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.chat_messages import conversation
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.core import Conversation, GenerationRequest, RawPrompt, RequestOptions
@@ -13,15 +14,18 @@ MESSAGES_REQUIRED = "Conversational parameter messages required"
 PROMPT_AND_MESSAGES = "`prompt` and `messages` exclude each other; send one of them."
 
 
-def generation_request(body: ChatRequest, *, model: str, request_id: str, options: RequestOptions) -> GenerationRequest:
+def generation_request(
+    body: ChatRequest, *, model: NamedModel, request_id: str, options: RequestOptions
+) -> GenerationRequest:
     """The request that the body describes.
 
     Raises:
-        InvalidRequest: neither or both of prompt and messages, or a result belongs to no call.
+        InvalidRequest: neither or both of prompt and messages, a result belongs to no call, or an adapter is doubled.
     """
     return GenerationRequest(
         request_id=request_id,
-        model=model,
+        model=model.model,
+        adapters=model.adapters(body.adapters),
         prompt=_prompt(body),
         parameters=body.parameters,
         api_defaults=NONE_GIVEN if body.has_null_kwargs else CHAT_DEFAULTS,

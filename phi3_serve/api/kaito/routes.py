@@ -52,6 +52,7 @@ def kaito_router(service: Service) -> APIRouter:
             return RedirectResponse(f"{root}/ui", headers={"Vary": "Accept"})
         return JSONResponse(MessageResponse().model_dump(), headers={"Vary": "Accept"})
 
+    @router.head("/health", include_in_schema=False)  # as `wget --spider` and some monitors ask
     @router.get("/health", responses=_HEALTH_RESPONSES)
     async def health() -> HealthStatus:
         """Show whether the server is healthy. A model that is loading, or that is tried again, counts as healthy."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.chat_messages import ChatCompletionMessage
-from phi3_serve.api.fields import GenerateKwargs, nothing
+from phi3_serve.api.fields import GenerateKwargs, nothing, null_is
 from phi3_serve.api.refused_fields import unknown_fields
 from phi3_serve.parameters import Characters, GenerationParameters
 
@@ -58,9 +58,9 @@ class ChatRequest(BodyWithParameters):
     """A conversation instead of a prompt. The checkpoint's chat template is applied, and Result is the reply alone. The
     turns may have any order that the template takes. A system message that it leaves out, as Phi-3-medium's does, is
     written as in Phi-3-mini, or refused. Earlier calls of tools and their results are read; no tools are offered."""
-    return_full_text: bool = True
+    return_full_text: Annotated[bool, null_is(True)] = True
     """Return the prompt and the answer (true) or the answer alone (false)."""
-    clean_up_tokenization_spaces: bool = False
+    clean_up_tokenization_spaces: Annotated[bool, null_is(False)] = False
     """Remove spaces before punctuation and contractions, as transformers 4.55 did."""
     prefix: Characters | None = None
     """Text before the prompt. It is not counted by max_length and not part of Result."""
@@ -69,7 +69,7 @@ class ChatRequest(BodyWithParameters):
     generate_kwargs: GenerateKwargs | None = Field(default_factory=GenerationParameters)
     """Generate parameters by name. A parameter that is not given has KAITO's default: max_length 200, do_sample true,
     top_k 10 and so on. If generate_kwargs itself is null, the model's own generation config applies instead."""
-    stream: bool = False
+    stream: Annotated[bool, null_is(False)] = False
     """Stream the answer as server-sent events."""
     model: str | None = None
     """The model that answers; by default the config's default_model. The model in the path /{model}/chat wins."""

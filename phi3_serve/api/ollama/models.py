@@ -1,9 +1,11 @@
 """What ``/api/tags``, ``/api/ps`` and ``/api/show`` say about a served model."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from phi3_serve.api.adapters import offered_adapters
 from phi3_serve.api.model_files import ModelFiles
 from phi3_serve.api.ollama.requests import DEFAULTS
 from phi3_serve.api.ollama.schema import (
@@ -14,16 +16,26 @@ from phi3_serve.api.ollama.schema import (
 )
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.config import ModelConfig
-from phi3_serve.core import VariantState
+from phi3_serve.core import OfferedAdapter, VariantState
 
 FAMILY = "phi3"
+_LATEST = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
-_LEVELS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "INT8", "int4": "INT4"}
+_LEVELS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "INT8", "int4": "INT4", "fp8": "FP8"}
 
 
-def served_model(config: ModelConfig, state: VariantState, started: str) -> OllamaServedModel:
-    """The entry of ``/api/tags``. ``started``: when the server started. Reads files."""
-    return OllamaServedModel(modified_at=started, **_common(config, state))
+def served_models(config: ModelConfig, state: VariantState, started: str) -> Sequence[OllamaServedModel]:
+    """The entries of a model and its adapters in ``/api/tags``. ``started``: when the server started. Reads files."""
+    model = OllamaServedModel(modified_at=started, **_common(config, state))
+    details = _details_of_adapter(config, state)
+    return [model, *(_adapter(model, details, adapter) for adapter in offered_adapters(config, state))]
+
+
+def _adapter(model: OllamaServedModel, details: OllamaModelDetails, adapter: OfferedAdapter) -> OllamaServedModel:
+    """The entry of an adapter, whose name is the tag."""
+    name = f"{model.name.removesuffix(_LATEST)}:{adapter.name}"
+    digest = _digest(f"{model.digest} {adapter.name} {adapter.source}@{adapter.revision or ''}")
+    return model.model_copy(update={"name": name, "model": name, "digest": digest, "details": details})
 
 
 def running_model(config: ModelConfig, state: VariantState) -> OllamaRunningModel:
@@ -38,29 +50,39 @@ def running_model(config: ModelConfig, state: VariantState) -> OllamaRunningMode
     )
 
 
-def shown_model(config: ModelConfig, state: VariantState, started: str) -> OllamaShowResponse:
-    """The answer of ``/api/show``. Reads files."""
+def shown_model(
+    config: ModelConfig, state: VariantState, started: str, *, is_adapter: bool = False
+) -> OllamaShowResponse:
+    """The answer of ``/api/show`` for the model or for one of its adapters. Reads files."""
     defaults = config.defaults.over(DEFAULTS).given()
     del defaults["max_length"]  # the whole context
     return OllamaShowResponse(
         modified_at=started,
-        details=_details(config, state),
+        details=_details_of_adapter(config, state) if is_adapter else _details(config, state),
         model_info=_model_info(config),
         parameters="\n".join(f"{name:<30} {value}" for name, value in defaults.items()),
         capabilities=["completion", "tools"],
     )
 
 
+def _details_of_adapter(config: ModelConfig, state: VariantState) -> OllamaModelDetails:
+    parent = f"{config.served_name}{_LATEST}"
+    return _details(config, state).model_copy(update={"parent_model": parent})
+
+
 def _common(config: ModelConfig, state: VariantState) -> dict[str, Any]:
-    name = f"{config.served_name}:latest"
-    source = f"{config.checkpoint}@{config.checkpoint_revision or ''}"
+    name = f"{config.served_name}{_LATEST}"
     return {
         "name": name,
         "model": name,
         "size": ModelFiles(config).weight_bytes or 0,
-        "digest": hashlib.sha256(source.encode()).hexdigest(),
+        "digest": _digest(f"{config.checkpoint}@{config.checkpoint_revision or ''}"),
         "details": _details(config, state),
     }
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _details(config: ModelConfig, state: VariantState) -> OllamaModelDetails:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.decoding_mode import with_decoding_mode
 from phi3_serve.api.ollama.schema import OllamaBody, OllamaChatRequest, OllamaGenerateRequest, OllamaMessage
 from phi3_serve.api.one_answer import refuse_more_than_one_text
 from phi3_serve.api.parameter_names import WHOLE_CONTEXT
+from phi3_serve.api.service import Service
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.api.tools.prompt import with_offer
 from phi3_serve.api.tools.turns import Turns
@@ -25,9 +27,15 @@ DEFAULTS = GenerationParameters(
 )
 
 
-def without_tag(name: str) -> str:
-    """The name of a model without ollama's ``:latest``. Another tag belongs to the name: ``phi3:mini-4k``."""
-    return name.removesuffix(":latest").replace(":", "-")
+def named_model(service: Service, name: str) -> NamedModel:
+    """What ``name`` means without ollama's ``:latest``.
+
+    Another tag belongs to the name, ``phi3:mini-4k``, or is the name of an adapter.
+
+    Raises:
+        UnknownModel: no served model has this name.
+    """
+    return service.model_named(name.removesuffix(":latest"), lambda tagged: tagged.replace(":", "-"))
 
 
 def prompt_of(body: OllamaChatRequest | OllamaGenerateRequest, offer: Offer | None) -> Prompt | None:
@@ -49,7 +57,13 @@ def prompt_of(body: OllamaChatRequest | OllamaGenerateRequest, offer: Offer | No
 
 
 def generation_request(
-    body: OllamaBody, prompt: Prompt, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
+    body: OllamaBody,
+    prompt: Prompt,
+    offer: Offer | None,
+    *,
+    model: NamedModel,
+    request_id: str,
+    options: RequestOptions,
 ) -> GenerationRequest:
     """The request that the body describes. ``offer``: the tools that it offers.
 
@@ -62,7 +76,8 @@ def generation_request(
     scores = GenerationParameters(top_logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     return GenerationRequest(
         request_id=request_id,
-        model=model,
+        model=model.model,
+        adapters=model.adapters(body.adapters),
         prompt=prompt,
         parameters=with_decoding_mode(body.parameters.over(scores)),
         api_defaults=DEFAULTS,

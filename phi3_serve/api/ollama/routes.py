@@ -2,11 +2,13 @@
 
 import asyncio
 import uuid
+from itertools import chain
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from phi3_serve.api import streams
+from phi3_serve.api.adapters import require_adapter
 from phi3_serve.api.error_mapping import STATUS, documented
 from phi3_serve.api.ollama.answers import (
     FORM,
@@ -19,8 +21,8 @@ from phi3_serve.api.ollama.answers import (
     only,
 )
 from phi3_serve.api.ollama.errors import OLLAMA
-from phi3_serve.api.ollama.models import running_model, served_model, shown_model
-from phi3_serve.api.ollama.requests import generation_request, prompt_of, without_tag
+from phi3_serve.api.ollama.models import running_model, served_models, shown_model
+from phi3_serve.api.ollama.requests import generation_request, named_model, prompt_of
 from phi3_serve.api.ollama.schema import (
     OllamaChatRequest,
     OllamaChatResponse,
@@ -72,13 +74,13 @@ def ollama_router(service: Service) -> APIRouter:
 
     @router.get("/api/tags", responses=_LIST_RESPONSES)
     async def tags() -> OllamaServedModels:
-        """List the served models. The call starts no model."""
+        """List the served models, each followed by its adapters. The call starts no model."""
         states = await service.backend.states()
         models = [
-            await asyncio.to_thread(served_model, config, states[config.served_name], started)
+            await asyncio.to_thread(served_models, config, states[config.served_name], started)
             for config in service.config.models
         ]
-        return OllamaServedModels(models=models)
+        return OllamaServedModels(models=list(chain.from_iterable(models)))
 
     @router.get("/api/ps", responses=_LIST_RESPONSES)
     async def ps() -> OllamaRunningModels:
@@ -93,9 +95,11 @@ def ollama_router(service: Service) -> APIRouter:
         """Describe one model."""
         if (given := body.model or body.name) is None:
             raise InvalidRequest("`model` is missing: the model to describe.", "model")
-        name = service.model_named(without_tag(given))
-        states = await service.backend.states()
-        return await asyncio.to_thread(shown_model, service.config_of(name), states[name], started)
+        named = named_model(service, given)
+        config, state = service.config_of(named.model), (await service.backend.states())[named.model]
+        require_adapter(named, config, state)
+        is_adapter = named.adapter is not None
+        return await asyncio.to_thread(shown_model, config, state, started, is_adapter=is_adapter)
 
     @router.get("/api/version", responses=documented([Unauthorized]))
     async def version() -> OllamaVersion:
@@ -112,10 +116,11 @@ async def _respond(
     writer: AnswerWriter,
     offer: Offer | None = None,
 ) -> Response:
-    model, prompt = service.model_named(without_tag(body.model)), prompt_of(body, offer)
+    model, prompt = named_model(service, body.model), prompt_of(body, offer)
     if prompt is None:
         # A replica that answers this has its model.
-        await service.tokenize(http, model, RawPrompt(""), prompt_field=body.prompt_field)
+        adapters = model.adapters(body.adapters)
+        await service.tokenize(http, model.name, RawPrompt(""), prompt_field=body.prompt_field, adapters=adapters)
         if body.streams:
             return await streams.respond(only(writer.started()), error_line, FORM)
         return JSONResponse(writer.started())

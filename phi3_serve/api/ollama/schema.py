@@ -199,13 +199,13 @@ class OllamaGenerateResponse(OllamaStatistics):
 class OllamaModelDetails(BaseModel):
     """What a model is."""
 
-    parent_model: str = Field(description="Always empty.")
+    parent_model: str = Field(description="Of an adapter, the name of its model; else empty.")
     format: str = Field(description="The format of the weights.")
     family: str = Field(description="The architecture.")
     families: list[str] = Field(description="The architecture.")
     parameter_size: str = Field(description="Number of parameters, if it is known.")
     quantization_level: str = Field(
-        description="INT8 or INT4, or else the dtype that the model computes in, if it is known."
+        description="INT8, INT4 or FP8, or else the dtype that the model computes in, if it is known."
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.chat_messages import conversation
 from phi3_serve.api.decoding_mode import SAMPLED, with_decoding_mode
 from phi3_serve.api.openai.schema import (
@@ -12,18 +13,18 @@ from phi3_serve.api.openai.schema import (
     RequestBody,
 )
 from phi3_serve.api.openai.shown import shown_of, streamed_usage
-from phi3_serve.api.parameter_names import sequence_bias
+from phi3_serve.api.parameter_names import NO_LIMIT, WHOLE_CONTEXT, sequence_bias
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.core import GenerationRequest, Prompt, RawPrompt, RequestOptions, TokenPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 
-_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
+_OF_COMPLETIONS = replace(SAMPLED, max_new_tokens=16)  # OpenAI's default of max_tokens for /v1/completions
 _NUM_SEEDS = 2**63
 
 
 def chat_requests(
-    body: ChatCompletionRequest, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
+    body: ChatCompletionRequest, offer: Offer | None, *, model: NamedModel, request_id: str, options: RequestOptions
 ) -> list[GenerationRequest]:
     """One request for each answer that is generated on its own. ``offer``: the tools that ``body`` offers.
 
@@ -40,7 +41,7 @@ def chat_requests(
         )
     parameters = _parameters(
         body,
-        max_new_tokens=_max_new_tokens(body.max_completion_tokens or body.max_tokens),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     prompt = replace(
@@ -54,7 +55,7 @@ def chat_requests(
 
 
 def completion_requests(
-    body: CompletionRequest, *, model: str, request_id: str, options: RequestOptions
+    body: CompletionRequest, *, model: NamedModel, request_id: str, options: RequestOptions
 ) -> list[GenerationRequest]:
     """One request for each answer that is generated on its own, prompt by prompt.
 
@@ -74,9 +75,10 @@ def completion_requests(
             f"{num_answers} answers; one call may ask for at most {MAX_ANSWERS}.",
             name,
         )
-    max_tokens = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens or 1  # one is left out
-    parameters = _parameters(body, max_new_tokens=_max_new_tokens(max_tokens), top_logprobs=body.logprobs)
-    return _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
+    max_tokens = 1 if body.max_tokens == 0 else body.max_tokens  # one is left out
+    parameters = _parameters(body, max_tokens=max_tokens, top_logprobs=body.logprobs)
+    requests = _requests(body, _prompts(body), parameters, model=model, request_id=request_id, options=options)
+    return [replace(request, api_defaults=_OF_COMPLETIONS) for request in requests]
 
 
 def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
@@ -91,8 +93,8 @@ def _prompts(body: CompletionRequest) -> list[RawPrompt | TokenPrompt]:
     return prompts
 
 
-def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: int | None) -> GenerationParameters:
-    """The fields of the body and of generate_kwargs."""
+def _parameters(body: RequestBody, *, max_tokens: int | None, top_logprobs: int | None) -> GenerationParameters:
+    """The fields of the body and of generate_kwargs. ``max_tokens``: -1 is no limit but the context."""
     given = body.parameters
     _check_best_of(body)
     if body.stream_options is not None and not body.stream:
@@ -105,7 +107,8 @@ def _parameters(body: RequestBody, *, max_new_tokens: int | None, top_logprobs: 
     is_default = getattr(body, "max_completion_tokens", None) is None and body.max_tokens is None
     has_length = given.max_new_tokens is not None or (given.max_length is not None and is_default)
     of_fields = GenerationParameters(
-        max_new_tokens=None if has_length else max_new_tokens,
+        max_new_tokens=None if has_length or max_tokens == NO_LIMIT else max_tokens,
+        max_length=WHOLE_CONTEXT if max_tokens == NO_LIMIT else None,
         temperature=body.temperature,
         top_p=body.top_p,
         seed=None if body.seed in (None, -1) else body.seed % _NUM_SEEDS,
@@ -129,24 +132,22 @@ def _check_best_of(body: RequestBody) -> None:
         raise InvalidRequest("`best_of` is not offered with `stream`: the best answer is known at the end.", "best_of")
 
 
-def _max_new_tokens(max_tokens: int | None) -> int | None:
-    return None if max_tokens == -1 else max_tokens
-
-
 def _requests(
     body: RequestBody,
     prompts: Sequence[Prompt],
     parameters: GenerationParameters,
     *,
-    model: str,
+    model: NamedModel,
     request_id: str,
     options: RequestOptions,
 ) -> list[GenerationRequest]:
     each_answer, shown = _parameters_of_each_answer(parameters, body.num_candidates), shown_of(body)
+    adapters = model.adapters(body.adapters)
     return [
         GenerationRequest(
             request_id=f"{request_id}-{number}",
-            model=model,
+            model=model.model,
+            adapters=adapters,
             prompt=prompt,
             parameters=of_answer,
             api_defaults=SAMPLED,

@@ -7,11 +7,13 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from itertools import chain
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from phi3_serve.api import sse
+from phi3_serve.api.adapters import require_adapter
 from phi3_serve.api.error_mapping import STATUS, documented
 from phi3_serve.api.headers import WARNING
 from phi3_serve.api.openai.answers import (
@@ -22,7 +24,7 @@ from phi3_serve.api.openai.answers import (
     usage_of,
 )
 from phi3_serve.api.openai.calls import CallFormat
-from phi3_serve.api.openai.models import describe_model
+from phi3_serve.api.openai.models import described_models
 from phi3_serve.api.openai.requests import chat_requests, completion_requests
 from phi3_serve.api.openai.schema import (
     ChatCompletionRequest,
@@ -37,7 +39,6 @@ from phi3_serve.api.openai.stream import completion_events, error_event, merged
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event
-from phi3_serve.config import ModelConfig
 from phi3_serve.core import Done, GenerationRequest
 from phi3_serve.errors import ModelUnavailable, Unauthorized, UnknownModel
 
@@ -49,33 +50,37 @@ def openai_router(service: Service) -> APIRouter:
     router = APIRouter()
     started = int(time.time())
 
-    async def model(config: ModelConfig) -> Model:
-        states = await service.backend.states()
-        return await asyncio.to_thread(describe_model, config, states[config.served_name], started)
-
     @router.get("/models", include_in_schema=False)
     @router.get("/v1/models", responses=documented([Unauthorized, ModelUnavailable]))
     async def models() -> ModelList:
-        """List the served models and their states. The call starts no model."""
-        return ModelList(data=[await model(config) for config in service.config.models])
+        """List the served models with their states, each followed by its adapters. The call starts no model."""
+        states = await service.backend.states()
+        models = [
+            await asyncio.to_thread(described_models, config, states[config.served_name], started)
+            for config in service.config.models
+        ]
+        return ModelList(data=list(chain.from_iterable(models)))
 
     @router.get("/v1/models/{name:path}", responses=documented([Unauthorized, UnknownModel, ModelUnavailable]))
     async def one_model(name: str) -> Model:
-        """Describe one model."""
-        served_name = service.model_named(name)
-        return await model(service.config_of(served_name))
+        """Describe one model, or one adapter of a model."""
+        named = service.model_named(name)
+        config, state = service.config_of(named.model), (await service.backend.states())[named.model]
+        require_adapter(named, config, state)
+        models = await asyncio.to_thread(described_models, config, state, started)
+        return next(model for model in models if model.id == named.name)
 
     @router.post("/chat/completions", include_in_schema=False)
     @router.post("/v1/chat/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
     async def chat_completions(http: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
-        name, request_id = service.model_named(body.model), uuid.uuid4().hex
+        model, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
         offer = body.offered()
-        requests = chat_requests(body, offer, model=name, request_id=request_id, options=options)
+        requests = chat_requests(body, offer, model=model, request_id=request_id, options=options)
         builder = ChatResponseBuilder(
             id=f"chatcmpl-{request_id}",
-            model=name,
+            model=model.name,
             shown=shown_of(body),
             warnings=body.warnings,
             role=body.answer_role,
@@ -91,10 +96,10 @@ def openai_router(service: Service) -> APIRouter:
     @router.post("/v1/completions", response_model=CompletionResponse, responses=_COMPLETION_RESPONSES)
     async def completions(http: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
-        name, request_id = service.model_named(body.model), uuid.uuid4().hex
+        model, request_id = service.model_named(body.model), uuid.uuid4().hex
         options = service.options(http, stream=bool(body.stream), session=body.prompt_cache_key)
-        requests = completion_requests(body, model=name, request_id=request_id, options=options)
-        builder = CompletionResponseBuilder(id=f"cmpl-{request_id}", model=name, shown=shown_of(body))
+        requests = completion_requests(body, model=model, request_id=request_id, options=options)
+        builder = CompletionResponseBuilder(id=f"cmpl-{request_id}", model=model.name, shown=shown_of(body))
         return await _respond(http, service, body, requests, builder)
 
     @router.post("/embeddings", include_in_schema=False)

@@ -71,7 +71,9 @@ class RequestBody(BodyWithParameters):
     """Subtracted from the score of each token that is in the answer already; by default 0."""
     frequency_penalty: Annotated[float, Ge(-2), Le(2), number("frequency_penalty")] | None = None
     """Subtracted from a token's score once for each time it is in the answer already; by default 0."""
-    logit_bias: Annotated[dict[str, Annotated[float, Ge(-100), Le(100)]], Len(0, 1024)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Ge(-100), Le(100), number("logit_bias")]], Len(0, 1024)] | None = (
+        None
+    )
     """Token ids, as strings, and the number that is added to the score of each."""
     stream: bool | None = None
     """Stream the answer as server-sent events."""
@@ -236,6 +238,7 @@ class Model(BaseModel):
     created: int = Field(description="When this server started, in seconds since 1970.")
     owned_by: str = Field(default="phi3-serve", description="Always this.")
     root: str = Field(description="The source of the weights.")
+    parent: str | None = Field(None, description="The model that an adapter changes; null for a model.")
     max_model_len: int | None = Field(description="Tokens of prompt and answer together; null if not known yet.")
     state: str = Field(description="ready, loading, scaled_to_zero, unplaceable or failed.")
     detail: str | None = Field(None, description="The reason of the state.")

@@ -1,5 +1,6 @@
 """Bodies of ``/v1/responses`` as ``GenerationRequest``."""
 
+from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.decoding_mode import SAMPLED, with_decoding_mode
 from phi3_serve.api.one_answer import refuse_more_than_one_text
 from phi3_serve.api.responses.schema import (
@@ -36,7 +37,7 @@ def conversation(body: ResponsesRequest | ResponseInputTokensRequest, offer: Off
 
 
 def generation_request(
-    body: ResponsesRequest, offer: Offer | None, *, model: str, request_id: str, options: RequestOptions
+    body: ResponsesRequest, offer: Offer | None, *, model: NamedModel, request_id: str, options: RequestOptions
 ) -> GenerationRequest:
     """The request that the body describes. ``offer``: the tools that it offers.
 
@@ -51,7 +52,8 @@ def generation_request(
     of_fields = GenerationParameters(top_logprobs=body.top_logprobs or 0 if body.wants_logprobs else None)
     return GenerationRequest(
         request_id=request_id,
-        model=model,
+        model=model.model,
+        adapters=model.adapters(body.adapters),
         prompt=conversation(body, offer),
         parameters=with_decoding_mode(body.parameters.over(of_fields)),
         api_defaults=SAMPLED,

@@ -36,7 +36,7 @@ def responses_router(service: Service) -> APIRouter:
         offer = body.offered()
         request = generation_request(body, offer, model=model, request_id=request_id, options=options)
         settings = settings_of(body, request)
-        writer = ResponseWriter(id=f"resp_{request_id}", model=model, settings=settings, calls=request.tool_calls)
+        writer = ResponseWriter(id=f"resp_{request_id}", model=model.name, settings=settings, calls=request.tool_calls)
         events = with_names_sent(service.events(http, request), body.names_sent)
         if body.stream:
             stream = ResponseStream(writer)

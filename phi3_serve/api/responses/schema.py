@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
-from phi3_serve.api.chat_messages import MEDIA
+from phi3_serve.api.chat_messages import text_only
 from phi3_serve.api.fields import GenerateKwargs, false, nothing, number
 from phi3_serve.api.responses.tools import FunctionCallItem, FunctionCallOutputItem, ResponseToolFields
 from phi3_serve.parameters import MAX_TOP_LOGPROBS, Characters
@@ -46,11 +46,7 @@ class ContentPart(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_media(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (media := MEDIA.get(str(given.get("type")))):
-            raise PydanticCustomError(
-                "not_offered", "{media} are not offered: the model reads text only.", {"media": media}
-            )
-        return given
+        return text_only(given)
 
 
 class InputMessage(BaseModel):

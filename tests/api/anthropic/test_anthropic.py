@@ -317,6 +317,7 @@ def late_url(
     return serve_app(create_app(late, config))
 
 
+@pytest.mark.thorough
 def test_the_sdk_reads_over_pings_in_a_silence(late: Late, late_url: str, client: TestClient) -> None:
     late.go_on_after(0.6)
     with httpx2.stream("POST", f"{late_url}/v1/messages", json={**BODY, "stream": True}) as answer:

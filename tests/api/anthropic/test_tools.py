@@ -47,6 +47,7 @@ def check(message: Any) -> list[str]:
     return [block.name for block in message.content]
 
 
+@pytest.mark.thorough
 def test_forced_calls_are_always_valid(sdk: Anthropic) -> None:
     for seed in range(3):
         asked: Any = {**ASKED, "extra_body": {"seed": seed}}

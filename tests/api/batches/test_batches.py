@@ -22,12 +22,13 @@ from starlette.testclient import TestClient
 from phi3_serve.api.app import create_app
 from phi3_serve.api.batches import routes
 from phi3_serve.api.keys import hash_of
+from phi3_serve.batch.batch_run import MOST_AT_ONCE
 from phi3_serve.config import AppConfig
 from phi3_serve.core import Delta, Done, GenerationRequest
 from phi3_serve.errors import ModelUnavailable, ReplicaLost
 from phi3_serve.launch.proxy import free_port
 from tests.api.batches.asking import CHAT, chat, jsonl, line, lines_of, sdk, start, until
-from tests.support import ENDLESS, LocalBackend
+from tests.support import ENDLESS, LocalBackend, engine_of, local_replica
 
 pytestmark = pytest.mark.slow
 
@@ -569,6 +570,27 @@ def test_what_passes_by_itself_is_no_answer(
     done = until(client, start(client, [line("a", chat(0))]))
     (error,) = lines_of(client, done.error_file_id)
     assert error["response"]["status_code"] == 500
+
+
+def test_lines_whose_adapter_is_broken_fail_and_leave_their_places(
+    checkpoint: Path, tmp_path: Path, serve_app: Callable[[FastAPI], str]
+) -> None:
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "adapter_config.json").write_text('{"peft_type": "LORA"')
+    offered = [{"name": "broken", "source": str(broken)}]
+    replica = local_replica("tested", str(checkpoint), max_waiting=64)
+    replica.reconfigure({"adapters": offered})
+    model = {"name": "tested", "source": str(checkpoint), "device": "cpu", "adapters": offered}
+    config = AppConfig.model_validate({"models": [model]})
+    client = sdk(serve_app(create_app(LocalBackend(replica), with_batches(config, tmp_path / "batches"))))
+    lines = [line(f"broken {n}", chat(n, model="tested:broken")) for n in range(MOST_AT_ONCE + 5)]
+    done = until(client, start(client, [*lines, *(line(f"{n}", chat(n)) for n in range(5))]))
+    assert done.request_counts is not None
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 5, len(lines))
+    errors = [each["response"]["body"]["error"] for each in lines_of(client, done.error_file_id)]
+    assert {error["code"] for error in errors} == {"adapter_unavailable"}
+    assert str(broken / "adapter_config.json") in errors[0]["message"]
+    engine_of(replica).close()
 
 
 def wait_for(is_so: Callable[[], bool], seconds: float = 20) -> None:

@@ -96,9 +96,16 @@ def test_the_command_makes_a_key_with_a_name() -> None:
     assert AuthConfig.model_validate(lines["auth"]).keys == (ApiKeyConfig(name="alice", hash=hash_of(made)),)
 
 
-def test_our_client_sends_its_key(backend: LocalBackend, config: AppConfig, serve_app: Any) -> None:
-    url = serve_app(create_app(backend, with_args(config, auth={"key_hashes": [hash_of("k")]})))
-    assert Client(url, "k").get("/v1/models")["data"][0]["id"] == "tested"
+def test_the_command_makes_no_key_with_a_name_that_the_config_refuses() -> None:
+    result = CliRunner().invoke(cli, ["key", "--name", "alice smith"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "name must be letters, digits" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["k", "clé", "ключ"])
+def test_our_client_sends_its_key(key: str, backend: LocalBackend, config: AppConfig, serve_app: Any) -> None:
+    url = serve_app(create_app(backend, with_args(config, auth={"key_hashes": [hash_of(key)]})))
+    assert Client(url, key).get("/v1/models")["data"][0]["id"] == "tested"
     with pytest.raises(Refused, match="API key"):
         Client(url).get("/v1/models")
 

@@ -25,7 +25,7 @@ POOR = {"name": "poor", "hash": hash_of("poor"), "tokens_per_minute": 60}
 PROMETHEUS = {"name": "prometheus", "hash": hash_of("prometheus"), "scopes": ["metrics"]}
 ASKER = {"name": "asker", "hash": hash_of("asker"), "scopes": ["generate"]}
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
-FEW = {"model": "tested", "messages": MESSAGES, "max_tokens": 3, "generate_kwargs": {"eos_token_id": 703}}
+FEW = {"model": "tested", "messages": MESSAGES, "max_tokens": 3, "generate_kwargs": ENDLESS}
 
 
 def bearer(key: str) -> dict[str, str]:

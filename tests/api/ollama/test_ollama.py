@@ -284,7 +284,7 @@ def test_unknown_models(sdk: ollama.Client) -> None:
 
 
 def test_other_paths_have_ollamas_errors(sdk: ollama.Client) -> None:
-    with pytest.raises(ollama.ResponseError, match="Not Found"):
+    with pytest.raises(ollama.ResponseError, match="POST /api/pull is not an endpoint of this server"):
         sdk.pull("tested")
 
 
@@ -317,6 +317,7 @@ def test_lists_of_models(sdk: ollama.Client, backend: LocalBackend, config: AppC
         compute_capability="9.0",
         dtype="bfloat16",
         quantization="none",
+        kv_cache_dtype="float32",
         kernels="cuda",
         replaced_kernels={},
         cache_tokens=1,
@@ -384,6 +385,7 @@ def late_url(
     return serve_app(create_app(late, config))
 
 
+@pytest.mark.thorough
 def test_the_client_reads_over_what_keeps_a_stream_alive(late: Late, late_url: str, client: TestClient) -> None:
     late.go_on_after(0.6)
     connection = post(late_url, "/api/chat", CHAT)

@@ -99,6 +99,7 @@ def test_words_stay_words(sdk: ollama.Client, client: TestClient, text: str, str
     assert not any(part.message.tool_calls for part in parts)
 
 
+@pytest.mark.thorough
 def test_a_forced_call_is_always_valid(client: TestClient) -> None:
     for seed in range(3):
         body: Any = {

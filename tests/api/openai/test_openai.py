@@ -122,6 +122,7 @@ def test_text_completions_take_a_raw_prompt(sdk: OpenAI, client: TestClient) -> 
     assert both.usage.prompt_tokens == answer.usage.prompt_tokens + once.usage.prompt_tokens
 
 
+@pytest.mark.thorough
 def test_without_a_limit_a_chat_may_fill_the_context(sdk: OpenAI) -> None:
     answer = sdk.chat.completions.create(
         model="tested", messages=QUESTION, temperature=0, extra_body={"generate_kwargs": ENDLESS}
@@ -241,6 +242,9 @@ def test_logprobs(sdk: OpenAI) -> None:
 @pytest.mark.parametrize("stop", [None, ["e"]])
 def test_a_stream_has_the_same_logprobs(sdk: OpenAI, stop: list[str] | None) -> None:
     asked: dict[str, Any] = {**GREEDY, "stop": stop}
+    # From here on prefixes of both prompts are in the cache; the sums of a step with more rows may round differently.
+    sdk.chat.completions.create(messages=QUESTION, **asked)
+    sdk.completions.create(prompt=PROMPT, **asked)
     plain = sdk.chat.completions.create(messages=QUESTION, logprobs=True, top_logprobs=2, **asked).choices[0]
     chunks = sdk.chat.completions.create(messages=QUESTION, logprobs=True, top_logprobs=2, stream=True, **asked)
     streamed = [choice for chunk in chunks for choice in chunk.choices]
@@ -248,7 +252,7 @@ def test_a_stream_has_the_same_logprobs(sdk: OpenAI, stop: list[str] | None) -> 
     assert streamed[-1].finish_reason == plain.finish_reason
     assert plain.logprobs
     of_chunks = [choice.logprobs.content or [] for choice in streamed if choice.logprobs]
-    assert len(of_chunks) > 1
+    assert of_chunks  # how many pieces a short answer has depends on how fast they are read
     assert [token for tokens in of_chunks for token in tokens] == plain.logprobs.content
     columns = sdk.completions.create(prompt=PROMPT, logprobs=2, **asked).choices[0].logprobs
     assert columns
@@ -274,7 +278,13 @@ def test_logit_bias_and_penalties(sdk: OpenAI, client: TestClient) -> None:
 def test_models(sdk: OpenAI) -> None:
     (model,) = sdk.models.list()
     assert (model.id, model.object, model.owned_by) == ("tested", "model", "phi3-serve")
-    assert model.model_extra == {"root": "tested", "max_model_len": 2048, "state": "ready", "detail": None}
+    assert model.model_extra == {
+        "root": "tested",
+        "parent": None,
+        "max_model_len": 2048,
+        "state": "ready",
+        "detail": None,
+    }
     assert sdk.models.retrieve("tested") == model
     with pytest.raises(openai.NotFoundError, match="did you mean tested"):
         sdk.models.retrieve("tasted")
@@ -386,6 +396,7 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
     [
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": True}, "temperature", "does not take true or false"),
+        ({"logit_bias": {"5": True}}, "logit_bias.5", "does not take true or false"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs `stream`"),
@@ -461,6 +472,23 @@ def test_many_prompts_in_one_call(client: TestClient) -> None:
     assert (error["param"], "makes 1152 answers; one call may ask for at most 1024" in error["message"]) == ("n", True)
 
 
+def test_the_length_of_the_operator_comes_before_that_of_completions(client: TestClient, replica: Replica) -> None:
+    def num_tokens(**given: Any) -> int:
+        body = {"model": "tested", "prompt": PROMPT, "temperature": 0, "ignore_eos": True, **given}
+        usage: dict[str, int] = client.post("/v1/completions", json=body).json()["usage"]
+        return usage["completion_tokens"]
+
+    assert num_tokens() == 16
+    replica.reconfigure({"defaults": {"max_new_tokens": 20}})
+    long = "a " * 950
+    try:
+        assert (num_tokens(), num_tokens(max_tokens=3), num_tokens(max_length=23)) == (20, 3, 5)
+        up_to_the_context = [num_tokens(prompt=long, **{name: -1}) for name in ("max_tokens", "n_predict")]
+        assert up_to_the_context[0] == up_to_the_context[1] > 20
+    finally:
+        replica.reconfigure({})
+
+
 def test_many_stop_strings(client: TestClient) -> None:
     """As an editor sends them for completion at the cursor."""
     stop = ["<fim_prefix>", "<|fim_pad|>", "\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```", "\nclass", '\n"""#']
@@ -503,8 +531,13 @@ def test_a_failure_amid_a_stream_is_its_last_event(
             raise ModelUnavailable("The replica was lost.", 5)
 
     monkeypatch.setattr(backend, "generate", breaks)
+    endless = {"generate_kwargs": ENDLESS}
     with pytest.raises(openai.APIError, match="The replica was lost"):
-        list(sdk.chat.completions.create(messages=QUESTION, stream=True, n=2, **{**GREEDY, "temperature": 1}))
+        list(
+            sdk.chat.completions.create(
+                messages=QUESTION, stream=True, n=2, **{**GREEDY, "temperature": 1}, extra_body=endless
+            )
+        )
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -238,15 +238,23 @@ def test_tools_beside_a_format(sdk: OpenAI) -> None:
         message = completion.choices[0].message
         assert bool(message.parsed) != bool(message.tool_calls)
         assert isinstance(message.parsed or Report(mood=Unit.CELSIUS), Report)
-    forced: Any = sdk.chat.completions.parse(**ASKED, tools=tools, response_format=Report, tool_choice="required")
+    forced: Any = sdk.chat.completions.parse(
+        **ASKED, tools=tools, response_format=Report, tool_choice="required", seed=0
+    )
     assert forced.choices[0].message.tool_calls
     warnings = ["`response_format` has no effect: it is for an answer in words, and a call is forced."]
     assert forced.model_extra["warnings"] == warnings
-    asked: Any = {**ASKED, "tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}
+    asked: Any = {
+        **ASKED,
+        "tools": TOOLS,
+        "tool_choice": "required",
+        "response_format": {"type": "json_object"},
+        "seed": 0,
+    }
     *_, last = sdk.chat.completions.create(**asked, stream=True)
     assert last.model_extra
     assert last.model_extra["warnings"] == warnings
-    never = sdk.chat.completions.parse(**ASKED, tools=tools, response_format=Report, tool_choice="none")
+    never = sdk.chat.completions.parse(**ASKED, tools=tools, response_format=Report, tool_choice="none", seed=0)
     assert isinstance(never.choices[0].message.parsed, Report)
 
 
@@ -368,10 +376,11 @@ def test_a_schema_that_also_allows_null_gets_an_object(sdk: OpenAI, client: Test
 
 
 def test_a_prompt_that_is_too_long_says_what_the_tools_take(client: TestClient) -> None:
-    tools = [
+    many = [
         {"type": "function", "function": {**WEATHER, "name": f"f{number}", "description": "Of a city. " * 9}}
         for number in range(128)
     ]
+    tools = many[:60]
     body = {"model": "tested", "messages": QUESTION, "tools": tools}
     error = client.post("/v1/chat/completions", json=body).json()["error"]
     found = re.fullmatch(
@@ -385,6 +394,8 @@ def test_a_prompt_that_is_too_long_says_what_the_tools_take(client: TestClient) 
     ]
     assert 0 <= int(found[1]) - int(found[2]) - without <= 3  # tokens at the seams
     assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    error = client.post("/v1/chat/completions", json={**body, "tools": many}).json()["error"]["message"]
+    assert re.search(r"has at least \d+ tokens, but .* `tools` takes at least \d+ tokens of the prompt\.$", error)
     older = {"model": "tested", "messages": QUESTION, "functions": [tool["function"] for tool in tools]}
     assert "`functions` takes" in client.post("/v1/chat/completions", json=older).json()["error"]["message"]
     alone = {"model": "tested", "messages": [{"role": "user", "content": "word " * 5000}]}

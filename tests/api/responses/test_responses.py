@@ -180,7 +180,7 @@ def test_logprobs_are_those_of_chat(sdk: OpenAI) -> None:
     assert plain.top_logprobs == 3
     events: list[Any] = list(sdk.responses.create(**BODY, **included, stream=True))
     deltas = [event for event in events if event.type == "response.output_text.delta"]
-    assert len(deltas) > 1
+    assert deltas
     assert [token.logprob for event in deltas for token in event.logprobs] == [one["logprob"] for one in expected]
     for event in (e for e in events if e.type in ("response.output_text.done", "response.content_part.done")):
         assert len(event.logprobs if event.type.endswith("text.done") else event.part.logprobs) == len(expected)
@@ -302,6 +302,7 @@ def late_url(
     return serve_app(create_app(late, config))
 
 
+@pytest.mark.thorough
 def test_the_sdk_reads_over_the_empty_lines(late: Late, late_url: str, client: TestClient) -> None:
     late.go_on_after(0.6)
     with httpx2.stream("POST", f"{late_url}/v1/responses", json={**BODY, "stream": True}) as answer:

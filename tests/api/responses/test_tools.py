@@ -53,6 +53,7 @@ def check(response: Any) -> list[str]:
     return [item.name for item in response.output]
 
 
+@pytest.mark.thorough
 def test_forced_calls_are_always_valid(sdk: OpenAI) -> None:
     named: Any = {"type": "function", "name": "get_weather"}
     for seed in range(3):
