@@ -19,13 +19,15 @@ from rich.table import Table
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
 from phi3_serve.core import Conversation, EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import load
+from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
+from phi3_serve.engine.memory import FittingSizes
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from training.curriculum import LESSONS
 from training.dialogue import Dialogue, Draw
+from training.modules import load_on_cpu
 
 SEED = 2026
 QUESTIONS_PER_KIND = 300
@@ -57,12 +59,16 @@ class Mark:
 class Examinee:
     """A checkpoint on the CPU that answers greedily."""
 
-    def __init__(self, directory: Path, quantization: str = NO_QUANTIZATION) -> None:
-        self._loaded = load(
-            "phi-3-tiny", str(directory), None, device="cpu", dtype="float32", quantization=quantization
-        )
+    def __init__(
+        self, directory: Path, quantization: str = NO_QUANTIZATION, kv_cache_dtype: KvCacheDtype = "auto"
+    ) -> None:
+        self._loaded = load_on_cpu("phi-3-tiny", directory, dtype="float32", quantization=quantization)
         self._tokenizer = Phi3Tokenizer(self._loaded.tokenizer)
-        self._engine = Engine(self._loaded, queue=QueueLimits(requests=1 << 20, tokens=1 << 40))
+        self._engine = Engine(
+            self._loaded,
+            queue=QueueLimits(requests=1 << 20, tokens=1 << 40),
+            sizes=FittingSizes(kv_cache_dtype=kv_cache_dtype),
+        )
 
     def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
         """The next answer in each conversation. An answer that reaches the length limit is marked as cut off."""

@@ -1,9 +1,9 @@
-"""What rounded weights cost: phi-3-tiny in fewer bits against itself.
+"""What fewer bits cost: phi-3-tiny with rounded weights, or with rounded keys and values, against itself.
 
 ``python -m training.quality`` prints the perplexity of held-out answers, the divergence of the probabilities from those
 of the weights as stored, how often the likeliest token is the same, and the share of right answers in the exam. The
 activations are float32, but for one line, which shows what bfloat16 costs. ``--checkpoint`` adds a checkpoint of the
-same model, for example a GGUF file.
+same model, for example a GGUF file. ``--context`` joins the dialogues to long texts, which phi-3-tiny was never taught.
 """
 
 import json
@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION, QUANTIZATIONS
+from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCacheDtype
 from phi3_serve.engine.loader import LoadedModel
 from training.curriculum import LESSONS
 from training.dialogue import Draw
 from training.encoding import DialogueEncoder, Encoded
 from training.exam import Examinee, examine
-from training.modules import load_with_modules
+from training.modules import load_with_modules, rounded_cache
 
 SEED = 2026
 DIALOGUES_PER_KIND = 40
@@ -44,6 +45,7 @@ class Form:
     quantization: str = NO_QUANTIZATION
     source: Path = EMBEDDED_TINY
     dtype: str = "float32"  # of the activations
+    kv_cache_dtype: KvCacheDtype = "auto"
 
     def load(self) -> LoadedModel:
         """The model."""
@@ -52,7 +54,8 @@ class Form:
 
 STORED = Form("none")
 IN_BFLOAT16 = Form("none, computed in bfloat16", dtype="bfloat16")
-FORMS = (STORED, IN_BFLOAT16, *(Form(name, name) for name in QUANTIZATIONS if name != NO_QUANTIZATION))
+OF_CACHES = tuple(Form(f"none, key-value cache in {name}", kv_cache_dtype=name) for name in EIGHT_BITS)
+FORMS = (STORED, IN_BFLOAT16, *(Form(name, name) for name in QUANTIZATIONS if name != NO_QUANTIZATION), *OF_CACHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,32 @@ def held_out(dialogues_per_kind: int) -> list[Encoded]:
     return [encoder.encode(lesson.dialogue(draw)) for lesson in LESSONS for _ in range(dialogues_per_kind)]
 
 
+def joined(dialogues: Sequence[Encoded], context: int) -> list[Encoded]:
+    """Texts of at most ``context`` tokens that have ``dialogues`` one after another, in any order.
+
+    Only answers in the second half of a text are learned. Dialogues that fill no text are left out.
+    """
+    texts: list[Encoded] = []
+    text = Encoded([], [])
+    for dialogue in Random(SEED).sample(dialogues, len(dialogues)):  # noqa: S311 (not a secret)
+        if len(text.ids) + len(dialogue.ids) > context:
+            texts.append(text)
+            text = Encoded([], [])
+        is_behind = len(text.ids) >= context // 2
+        text.ids.extend(dialogue.ids)
+        text.learned.extend(learned and is_behind for learned in dialogue.learned)
+    return texts
+
+
 @torch.inference_mode()
-def log_probabilities(loaded: LoadedModel, dialogues: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
+def log_probabilities(
+    loaded: LoadedModel, dialogues: Sequence[Encoded], kv_cache_dtype: KvCacheDtype = "auto"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """For the learned tokens of each dialogue, [tokens, vocabulary], and the tokens themselves, [tokens]."""
     for dialogue in dialogues:
         ids, learned = torch.tensor(dialogue.ids), torch.tensor(dialogue.learned)
-        logits: Tensor = loaded.model(ids[None]).logits[0]
+        with rounded_cache(kv_cache_dtype):
+            logits: Tensor = loaded.model(ids[None]).logits[0]
         yield logits[:-1][learned[1:]].float().log_softmax(-1), ids[1:][learned[1:]]
 
 
@@ -90,7 +113,9 @@ def measure(
     """The quality of ``form``; ``stored`` has the log-probabilities of the weights as they are stored."""
     loaded = form.load()
     loss, divergence, largest, same, count = 0.0, 0.0, 0.0, 0, 0
-    for (expected, ids), (found, _) in zip(stored, log_probabilities(loaded, dialogues), strict=True):
+    for (expected, ids), (found, _) in zip(
+        stored, log_probabilities(loaded, dialogues, form.kv_cache_dtype), strict=True
+    ):
         loss -= float(found.gather(1, ids[:, None]).sum())
         of_tokens = kl_div(found, expected, reduction="none", log_target=True).sum(-1)
         divergence += float(of_tokens.sum())
@@ -121,10 +146,10 @@ def _weights_error(model: Any) -> float:
 
 
 def _exam(form: Form, questions_per_kind: int) -> float | None:
-    """The share of right answers; None for ``IN_BFLOAT16``, because few processors compute in bfloat16."""
-    if form == IN_BFLOAT16:
+    """The share of right answers; None for what a CPU does not have, or few CPUs have."""
+    if form == IN_BFLOAT16 or form.kv_cache_dtype == "fp8":
         return None
-    examinee = Examinee(form.source, form.quantization)
+    examinee = Examinee(form.source, form.quantization, form.kv_cache_dtype)
     marks = list(examine(examinee, questions_per_kind))
     examinee.close()
     return sum(mark.right for mark in marks) / sum(mark.questions for mark in marks)
@@ -152,14 +177,19 @@ def main(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A directory or GGUF file with phi-3-tiny; may be repeated.", exists=True)
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=512, help="Join the dialogues to texts of so many tokens, and compare caches only."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare phi-3-tiny in each quantization with its weights as they are stored."""
-    drawn = held_out(dialogues)
+    drawn = held_out(dialogues) if context is None else joined(held_out(dialogues), context)
     stored = list(log_probabilities(STORED.load(), drawn))
-    forms = (*FORMS, *(Form(path.name, source=path) for path in checkpoint or ()))
+    of_phi_3_tiny = FORMS if context is None else (STORED, *OF_CACHES)
+    forms = (*of_phi_3_tiny, *(Form(path.name, source=path) for path in checkpoint or ()))
     qualities = [
-        measure(form, stored, drawn, right=_exam(form, questions))
+        measure(form, stored, drawn, right=None if context else _exam(form, questions))
         for form in track(forms, "Measuring", console=Console(stderr=True))
     ]
     if as_json:
