@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from phi3_serve.bench.gpus import GPUS, Gpu
 from phi3_serve.catalogue import Variant, variant
-from phi3_serve.core import MAX_ROWS
+from phi3_serve.core.engine_info import MAX_ROWS
 
 TOKENS_OF_A_REQUEST = 2048  # prompt and answer
 MODELS = ("phi-3-mini-4k-instruct", "phi-3-medium-4k-instruct")  # the 128k variants have the same sizes

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from phi3_serve import catalogue
-from phi3_serve.core import MAX_ADAPTER_STRENGTH, OfferedAdapter
+from phi3_serve.core.adapter import MAX_ADAPTER_STRENGTH, OfferedAdapter
 from phi3_serve.errors import InvalidRequest, did_you_mean
 from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN, GenerationParameters, refuse_by_name
 from phi3_serve.resolved_parameters import resolve

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from phi3_serve.core import EngineRequest
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.errors import InvalidRequest, PromptTooLong
 from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS, MAX_PROMPT_LOGPROBS
 from phi3_serve.resolved_parameters import ResolvedParameters, check_token_ids

@@ -214,7 +214,7 @@ def make_tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     from phi3_serve.api.app import create_app
     from phi3_serve.catalogue import EMBEDDED_TINY
     from phi3_serve.config import AppConfig
-    from phi3_serve.core import VariantState
+    from phi3_serve.core.variant_state import VariantState
     from tests.support import LocalBackend, engine_of, local_replica
 
     replica = local_replica("phi-3-tiny", str(EMBEDDED_TINY), dtype="auto", max_waiting=64)

@@ -5,18 +5,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from phi3_serve.config import AdapterConfig, Dtype, LimitsConfig, ModelConfig
-from phi3_serve.core import (
-    MAX_ROWS,
-    Delta,
-    Done,
-    Failed,
-    GenerationRequest,
-    HostInfo,
-    Occupancy,
-    Tokenization,
-    TokenizationRequest,
-    VariantState,
-)
+from phi3_serve.core.backend_protocol import Occupancy
+from phi3_serve.core.engine_info import MAX_ROWS
+from phi3_serve.core.event import Delta, Done, Failed
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.host_info import HostInfo
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 from phi3_serve.serving.placement import place

@@ -7,17 +7,12 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from phi3_serve.core import (
-    AdapterChoice,
-    Delta,
-    Event,
-    GenerationRequest,
-    RawPrompt,
-    RequestOptions,
-    Tokenization,
-    TokenizationRequest,
-    Usage,
-)
+from phi3_serve.core.adapter import AdapterChoice
+from phi3_serve.core.event import Delta, Event
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import RawPrompt
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
+from phi3_serve.core.usage import Usage
 from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 
 REQUEST = GenerationRequest(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from phi3_serve.core import Message
+from phi3_serve.core.prompt import Message
 from training.exam import LONGEST_ANSWER, QUESTIONS_PER_KIND, Examinee, Mark
 from training.model import CONTEXT_LENGTH, HIDDEN_SIZE, NUM_HEADS, NUM_LAYERS
 from training.trainer import DIALOGUES_PER_ROUND, Journal

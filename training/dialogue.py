@@ -12,7 +12,7 @@ from functools import cache
 from random import Random
 from typing import TypeVar
 
-from phi3_serve.core import Message
+from phi3_serve.core.prompt import Message
 
 T = TypeVar("T")
 

@@ -17,7 +17,11 @@ from rich.progress import track
 from rich.table import Table
 
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
-from phi3_serve.core import Conversation, EngineEvent, EngineRequest, Failed, Finished, Message, QueueLimits
+from phi3_serve.core.engine_event import EngineEvent, Finished
+from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.prompt import Conversation, Message
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.memory import FittingSizes

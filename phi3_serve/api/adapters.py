@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from phi3_serve.api.fields import number
 from phi3_serve.config import ModelConfig
-from phi3_serve.core import MAX_ADAPTER_STRENGTH, MAX_ADAPTERS, AdapterChoice, OfferedAdapter, VariantState
+from phi3_serve.core.adapter import MAX_ADAPTER_STRENGTH, MAX_ADAPTERS, AdapterChoice, OfferedAdapter
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import InvalidRequest, unknown_adapter
 from phi3_serve.parameters import Characters
 

@@ -11,7 +11,7 @@ from phi3_serve.api.fields import OnlyAssistantMaySayNothing, nothing
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.api.tools.prompt import with_offer
 from phi3_serve.api.tools.turns import Turns
-from phi3_serve.core import Conversation
+from phi3_serve.core.prompt import Conversation
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import Characters
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from phi3_serve.api.adapters import offered_adapters
 from phi3_serve.api.service import Service
 from phi3_serve.config import ModelConfig
-from phi3_serve.core import VariantState
+from phi3_serve.core.variant_state import VariantState
 
 
 def readiness_router(service: Service) -> APIRouter:

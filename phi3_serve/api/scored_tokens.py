@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from phi3_serve.core import TextToken
+from phi3_serve.core.completion import TextToken
 
 _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot express
 

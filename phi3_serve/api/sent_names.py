@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 
-from phi3_serve.core import Delta, Done
+from phi3_serve.core.event import Delta, Done
 from phi3_serve.errors import InvalidRequest
 
 _QUOTED_NAME = re.compile(r"`(\w+)`")

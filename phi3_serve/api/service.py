@@ -18,20 +18,12 @@ from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.api.request_state import record_of, request_id_of
 from phi3_serve.api.sent_names import as_sent
 from phi3_serve.config import AppConfig, ModelConfig
-from phi3_serve.core import (
-    AdapterChoice,
-    Backend,
-    Conversation,
-    Delta,
-    Done,
-    GenerationRequest,
-    Prompt,
-    RawPrompt,
-    RequestOptions,
-    Tokenization,
-    TokenizationRequest,
-    TokenPrompt,
-)
+from phi3_serve.core.adapter import AdapterChoice
+from phi3_serve.core.backend_protocol import Backend
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import Conversation, Prompt, RawPrompt, TokenPrompt
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.errors import EngineFailure, InvalidRequest, Phi3ServeError, UnknownModel, did_you_mean
 from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.observability.request_record import Generation, RequestRecord

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-from phi3_serve.core import Occupancy
+from phi3_serve.core.backend_protocol import Occupancy
 
 POLL_INTERVAL_S = 0.02
 

@@ -19,7 +19,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from phi3_serve.bench.drawn_tokens import DrawnTokens
 from phi3_serve.bench.roofline import weight_bytes
 from phi3_serve.bench.shapes import NO_END, Model, adapter, as_loaded, build
-from phi3_serve.core import EngineEvent, EngineRequest, Finished, NewTokens, QueueLimits
+from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens
+from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype

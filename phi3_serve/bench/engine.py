@@ -29,7 +29,8 @@ from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.bench.workload import ADAPTED_KINDS, Workload
 from phi3_serve.catalogue import NO_QUANTIZATION
-from phi3_serve.core import MAX_ROWS, EngineRequest
+from phi3_serve.core.engine_info import MAX_ROWS
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE

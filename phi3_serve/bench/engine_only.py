@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3_serve.core import Conversation, EngineEvent, EngineRequest, Failed, Message, NewTokens, QueueLimits
+from phi3_serve.core.engine_event import EngineEvent, NewTokens
+from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.prompt import Conversation, Message
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import load
 from phi3_serve.parameters import GenerationParameters

@@ -17,7 +17,7 @@ import torch
 
 from phi3_serve.bench.competitors import Run
 from phi3_serve.bench.shapes import Model, config
-from phi3_serve.core import EngineRequest
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.errors import EngineFailure
 

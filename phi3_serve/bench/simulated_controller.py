@@ -12,7 +12,7 @@ from ray.serve import autoscaling_policy as ray_policy
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from phi3_serve.core import Load
+from phi3_serve.core.engine_info import Load
 from phi3_serve.serving.scaling import scaling_statistics
 
 REPORTED_EVERY_S = 10.0  # RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S and its pair for handles

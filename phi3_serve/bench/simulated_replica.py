@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 
 from phi3_serve.bench.gpus import SHARE_OF_BANDWIDTH, SHARE_OF_FLOPS, Gpu
 from phi3_serve.catalogue import Variant
-from phi3_serve.core import MAX_ROWS, Load
+from phi3_serve.core.engine_info import MAX_ROWS, Load
 
 CHUNK = 2048  # tokens of prompts in a step
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from phi3_serve.core import AppliedAdapter, EngineRequest
+from phi3_serve.core.adapter import AppliedAdapter
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from phi3_serve import overload
-from phi3_serve.core import QueueLimits
+from phi3_serve.core.engine_info import QueueLimits
 from phi3_serve.engine.generation import Generation
 
 

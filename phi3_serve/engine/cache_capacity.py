@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from dataclasses import replace
 
-from phi3_serve.core import EngineRequest
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.errors import InvalidRequest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from phi3_serve.core import GpuInfo
+from phi3_serve.core.host_info import GpuInfo
 
 CUDA_BYTES = 600 << 20  # that CUDA takes in each process, for its code and its stacks; an estimate
 

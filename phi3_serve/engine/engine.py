@@ -10,7 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from phi3_serve.core import Adapter, EngineEvent, EngineInfo, EngineRequest, Failed, Load, QueueLimits, Started
+from phi3_serve.core.adapter import Adapter
+from phi3_serve.core.engine_event import EngineEvent, Started
+from phi3_serve.core.engine_info import EngineInfo, Load, QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
 from phi3_serve.engine.admission import QueueAdmission
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from phi3_serve import overload
-from phi3_serve.core import Adapter, EngineEvent, EngineInfo, EngineRequest, Failed, Finished, NewTokens, ScoredPrompt
+from phi3_serve.core.adapter import Adapter
+from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens, ScoredPrompt
+from phi3_serve.core.engine_info import EngineInfo
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
 from phi3_serve.engine.adapters.applied import check_adapters
 from phi3_serve.engine.adapters.reader import read_adapter
 from phi3_serve.engine.cache_capacity import CacheCapacity

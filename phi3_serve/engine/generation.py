@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from phi3_serve.core import EngineEvent, EngineRequest, TokenLogprobs
+from phi3_serve.core.engine_event import EngineEvent
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.strategies.base import Strategy
 from phi3_serve.engine.stopwatch import Stopwatch

@@ -7,7 +7,7 @@ from typing import Any, Self
 import psutil
 import torch
 
-from phi3_serve.core import MAX_ROWS
+from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype, bytes_of_head
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.step_budget import MIN_TOKENS

@@ -4,7 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from phi3_serve.core import EngineEvent, Failed, Finished
+from phi3_serve.core.engine_event import EngineEvent, Finished
+from phi3_serve.core.event import Failed
 from phi3_serve.engine.generation import Generation
 
 logger = logging.getLogger("phi3_serve")

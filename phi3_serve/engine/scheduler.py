@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from phi3_serve.core import AppliedAdapter
+from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, OutOfBlocks
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence

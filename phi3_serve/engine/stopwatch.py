@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from phi3_serve.core import Timings
+from phi3_serve.core.usage import Timings
 
 
 @dataclass(slots=True)

@@ -8,7 +8,9 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from phi3_serve.core import AdapterCounts, EngineInfo, GpuInfo, Load
+from phi3_serve.core.adapter import AdapterCounts
+from phi3_serve.core.engine_info import EngineInfo, Load
+from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.engine_statistics import EngineStatistics, Histogram
 
 _MODEL = ("model_name",)

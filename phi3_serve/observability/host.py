@@ -2,7 +2,7 @@
 
 import psutil
 
-from phi3_serve.core import CpuInfo
+from phi3_serve.core.host_info import CpuInfo
 
 
 def cpu_info() -> CpuInfo:

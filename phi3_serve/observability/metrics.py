@@ -12,7 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from phi3_serve.core import Delta, Done, GenerationRequest, State, Usage, VariantState
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.usage import Usage
+from phi3_serve.core.variant_state import State, VariantState
 from phi3_serve.engine_statistics import REQUEST_SECONDS
 from phi3_serve.errors import Overloaded, Phi3ServeError, RefusedBy
 

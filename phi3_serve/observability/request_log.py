@@ -9,7 +9,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal
 
-from phi3_serve.core import AdapterChoice
+from phi3_serve.core.adapter import AdapterChoice
 from phi3_serve.observability.request_record import RequestRecord
 
 Format = Literal["auto", "json", "text", "off"]

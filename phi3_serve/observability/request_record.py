@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from phi3_serve.core import Delta, Done, GenerationRequest, Timings
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.usage import Timings
 from phi3_serve.errors import Phi3ServeError
 
 Source = Literal["http", "batch"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from phi3_serve import __version__
-from phi3_serve.core import Conversation
+from phi3_serve.core.prompt import Conversation
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.observability.request_record import Generation, RequestRecord
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from phi3_serve.core import Adapter
+from phi3_serve.core.adapter import Adapter
 
 Key = TypeVar("Key", bound=Hashable)
 

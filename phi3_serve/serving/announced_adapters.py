@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from phi3_serve.core import OfferedAdapter
+from phi3_serve.core.adapter import OfferedAdapter
 
 logger = logging.getLogger("phi3_serve")
 

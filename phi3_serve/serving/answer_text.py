@@ -6,23 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from phi3_serve.core import (
-    Completion,
-    Delta,
-    Done,
-    EngineEvent,
-    EngineRequest,
-    Finished,
-    GeneratedSequence,
-    GenerationRequest,
-    LikelyToken,
-    NewTokens,
-    PromptText,
-    ScoredPrompt,
-    TextToken,
-    TokenLogprobs,
-    Usage,
-)
+from phi3_serve.core.completion import Completion, LikelyToken, PromptText, TextToken
+from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens, ScoredPrompt
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.generated_sequence import GeneratedSequence, TokenLogprobs
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.usage import Usage
 from phi3_serve.prepare import warnings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig, deployment_name
-from phi3_serve.core import MAX_ROWS
+from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
 from phi3_serve.serving.replica import ServedReplica

@@ -12,23 +12,14 @@ from ray.serve.handle import DeploymentHandle
 
 from phi3_serve import overload
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.core import (
-    MAX_ROWS,
-    SIGN_OF_LIFE_INTERVAL_S,
-    AdapterChoice,
-    Begun,
-    Delta,
-    Done,
-    Event,
-    Failed,
-    GenerationRequest,
-    HostInfo,
-    Occupancy,
-    Queued,
-    Tokenization,
-    TokenizationRequest,
-    VariantState,
-)
+from phi3_serve.core.adapter import AdapterChoice
+from phi3_serve.core.backend_protocol import Occupancy
+from phi3_serve.core.engine_info import MAX_ROWS
+from phi3_serve.core.event import SIGN_OF_LIFE_INTERVAL_S, Begun, Delta, Done, Event, Failed, Queued
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.host_info import HostInfo
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import ModelNotLoaded, ModelUnavailable, ReplicaLost, unknown_adapter
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S

@@ -12,7 +12,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client
 
 from phi3_serve.config import LiveModelConfig
-from phi3_serve.core import OfferedAdapter
+from phi3_serve.core.adapter import OfferedAdapter
 
 logger = logging.getLogger("phi3_serve")
 

@@ -4,7 +4,8 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
-from phi3_serve.core import EngineEvent, Failed, Finished
+from phi3_serve.core.engine_event import EngineEvent, Finished
+from phi3_serve.core.event import Failed
 
 
 class EventQueue:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from phi3_serve.core import EngineInfo
+from phi3_serve.core.engine_info import EngineInfo
 
 logger = logging.getLogger("phi3_serve")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phi3_serve.config import AdapterConfig
-from phi3_serve.core import Engine, EngineInfo
+from phi3_serve.core.engine_info import EngineInfo
+from phi3_serve.core.engine_protocol import Engine
 from phi3_serve.errors import CheckpointError
 from phi3_serve.observability.progress import told_to
 from phi3_serve.serving.replica_options import ReplicaOptions

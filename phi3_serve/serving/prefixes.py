@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
-from phi3_serve.core import Conversation, GenerationRequest, Prompt, RawPrompt, TokenPrompt
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.prompt import Conversation, Prompt, RawPrompt, TokenPrompt
 
 CHARACTERS_PER_PIECE = 256  # about four blocks of the cache
 TOKENS_PER_PIECE = 64

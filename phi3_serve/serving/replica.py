@@ -11,25 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from phi3_serve.config import LiveModelConfig, QueueLimitsConfig, problem_of_defaults
-from phi3_serve.core import (
-    SIGN_OF_LIFE_INTERVAL_S,
-    Adapter,
-    AppliedAdapter,
-    Begun,
-    Constraint,
-    Conversation,
-    EngineEvent,
-    EngineRequest,
-    Event,
-    Failed,
-    GenerationRequest,
-    GpuInfo,
-    Queued,
-    QueueLimits,
-    RawPrompt,
-    Tokenization,
-    TokenizationRequest,
-)
+from phi3_serve.core.adapter import Adapter, AppliedAdapter
+from phi3_serve.core.constraint import Constraint
+from phi3_serve.core.engine_event import EngineEvent
+from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import SIGN_OF_LIFE_INTERVAL_S, Begun, Event, Failed, Queued
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.host_info import GpuInfo
+from phi3_serve.core.prompt import Conversation, RawPrompt
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelNotLoaded, Phi3ServeError, PromptTooLong
 from phi3_serve.observability.engine_metrics import EngineMetrics, EngineReading
 from phi3_serve.overload import STARTING_RETRY_AFTER_S

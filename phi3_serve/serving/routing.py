@@ -8,7 +8,7 @@ import random
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from phi3_serve.core import GenerationRequest
+from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.serving.prefixes import PrefixTable, adapter_keys, prefix_keys
 
 

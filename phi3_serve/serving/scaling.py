@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ray.serve.config import AutoscalingContext
 
-from phi3_serve.core import MAX_ROWS, Load
+from phi3_serve.core.engine_info import MAX_ROWS, Load
 
 # A new replica takes a minute or more. Until it runs, the rest of the rows and the queue take what comes.
 ROWS_TARGET = 0.75

@@ -5,18 +5,10 @@ import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from phi3_serve.core import (
-    SIGN_OF_LIFE_INTERVAL_S,
-    Begun,
-    EngineEvent,
-    EngineRequest,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    Queued,
-    Started,
-)
+from phi3_serve.core.engine_event import EngineEvent, Finished, Started
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import SIGN_OF_LIFE_INTERVAL_S, Begun, Event, Failed, Queued
+from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.errors import RequestTimeout
 from phi3_serve.serving.answer_text import AnswerText
 from phi3_serve.serving.event_queue import EventQueue

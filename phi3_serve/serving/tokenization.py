@@ -1,6 +1,7 @@
 """A text as token ids, or token ids as text, with the tokenizer of a loaded model."""
 
-from phi3_serve.core import Tokenization, TokenizationRequest, TokenPrompt
+from phi3_serve.core.prompt import TokenPrompt
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.serving.model_loading import RunningModel
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from phi3_serve.core import VariantState
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.serving.ray_errors import RAY_ERRORS
 
 

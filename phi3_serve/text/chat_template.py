@@ -8,7 +8,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from phi3_serve.core import Message, Role
+from phi3_serve.core.prompt import Message, Role
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.text.jinja_template import JinjaTemplate
 from phi3_serve.text.phi3_template import PHI3_TEMPLATE, ROLE_TOKENS

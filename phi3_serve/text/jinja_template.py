@@ -14,7 +14,7 @@ from jinja2.environment import Environment
 from jinja2.filters import make_attrgetter
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from phi3_serve.core import Message
+from phi3_serve.core.prompt import Message
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.text.traced import Traced, joined, written
 

@@ -15,7 +15,8 @@ from typing import cast
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from phi3_serve.core import Conversation, Prompt, RawPrompt, Token, TokenizationRequest, TokenPrompt
+from phi3_serve.core.prompt import Conversation, Prompt, RawPrompt, TokenPrompt
+from phi3_serve.core.tokenization import Token, TokenizationRequest
 from phi3_serve.errors import CheckpointError, InvalidRequest, PromptTooLong
 from phi3_serve.resolved_parameters import ResolvedParameters
 from phi3_serve.text.chat_template import ChatTemplate, Example

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from phi3_serve.core import GenerationRequest
+from phi3_serve.core.generation_request import GenerationRequest
 from tests.support import LocalBackend
 
 

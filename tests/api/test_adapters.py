@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from phi3_serve.api.app import create_app
 from phi3_serve.api.ollama.models import served_models
 from phi3_serve.config import AppConfig, ModelConfig
-from phi3_serve.core import OfferedAdapter, VariantState
+from phi3_serve.core.adapter import OfferedAdapter
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.observability.request_log import as_text, request_log
 from tests.oracle.adapters import save_adapter
 from tests.support import LocalBackend, engine_of, local_replica

@@ -6,7 +6,7 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
-from phi3_serve.core import RawPrompt
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.serving.replica import Replica
 from tests.support import ENDLESS, tokenizer_of
 

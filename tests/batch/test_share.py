@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from phi3_serve.batch.share import Share
-from phi3_serve.core import Occupancy
+from phi3_serve.core.backend_protocol import Occupancy
 
 
 class Replicas:

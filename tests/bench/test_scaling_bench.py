@@ -19,7 +19,7 @@ from phi3_serve.bench.simulated_day import Day, Nodes, SimulatedDay
 from phi3_serve.bench.simulated_replica import CHUNK, Request, SimulatedReplica, Speed
 from phi3_serve.catalogue import variant
 from phi3_serve.cli import app
-from phi3_serve.core import Load
+from phi3_serve.core.engine_info import Load
 
 RUN = CliRunner()
 SPEED = Speed(weights_s=0.01, cached_token_s=1e-6, prompt_token_s=1e-4, cache_tokens=10_000, max_waiting=4)

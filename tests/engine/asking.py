@@ -3,7 +3,9 @@
 import queue
 from typing import Any
 
-from phi3_serve.core import EngineEvent, EngineRequest, Finished, GeneratedSequence, NewTokens, ScoredPrompt
+from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens, ScoredPrompt
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import GeneratedSequence
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.parameters import GenerationParameters

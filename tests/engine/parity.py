@@ -33,17 +33,13 @@ import torch
 import transformers
 
 from phi3_serve.catalogue import NO_QUANTIZATION
-from phi3_serve.core import (
-    Adapter,
-    Constraint,
-    EngineEvent,
-    EngineRequest,
-    Failed,
-    Finished,
-    GeneratedSequence,
-    NewTokens,
-    RawPrompt,
-)
+from phi3_serve.core.adapter import Adapter
+from phi3_serve.core.constraint import Constraint
+from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.generated_sequence import GeneratedSequence
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats

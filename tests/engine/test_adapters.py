@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from phi3_serve.core import AppliedAdapter, EngineRequest, Finished
+from phi3_serve.core.adapter import AppliedAdapter
+from phi3_serve.core.engine_event import Finished
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.reader import read_adapter
 from phi3_serve.engine.engine import Engine

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, QueueLimits, Timings
+from phi3_serve.core.engine_event import Finished, NewTokens
+from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.usage import Timings
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import EngineRequest, Failed, Finished, NewTokens, ScoredPrompt, TokenLogprobs
+from phi3_serve.core.engine_event import Finished, NewTokens, ScoredPrompt
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.generated_sequence import TokenLogprobs
 from phi3_serve.engine import engine_core
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies
 
-from phi3_serve.core import EngineEvent, EngineRequest
+from phi3_serve.core.engine_event import EngineEvent
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager

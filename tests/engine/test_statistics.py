@@ -2,7 +2,7 @@
 
 import pytest
 
-from phi3_serve.core import QueueLimits
+from phi3_serve.core.engine_info import QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.loader import LoadedModel

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.core import Constraint, EngineRequest, Failed, Finished, GeneratedSequence, NewTokens
+from phi3_serve.core.constraint import Constraint
+from phi3_serve.core.engine_event import Finished, NewTokens
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.generated_sequence import GeneratedSequence
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.loader import LoadedModel

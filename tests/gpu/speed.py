@@ -14,7 +14,10 @@ from torch.profiler import profile as profiler
 from phi3_serve.bench.roofline import Machine, linear_sizes, measure_machine, weight_bytes
 from phi3_serve.bench.shapes import Model, as_loaded, build
 from phi3_serve.catalogue import NO_QUANTIZATION
-from phi3_serve.core import Adapter, AppliedAdapter, EngineEvent, EngineRequest, Failed
+from phi3_serve.core.adapter import Adapter, AppliedAdapter
+from phi3_serve.core.engine_event import EngineEvent
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
 from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.engine_core import EngineCore, StepOutput
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from phi3_serve.core import GpuInfo, Load
+from phi3_serve.core.engine_info import Load
+from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.engine_statistics import EngineStatistics
 from phi3_serve.monitoring.__main__ import FILES
 from phi3_serve.monitoring.alerts import ALERTS

@@ -3,7 +3,8 @@
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from phi3_serve.core import EngineInfo, GpuInfo, Load
+from phi3_serve.core.engine_info import EngineInfo, Load
+from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.engine_statistics import EngineStatistics
 from phi3_serve.observability.engine_metrics import EngineMetrics, EngineReading
 

@@ -11,7 +11,10 @@ from typing import Any, Self
 import torch
 from transformers import Phi3ForCausalLM
 
-from phi3_serve.core import AppliedAdapter, EngineRequest, Failed, Finished
+from phi3_serve.core.adapter import AppliedAdapter
+from phi3_serve.core.engine_event import Finished
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
 from phi3_serve.engine.loader import LoadedModel
 from tests.oracle.reference import Oracle
 from training.modules import load_with_modules

@@ -12,7 +12,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from phi3_serve.core import EngineRequest, RawPrompt
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.text.grammar import grammar_of
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 

@@ -19,8 +19,10 @@ from transformers import (
     StopStringCriteria,
 )
 
-from phi3_serve import core
-from phi3_serve.core import EngineRequest, Failed, Finished
+from phi3_serve.core.engine_event import Finished
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.event import Failed
+from phi3_serve.core.generated_sequence import FinishReason, GeneratedSequence
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.sampling.hypotheses import NO_SCORE
 from phi3_serve.errors import EngineFailure, InvalidRequest
@@ -76,7 +78,7 @@ class Oracle:
             return Failed(EngineFailure(str(error)))
 
     @torch.inference_mode()
-    def _generate(self, request: EngineRequest) -> tuple[core.GeneratedSequence, ...]:
+    def _generate(self, request: EngineRequest) -> tuple[GeneratedSequence, ...]:
         parameters = request.parameters
         prompt = torch.tensor([request.prompt_ids], device=self._model.device)
         criteria = StoppingCriteriaList()
@@ -130,13 +132,13 @@ class Oracle:
             )
         return arguments
 
-    def _sequences(self, output: Any, request: EngineRequest) -> tuple[core.GeneratedSequence, ...]:
+    def _sequences(self, output: Any, request: EngineRequest) -> tuple[GeneratedSequence, ...]:
         scores = self._scores(output, request)
         sequences = []
         for row, ids in enumerate(output.sequences[:, len(request.prompt_ids) :].tolist()):
             ids, reason = _cut_at_end(ids, request)
             kept = None if scores is None else tuple(scores[row][: len(ids)])
-            sequences.append(core.GeneratedSequence(tuple(ids), reason, kept))
+            sequences.append(GeneratedSequence(tuple(ids), reason, kept))
         return tuple(sequences)
 
     def _scores(self, output: Any, request: EngineRequest) -> list[list[float]] | None:
@@ -179,7 +181,7 @@ def _group_beam_search(parameters: ResolvedParameters) -> GroupBeamSearch | None
     return GroupBeamSearch(num_groups=parameters.num_beam_groups, diversity_penalty=parameters.diversity_penalty)
 
 
-def _cut_at_end(ids: list[int], request: EngineRequest) -> tuple[list[int], core.FinishReason]:
+def _cut_at_end(ids: list[int], request: EngineRequest) -> tuple[list[int], FinishReason]:
     """The ids without the padding behind the end, and why they end.
 
     generate() pads the shorter rows of its output, often with an id that also ends an answer.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import Finished
+from phi3_serve.core.engine_event import Finished
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes

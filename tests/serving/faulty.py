@@ -15,7 +15,9 @@ from typing import Any, TextIO, cast
 from ray.serve import Application
 
 from phi3_serve.config import AppConfig
-from phi3_serve.core import EngineRequest, GenerationRequest, RawPrompt
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.serving.app import build_application
 from phi3_serve.serving.model_loading import RunningModel
 from phi3_serve.serving.replica import ServedReplica

@@ -20,20 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phi3_serve.config import AdapterConfig
-from phi3_serve.core import (
-    AdapterChoice,
-    AdapterCounts,
-    AppliedAdapter,
-    Begun,
-    Done,
-    Event,
-    Failed,
-    GenerationRequest,
-    Queued,
-    RequestOptions,
-    TokenizationRequest,
-    TokenPrompt,
-)
+from phi3_serve.core.adapter import AdapterChoice, AdapterCounts, AppliedAdapter
+from phi3_serve.core.event import Begun, Done, Event, Failed, Queued
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import TokenPrompt
+from phi3_serve.core.tokenization import TokenizationRequest
 from phi3_serve.engine.loader import fetch_adapter
 from phi3_serve.errors import (
     AdapterUnavailable,

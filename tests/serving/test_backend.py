@@ -13,24 +13,14 @@ from ray.exceptions import ActorDiedError
 
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import LimitsConfig, ModelConfig
-from phi3_serve.core import (
-    AdapterChoice,
-    Begun,
-    Delta,
-    Done,
-    Failed,
-    GenerationRequest,
-    Occupancy,
-    OfferedAdapter,
-    Queued,
-    RawPrompt,
-    RequestOptions,
-    State,
-    Tokenization,
-    TokenizationRequest,
-    Usage,
-    VariantState,
-)
+from phi3_serve.core.adapter import AdapterChoice, OfferedAdapter
+from phi3_serve.core.backend_protocol import Occupancy
+from phi3_serve.core.event import Begun, Delta, Done, Failed, Queued
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import RawPrompt
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
+from phi3_serve.core.usage import Usage
+from phi3_serve.core.variant_state import State, VariantState
 from phi3_serve.errors import (
     EngineFailure,
     InvalidRequest,

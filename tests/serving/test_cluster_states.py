@@ -6,7 +6,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import DeploymentStatusOverview
 
-from phi3_serve.core import VariantState
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.serving.cluster import variant_state, with_note
 from phi3_serve.serving.load_status import LoadStatus
 

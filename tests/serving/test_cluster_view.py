@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from phi3_serve.core import VariantState
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.serving import cluster
 from phi3_serve.serving.cluster import ClusterView

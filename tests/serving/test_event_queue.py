@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 
-from phi3_serve.core import EngineEvent, Finished, NewTokens
+from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens
 from phi3_serve.serving.event_queue import EventQueue
 
 

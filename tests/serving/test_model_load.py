@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from phi3_serve.config import LimitsConfig, ModelConfig
-from phi3_serve.core import Done, EngineInfo, Event, Failed
+from phi3_serve.core.engine_info import EngineInfo
+from phi3_serve.core.event import Done, Event, Failed
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, ModelNotLoaded, SourceUnreachable
 from phi3_serve.serving import model_load
 from phi3_serve.serving.load_policy import retry_policy

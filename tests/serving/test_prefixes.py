@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.core import (
-    AdapterChoice,
-    Conversation,
-    GenerationRequest,
-    Message,
-    Prompt,
-    RawPrompt,
-    RequestOptions,
-    TokenPrompt,
-)
+from phi3_serve.core.adapter import AdapterChoice
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import Conversation, Message, Prompt, RawPrompt, TokenPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import prefixes
 from phi3_serve.serving.prefixes import MAX_EXTRA_REQUESTS, PrefixTable, adapter_keys, prefix_keys

@@ -10,18 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import (
-    Begun,
-    Delta,
-    Done,
-    Event,
-    Failed,
-    GenerationRequest,
-    Queued,
-    QueueLimits,
-    RawPrompt,
-    RequestOptions,
-)
+from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.event import Begun, Delta, Done, Event, Failed, Queued
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
 from phi3_serve.serving import text_events

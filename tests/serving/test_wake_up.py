@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from phi3_serve.core import VariantState
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.serving.wake_up import WakeUpCalls
 
 

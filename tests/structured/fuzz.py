@@ -23,18 +23,9 @@ from urllib.parse import urlsplit
 import jsonschema
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import (
-    Conversation,
-    Delta,
-    Done,
-    Event,
-    Failed,
-    GenerationRequest,
-    Message,
-    Prompt,
-    RawPrompt,
-    RequestOptions,
-)
+from phi3_serve.core.event import Delta, Done, Event, Failed
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import Conversation, Message, Prompt, RawPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.replica import Replica

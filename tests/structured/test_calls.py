@@ -13,7 +13,9 @@ import pytest
 from phi3_serve.api.tools.answer import read
 from phi3_serve.api.tools.offer import Choice, Offer, Tool, offer
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import Conversation, Done, Event, Failed, GenerationRequest, Message, RequestOptions
+from phi3_serve.core.event import Done, Event, Failed
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import Conversation, Message
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.replica import Replica

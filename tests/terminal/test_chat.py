@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from phi3_serve.cli import app
-from phi3_serve.core import Delta, Done, VariantState
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded
 from phi3_serve.launch.proxy import free_port
 from tests.support import LocalBackend, engine_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi3_serve.core import Conversation, Message, RawPrompt
+from phi3_serve.core.prompt import Conversation, Message, RawPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.resolved_parameters import resolve
 from tests import real_tokenizer

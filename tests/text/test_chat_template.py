@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from phi3_serve.core import Conversation, Message, Role
+from phi3_serve.core.prompt import Conversation, Message, Role
 from phi3_serve.errors import CheckpointError, InvalidRequest
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from tests.real_tokenizer import DATA, template_of, write, write_small

@@ -14,7 +14,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import Conversation, EngineRequest, Message, Prompt, RawPrompt
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.prompt import Conversation, Message, Prompt, RawPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare

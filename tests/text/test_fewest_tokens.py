@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import Conversation, Message, RawPrompt
+from phi3_serve.core.prompt import Conversation, Message, RawPrompt
 from phi3_serve.errors import PromptTooLong
 from phi3_serve.text.fewest_tokens import FewestTokens
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phi3_serve.core import RawPrompt
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from tests import real_tokenizer
 from tests.real_tokenizer import TOKENIZERS

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import RawPrompt, TokenPrompt
+from phi3_serve.core.prompt import RawPrompt, TokenPrompt
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.text.token_places import Place, TokenPlaces

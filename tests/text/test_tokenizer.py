@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import Conversation, Message, RawPrompt, TokenizationRequest
+from phi3_serve.core.prompt import Conversation, Message, RawPrompt
+from phi3_serve.core.tokenization import TokenizationRequest
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.text.phi3_template import END, ROLE_TOKENS
 from phi3_serve.text.tokenizer import Phi3Tokenizer

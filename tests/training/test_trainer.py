@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.core import Conversation, Message
+from phi3_serve.core.prompt import Conversation, Message
 from phi3_serve.text.tokenizer import Phi3Tokenizer
 from training import model as tiny_model
 from training import tokenizer as tiny_tokenizer

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3_serve.api.tools.answer import Call, read
-from phi3_serve.core import Completion, Done, Usage
+from phi3_serve.core.completion import Completion
+from phi3_serve.core.event import Done
+from phi3_serve.core.usage import Usage
 from phi3_serve.tool_calls import ToolCalls
 
 Json = dict[str, Any]

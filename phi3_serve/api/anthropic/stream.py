@@ -18,7 +18,8 @@ from phi3_serve.api.anthropic.errors import ANTHROPIC
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.streams import StreamForm
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words
-from phi3_serve.core import Delta, Done, Usage
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.usage import Usage
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 
 Json = dict[str, Any]

@@ -9,7 +9,10 @@ from phi3_serve.api import sse
 from phi3_serve.api.kaito.errors import KAITO
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
-from phi3_serve.core import Delta, Done, GeneratedSequence, GenerationRequest, PromptText
+from phi3_serve.core.completion import PromptText
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.generated_sequence import GeneratedSequence
+from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 from phi3_serve.parameters import GenerationParameters
 

@@ -5,7 +5,7 @@ Source: kaito at 870a79778, presets/workspace/inference/text-generation/inferenc
 
 from typing import Any
 
-from phi3_serve.core import CpuInfo, GpuInfo, HostInfo
+from phi3_serve.core.host_info import CpuInfo, GpuInfo, HostInfo
 
 GIB = 2**30
 

@@ -3,7 +3,8 @@
 from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.chat_messages import conversation
 from phi3_serve.api.kaito.schema import ChatRequest
-from phi3_serve.core import Conversation, GenerationRequest, RawPrompt, RequestOptions
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import Conversation, RawPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN
 

@@ -13,7 +13,9 @@ from phi3_serve.api.ollama.errors import OLLAMA
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.streams import StreamForm
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words, read
-from phi3_serve.core import Done, TextToken, Timings
+from phi3_serve.core.completion import TextToken
+from phi3_serve.core.event import Done
+from phi3_serve.core.usage import Timings
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 from phi3_serve.tool_calls import ToolCalls
 

@@ -16,7 +16,8 @@ from phi3_serve.api.ollama.schema import (
 )
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.config import ModelConfig
-from phi3_serve.core import OfferedAdapter, VariantState
+from phi3_serve.core.adapter import OfferedAdapter
+from phi3_serve.core.variant_state import VariantState
 
 FAMILY = "phi3"
 _LATEST = ":latest"

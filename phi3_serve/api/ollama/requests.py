@@ -11,7 +11,8 @@ from phi3_serve.api.service import Service
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.api.tools.prompt import with_offer
 from phi3_serve.api.tools.turns import Turns
-from phi3_serve.core import Conversation, GenerationRequest, Message, Prompt, RawPrompt, RequestOptions
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.prompt import Conversation, Message, Prompt, RawPrompt
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.parameters import GenerationParameters
 

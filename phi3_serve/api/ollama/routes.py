@@ -37,7 +37,7 @@ from phi3_serve.api.ollama.schema import (
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Service, cancel_on_disconnect, final_event
 from phi3_serve.api.tools.offer import Offer
-from phi3_serve.core import RawPrompt
+from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.errors import InvalidRequest, ModelUnavailable, Unauthorized
 
 API_VERSION = "0.12.6"

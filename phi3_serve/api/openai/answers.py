@@ -13,7 +13,10 @@ from phi3_serve.api.openai.calls import CallFormat
 from phi3_serve.api.openai.shown import Shown
 from phi3_serve.api.scored_tokens import as_text, finite, scored
 from phi3_serve.api.tools.answer import AnswerReader, Piece, Words
-from phi3_serve.core import Completion, Done, FinishReason, PromptText, TextToken, Usage
+from phi3_serve.core.completion import Completion, PromptText, TextToken
+from phi3_serve.core.event import Done
+from phi3_serve.core.generated_sequence import FinishReason
+from phi3_serve.core.usage import Usage
 
 Json = dict[str, Any]
 

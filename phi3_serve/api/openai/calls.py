@@ -6,7 +6,8 @@ from typing import Any
 
 from phi3_serve.api.tools.answer import Answer, AnswerReader, Arguments, Call, CallBegins, Piece, Words, read
 from phi3_serve.api.tools.offer import Offer
-from phi3_serve.core import Completion, FinishReason
+from phi3_serve.core.completion import Completion
+from phi3_serve.core.generated_sequence import FinishReason
 
 Json = dict[str, Any]
 

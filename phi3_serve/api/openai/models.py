@@ -7,7 +7,7 @@ from phi3_serve.api.model_files import ModelFiles
 from phi3_serve.api.openai.schema import Model
 from phi3_serve.catalogue import is_local
 from phi3_serve.config import ModelConfig
-from phi3_serve.core import VariantState
+from phi3_serve.core.variant_state import VariantState
 
 
 def described_models(config: ModelConfig, state: VariantState, started: int) -> Sequence[Model]:

@@ -39,7 +39,8 @@ from phi3_serve.api.openai.stream import completion_events, error_event, merged
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event
-from phi3_serve.core import Done, GenerationRequest
+from phi3_serve.core.event import Done
+from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.errors import ModelUnavailable, Unauthorized, UnknownModel
 
 _COMPLETION_RESPONSES = {200: sse.DOCUMENTED, **documented(STATUS, OPENAI.validation_status)}

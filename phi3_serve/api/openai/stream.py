@@ -11,7 +11,10 @@ from phi3_serve.api.openai.shown import StreamedUsage
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.tools.answer import Piece
-from phi3_serve.core import Completion, Delta, Done, FinishReason, PromptText, TextToken, Usage
+from phi3_serve.core.completion import Completion, PromptText, TextToken
+from phi3_serve.core.event import Delta, Done
+from phi3_serve.core.generated_sequence import FinishReason
+from phi3_serve.core.usage import Usage
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 
 NumberedEvent = tuple[int, Delta | Done]  # the number of the request, and its event

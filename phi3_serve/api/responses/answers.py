@@ -8,7 +8,8 @@ from typing import Any
 from phi3_serve.api.responses.items import function_call, logprobs_of, message, message_id, part
 from phi3_serve.api.responses.tools import Status
 from phi3_serve.api.tools.answer import read
-from phi3_serve.core import Done, Usage
+from phi3_serve.core.event import Done
+from phi3_serve.core.usage import Usage
 from phi3_serve.errors import InvalidRequest, Overloaded, Phi3ServeError
 from phi3_serve.tool_calls import ToolCalls
 

@@ -6,7 +6,7 @@ from typing import Any
 from phi3_serve.api.responses.tools import Status
 from phi3_serve.api.scored_tokens import scored
 from phi3_serve.api.tools.answer import Call
-from phi3_serve.core import TextToken
+from phi3_serve.core.completion import TextToken
 
 Json = dict[str, Any]
 

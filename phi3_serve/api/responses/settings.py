@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from phi3_serve.api.decoding_mode import SAMPLED
 from phi3_serve.api.responses.schema import ResponsesRequest
-from phi3_serve.core import GenerationRequest
+from phi3_serve.core.generation_request import GenerationRequest
 
 
 def settings_of(body: ResponsesRequest, request: GenerationRequest) -> dict[str, Any]:

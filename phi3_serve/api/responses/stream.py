@@ -10,7 +10,7 @@ from phi3_serve.api.responses.items import function_call, logprobs_of, message, 
 from phi3_serve.api.responses.tools import Status
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words
-from phi3_serve.core import Delta, Done
+from phi3_serve.core.event import Delta, Done
 from phi3_serve.errors import EngineFailure, Phi3ServeError
 
 Json = dict[str, Any]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from phi3_serve.api.chat_messages import ChatCompletionMessage, conversation
 from phi3_serve.api.tokenization.schema import ApplyTemplateRequest, TokenizeRequest
-from phi3_serve.core import Conversation, RawPrompt
+from phi3_serve.core.prompt import Conversation, RawPrompt
 from phi3_serve.errors import InvalidRequest
 
 _FORMS = ("prompt", "content", "messages")

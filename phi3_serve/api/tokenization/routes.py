@@ -14,7 +14,8 @@ from phi3_serve.api.tokenization.schema import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from phi3_serve.core import Token, TokenPrompt
+from phi3_serve.core.prompt import TokenPrompt
+from phi3_serve.core.tokenization import Token
 
 _RESPONSES = documented(STATUS, OPENAI.validation_status)
 

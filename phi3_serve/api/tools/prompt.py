@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from phi3_serve.api.tools.offer import Offer, Tool
-from phi3_serve.core import Conversation, Message
+from phi3_serve.core.prompt import Conversation, Message
 
 _EXAMPLE = '[{"name": "NAME", "arguments": {...}}]'
 _FORCED = f"Answer with a JSON list of calls of these tools, and nothing else: {_EXAMPLE}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phi3_serve.api.json_values import check_json
-from phi3_serve.core import Message, Role
+from phi3_serve.core.prompt import Message, Role
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.tool_calls import calls_text
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from phi3_serve.core import AppliedAdapter
+from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.pages import PagedAdapter
 from phi3_serve.engine.adapters.peft_config import MAX_RANK

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from phi3_serve.core import AppliedAdapter
+from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.page_table import Mix, PageTable
 from phi3_serve.engine.adapters.pages import PagedAdapter, PageLayout, num_pages

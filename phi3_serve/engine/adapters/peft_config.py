@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3_serve.core import MAX_ADAPTER_STRENGTH
+from phi3_serve.core.adapter import MAX_ADAPTER_STRENGTH
 from phi3_serve.engine.adapters.patterns import PatternError, Patterns
 from phi3_serve.engine.checkpoint_config import read_json
 from phi3_serve.errors import CheckpointError

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from phi3_serve.core import MAX_ADAPTER_STRENGTH
+from phi3_serve.core.adapter import MAX_ADAPTER_STRENGTH
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.peft_config import FILE as CONFIG_FILE
 from phi3_serve.engine.adapters.peft_config import PeftConfig, Rank

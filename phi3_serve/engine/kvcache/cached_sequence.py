@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import replace
 
-from phi3_serve.core import AppliedAdapter
+from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager, Prefix, PrefixRoot
 
 

@@ -5,7 +5,8 @@ from traceback import clear_frames
 
 import torch
 
-from phi3_serve.core import MAX_ROWS, EngineRequest
+from phi3_serve.core.engine_info import MAX_ROWS
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.device import CUDA_BYTES
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
 from phi3_serve.engine.model.device_runner import DeviceRunner, chunk_of_block_0

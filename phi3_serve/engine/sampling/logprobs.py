@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from phi3_serve.core import TokenLogprobs
+from phi3_serve.core.generated_sequence import TokenLogprobs
 
 ROWS_AT_ONCE = 64
 """Rows whose log-probabilities are computed together. With 32,064 tokens in the vocabulary, they take 8 MB."""

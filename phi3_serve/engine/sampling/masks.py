@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phi3_serve.core import Constraint
+from phi3_serve.core.constraint import Constraint
 
 
 class Mask(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phi3_serve.core import EngineRequest
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.sampling.biases import SequenceBiases
 from phi3_serve.engine.sampling.masks import PendingMask
 from phi3_serve.engine.sampling.ngrams import followers

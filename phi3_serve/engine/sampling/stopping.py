@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
-from phi3_serve.core import EngineRequest, FinishReason
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import FinishReason
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:

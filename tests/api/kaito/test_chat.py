@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
 from phi3_serve.config import AppConfig
-from phi3_serve.core import EngineInfo, VariantState
+from phi3_serve.core.engine_info import EngineInfo
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, RequestTimeout
 from tests.support import ENDLESS, LocalBackend
 
@@ -697,7 +698,11 @@ def test_scores_that_are_no_numbers_are_null(config: AppConfig) -> None:
     from phi3_serve.api.kaito.answers import chat_response
     from phi3_serve.api.kaito.requests import generation_request
     from phi3_serve.api.kaito.schema import ChatRequest
-    from phi3_serve.core import Completion, Done, GeneratedSequence, RequestOptions, Usage
+    from phi3_serve.core.completion import Completion
+    from phi3_serve.core.event import Done
+    from phi3_serve.core.generated_sequence import GeneratedSequence
+    from phi3_serve.core.generation_request import RequestOptions
+    from phi3_serve.core.usage import Usage
 
     body = ChatRequest.model_validate({"prompt": "a", "generate_kwargs": {"output_scores": True}})
     request = generation_request(body, model=NamedModel("tested"), request_id="r", options=RequestOptions(timeout_s=1))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from phi3_serve.api.kaito.host_metrics import GIB, host_metrics
-from phi3_serve.core import CpuInfo, GpuInfo, HostInfo
+from phi3_serve.core.host_info import CpuInfo, GpuInfo, HostInfo
 
 CPU = CpuInfo(
     load_percent=12.5,

@@ -11,7 +11,7 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.headers import CAPACITY
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.config import AppConfig
-from phi3_serve.core import GenerationRequest
+from phi3_serve.core.generation_request import GenerationRequest
 from tests.support import ENDLESS, LocalBackend
 
 

@@ -17,7 +17,9 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
 from phi3_serve.api.ollama.requests import DEFAULTS
 from phi3_serve.config import AppConfig
-from phi3_serve.core import EngineInfo, GenerationRequest, VariantState
+from phi3_serve.core.engine_info import EngineInfo
+from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded
 from tests.api.late import Late, post, until
 from tests.support import ENDLESS, LocalBackend

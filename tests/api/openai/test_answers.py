@@ -4,7 +4,10 @@ from typing import Any
 
 from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder
 from phi3_serve.api.openai.shown import Shown
-from phi3_serve.core import Completion, Done, GeneratedSequence, LikelyToken, PromptText, TextToken, Usage
+from phi3_serve.core.completion import Completion, LikelyToken, PromptText, TextToken
+from phi3_serve.core.event import Done
+from phi3_serve.core.generated_sequence import GeneratedSequence
+from phi3_serve.core.usage import Usage
 
 LIKELIEST = (LikelyToken(9, b"\xe2", -0.25), LikelyToken(8, b"\x82", -0.5), LikelyToken(5, b" a", -2.0))
 ANSWER = (

@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from phi3_serve.api.parameter_names import OTHER_NAMES
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
-from phi3_serve.core import RawPrompt, VariantState
+from phi3_serve.core.prompt import RawPrompt
+from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import ModelUnavailable, Overloaded, ReplicaLost
 from phi3_serve.serving.replica import Replica
 from tests.support import ENDLESS, LocalBackend, tokenizer_of

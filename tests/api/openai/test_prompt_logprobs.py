@@ -8,7 +8,7 @@ import torch
 from openai import OpenAI
 from starlette.testclient import TestClient
 
-from phi3_serve.core import Conversation, Message, RawPrompt
+from phi3_serve.core.prompt import Conversation, Message, RawPrompt
 from phi3_serve.serving.replica import Replica
 from tests.support import ENDLESS, tokenizer_of
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from phi3_serve.core import Adapter, AppliedAdapter
+from phi3_serve.core.adapter import Adapter, AppliedAdapter
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.places import shapes
 from phi3_serve.engine.kernels.contract import LowRank

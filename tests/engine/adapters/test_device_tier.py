@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.bench.shapes import config
-from phi3_serve.core import AppliedAdapter
+from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.adapters.device_tier import Copied, DeviceTier, copy_at_once
 from phi3_serve.engine.adapters.pages import PagedAdapter, PageLayout
 from phi3_serve.engine.adapters.places import shapes

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from phi3_serve.core import Conversation, Message, Prompt, RawPrompt
+from phi3_serve.core.prompt import Conversation, Message, Prompt, RawPrompt
 from phi3_serve.engine.gguf.tokenizer import make_tokenizer
 from phi3_serve.errors import CheckpointError
 from phi3_serve.text.tokenizer import Phi3Tokenizer

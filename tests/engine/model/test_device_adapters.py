@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.core import Adapter, AppliedAdapter, EngineRequest
+from phi3_serve.core.adapter import Adapter, AppliedAdapter
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.adapters import places
 from phi3_serve.engine.adapters.device_tier import copy_at_once
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.bench.shapes import Model, build
-from phi3_serve.core import AppliedAdapter
+from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.adapters import places
 from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.kernels.contract import (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from phi3_serve.core import EngineInfo
+from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.engine.engine_core import EngineCore
 from phi3_serve.engine.kernels import triton_layers, triton_low_rank
 from phi3_serve.engine.kernels.contract import KERNELS

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.core import QueueLimits
+from phi3_serve.core.engine_info import QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from phi3_serve.core import EngineRequest, GeneratedSequence, TokenLogprobs
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import GeneratedSequence, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.sampling.masks import ConstrainedRows

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from phi3_serve.core import EngineRequest, FinishReason, GeneratedSequence
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import FinishReason, GeneratedSequence
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.hypotheses import BeamSearchState, Candidate, Hypothesis
 from phi3_serve.engine.sampling.processors import ScoreRow

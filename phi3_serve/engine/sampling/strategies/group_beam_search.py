@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from phi3_serve.core import EngineRequest, GeneratedSequence
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import GeneratedSequence
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.hypotheses import BeamGroup, BestHypotheses, Candidate, Hypothesis, best_of
 from phi3_serve.engine.sampling.processors import RULED_OUT, ScoreRow

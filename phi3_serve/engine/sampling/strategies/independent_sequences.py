@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from phi3_serve.core import EngineRequest, FinishReason, GeneratedSequence, TokenLogprobs
+from phi3_serve.core.engine_request import EngineRequest
+from phi3_serve.core.generated_sequence import FinishReason, GeneratedSequence, TokenLogprobs
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.drawing import probabilities
 from phi3_serve.engine.sampling.logprobs import token_logprobs

@@ -1,6 +1,6 @@
 """Which strategy a request gets."""
 
-from phi3_serve.core import EngineRequest
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import Strategy
 from phi3_serve.engine.sampling.strategies.beam_search import BeamSearch
