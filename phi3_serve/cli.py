@@ -9,7 +9,8 @@ import typer
 
 from phi3_serve import __version__
 from phi3_serve.bench.cli import app as bench
-from phi3_serve.config import AppConfig, problem_of_key_name
+from phi3_serve.config.api_keys import problem_of_key_name
+from phi3_serve.config.app import AppConfig
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.options import DEFAULT_URL, AsJson, Key, Svg, Url
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
 
-    from phi3_serve.config import AppConfig
+    from phi3_serve.config.app import AppConfig
     from phi3_serve.serving.replica import Replica
     from tests.serving.cluster import Cluster, Head, SharedClusters
     from tests.support import LocalBackend
@@ -147,7 +147,7 @@ def replica(checkpoint: Path) -> Iterator[Replica]:
 
 @pytest.fixture(scope="session")
 def config(checkpoint: Path) -> AppConfig:
-    from phi3_serve.config import AppConfig
+    from phi3_serve.config.app import AppConfig
 
     return AppConfig.model_validate(
         {
@@ -213,7 +213,7 @@ def make_tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     """Makes an app that serves phi-3-tiny as the default configuration does, with batches; all apps share one replica."""
     from phi3_serve.api.app import create_app
     from phi3_serve.catalogue import EMBEDDED_TINY
-    from phi3_serve.config import AppConfig
+    from phi3_serve.config.app import AppConfig
     from phi3_serve.core.variant_state import VariantState
     from tests.support import LocalBackend, engine_of, local_replica
 

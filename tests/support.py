@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from phi3_serve.config import AdapterConfig, Dtype, LimitsConfig, ModelConfig
+from phi3_serve.config.adapter import AdapterConfig
+from phi3_serve.config.limits import LimitsConfig
+from phi3_serve.config.model import Dtype, ModelConfig
 from phi3_serve.core.backend_protocol import Occupancy
 from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.core.event import Delta, Done, Failed

@@ -9,7 +9,8 @@ from fastapi import FastAPI
 
 from phi3_serve.api.app import create_app
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.config import AppConfig, LiveModelConfig
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.user_config import LiveModelConfig
 from phi3_serve.core.variant_state import VariantState
 from tests.support import LocalBackend, engine_of, local_replica
 from tests.test_tutorial import ROOT, blocks, check, save_files

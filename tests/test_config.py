@@ -6,7 +6,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from phi3_serve.config import AppConfig, LiveModelConfig, ModelConfig, deployment_name
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.model import ModelConfig
+from phi3_serve.config.model_name import deployment_name
+from phi3_serve.config.user_config import LiveModelConfig
 
 TINY = {"name": "phi-3-tiny"}
 POET = {"name": "poet", "source": "/adapters/poet"}

@@ -10,17 +10,12 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from phi3_serve.config import (
-    AppConfig,
-    BatchesConfig,
-    ClusterConfig,
-    HealthConfig,
-    HttpConfig,
-    LimitsConfig,
-    ModelConfig,
-    RolloutConfig,
-    ScalingConfig,
-)
+from phi3_serve.config.app import AppConfig, ClusterConfig
+from phi3_serve.config.batches import BatchesConfig
+from phi3_serve.config.http import HttpConfig
+from phi3_serve.config.limits import LimitsConfig
+from phi3_serve.config.model import ModelConfig
+from phi3_serve.config.replicas import HealthConfig, RolloutConfig, ScalingConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()

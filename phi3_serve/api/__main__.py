@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.reference import as_markdown, reference
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 
 no_backend: Any = cast(Any, None)  # only requests use the backend
 print(as_markdown(reference(create_app(no_backend, AppConfig()).openapi())), end="")

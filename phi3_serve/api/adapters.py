@@ -8,7 +8,7 @@ from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict
 
 from phi3_serve.api.fields import number
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.adapter import MAX_ADAPTER_STRENGTH, MAX_ADAPTERS, AdapterChoice, OfferedAdapter
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import InvalidRequest, unknown_adapter

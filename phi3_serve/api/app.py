@@ -29,7 +29,7 @@ from phi3_serve.api.readiness import readiness_router
 from phi3_serve.api.responses.routes import responses_router
 from phi3_serve.api.service import Service
 from phi3_serve.api.tokenization.routes import tokenization_router
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.backend_protocol import Backend
 from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.observability.request_record import Sink

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from phi3_serve import strict_yaml
-from phi3_serve.config import AuthConfig
+from phi3_serve.config.api_keys import AuthConfig
 from phi3_serve.errors import Phi3ServeError
 
 SECONDS_BETWEEN_LOOKS = 5.0

@@ -16,7 +16,7 @@ from phi3_serve import overload
 from phi3_serve.api import headers
 from phi3_serve.api.key_file import KeyFile, KeyFileError
 from phi3_serve.api.token_budget import TokenBudget
-from phi3_serve.config import ApiKeyConfig, AuthConfig, KeyScope
+from phi3_serve.config.api_keys import ApiKeyConfig, AuthConfig, KeyScope
 from phi3_serve.errors import Overloaded
 
 logger = logging.getLogger("phi3_serve")

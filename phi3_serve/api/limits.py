@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from phi3_serve.config import LimitsConfig
+from phi3_serve.config.limits import LimitsConfig
 
 
 @dataclass(slots=True)

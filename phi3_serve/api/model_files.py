@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_serve.catalogue import Variant
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 
 
 class ModelFiles:

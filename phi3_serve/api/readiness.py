@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from phi3_serve.api.adapters import offered_adapters
 from phi3_serve.api.service import Service
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.variant_state import VariantState
 
 

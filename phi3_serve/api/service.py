@@ -17,7 +17,8 @@ from phi3_serve.api.keys import ApiKey, key_of
 from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.api.request_state import record_of, request_id_of
 from phi3_serve.api.sent_names import as_sent
-from phi3_serve.config import AppConfig, ModelConfig
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.adapter import AdapterChoice
 from phi3_serve.core.backend_protocol import Backend
 from phi3_serve.core.event import Delta, Done

@@ -16,7 +16,7 @@ from phi3_serve.bench.simulated_controller import SimulatedController
 from phi3_serve.bench.simulated_day import SHOWN_EVERY, Day, Nodes, SimulatedDay
 from phi3_serve.bench.simulated_replica import Speed
 from phi3_serve.catalogue import variant
-from phi3_serve.config import ScalingConfig
+from phi3_serve.config.replicas import ScalingConfig
 from phi3_serve.serving.scaling import default_target_load
 
 LONG_WAIT = 5.0  # seconds to the first token

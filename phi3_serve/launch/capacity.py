@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ray._private import accelerators, utils
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.serving.placement import place
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from phi3_serve import strict_yaml
-from phi3_serve.config import AppConfig, unknown_key_message
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.strict_model import unknown_key_message
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch.serve_values import deployment_problems, value_problems
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import psutil
 from rich.console import Console
 
-from phi3_serve.config import INGRESS_NAME
+from phi3_serve.config.model_name import INGRESS_NAME
 
 POLL_INTERVAL_S = 0.5
 COUNT_TIMEOUT_S = 1.5

@@ -9,14 +9,10 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from phi3_serve.config import (
-    INGRESS_NAME,
-    AppConfig,
-    LiveIngressConfig,
-    LiveModelConfig,
-    deployment_name,
-    problem_of_defaults,
-)
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.defaults import problem_of_defaults
+from phi3_serve.config.model_name import INGRESS_NAME, deployment_name
+from phi3_serve.config.user_config import LiveIngressConfig, LiveModelConfig
 from phi3_serve.errors import did_you_mean
 
 # HAProxy's configuration holds the prefix, so it has only characters that a URL needs not escape.

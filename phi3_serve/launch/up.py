@@ -14,7 +14,7 @@ import yaml
 from phi3_serve.api.keys import ApiKeys
 from phi3_serve.batch.directory import BatchDirectory
 from phi3_serve.catalogue import is_local
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.engine.adapters.peft_config import PeftConfig
 from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
 from phi3_serve.engine.source import open_source

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from phi3_serve import overload
 from phi3_serve.catalogue import is_local
-from phi3_serve.config import AdapterConfig
+from phi3_serve.config.adapter import AdapterConfig
 from phi3_serve.core.adapter import Adapter, AdapterChoice, AdapterCounts, AppliedAdapter, OfferedAdapter
 from phi3_serve.core.generation_request import RequestOptions
 from phi3_serve.errors import AdapterUnavailable, Phi3ServeError, RequestTimeout, unknown_adapter

@@ -11,7 +11,9 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from phi3_serve.config import INGRESS_NAME, AppConfig, ModelConfig, deployment_name
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.model import ModelConfig
+from phi3_serve.config.model_name import INGRESS_NAME, deployment_name
 from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place

@@ -12,7 +12,7 @@ from typing import cast
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from phi3_serve.config import deployment_name
+from phi3_serve.config.model_name import deployment_name
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.overload import STARTING_RETRY_AFTER_S

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client
 
-from phi3_serve.config import LiveModelConfig
+from phi3_serve.config.user_config import LiveModelConfig
 from phi3_serve.core.adapter import OfferedAdapter
 
 logger = logging.getLogger("phi3_serve")

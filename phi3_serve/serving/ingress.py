@@ -16,7 +16,8 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.key_file import KeyFileError
 from phi3_serve.api.keys import ApiKeys
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.config import AppConfig, LiveIngressConfig
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.user_config import LiveIngressConfig
 from phi3_serve.errors import ModelUnavailable
 from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.observability.request_log import request_log

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from phi3_serve.config import LiveConfig
+from phi3_serve.config.user_config import LiveConfig
 
 logger = logging.getLogger("ray.serve")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phi3_serve.config import AdapterConfig
+from phi3_serve.config.adapter import AdapterConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.engine_protocol import Engine
 from phi3_serve.errors import CheckpointError

@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 from ray import serve
 
-from phi3_serve.config import deployment_name
+from phi3_serve.config.model_name import deployment_name
 from phi3_serve.serving.cluster import num_answering
 from phi3_serve.serving.load_status import read_load_statuses
 from phi3_serve.serving.loaded_replica import last_loaded

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

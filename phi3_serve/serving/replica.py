@@ -10,7 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from phi3_serve.config import LiveModelConfig, QueueLimitsConfig, problem_of_defaults
+from phi3_serve.config.defaults import problem_of_defaults
+from phi3_serve.config.limits import QueueLimitsConfig
+from phi3_serve.config.user_config import LiveModelConfig
 from phi3_serve.core.adapter import Adapter, AppliedAdapter
 from phi3_serve.core.constraint import Constraint
 from phi3_serve.core.engine_event import EngineEvent

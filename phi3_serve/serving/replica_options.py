@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from phi3_serve import __version__
-from phi3_serve.config import AdapterConfig, KvCacheDtype, LimitsConfig, ModelConfig, QueueLimitsConfig
+from phi3_serve.config.adapter import AdapterConfig
+from phi3_serve.config.limits import LimitsConfig, QueueLimitsConfig
+from phi3_serve.config.model import KvCacheDtype, ModelConfig
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.placement import Placement
 

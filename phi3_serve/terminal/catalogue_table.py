@@ -13,7 +13,7 @@ from rich.table import Table
 
 from phi3_serve import catalogue
 from phi3_serve.catalogue import NO_QUANTIZATION, Variant
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.engine.precision import dtype_to_load
 from phi3_serve.observability.progress import human_bytes
 from phi3_serve.serving.placement import place

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.ollama.models import served_models
-from phi3_serve.config import AppConfig, ModelConfig
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.adapter import OfferedAdapter
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.observability.request_log import as_text, request_log

@@ -188,7 +188,7 @@ def main(seconds: float, seed: int) -> None:
     from pathlib import Path
 
     from phi3_serve.api.app import create_app
-    from phi3_serve.config import AppConfig
+    from phi3_serve.config.app import AppConfig
     from tests.random_checkpoint import Shape, make
     from tests.support import LocalBackend, local_replica
 

@@ -6,7 +6,7 @@ import pytest
 
 from phi3_serve.api.key_file import KeyFileError
 from phi3_serve.api.keys import ApiKeys, hash_of
-from phi3_serve.config import AuthConfig
+from phi3_serve.config.api_keys import AuthConfig
 
 
 class Clock:

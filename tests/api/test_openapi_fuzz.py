@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from phi3_serve.api.app import create_app
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from tests.support import LocalBackend
 
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance, content_type_conformance]

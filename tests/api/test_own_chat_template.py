@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
 from phi3_serve.api.app import create_app
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from tests.random_checkpoint import Shape, make
 from tests.support import LocalBackend, engine_of, local_replica
 

@@ -16,7 +16,7 @@ from openai import OpenAI
 from phi3_serve.api import sse, streams
 from phi3_serve.api.app import create_app
 from phi3_serve.client import Client
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.errors import Overloaded
 from tests.api.late import Late, until
 from tests.support import ENDLESS, LocalBackend

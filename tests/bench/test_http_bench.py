@@ -14,7 +14,7 @@ from phi3_serve.api.keys import hash_of
 from phi3_serve.bench import overload as crowd
 from phi3_serve.bench import plots
 from phi3_serve.cli import app
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.launch.proxy import free_port
 from tests.support import LocalBackend
 

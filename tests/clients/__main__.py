@@ -22,7 +22,7 @@ import uvicorn
 
 from phi3_serve.api.app import create_app
 from phi3_serve.catalogue import EMBEDDED_TINY
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.launch.proxy import free_port
 from tests.support import LocalBackend, engine_of, local_replica

@@ -48,7 +48,7 @@ def run_bare(directory: Path, script: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("module", ["ray", "pydantic", "gguf", "phi3_serve.config"])
+@pytest.mark.parametrize("module", ["ray", "pydantic", "gguf", "phi3_serve.config.app"])
 def test_the_missing_modules_are_missing(tmp_path: Path, module: str) -> None:
     assert "missing" in run_bare(
         tmp_path,

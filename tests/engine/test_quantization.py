@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from phi3_serve import catalogue
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.engine import loader as loader_module
 from phi3_serve.engine import quantization as quantization_module
 from phi3_serve.engine.device import free_gpu_bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 from phi3_serve import __version__
 from phi3_serve.catalogue import VARIANTS
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.launch.config_file import ConfigError, parse
 from phi3_serve.observability.metrics import RequestMetrics
 from phi3_serve.serving.placement import Placement, label_as_resource, place

@@ -13,7 +13,7 @@ import yaml
 from ray._private import ray_constants
 
 from phi3_serve import __version__
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.launch import proxy as proxies
 from phi3_serve.launch.config_file import IMPORT_PATH
 from tests.image.dockerfile import stages_of

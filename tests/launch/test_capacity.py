@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch.capacity import check_cores
 

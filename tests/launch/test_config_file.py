@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.launch.config_file import ConfigError, parse, read
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.launch import server_notice
 from phi3_serve.launch.server_notice import ServerNotice

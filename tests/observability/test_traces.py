@@ -13,7 +13,8 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
-from phi3_serve.config import AppConfig, TracesConfig
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.observability import TracesConfig
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.observability.traces import Traces, traces_to
 from tests.support import ENDLESS, LocalBackend

@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 from ray.serve import Application
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.core.prompt import RawPrompt

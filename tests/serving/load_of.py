@@ -7,7 +7,7 @@ import sys
 import ray
 from ray import serve
 
-from phi3_serve.config import deployment_name
+from phi3_serve.config.model_name import deployment_name
 
 if __name__ == "__main__":
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR, namespace="serve")

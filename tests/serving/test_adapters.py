@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from phi3_serve.config import AdapterConfig
+from phi3_serve.config.adapter import AdapterConfig
 from phi3_serve.core.adapter import AdapterChoice, AdapterCounts, AppliedAdapter
 from phi3_serve.core.event import Begun, Done, Event, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions

@@ -12,7 +12,8 @@ from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError
 
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.config import LimitsConfig, ModelConfig
+from phi3_serve.config.limits import LimitsConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.adapter import AdapterChoice, OfferedAdapter
 from phi3_serve.core.backend_protocol import Occupancy
 from phi3_serve.core.event import Begun, Delta, Done, Failed, Queued

@@ -5,7 +5,7 @@ import logging
 import pytest
 from pydantic import ValidationError
 
-from phi3_serve.config import LiveIngressConfig, LiveModelConfig
+from phi3_serve.config.user_config import LiveIngressConfig, LiveModelConfig
 from phi3_serve.serving.live_settings import LiveSettings
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from phi3_serve.config import LimitsConfig, ModelConfig
+from phi3_serve.config.limits import LimitsConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.event import Done, Event, Failed
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, ModelNotLoaded, SourceUnreachable

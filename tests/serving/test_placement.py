@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from phi3_serve.config import AppConfig, ModelConfig
+from phi3_serve.config.app import AppConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.serving.placement import NodeResources, Placement, place
 
 

@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from phi3_serve.catalogue import VARIANTS
-from phi3_serve.config import LimitsConfig, ModelConfig
+from phi3_serve.config.limits import LimitsConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.errors import CheckpointError
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving.model_loading import load_model

@@ -6,7 +6,7 @@ import pytest
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.engine_info import Load
 from phi3_serve.serving.app import build_application
 from phi3_serve.serving.scaling import CACHE_NEED, CACHE_TARGET, busy_replicas, default_target_load, scaling_statistics

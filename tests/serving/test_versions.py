@@ -7,7 +7,7 @@ import pytest
 from ray.serve._private.build_app import build_app as build
 from ray.serve._private.config import DeploymentConfig
 
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.serving import versions
 from phi3_serve.serving.app import build_application
 

@@ -15,7 +15,7 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
 from phi3_serve.cli import app
 from phi3_serve.client import Client
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.launch.proxy import free_port
 from phi3_serve.serving.replica import Replica

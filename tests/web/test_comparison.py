@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select
 from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.variant_state import VariantState
 from tests.support import LocalBackend, engine_of
 from tests.web.browser import Browser, answered, question, values

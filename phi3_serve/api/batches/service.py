@@ -21,7 +21,7 @@ from phi3_serve.batch.file_store import FileStore, NewFile
 from phi3_serve.batch.own_thread import in_own_thread, on_this_loop
 from phi3_serve.batch.validation import InputLimits
 from phi3_serve.batch.worker import BatchWorker
-from phi3_serve.config import BatchesConfig
+from phi3_serve.config.batches import BatchesConfig
 from phi3_serve.errors import BodyTooLarge, InvalidRequest, NotFound, StorageUnavailable
 
 DAY_S = 86_400

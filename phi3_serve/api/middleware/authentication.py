@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from phi3_serve.api.error_handlers import error_response, local_path
 from phi3_serve.api.keys import ApiKeys, set_key
-from phi3_serve.config import KeyScope
+from phi3_serve.config.api_keys import KeyScope
 from phi3_serve.errors import PermissionDenied, Phi3ServeError, Unauthorized
 
 # Health checks have no key. The chat page, to which `/` leads, holds nothing secret and asks its user for the key.

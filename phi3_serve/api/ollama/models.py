@@ -15,7 +15,7 @@ from phi3_serve.api.ollama.schema import (
     OllamaShowResponse,
 )
 from phi3_serve.catalogue import NO_QUANTIZATION
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.adapter import OfferedAdapter
 from phi3_serve.core.variant_state import VariantState
 

@@ -6,7 +6,7 @@ from phi3_serve.api.adapters import offered_adapters
 from phi3_serve.api.model_files import ModelFiles
 from phi3_serve.api.openai.schema import Model
 from phi3_serve.catalogue import is_local
-from phi3_serve.config import ModelConfig
+from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.variant_state import VariantState
 
 

@@ -20,7 +20,7 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
 from phi3_serve.api.parameter_names import is_name
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.errors import Overloaded
 from tests.api.late import Late, post, until

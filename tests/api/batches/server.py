@@ -5,7 +5,7 @@ import sys
 import uvicorn
 
 from phi3_serve.api.app import create_app
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from tests.support import LocalBackend, local_replica
 
 

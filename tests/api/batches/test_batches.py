@@ -23,7 +23,7 @@ from phi3_serve.api.app import create_app
 from phi3_serve.api.batches import routes
 from phi3_serve.api.keys import hash_of
 from phi3_serve.batch.batch_run import MOST_AT_ONCE
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.event import Delta, Done
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.errors import ModelUnavailable, ReplicaLost

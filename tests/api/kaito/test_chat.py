@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded, RequestTimeout

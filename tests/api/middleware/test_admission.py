@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from phi3_serve.api.app import create_app
 from phi3_serve.api.headers import CAPACITY
 from phi3_serve.api.limits import CurrentLimits
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.generation_request import GenerationRequest
 from tests.support import ENDLESS, LocalBackend
 

@@ -22,7 +22,8 @@ from phi3_serve.api.keys import hash_of
 from phi3_serve.api.middleware.headers import RAY_HEADERS, clean_id
 from phi3_serve.cli import app as cli
 from phi3_serve.client import Client, Refused
-from phi3_serve.config import ApiKeyConfig, AppConfig, AuthConfig
+from phi3_serve.config.api_keys import ApiKeyConfig, AuthConfig
+from phi3_serve.config.app import AppConfig
 from tests.support import LocalBackend
 
 KEYS = ("first-key", "second-key-ü")

@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import ApiKeys, hash_of
-from phi3_serve.config import AppConfig, AuthConfig
+from phi3_serve.config.api_keys import AuthConfig
+from phi3_serve.config.app import AppConfig
 from tests.support import ENDLESS, LocalBackend
 
 FREE = {"name": "free", "hash": hash_of("free")}

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.observability.request_log import RequestLog, request_log
 from tests.support import LocalBackend
 

@@ -16,7 +16,7 @@ from phi3_serve.api import streams
 from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
 from phi3_serve.api.ollama.requests import DEFAULTS
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.core.variant_state import VariantState

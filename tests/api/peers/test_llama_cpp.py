@@ -11,7 +11,7 @@ from openai import OpenAI
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from tests.support import LocalBackend
 
 MODEL = "phi-3-tiny"

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from phi3_serve.api.app import create_app
 from phi3_serve.api.keys import hash_of
-from phi3_serve.config import AppConfig
+from phi3_serve.config.app import AppConfig
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import ModelUnavailable
