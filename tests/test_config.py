@@ -70,6 +70,15 @@ def problem(args: dict[str, Any]) -> str:
             "models.0.adapters.0.strength: Input should be less than or equal to 10",
         ),
         (
+            {"models": [{**TINY, "adapters": [{**POET, "strength": True}]}]},
+            "models.0.adapters.0.strength: must be a number, not true or false",
+        ),
+        ({"models": [{**TINY, "max_replicas": True}]}, "models.0.max_replicas: must be a number, not true or false"),
+        (
+            {"models": [{**TINY, "scaling": {"sleep_after_s": False}}]},
+            "models.0.scaling.sleep_after_s: must be a number, not true or false",
+        ),
+        (
             {"models": [{**TINY, "adapters": [{**POET, "strenght": 1}]}]},
             "models.0.adapters.0: unknown key `strenght`; did you mean `strength`?",
         ),

@@ -19,6 +19,7 @@ from phi3_serve.api.middleware.admission import AdmissionMiddleware
 from phi3_serve.api.middleware.authentication import AuthenticationMiddleware
 from phi3_serve.api.middleware.body_limit import BodyLimitMiddleware
 from phi3_serve.api.middleware.headers import HeadersMiddleware
+from phi3_serve.api.middleware.path import PathMiddleware
 from phi3_serve.api.middleware.rate_limit import RateLimitMiddleware
 from phi3_serve.api.middleware.record import RecordMiddleware
 from phi3_serve.api.ollama.routes import ollama_router
@@ -62,6 +63,7 @@ def create_app(
         middleware=[
             # outermost first: a request passes them from top to bottom, its response from bottom to top
             *_cors(config.http.cors_origins),
+            Middleware(PathMiddleware),
             Middleware(HeadersMiddleware, adds_request_id=not behind_ray),
             Middleware(RecordMiddleware, sinks=sinks),
             Middleware(AuthenticationMiddleware, keys=keys),

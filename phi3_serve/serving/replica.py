@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,6 +51,8 @@ logger = logging.getLogger("ray.serve")
 QUEUED_AFTER_S = 0.05
 # Adapters that are in memory are found earlier.
 LOADS_AFTER_S = 0.005
+# Threads for `/tokenize` and the like. Their texts wait for each other, and prompts have threads of their own.
+TOKENIZED_AT_ONCE = 2
 # From the failure of an engine to the end of its replica. Meanwhile the queued requests are reported.
 LAST_REPORTS_S = 4 * QUEUED_AFTER_S
 
@@ -68,6 +71,7 @@ class Replica:
         self._defaults = options.defaults
         self._live = LiveSettings(LiveModelConfig)
         self._adapters = Adapters(options.name, options.adapter_memory_bytes, self._read_adapter)
+        self._tokenizing = ThreadPoolExecutor(TOKENIZED_AT_ONCE, "tokenize")
         self._on_fatal_error = on_fatal_error
         self._is_ending = False
         self._model: RunningModel | None = None
@@ -140,12 +144,12 @@ class Replica:
                 submission.add_done_callback(lambda _: model.engine.abort(request.request_id))
 
     async def tokenize(self, request: TokenizationRequest) -> Tokenization | Failed:
-        """What the tokenizer makes of ``request``. A long text takes tens of milliseconds, so not on the event loop."""
+        """What the tokenizer makes of ``request``. A long text takes a second, so not on the event loop."""
         if (model := self._model) is None:
             return Failed(self._not_loaded())
         try:
             self._adapters.check(request.adapters)
-            return await asyncio.to_thread(tokenized, model, request)
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenized, model, request)
         except Phi3ServeError as error:
             return Failed(error)
 

@@ -3,6 +3,7 @@
 from phi3_serve.core.prompt import TokenPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.errors import InvalidRequest
+from phi3_serve.parameters import MAX_TOKENS_LISTED
 from phi3_serve.serving.model_loading import RunningModel
 
 
@@ -11,10 +12,12 @@ def tokenized(model: RunningModel, request: TokenizationRequest) -> Tokenization
 
     Raises:
         InvalidRequest: a token id is not in the vocabulary, or the chat template does not take a conversation.
+        PromptTooLong: a text has more tokens than are encoded.
     """
     if isinstance(request.prompt, TokenPrompt):
         _check_vocabulary(request.prompt, model.loaded.vocab_size)
-    text, token_ids = model.tokenizer.tokenize(request)
+    most = max(model.loaded.context_length, MAX_TOKENS_LISTED)
+    text, token_ids = model.tokenizer.tokenize(request, most=most)
     return Tokenization(
         text=text,
         token_ids=tuple(token_ids),

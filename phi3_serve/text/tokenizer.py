@@ -96,19 +96,22 @@ class Phi3Tokenizer:
                 "prompt",
             )
 
-    def tokenize(self, request: TokenizationRequest) -> tuple[str, list[int]]:
+    def tokenize(self, request: TokenizationRequest, *, most: int) -> tuple[str, list[int]]:
         """The text of the prompt and its token ids. The text of token ids has control tokens by their names.
 
         Raises:
             InvalidRequest: the chat template does not take a conversation.
+            PromptTooLong: a text has more than ``most`` tokens by its length alone. Encoding it would take seconds.
         """
         prompt = request.prompt
         if isinstance(prompt, TokenPrompt):
             return self._decode_all(prompt.token_ids), list(prompt.token_ids)
-        if isinstance(prompt, Conversation):
-            return "".join((self._rendered(prompt),)), self.encode(prompt)
-        text = prompt.prefix + prompt.text
-        if request.finds_control_tokens:
+        text = prompt.prefix + prompt.text if isinstance(prompt, RawPrompt) else "".join((self._rendered(prompt),))
+        if fewest := self.fewest_tokens(text, most):
+            raise PromptTooLong(
+                f"The text has at least {fewest} tokens; the most that are encoded is {most}.", "prompt"
+            )
+        if isinstance(prompt, Conversation) or request.finds_control_tokens:
             return text, self.encode(prompt)
         return text, self._encode_by_twin(text, add_special_tokens=prompt.add_special_tokens)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.core.prompt import Conversation, Message, RawPrompt
+from phi3_serve.core.tokenization import TokenizationRequest
 from phi3_serve.errors import PromptTooLong
 from phi3_serve.text.fewest_tokens import FewestTokens
 
@@ -73,5 +74,11 @@ def test_a_text_far_too_long_is_refused_before_it_is_encoded() -> None:
             PromptTooLong, match=r"The prompt has at least \d+ tokens, but this model's context holds 2048"
         ):
             tokenizer.encode(prompt, context=2048)
+        for finds in (True, False):
+            asked = TokenizationRequest(model="m", prompt=prompt, finds_control_tokens=finds)
+            with pytest.raises(
+                PromptTooLong, match=r"The text has at least \d+ tokens; the most that are encoded is 3000"
+            ):
+                tokenizer.tokenize(asked, most=3000)
     assert len(tokenizer.encode(RawPrompt(long))) > 2048
     assert len(tokenizer.encode(RawPrompt("<|user|>" + "\n" * 1_000_000 + "Hi"), context=2048)) < 10

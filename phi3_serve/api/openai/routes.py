@@ -62,6 +62,7 @@ def openai_router(service: Service) -> APIRouter:
         ]
         return ModelList(data=list(chain.from_iterable(models)))
 
+    @router.get("/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}", responses=documented([Unauthorized, UnknownModel, ModelUnavailable]))
     async def one_model(name: str) -> Model:
         """Describe one model, or one adapter of a model."""

@@ -35,6 +35,7 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "text", "text": "Can I ask"}, {"type": "text", "text": " a question?"}]},
 ]
 PLAIN = [{**message, "content": message["content"].replace("<|end|>", "")} for message in MESSAGES[:3]]
+ENDLESS_TEXT = "castle " * 500_000
 PATHS: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [5]},
@@ -121,6 +122,10 @@ def test_pieces_as_llama_cpp_has_them(client: TestClient, reference: Any) -> Non
         ("/tokenize", {"content": "a", "messages": MESSAGES}, "`content` and `messages` exclude each other", "messages"),
         ("/tokenize", {"prompt": "a", "add_special_tokens": True, "add_special": False}, "different values", "add_special"),
         ("/tokenize", {"prompt": "\ud800"}, "half of a surrogate pair", "prompt"),
+        ("/tokenize", {"prompt": ENDLESS_TEXT}, "The text has at least", "prompt"),
+        ("/tokenize", {"content": ENDLESS_TEXT, "parse_special": False}, "the most that are encoded is 131072", "content"),
+        ("/tokenize", {"messages": [{"role": "user", "content": ENDLESS_TEXT}]}, "the most that are encoded is 131072", "messages"),
+        ("/apply-template", {"messages": [{"role": "user", "content": ENDLESS_TEXT}]}, "the most that are encoded is 131072", "messages"),
         ("/tokenize", {"prompt": "a", "promt": "a"}, "did you mean `prompt`", "promt"),
         ("/tokenize", {"prompt": "a", "temperature": 1}, "nothing is generated here", "temperature"),
         ("/tokenize", {"messages": MESSAGES, "continue_final_message": True, "add_generation_prompt": True}, "cannot both be true", "continue_final_message"),
