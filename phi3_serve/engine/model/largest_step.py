@@ -56,6 +56,7 @@ def measure_largest_step(make_runner: Callable[[EngineSizes], DeviceRunner], tok
 
 def _measure(make_runner: Callable[[EngineSizes], DeviceRunner], sizes: EngineSizes) -> tuple[int, int]:
     """Bytes of the graphs and of the largest step."""
+    torch.cuda.empty_cache()  # what the load has left would be given back between the two readings
     free = torch.cuda.mem_get_info()[0]
     runner = make_runner(sizes)
     runner.capture_graphs()
