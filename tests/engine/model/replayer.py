@@ -19,17 +19,20 @@ class Replayer:
     """``Capture`` that runs the function again, as a CUDA graph does: over the same memory, into the same memory.
 
     A graph repeats the addresses and shapes that it was captured with. So the inputs that the function holds must be
-    the captured ones, and whatever the host decides while it runs is decided once, when it is captured.
+    the captured ones, and whatever the host decides while it runs is decided once, when it is captured. The graphs of a
+    runner share their memory, so a result is lost when another graph is replayed.
     """
 
     def __init__(self) -> None:
         self.num_captures = 0
         self.num_replays = 0
+        self._results: list[Tensor] = []
 
     def __call__(self, run: Callable[[], Tensor]) -> Replay:
         self.num_captures += 1
         inputs = _integers(run)
         result = run().clone()
+        self._results.append(result)
         addresses = [(part.data_ptr(), part.shape, part.stride()) for part in _tensors(inputs)]
 
         def replay() -> Tensor:
@@ -37,6 +40,8 @@ class Replayer:
             assert [(part.data_ptr(), part.shape, part.stride()) for part in _tensors(inputs)] == addresses
             again = run()
             assert (again.shape, again.dtype) == (result.shape, result.dtype)
+            for other in self._results:
+                other.fill_(torch.nan)
             return result.copy_(again)
 
         return replay
