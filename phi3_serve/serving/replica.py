@@ -5,9 +5,9 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.serving.adapters import Adapters
 from phi3_serve.serving.announced_adapters import announce_adapters
+from phi3_serve.serving.encoding_threads import EncodingThreads
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.loaded_replica import deployment_of
@@ -43,6 +44,7 @@ from phi3_serve.serving.replica_process import end_process, log_through_serve, r
 from phi3_serve.serving.scaling import scaling_statistics
 from phi3_serve.serving.text_events import text_events
 from phi3_serve.serving.tokenization import tokenized
+from phi3_serve.text import token_limit
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,8 +53,6 @@ logger = logging.getLogger("ray.serve")
 QUEUED_AFTER_S = 0.05
 # Adapters that are in memory are found earlier.
 LOADS_AFTER_S = 0.005
-# Threads for `/tokenize` and the like. Their texts wait for each other, and prompts have threads of their own.
-TOKENIZED_AT_ONCE = 2
 # From the failure of an engine to the end of its replica. Meanwhile the queued requests are reported.
 LAST_REPORTS_S = 4 * QUEUED_AFTER_S
 
@@ -71,7 +71,7 @@ class Replica:
         self._defaults = options.defaults
         self._live = LiveSettings(LiveModelConfig)
         self._adapters = Adapters(options.name, options.adapter_memory_bytes, self._read_adapter)
-        self._tokenizing = ThreadPoolExecutor(TOKENIZED_AT_ONCE, "tokenize")
+        self._encoding_threads = EncodingThreads()
         self._on_fatal_error = on_fatal_error
         self._is_ending = False
         self._model: RunningModel | None = None
@@ -125,7 +125,9 @@ class Replica:
             applied = loading.result()
             request = replace(request, options=request.options.after(time.monotonic() - began))
         events = EventQueue()
-        submission = asyncio.create_task(asyncio.to_thread(self._submit, model, request, applied, events.put))
+        submission = asyncio.create_task(
+            self._encoding_threads.run(request.prompt, partial(self._submit, model, request, applied, events.put))
+        )
         try:
             try:
                 engine_request = await asyncio.shield(submission)
@@ -149,7 +151,7 @@ class Replica:
             return Failed(self._not_loaded())
         try:
             self._adapters.check(request.adapters)
-            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenized, model, request)
+            return await self._encoding_threads.run(request.prompt, partial(tokenized, model, request))
         except Phi3ServeError as error:
             return Failed(error)
 
@@ -251,9 +253,9 @@ class Replica:
             bad_words_ids = model.tokenizer.bad_words_ids(parameters.bad_words)
             parameters = replace(parameters, bad_words_ids_of_answer=bad_words_ids)
         is_cut = request.truncate_prompt or parameters.truncate_prompt_tokens is not None
-        context = None if is_cut else model.loaded.context_length
+        limit = (token_limit.of_encoding if is_cut else token_limit.of_context)(model.loaded.context_length)
         try:
-            prompt_ids = model.tokenizer.encode(request.prompt, context=context)
+            prompt_ids = model.tokenizer.encode(request.prompt, limit=limit)
             prepared = prepare(
                 request.request_id,
                 prompt_ids,

@@ -3,8 +3,8 @@
 from phi3_serve.core.prompt import TokenPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import MAX_TOKENS_LISTED
 from phi3_serve.serving.model_loading import RunningModel
+from phi3_serve.text import token_limit
 
 
 def tokenized(model: RunningModel, request: TokenizationRequest) -> Tokenization:
@@ -16,8 +16,7 @@ def tokenized(model: RunningModel, request: TokenizationRequest) -> Tokenization
     """
     if isinstance(request.prompt, TokenPrompt):
         _check_vocabulary(request.prompt, model.loaded.vocab_size)
-    most = max(model.loaded.context_length, MAX_TOKENS_LISTED)
-    text, token_ids = model.tokenizer.tokenize(request, most=most)
+    text, token_ids = model.tokenizer.tokenize(request, limit=token_limit.of_encoding(model.loaded.context_length))
     return Tokenization(
         text=text,
         token_ids=tuple(token_ids),

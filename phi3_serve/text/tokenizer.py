@@ -23,6 +23,7 @@ from phi3_serve.text.chat_template import ChatTemplate, Example
 from phi3_serve.text.detokenize import Detokenizer, TextStream
 from phi3_serve.text.fewest_tokens import FewestTokens
 from phi3_serve.text.stop import StopText
+from phi3_serve.text.token_limit import TokenLimit
 from phi3_serve.text.token_places import Place, TokenPlaces
 from phi3_serve.text.traced import Traced, written_matches
 
@@ -67,21 +68,21 @@ class Phi3Tokenizer:
         """Whether the text of token ids loses the space that its first token begins with."""
         self._byte_ids = frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
 
-    def encode(self, prompt: Prompt, *, context: int | None = None) -> list[int]:
-        """The prompt's token ids. ``context``: the tokens that the prompt may have; None: any number.
+    def encode(self, prompt: Prompt, *, limit: TokenLimit | None = None) -> list[int]:
+        """The prompt's token ids. ``limit``: the tokens that it may have by its length alone; None: any number.
 
         Raises:
             InvalidRequest: the chat template does not take a conversation.
-            PromptTooLong: a text has more tokens than ``context`` by its length alone. Encoding it would take seconds.
+            PromptTooLong: a text has more tokens than ``limit`` allows. Encoding it would take seconds.
         """
         if isinstance(prompt, RawPrompt):
             text, adds = prompt.prefix + prompt.text, prompt.add_special_tokens
-            self._check_length(text, context)
+            self._check_length(text, limit)
             return _encode(self._tokenizer, text, add_special_tokens=adds)
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
         rendered = self._rendered(prompt)
-        self._check_length("".join((rendered,)), context)
+        self._check_length("".join((rendered,)), limit)
         text = self._with_names(rendered)
         return self._encode_by_twin(text, add_special_tokens=prompt.add_special_tokens)
 
@@ -89,30 +90,26 @@ class Phi3Tokenizer:
         """See ``FewestTokens.of``."""
         return self._fewest_tokens.of(text, enough)
 
-    def _check_length(self, text: str, context: int | None) -> None:
-        if context is not None and (fewest := self.fewest_tokens(text, context)):
-            raise PromptTooLong(
-                f"The prompt has at least {fewest} tokens, but this model's context holds {context}, answer included.",
-                "prompt",
-            )
+    def _check_length(self, text: str, limit: TokenLimit | None) -> None:
+        if limit is not None and (fewest := self.fewest_tokens(text, limit.most)):
+            raise PromptTooLong(f"The prompt has at least {fewest} tokens, but {limit.reason}.", "prompt")
 
-    def tokenize(self, request: TokenizationRequest, *, most: int) -> tuple[str, list[int]]:
+    def tokenize(self, request: TokenizationRequest, *, limit: TokenLimit | None = None) -> tuple[str, list[int]]:
         """The text of the prompt and its token ids. The text of token ids has control tokens by their names.
 
         Raises:
             InvalidRequest: the chat template does not take a conversation.
-            PromptTooLong: a text has more than ``most`` tokens by its length alone. Encoding it would take seconds.
+            PromptTooLong: see ``encode``.
         """
         prompt = request.prompt
         if isinstance(prompt, TokenPrompt):
             return self._decode_all(prompt.token_ids), list(prompt.token_ids)
-        text = prompt.prefix + prompt.text if isinstance(prompt, RawPrompt) else "".join((self._rendered(prompt),))
-        if fewest := self.fewest_tokens(text, most):
-            raise PromptTooLong(
-                f"The text has at least {fewest} tokens; the most that are encoded is {most}.", "prompt"
-            )
-        if isinstance(prompt, Conversation) or request.finds_control_tokens:
-            return text, self.encode(prompt)
+        if isinstance(prompt, Conversation):
+            return "".join((self._rendered(prompt),)), self.encode(prompt, limit=limit)
+        text = prompt.prefix + prompt.text
+        if request.finds_control_tokens:
+            return text, self.encode(prompt, limit=limit)
+        self._check_length(text, limit)
         return text, self._encode_by_twin(text, add_special_tokens=prompt.add_special_tokens)
 
     def tokens(self, token_ids: Iterable[int]) -> Iterator[Token]:

@@ -13,6 +13,7 @@ from phi3_serve.catalogue import EMBEDDED_TINY
 from phi3_serve.core.prompt import Conversation, Message, RawPrompt
 from phi3_serve.core.tokenization import TokenizationRequest
 from phi3_serve.errors import PromptTooLong
+from phi3_serve.text import token_limit
 from phi3_serve.text.fewest_tokens import FewestTokens
 
 MINI = Path(__file__).parents[1] / "data" / "tokenizers" / "phi-3-mini.tokenizer.json"
@@ -68,17 +69,19 @@ def test_a_text_far_too_long_is_refused_before_it_is_encoded() -> None:
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
     tokenizer = Phi3Tokenizer(AutoTokenizer.from_pretrained(EMBEDDED_TINY))
-    long = "castle " * 100_000
+    long = "castle " * 500_000
     for prompt in (RawPrompt(long), RawPrompt("a", prefix=long), Conversation((Message("user", long),))):
         with pytest.raises(
             PromptTooLong, match=r"The prompt has at least \d+ tokens, but this model's context holds 2048"
         ):
-            tokenizer.encode(prompt, context=2048)
+            tokenizer.encode(prompt, limit=token_limit.of_context(2048))
         for finds in (True, False):
             asked = TokenizationRequest(model="m", prompt=prompt, finds_control_tokens=finds)
             with pytest.raises(
-                PromptTooLong, match=r"The text has at least \d+ tokens; the most that are encoded is 3000"
+                PromptTooLong, match=r"The prompt has at least \d+ tokens, but at most 131072 are encoded"
             ):
-                tokenizer.tokenize(asked, most=3000)
-    assert len(tokenizer.encode(RawPrompt(long))) > 2048
-    assert len(tokenizer.encode(RawPrompt("<|user|>" + "\n" * 1_000_000 + "Hi"), context=2048)) < 10
+                tokenizer.tokenize(asked, limit=token_limit.of_encoding(2048))
+    assert len(tokenizer.encode(RawPrompt(long[:100_000]))) > 2048
+    assert (
+        len(tokenizer.encode(RawPrompt("<|user|>" + "\n" * 1_000_000 + "Hi"), limit=token_limit.of_context(2048))) < 10
+    )

@@ -171,9 +171,9 @@ def test_special_tokens_stand_around_a_text_if_they_are_asked_for() -> None:
     for text in ("Hi there", "", "<|user|> Hi<|end|>"):
         for adds in (True, False):
             asked = TokenizationRequest(model="m", prompt=RawPrompt(text, add_special_tokens=adds))
-            assert tokenizer.tokenize(asked, most=100) == (text, reference.encode(text, add_special_tokens=adds))
+            assert tokenizer.tokenize(asked) == (text, reference.encode(text, add_special_tokens=adds))
     no_control_token = TokenizationRequest(model="m", prompt=RawPrompt("a<|end|>"), finds_control_tokens=False)
-    _, ids = tokenizer.tokenize(no_control_token, most=100)
+    _, ids = tokenizer.tokenize(no_control_token)
     assert ids[0] == bos
     assert not set(ids[1:]) & CONTROL_IDS
     assert tokenizer.encode(replace(question, add_special_tokens=True)) == [bos, *tokenizer.encode(question)]

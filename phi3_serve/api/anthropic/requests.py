@@ -36,7 +36,7 @@ def conversation(body: MessagesRequest | CountTokensRequest, offer: Offer | None
     for number, message in enumerate(body.messages):
         _add(message, turns, f"messages.{number}.content")
     last = body.messages[-1]
-    has_calls = any(isinstance(block, ToolUseBlock) for block in last.content)
+    has_calls = isinstance(last.content, list) and any(isinstance(block, ToolUseBlock) for block in last.content)
     is_begun = last.role == "assistant" and not has_calls
     return replace(with_offer(turns.messages, offer), continue_final_message=is_begun)
 
