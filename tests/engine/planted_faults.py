@@ -63,6 +63,7 @@ OF_LAYERS_IN_8_BITS = "tests/engine/kernels/test_triton_layers.py::test_store_in
 OF_LOW_RANK = "tests/engine/kernels/test_triton_low_rank.py"
 OF_ROUNDING = "tests/engine/kernels/test_triton_fp8.py::test_rows_are_rounded_as_the_reference_rounds_them"
 OF_FP8_PRODUCTS = "tests/engine/kernels/test_triton_fp8.py::test_products"
+OF_FP8_DTYPES = "tests/engine/kernels/test_triton_fp8.py::test_products_in_bfloat16_become_the_dtype_of_the_rows"
 OF_QUANTIZED = "tests/engine/kernels/test_triton_quantized.py"
 OF_SELF_CHECK = "tests/engine/kernels/test_self_check.py::test_right_kernels_are_kept"
 OF_SELF_CHECK_IN_8_BITS = "tests/engine/kernels/test_self_check.py::test_right_kernels_over_a_cache_in_8_bits_are_kept"
@@ -216,9 +217,15 @@ FAULTS: list[Fault] = [
     *_of(
         IN_FP8,
         (OF_FP8_PRODUCTS,),
-        ("the scales of the weight are forgotten", "scales, self._scales.T,", "scales, torch.ones_like(self._scales).T,"),
-        ("the scales of the rows are forgotten", "self._values.T, scales,", "self._values.T, torch.ones_like(scales),"),
+        ("the scales of the weight are forgotten", "            self._scales.T,\n", "            torch.ones_like(self._scales).T,\n"),
+        ("the scales of the rows are forgotten", "            scales,\n            self", "            torch.ones_like(scales),\n            self"),
         ("the padding is returned", "products[:, : self._outputs]", "products"),
+    ),
+    *_of(
+        IN_FP8,
+        (OF_FP8_DTYPES,),
+        ("CUTLASS is asked for float16", "return torch.bfloat16 if is_cutlass else wanted", "return wanted"),
+        ("products keep the dtype of torch's kernel", ".to(x.dtype).contiguous()", ".contiguous()"),
     ),
     *_of(
         QUANTIZED,

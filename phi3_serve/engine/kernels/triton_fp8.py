@@ -10,11 +10,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
+from phi3_serve.engine.device import compute_capability
 from phi3_serve.engine.kernels.contract import Fp8Weight
 from phi3_serve.engine.kernels.kv_cache import LARGEST, SMALLEST
 
 FP8 = torch.float8_e4m3fn
 MULTIPLE = 16  # of the inputs and of the outputs; ``_scaled_mm`` requires it
+HOPPER = 9  # the first number of its compute capability
 BLOCK = 2048  # inputs of one iteration; not measured
 _LARGEST = tl.constexpr(LARGEST[FP8])
 _SMALLEST = tl.constexpr(SMALLEST)
@@ -28,6 +30,7 @@ class ScaledWeight:
         fill = (0, -self._inputs % MULTIPLE, 0, -self._outputs % MULTIPLE)
         self._values = pad(weight.values.view(torch.uint8), fill).view(FP8).contiguous()
         self._scales = pad(weight.scales, (0, 0, 0, fill[3])).contiguous()
+        self._capability = compute_capability(weight.values.device)
 
     @property
     def num_bytes(self) -> int:
@@ -41,14 +44,29 @@ class ScaledWeight:
         values, scales = round_rows(x)
         # Without fast accumulation, which keeps fewer bits of a sum.
         products = torch._scaled_mm(
-            values, self._values.T, scales, self._scales.T, out_dtype=x.dtype, use_fast_accum=False
+            values,
+            self._values.T,
+            scales,
+            self._scales.T,
+            out_dtype=product_dtype(x.dtype, self._capability),
+            use_fast_accum=False,
         )
-        return products[:, : self._outputs].contiguous()
+        return products[:, : self._outputs].to(x.dtype).contiguous()
 
     def unpacked(self) -> Fp8Weight:
         """See ``contract.PackedWeight``."""
         values = self._values.view(torch.uint8)[: self._outputs, : self._inputs].contiguous().view(FP8)
         return Fp8Weight(values, self._scales[: self._outputs])
+
+
+def product_dtype(wanted: torch.dtype, capability: tuple[int, int] | None) -> torch.dtype:
+    """The dtype of products that are ``wanted`` in another; ``capability`` of the GPU, None: a CPU.
+
+    With a scale for each row, torch multiplies by cuBLAS on Hopper and by CUTLASS on other GPUs. There, torch 2.11
+    writes bfloat16 into the memory of float16 (https://github.com/pytorch/pytorch/pull/187569).
+    """
+    is_cutlass = capability is not None and capability[0] != HOPPER
+    return torch.bfloat16 if is_cutlass else wanted
 
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:

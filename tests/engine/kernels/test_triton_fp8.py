@@ -11,7 +11,7 @@ from phi3_serve.engine.kernels.contract import Fp8Weight
 from phi3_serve.engine.kernels.kv_cache import rounded
 from phi3_serve.engine.kernels.quantize import quantize_to_fp8
 from phi3_serve.engine.kernels.reference import ReferenceKernels
-from phi3_serve.engine.kernels.triton_fp8 import FP8, ScaledWeight, round_rows
+from phi3_serve.engine.kernels.triton_fp8 import FP8, ScaledWeight, product_dtype, round_rows
 
 CPU = torch.device("cpu")
 ROWS = (0, 1, 5, 40)
@@ -79,6 +79,34 @@ def test_a_weight_has_a_scale_for_each_output() -> None:
     # Below a 2^-6, the smallest number with all bits of a mantissa, errors are those of a fixed point.
     bound = LARGEST_ERROR * weight.float().abs() + 2**-10 * found.scales
     assert ((found.dequantized() - weight.float()).abs() <= 1.001 * bound).all()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "expected"),
+    [
+        (torch.float16, (8, 9), torch.bfloat16),
+        (torch.float16, (9, 0), torch.float16),
+        (torch.float16, (10, 0), torch.bfloat16),
+        (torch.float16, None, torch.float16),
+        (torch.bfloat16, (8, 9), torch.bfloat16),
+        (torch.bfloat16, (9, 0), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_cutlass_gives_products_in_bfloat16(
+    wanted: torch.dtype, capability: tuple[int, int] | None, expected: torch.dtype
+) -> None:
+    assert product_dtype(wanted, capability) == expected
+
+
+def test_products_in_bfloat16_become_the_dtype_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = quantize_to_fp8(torch.randn(48, 64)), torch.randn(5, 64).half()
+    whole = ScaledWeight(weight).multiply(x)
+    monkeypatch.setattr(triton_fp8, "compute_capability", lambda _: (8, 9))
+    found = ScaledWeight(weight).multiply(x)
+    assert (found.dtype, found.is_contiguous()) == (torch.float16, True)
+    assert torch.equal(found, found.bfloat16().half())
+    torch.testing.assert_close(found, whole, rtol=2**-8, atol=0)
 
 
 def check(weight: Fp8Weight, x: Tensor) -> None:
