@@ -12,6 +12,13 @@ def unknown_key_message(key: str, valid: list[str]) -> str:
     return f"unknown key `{key}`" + did_you_mean(key, valid, f"; valid keys: {', '.join(valid)}")
 
 
+def problem_of_boolean(given: Any, wanted: Any) -> str | None:
+    """Why ``given`` must not stand where the annotation ``wanted`` is; pydantic would take true for 1."""
+    types = {wanted, *get_args(wanted)}
+    is_wrong = isinstance(given, bool) and types & {int, float} and bool not in types
+    return "must be a number, not true or false" if is_wrong else None
+
+
 class StrictModel(BaseModel):
     """Frozen, and refuses unknown keys by name with the nearest valid one."""
 
@@ -29,10 +36,8 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_booleans_for_numbers(cls, given: Any, info: ValidationInfo) -> Any:
-        """Without this, true would be taken for 1."""
-        if isinstance(given, bool) and info.field_name is not None:
-            wanted = cls.model_fields[info.field_name].annotation
-            types = {wanted, *get_args(wanted)}
-            if types & {int, float} and bool not in types:
-                raise ValueError("must be a number, not true or false")
+        if info.field_name is not None and (
+            problem := problem_of_boolean(given, cls.model_fields[info.field_name].annotation)
+        ):
+            raise ValueError(problem)
         return given

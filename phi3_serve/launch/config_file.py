@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from phi3_serve import strict_yaml
 from phi3_serve.config.app import AppConfig
-from phi3_serve.config.strict_model import unknown_key_message
+from phi3_serve.config.strict_model import problem_of_boolean, unknown_key_message
 from phi3_serve.errors import Phi3ServeError
 from phi3_serve.launch.serve_values import deployment_problems, value_problems
 
@@ -69,7 +69,7 @@ def parse(text: str, http_options: Mapping[str, Any] | None = None) -> ConfigFil
         raise ConfigError("is not a Serve config: it holds no mapping")
     if http_options:
         content["http_options"] = {**(content.get("http_options") or {}), **http_options}
-    _refuse(_unknown_keys(content, ServeDeploySchema, ""))
+    _refuse(_problems_in_yaml(content, ServeDeploySchema, ""))
     deploy = _validated(ServeDeploySchema, content, "")
     _refuse(value_problems(deploy))
     ours = [number for number, a in enumerate(deploy.applications) if a.import_path == IMPORT_PATH]
@@ -100,10 +100,10 @@ def _validated(model: type[Model], content: Any, where: str) -> Model:
         raise ConfigError("\n".join(_lines(error, where))) from None
 
 
-def _unknown_keys(content: Any, schema: Any, where: str) -> list[str]:
-    """One line per key of ``content`` that ``schema``, or a schema within it, does not have."""
+def _problems_in_yaml(content: Any, schema: Any, where: str) -> list[str]:
+    """One line per key of ``content`` that ``schema``, or a schema within it, does not have, or that has no number."""
     if isinstance(content, list):
-        return [line for i, item in enumerate(content) for line in _unknown_keys(item, schema, f"{where}[{i}]")]
+        return [line for i, item in enumerate(content) for line in _problems_in_yaml(item, schema, f"{where}[{i}]")]
     models = _models_in(schema)
     if not isinstance(content, dict) or not models:
         return []
@@ -113,7 +113,9 @@ def _unknown_keys(content: Any, schema: Any, where: str) -> list[str]:
     for key, value in content.items():
         here = f"{where}.{key}" if where else str(key)
         if key in known:
-            lines += _unknown_keys(value, known[key].annotation, here)
+            lines += _problems_in_yaml(value, known[key].annotation, here)
+            if problem := problem_of_boolean(value, known[key].annotation):
+                lines.append(f"{here}: {problem}")
         elif key not in aliases:
             lines.append((f"{where}: " if where else "") + unknown_key_message(str(key), list(known)))
     return lines

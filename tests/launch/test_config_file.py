@@ -138,6 +138,7 @@ HTTP = "http_options: {host: 127.0.0.1, port: 8000}"
             "<class 'int'>",
         ),
         ("port: 8000", "port: 99999", "http_options.port: must be from 1 to 65535, and is 99999"),
+        ("port: 8000", "port: true", "http_options.port: must be a number, not true or false"),
         ("port: 8000", "port: -5", "http_options.port: must be from 1 to 65535, and is -5"),
         ("port: 8000", "port: 0", "http_options.port: must be from 1 to 65535, and is 0"),
         (
