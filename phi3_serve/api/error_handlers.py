@@ -36,7 +36,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = error_format_of(local_path(request.scope))
-        wrong_fields = field_errors(error.errors(), error.body, request.headers.get("content-type"))
+        content_type = request.headers.get("content-type")
+        wrong_fields = field_errors(error.errors(), error.body, content_type, request.scope["route"])
         return _json_response(errors.validation_status, errors.validation_body(wrong_fields))
 
     @app.exception_handler(HTTPException)

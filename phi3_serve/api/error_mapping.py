@@ -68,6 +68,16 @@ class FieldError:
     message: str
     type: str  # pydantic's name for the kind of error
 
+    @property
+    def field(self) -> str:
+        """The name of the field, as "messages.0.content"; empty if it is the body itself."""
+        return ".".join(str(part) for part in self.location[1:])
+
+    @property
+    def named_message(self) -> str:
+        """The message behind the name of the field."""
+        return f"{self.field}: {self.message}" if self.field else self.message
+
 
 class ErrorFormat(Protocol):
     """How one API writes errors."""

@@ -1,5 +1,7 @@
 """Pydantic's errors as the errors of fields: one for each wrong field, at its place in the client's body.
 
+A message says what is wrong with the value, and then all that the field takes.
+
 For a field with several forms pydantic reports every form. Of these, the errors are kept of the form that fits the
 value best, which is the one that the client meant. The value itself is never repeated: it may be long or not printable.
 """
@@ -11,13 +13,15 @@ from email.message import Message
 from itertools import groupby
 from typing import Any
 
-from phi3_serve.api.body_with_parameters import schema_of
+from fastapi.routing import APIRoute
+
+from phi3_serve.api.allowed_values import Place, allowed_values
 from phi3_serve.api.error_mapping import FieldError
 from phi3_serve.api.fields import NOT_A_BOOLEAN
 from phi3_serve.api.parameter_names import OBJECTS, place_of
-from phi3_serve.api.schema_words import takes
 
-Place = tuple[str | int, ...]
+# The beginnings of the types of pydantic's errors about the bounds of a value.
+_OF_BOUNDS = ("greater_", "less_", "finite_", "too_", "string_too_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class _Problem:
 
     error: FieldError
     forms: tuple[tuple[Place, str], ...] = ()  # the outermost field first
-    allowed: str = ""  # what the generate parameter takes that the error is in; of other fields nothing
+    is_of_all_forms: bool = False  # the value fits no form of the field
 
     @property
     def is_wrong_type(self) -> bool:
@@ -39,10 +43,20 @@ class _Problem:
         return (self.forms[depth][0], True) if depth < len(self.forms) else (self.error.location, False)
 
 
-def field_errors(details: Sequence[Mapping[str, Any]], body: Any, content_type: str | None) -> list[FieldError]:
-    """The errors of the fields of ``body``; ``details`` are pydantic's errors."""
+def field_errors(
+    details: Sequence[Mapping[str, Any]], body: Any, content_type: str | None, route: APIRoute
+) -> list[FieldError]:
+    """The errors of the fields of ``body``, which was sent to ``route``; ``details`` are pydantic's errors."""
     problems = [_problem(each, body, content_type) for each in details]
-    return [problem.error for problem in _meant(problems, depth=0)]
+    return [_with_allowed_values(problem, route) for problem in _meant(problems, depth=0)]
+
+
+def _with_allowed_values(problem: _Problem, route: APIRoute) -> FieldError:
+    error = problem.error
+    if not (problem.is_of_all_forms or problem.is_wrong_type or error.type.startswith((*_OF_BOUNDS, NOT_A_BOOLEAN))):
+        return error
+    allowed = allowed_values(route, error.location, None if problem.is_of_all_forms else error.type)
+    return replace(error, message=f"{error.message}; allowed: {allowed}") if allowed else error
 
 
 def _meant(problems: Iterable[_Problem], *, depth: int) -> list[_Problem]:
@@ -62,9 +76,7 @@ def _of_best_form(problems: list[_Problem], field: Place, depth: int) -> list[_P
     if not _misfit(best, field)[0]:
         return best
     messages = dict.fromkeys(problem.error.message for of_form in forms for problem in of_form)
-    first = problems[0]
-    allowed = f"; allowed: {first.allowed}" if first.allowed and isinstance(field[-1], str) else ""
-    return [_Problem(FieldError(field, " Or: ".join(messages) + allowed, first.error.type))]
+    return [_Problem(FieldError(field, " Or: ".join(messages), problems[0].error.type), is_of_all_forms=True)]
 
 
 def _misfit(of_form: Sequence[_Problem], field: Place) -> tuple[bool, int, int]:
@@ -82,27 +94,14 @@ def _problem(details: Mapping[str, Any], body: Any, content_type: str | None) ->
         return _Problem(FieldError(location, message, details["type"]))
     details = {**details, "loc": _sent_at(details, body)}
     place, forms = _places(details, body)
-    message, is_whole_value = _message(details, place, content_type), len(location) == 3
-    is_of_parameter = len(location) > 1 and location[1] in OBJECTS
-    if details["type"] == NOT_A_BOOLEAN and len(location) == 2:  # of the validator of all parameters
-        is_whole_value = True
-    problem = _Problem(FieldError(place, message, details["type"]), forms, _allowed(place) if is_of_parameter else "")
-    if problem.allowed and is_whole_value and (problem.is_wrong_type or details["type"] == NOT_A_BOOLEAN):
-        message = f"{message}; allowed: {problem.allowed}"
-    return replace(problem, error=replace(problem.error, message=message))
-
-
-def _allowed(place: Place) -> str:
-    """What the generate parameter takes that is sent at ``place``, or around it, by the name that is sent."""
-    names = [part for part in place[1:] if isinstance(part, str) and part not in OBJECTS]
-    return takes(schema) if names and (schema := schema_of(names[0])) else ""
+    return _Problem(FieldError(place, _message(details, place, content_type), details["type"]), forms)
 
 
 def _sent_at(details: Mapping[str, Any], body: Any) -> Place:
     """The location of an error. That of a generate parameter begins where the client put the parameter."""
     first, *rest = details["loc"]
     if details["type"] == NOT_A_BOOLEAN and len(rest) == 1 and rest[0] in OBJECTS:
-        rest.append(details["ctx"]["name"])
+        rest += [details["ctx"]["name"], *details["ctx"]["indices"]]
     if len(rest) < 2 or rest[0] not in OBJECTS:
         return first, *rest
     return first, *place_of(body, rest[1], rest[0]), *rest[2:]
@@ -123,6 +122,10 @@ def _places(details: Mapping[str, Any], body: Any) -> tuple[Place, tuple[tuple[P
         if isinstance(part, int) and isinstance(value, Sequence) and not isinstance(value, str):
             place.append(part)
             value = value[part] if part < len(value) else None
+        elif isinstance(part, int) and isinstance(value, Mapping) and part < len(value):  # pairs, sent as an object
+            key = list(value)[part]
+            place.append(key)
+            value = value[key]
         elif isinstance(value, Mapping) and (part in value or is_missing):
             place.append(part)
             value = value.get(part)

@@ -54,18 +54,20 @@ def _check_parameters(given: Any) -> Any:
 
 def _refuse_booleans(value: Any, name: str) -> None:
     """Refuse true and false, also in lists of any depth, such as those of token ids."""
-    left = [value]
+    left: list[tuple[Any, tuple[int, ...]]] = [(value, ())]
     while left:
-        if isinstance(one := left.pop(), list):
-            left += one
+        one, indices = left.pop()
+        if isinstance(one, list):
+            left += [(item, (*indices, index)) for index, item in enumerate(one)]
         else:
-            _refuse_boolean(one, name)
+            _refuse_boolean(one, name, indices)
 
 
-def _refuse_boolean(value: Any, name: str) -> Any:
-    """Pydantic would take True for 1."""
+def _refuse_boolean(value: Any, name: str, indices: tuple[int, ...] = ()) -> Any:
+    """Pydantic would take True for 1. ``indices`` are those of the lists around the value."""
     if isinstance(value, bool):
-        raise PydanticCustomError(NOT_A_BOOLEAN, "`{name}` does not take true or false", {"name": name})
+        about = {"name": name, "indices": indices}
+        raise PydanticCustomError(NOT_A_BOOLEAN, "`{name}` does not take true or false", about)
     return value
 
 

@@ -50,10 +50,7 @@ class OpenAIErrorFormat:
 
     def validation_body(self, errors: Sequence[FieldError]) -> dict[str, Any]:
         """The first wrong field: OpenAI's format has a place for one."""
-        first = errors[0]
-        param = ".".join(str(part) for part in first.location[1:])
-        message = f"{param}: {first.message}" if param else first.message
-        return _body(self.validation_status, message, param or None)
+        return _body(self.validation_status, errors[0].named_message, errors[0].field or None)
 
 
 def _body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -183,8 +183,10 @@ def _unless_empty(parameter: str) -> Callable[[Any, Json], Json]:
 
 
 _OR_MINUS_ONE = {"type": "integer", "minimum": -1}
-_LENGTH = {**_OR_MINUS_ONE, "not": {"const": 0}}
-_PREDICT = {**_LENGTH, "minimum": -2}
+_SEED = {**_OR_MINUS_ONE, "exclusiveMaximum": 2**63}
+_AT_LEAST_ONE = {"type": "integer", "minimum": 1}
+_LENGTH = {"anyOf": [_AT_LEAST_ONE, {"type": "integer", "const": NO_LIMIT}]}
+_PREDICT = {"anyOf": [_AT_LEAST_ONE, {"type": "integer", "enum": [-2, NO_LIMIT]}]}
 _BIASES = {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": 1024}
 
 OTHER_NAMES: Mapping[str, OtherName] = {
@@ -215,7 +217,7 @@ OTHER_NAMES: Mapping[str, OtherName] = {
         {"type": "boolean"},
         _use_beam_search,
     ),
-    "seed": OtherName("seed", "vLLM, llama.cpp", "-1 is another seed for each request.", _OR_MINUS_ONE, _seed),
+    "seed": OtherName("seed", "vLLM, llama.cpp", "-1 is another seed for each request.", _SEED, _seed),
     "response_format": OtherName(
         "json_schema",
         "OpenAI",

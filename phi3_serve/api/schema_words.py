@@ -23,11 +23,16 @@ def takes(schema: Schema) -> str:
 
 def _number(schema: Schema) -> str:
     word = "whole number" if schema["type"] == "integer" else "number"
-    low = f"at least {schema['minimum']:.10g}" if "minimum" in schema else ""
-    low = f"above {schema['exclusiveMinimum']:.10g}" if "exclusiveMinimum" in schema else low
-    high = f"at most {schema['maximum']:.10g}" if "maximum" in schema else ""
-    high = f"below {schema['exclusiveMaximum']:.10g}" if "exclusiveMaximum" in schema else high
+    low = f"at least {_digits(schema['minimum'])}" if "minimum" in schema else ""
+    low = f"above {_digits(schema['exclusiveMinimum'])}" if "exclusiveMinimum" in schema else low
+    high = f"at most {_digits(schema['maximum'])}" if "maximum" in schema else ""
+    high = f"below {_digits(schema['exclusiveMaximum'])}" if "exclusiveMaximum" in schema else high
     return ", ".join(part for part in (word, low, high) if part)
+
+
+def _digits(bound: float) -> str:
+    """A whole number has all of them, because a bound may be 2**63."""
+    return str(bound) if isinstance(bound, int) else f"{bound:.10g}"
 
 
 def _string(schema: Schema) -> str:
@@ -42,7 +47,8 @@ def _array(schema: Schema) -> str:
 
 def _object(schema: Schema) -> str:
     values = schema.get("additionalProperties")
-    return f"object of {takes(values)}" if isinstance(values, dict) and values else "object"
+    counted = "object" + _counted(schema, "Properties", "items")
+    return f"{counted} of {takes(values)}" if isinstance(values, dict) and values else counted
 
 
 def _counted(schema: Schema, what: str, unit: str) -> str:

@@ -260,19 +260,19 @@ def test_ready_shows_what_is_offered_and_what_is_merged(client: TestClient) -> N
             {"adapters": [{"name": f"a{n}"} for n in range(9)]},
             400,
             "adapters",
-            "adapters: List should have at most 8 items, not 9",
+            "adapters: List should have at most 8 items, not 9; allowed: list (0 to 8 items) of RequestAdapter",
         ),
         (
             {"adapters": [{"name": "poet", "strength": 10.5}]},
             400,
             "adapters.0.strength",
-            "adapters.0.strength: Input should be less than or equal to 10",
+            "adapters.0.strength: Input should be less than or equal to 10; allowed: number, at least 0, at most 10",
         ),
         (
             {"adapters": [{"name": "poet", "strength": True}]},
             400,
             "adapters.0.strength",
-            "adapters.0.strength: `strength` does not take true or false",
+            "adapters.0.strength: `strength` does not take true or false; allowed: number, at least 0, at most 10",
         ),
         (
             {"adapters": [{"name": "poet", "scale": 1}]},
@@ -280,7 +280,12 @@ def test_ready_shows_what_is_offered_and_what_is_merged(client: TestClient) -> N
             "adapters.0.scale",
             "adapters.0.scale: Extra inputs are not permitted",
         ),
-        ({"adapters": "poet"}, 400, "adapters", "adapters: Input should be a valid list"),
+        (
+            {"adapters": "poet"},
+            400,
+            "adapters",
+            "adapters: Input should be a valid list; allowed: list (0 to 8 items) of RequestAdapter",
+        ),
         (
             {"lora_path": "poet"},
             400,

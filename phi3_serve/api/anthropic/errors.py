@@ -38,9 +38,7 @@ class AnthropicErrorFormat:
 
     def validation_body(self, errors: Sequence[FieldError]) -> dict[str, Any]:
         """The first wrong field, which the message begins with."""
-        first = errors[0]
-        field = ".".join(str(part) for part in first.location if part != "body")
-        return _body(self.validation_status, f"{field}: {first.message}" if field else first.message)
+        return _body(self.validation_status, errors[0].named_message)
 
 
 def _body(status: int, message: str) -> dict[str, Any]:

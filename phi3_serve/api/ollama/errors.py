@@ -22,9 +22,7 @@ class OllamaErrorFormat:
 
     def validation_body(self, errors: Sequence[FieldError]) -> dict[str, Any]:
         """The first wrong field."""
-        first = errors[0]
-        field = ".".join(str(part) for part in first.location if part != "body")
-        return {"error": f"{field}: {first.message}" if field else first.message}
+        return {"error": errors[0].named_message}
 
 
 OLLAMA = OllamaErrorFormat()

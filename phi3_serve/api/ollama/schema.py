@@ -84,7 +84,7 @@ class OllamaBody(BodyWithParameters):
     """Generate parameters by name, by ollama's names, too. Options of how ollama loads a model have no effect."""
     stream: bool | None = None
     """Stream the answer as lines of JSON; by default true."""
-    keep_alive: Characters | float | None = None
+    keep_alive: Characters | Annotated[float, number("keep_alive")] | None = None
     """Without effect: the config of the server decides when a model sleeps."""
     logprobs: bool | None = None
     """Return the log-probability of each token of the text under the model's own scores."""
