@@ -1,7 +1,9 @@
 """The console script ``phi3-serve``."""
 
+import contextlib
 import json
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -238,9 +240,8 @@ def fetch(
     disk is full or another fetch is running; the same command may succeed later.
     """
     from phi3_serve import fetch as fetching  # imports torch
-    from phi3_serve.errors import AlreadyFetching, SourceUnreachable, StorageFull
-    from phi3_serve.observability.progress import human_bytes, told_to
-    from phi3_serve.terminal.exit_codes import FAILED, INTERRUPTED, NOT_NOW, USAGE
+    from phi3_serve.observability.progress import human_bytes
+    from phi3_serve.terminal.exit_codes import USAGE
 
     try:
         wanted = [*fetching.variants_named(names or ()), *fetching.adapters_named(adapters or ())]
@@ -250,16 +251,8 @@ def fetch(
         typer.echo(error.message, err=True)
         raise typer.Exit(USAGE) from None
     get = fetching.verify if verify else fetching.fetch
-    try:
-        with told_to(lambda line: typer.echo(line, err=True)):
-            fetched = [get(one, to) for one in wanted]
-    except Phi3ServeError as error:
-        typer.echo(error.message, err=True)
-        later = isinstance(error, AlreadyFetching | SourceUnreachable | StorageFull)
-        raise typer.Exit(NOT_NOW if later else FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("Stopped. The same command goes on from here.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with _progress_and_exit_codes("Stopped. The same command goes on from here."):
+        fetched = [get(one, to) for one in wanted]
     if as_json:
         typer.echo(json.dumps([model.as_json() for model in fetched], indent=1))
         return
@@ -267,6 +260,73 @@ def fetch(
         what = f"{len(model.files)} files, {human_bytes(model.total_bytes)}, equal to their hashes"
         typer.echo(f"{model.wanted.name}: {what}; {len(model.downloaded)} of them were downloaded now")
         typer.echo(f"    source: {model.directory}")
+
+
+@contextlib.contextmanager
+def _progress_and_exit_codes(when_stopped: str) -> Iterator[None]:
+    """Show the progress of work on weights, and end with the exit code of its error."""
+    from phi3_serve.errors import AlreadyFetching, MemoryFull, SourceUnreachable, StorageFull
+    from phi3_serve.observability.progress import told_to
+    from phi3_serve.terminal.exit_codes import FAILED, INTERRUPTED, NOT_NOW
+
+    try:
+        with told_to(lambda line: typer.echo(line, err=True)):
+            yield
+    except Phi3ServeError as error:
+        typer.echo(error.message, err=True)
+        later = isinstance(error, AlreadyFetching | MemoryFull | SourceUnreachable | StorageFull)
+        raise typer.Exit(NOT_NOW if later else FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo(when_stopped, err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def quantize(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name of the catalogue, a directory, or a repository of the Hub.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The new directory.")],
+    quantization: Annotated[
+        Literal["int8", "int4", "fp8"], typer.Option(help="What the weights of linear layers are stored in.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a repository.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a copy of MODEL with fewer bits, as a server would round it at each load.
+
+    The copy is loaded faster and takes a half (int8, fp8) or a third (int4) of
+    the disk. It has the format of the library compressed-tensors. Exit codes: 1
+    failed, 2 wrong command line, 3 the Hub does not answer, or memory or disk is
+    full; the same command may succeed later.
+    """
+    from phi3_serve.catalogue import VARIANTS, is_local, variant
+    from phi3_serve.engine import loader  # imports torch
+    from phi3_serve.engine.quantized_copy import write_quantized_copy
+    from phi3_serve.errors import did_you_mean
+    from phi3_serve.observability.progress import human_bytes
+    from phi3_serve.terminal.exit_codes import USAGE
+
+    of_catalogue = variant(model)
+    source = model if of_catalogue is None else of_catalogue.source
+    if of_catalogue is not None:
+        revision = revision or of_catalogue.revision
+    elif is_local(model) and not Path(model).expanduser().exists():
+        hint = did_you_mean(
+            model,
+            [one.name for one in VARIANTS],
+            "; it must be a name of the catalogue, a directory, or OWNER/REPOSITORY",
+        )
+        typer.echo(f"MODEL: there is no `{model}`{hint}", err=True)
+        raise typer.Exit(USAGE)
+    with _progress_and_exit_codes("Stopped. The same command begins again."):
+        made = write_quantized_copy(model, loader.fetch(model, source, revision), to, quantization)
+    if as_json:
+        typer.echo(json.dumps(made.as_json(), indent=1))
+        return
+    sizes = f"{human_bytes(made.num_bytes)} instead of {human_bytes(made.source_bytes)}"
+    typer.echo(f"{model}: {sizes} of weights")
+    typer.echo(f"    source: {made.directory}")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """From a source to a model that is ready to run: fetch, check, load."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, Phi3Config, PreTrained
 from phi3_serve.catalogue import DOWNLOADED, EXACT_QUANTIZATIONS, FP8, NO_QUANTIZATION, is_local, memory_needed
 from phi3_serve.engine.adapters import reader
 from phi3_serve.engine.adapters.merging import MergedAdapter, Merging
+from phi3_serve.engine.checked_weights import check_weights
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
 from phi3_serve.engine.device import compute_capability, device_name, free_gpu_bytes
 from phi3_serve.engine.freed_memory import return_freed_memory
@@ -32,7 +33,6 @@ from phi3_serve.engine.precision import (
 from phi3_serve.engine.quantization import Quantizer
 from phi3_serve.engine.source import open_source
 from phi3_serve.engine.stored_quantization import StoredQuantization
-from phi3_serve.engine.stored_weights import StoredWeights
 from phi3_serve.engine.weights import Phi3Weights, head_dim
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, DeviceMissing
 from phi3_serve.observability.progress import Progress, download_bar, human_bytes
@@ -41,9 +41,7 @@ from phi3_serve.parameters import NAMES, GenerationParameters
 logger = logging.getLogger("phi3_serve")
 
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPE_OF_PHI3 = "bfloat16"  # if config.json names none
-STORED_BY_TRANSFORMERS_4 = "rotary_emb.inv_freq"  # computed now
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ def load(
         quantization = _stored_quantization(name, checkpoint.quantization, quantization)
         if problem := problem_of_quantization(quantization, capability, is_stored=True):
             raise CheckpointError(f"{name}: {problem}")
-    config = _load_config(checkpoint)
+    config = load_config(checkpoint)
     tokenizer = _load_tokenizer(checkpoint, config)
     dtype = _dtype_to_load(name, checkpoint, device=device, dtype=dtype)
     if quantization == FP8 and _dtype_of_model(checkpoint, dtype) == "float32":
@@ -218,7 +216,12 @@ def _snapshot(name: str, source: str, revision: str | None, patterns: Sequence[s
         raise fetch_error(source, revision, error) from error
 
 
-def _load_config(checkpoint: Checkpoint) -> Phi3Config:
+def load_config(checkpoint: Checkpoint) -> Phi3Config:
+    """What ``checkpoint`` says about the model.
+
+    Raises:
+        CheckpointError: transformers refuses a field.
+    """
     try:
         config: Phi3Config = Phi3Config.from_dict(dict(checkpoint.config))
     except Exception as error:  # the library raises any error of its validators
@@ -253,11 +256,8 @@ def _load_weights(
 
     At no time they are held as they were stored.
     """
-    config.tie_word_embeddings = _is_tied(checkpoint, config)
-    model = Phi3Weights(config, getattr(torch, _dtype_of_model(checkpoint, dtype)))
-    wanted = {parameter: list(tensor.shape) for parameter, tensor in model.named_parameters()}
-    stored = StoredWeights(checkpoint, wanted, _substitutes(checkpoint, config))
-    _check_tensors(name, checkpoint.path, _loading_info(model, wanted, stored.shapes()))
+    weights = check_weights(name, checkpoint, config, getattr(torch, _dtype_of_model(checkpoint, dtype)))
+    model = weights.model
     merging = Merging(name, adapters, config, model.dtype, is_quantized=checkpoint.quantization is not None)
     if quantization == NO_QUANTIZATION:
         take = _taken_as_it_is(model, device)
@@ -268,27 +268,12 @@ def _load_weights(
         kernels = select_weight_kernels(on)
         take = Quantizer(model, quantization, kernels, model.dtype, on, of_floats=of_floats).take
     progress = Progress(f"{name}: loading weights", checkpoint.total_bytes)
-    for parameter in wanted:
-        take(parameter, merging.merged(parameter, stored.read(parameter)))
+    for parameter in weights.parameters:
+        take(parameter, merging.merged(parameter, weights.stored.read(parameter)))
         return_freed_memory()
-        progress.advance(stored.num_bytes(parameter))
+        progress.advance(weights.stored.num_bytes(parameter))
     progress.finish()
     return model
-
-
-def _is_tied(checkpoint: Checkpoint, config: Phi3Config) -> bool:
-    """Whether the head is the embedding. As in transformers, a head that is stored and differs is not."""
-    if not config.tie_word_embeddings or not checkpoint.tensors.keys() >= {EMBEDDING, HEAD}:
-        return config.tie_word_embeddings
-    stored = StoredWeights(checkpoint, {})
-    embedding, head = stored.read(EMBEDDING), stored.read(HEAD)
-    return isinstance(embedding, Tensor) and isinstance(head, Tensor) and torch.equal(embedding, head)
-
-
-def _substitutes(checkpoint: Checkpoint, config: Phi3Config) -> Mapping[str, str]:
-    """The head for an embedding that is not stored, as safetensors stores the first of two tied weights by its name."""
-    is_substitute = config.tie_word_embeddings and EMBEDDING not in checkpoint.tensors and HEAD in checkpoint.tensors
-    return {EMBEDDING: HEAD} if is_substitute else {}
 
 
 def _taken_as_it_is(model: Phi3Weights, device: str) -> Callable[[str, Any], None]:
@@ -315,20 +300,6 @@ def _load_generation_config(checkpoint: Checkpoint, config: Phi3Config) -> Gener
         return GenerationConfig.from_model_config(config)
     except Exception as error:  # the library raises any error of its validators
         raise CheckpointError(f"{file}: {in_one_line(error)}") from error
-
-
-def _loading_info(model: Any, required: Mapping[str, list[int]], stored: Mapping[str, list[int]]) -> dict[str, Any]:
-    """What ``from_pretrained`` reports, for parameters and tensors with these shapes."""
-    known = {parameter for parameter, _ in model.named_parameters(remove_duplicate=False)}  # tied ones included
-    return {
-        "missing_keys": required.keys() - stored.keys(),
-        "mismatched_keys": [
-            (parameter, stored[parameter], shape)
-            for parameter, shape in required.items()
-            if stored.get(parameter, shape) != shape
-        ],
-        "unexpected_keys": {p for p in stored.keys() - known if not p.endswith(STORED_BY_TRANSFORMERS_4)},
-    }
 
 
 def _dtype_to_load(name: str, checkpoint: Checkpoint, *, device: str, dtype: str) -> str:
@@ -398,28 +369,6 @@ def _stored_quantization(name: str, of_checkpoint: StoredQuantization, wanted: s
             f"{name}: quantization is {wanted}, but the checkpoint has weights in {bits}; allowed are {stored} and auto"
         )
     return stored
-
-
-def _check_tensors(name: str, directory: Path, info: Mapping[str, Any]) -> None:
-    """Refuse weights that config.json does not describe: transformers leaves them out, and draws what is missing."""
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{directory}: {len(missing)} tensor(s) that config.json requires are missing: {missing[0]}"
-        )
-    if mismatched := sorted(info["mismatched_keys"]):
-        tensor, stored, required = mismatched[0]
-        raise CheckpointError(
-            f"{directory}: {len(mismatched)} tensor(s) have another shape than config.json requires: "
-            f"{tensor} has {list(stored)} instead of {list(required)}"
-        )
-    unexpected = sorted(info["unexpected_keys"])
-    if of_decoder := [tensor for tensor in unexpected if tensor.startswith("model.")]:
-        raise CheckpointError(
-            f"{directory}: {len(of_decoder)} tensor(s) have no place in the model that config.json describes: "
-            f"{of_decoder[0]}"
-        )
-    if unexpected:  # for example the value head of a reward model
-        logger.warning("%s: %d tensor(s) are not used: %s", name, len(unexpected), unexpected[0])
 
 
 def _generation_defaults(name: str, config: GenerationConfig, vocab_size: int) -> GenerationParameters:

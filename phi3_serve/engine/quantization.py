@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from phi3_serve.catalogue import FP8
-from phi3_serve.engine.kernels.contract import Bits, Fp8Weight, PackedWeight, Weight, WeightKernels
+from phi3_serve.engine.kernels.contract import (
+    Bits,
+    Fp8Weight,
+    PackedWeight,
+    QuantizedWeight,
+    Weight,
+    WeightKernels,
+)
 from phi3_serve.engine.kernels.cpu_library import cpu_library
 from phi3_serve.engine.kernels.quantize import quantize, quantize_in_torch, quantize_to_fp8
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -111,7 +118,7 @@ class Quantizer:
             self.take(f"{HEAD}.{parameter}", weight)
 
 
-def round_weight(weight: Tensor, quantization: str, device: torch.device) -> Weight | Fp8Weight:
+def round_weight(weight: Tensor, quantization: str, device: torch.device) -> QuantizedWeight | Fp8Weight:
     """``weight`` [out, in], of any float dtype, in int8, int4 or fp8 on ``device``.
 
     A processor rounds to float8 at five nanoseconds a weight, and without our compiled kernels to 4 bits at fifty. Then

@@ -61,6 +61,35 @@ def read_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
     )
 
 
+def config_of_copy(quantization: str) -> dict[str, Any]:
+    """The field ``KEYS[0]`` of a checkpoint whose linear layers are stored in int8, int4 or fp8.
+
+    It is what llm-compressor writes, with scales for groups as small as those that weights are rounded to at a load.
+    """
+    symmetric: dict[str, Any] = {"type": "int", "symmetric": True, "dynamic": False, "group_size": None}
+    weights: dict[str, Any] = {
+        "int8": {**symmetric, "num_bits": 8, "strategy": "channel"},
+        "int4": {**symmetric, "num_bits": 4, "strategy": "group", "group_size": SMALLEST_GROUP},
+        FP8: {**symmetric, "num_bits": 8, "strategy": "channel", "type": "float"},
+    }[quantization]
+    inputs = {**weights, "strategy": "token", "dynamic": True} if quantization == FP8 else None
+    return {
+        "quant_method": METHOD,
+        "format": FP8_FORMAT if quantization == FP8 else FORMAT,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": inputs,
+                "output_activations": None,
+            }
+        },
+    }
+
+
 def _compressed_tensors(key: str, given: Mapping[str, Any]) -> StoredQuantization:
     _require(f"{key}.format", given.get("format"), FORMAT, FP8_FORMAT)
     _require(f"{key}.kv_cache_scheme", given.get("kv_cache_scheme"), None)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from phi3_serve.engine import loader as loader_module
-from phi3_serve.engine.compressed_tensors import IN_FP8, SCALE, unpack_fp8
+from phi3_serve.engine.compressed_tensors import IN_FP8, SCALE, pack, unpack_fp8
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.contract import Fp8Weight
 from phi3_serve.engine.kernels.quantize import quantize_to_fp8
@@ -59,6 +59,7 @@ def test_a_layer_is_what_the_library_makes_of_it(layer: dict[str, Any]) -> None:
     assert list(weight.scales.shape) == [5, 1]
     assert weight.scales.is_contiguous()
     assert torch.equal(weight.dequantized().to(dtype), torch.tensor(layer["unpacked"]).to(dtype))
+    assert torch.equal(pack(weight)[IN_FP8].view(torch.uint8), parts[IN_FP8].view(torch.uint8))
 
 
 @pytest.mark.parametrize(

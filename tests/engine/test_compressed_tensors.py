@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from phi3_serve.engine.compressed_tensors import PACKED, SCALE, unpack
+from phi3_serve.engine.compressed_tensors import PACKED, SCALE, SHAPE, pack, unpack
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.contract import QuantizedWeight
 from phi3_serve.engine.kernels.quantize import quantize
@@ -63,6 +62,9 @@ def test_a_layer_is_what_the_library_makes_of_it(layer: dict[str, Any]) -> None:
     assert weight.bits == layer["scheme"]["weights"]["num_bits"]
     assert weight.scales.dtype == (torch.bfloat16 if weight.bits == 4 and dtype == torch.bfloat16 else torch.float32)
     assert torch.equal(weight.dequantized().to(dtype), torch.tensor(layer["unpacked"]).to(dtype))
+    again = pack(weight)
+    assert torch.equal(again[PACKED], packed)
+    assert again[SHAPE].tolist() == parts["weight_shape"]
 
 
 @pytest.mark.parametrize(
@@ -101,15 +103,6 @@ def test_what_is_read() -> None:
     assert read_quantization(older) == StoredQuantization("compressed-tensors", 8, None)
 
 
-def words(weight: QuantizedWeight) -> Tensor:
-    """``weight`` as the library packs it: raised to be positive, the first in the lowest bits."""
-    per_word = 32 // weight.bits
-    raised = (weight.values.int() + 2 ** (weight.bits - 1)).numpy().astype(np.uint32)
-    raised = np.pad(raised, ((0, 0), (0, -raised.shape[1] % per_word)))
-    shifted = raised.reshape(len(raised), -1, per_word) << np.arange(per_word, dtype=np.uint32) * weight.bits
-    return torch.from_numpy(np.bitwise_or.reduce(shifted, axis=2).astype(np.uint32).view(np.int32))
-
-
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads(path.read_text())
     change(document)
@@ -126,11 +119,7 @@ def packed(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> 
         if isinstance(module, nn.Linear) and path != "lm_head":
             weight = quantize(module.weight.detach(), request.param)
             del tensors[f"{path}.weight"]
-            tensors |= {
-                f"{path}.weight_packed": words(weight),
-                f"{path}.weight_scale": weight.scales,
-                f"{path}.weight_shape": torch.tensor(weight.values.shape),
-            }
+            tensors |= {f"{path}.{part}": tensor for part, tensor in pack(weight).items()}
             module.weight.data = weight.dequantized()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     weights = {"num_bits": 8, "strategy": "channel", "group_size": None} if request.param == 8 else {}
