@@ -69,10 +69,11 @@ test: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not slow"
 	$(BIN)/python -m pytest -m "cluster and not slow"
 
-# SLOW_PART=I/N: of the slow tests only part I of N.
+# SLOW_PART=I/N: of the slow tests only part I of N. RERUNS=1: run a test that fails once more, and list it.
+CHOSEN = $(addprefix --slow-part=,$(SLOW_PART)) $(addprefix -rR --reruns=,$(RERUNS))
 test-all: $(VENV)/.dev
-	$(PARALLEL_TESTS) -m "not cluster" $(addprefix --slow-part=,$(SLOW_PART))
-	$(BIN)/python -m pytest -m cluster $(addprefix --slow-part=,$(SLOW_PART))
+	$(PARALLEL_TESTS) -m "not cluster" $(CHOSEN)
+	$(BIN)/python -m pytest -m cluster $(CHOSEN)
 
 test-fast: $(VENV)/.dev
 	$(PARALLEL_TESTS) -m "not cluster and not browser and not slow and not thorough" --max-cases 12
