@@ -114,7 +114,7 @@ def _rotate_and_store(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, 
     num_slots = 4 * BLOCK_SIZE
     qkv, cache = inputs.qkv_and_cache(NUM_TOKENS, num_slots)
     cosine, sine = (inputs.random(NUM_TOKENS, 1, inputs.shape.rotary_dim) for _ in range(2))
-    slots = inputs.integers([-1, *range(num_slots - 1, num_slots - NUM_TOKENS, -1)])
+    slots = inputs.integers([0, -1, *range(num_slots - 1, num_slots - NUM_TOKENS + 1, -1)])
     if cache.scales is None:
         kernels.rotate_and_store(qkv, (cosine, sine), slots, cache)
         return qkv, cache.values
@@ -132,7 +132,9 @@ def _silu_product(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]
 
 def _attend(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
     window = inputs.shape.window
-    chunks = [*CHUNKS, (2, window + 3 * BLOCK_SIZE)] if window is not None else CHUNKS
+    chunks = [*CHUNKS]
+    if window is not None:
+        chunks += [(count, window + 5 * BLOCK_SIZE) for count in (2, 30)]
     queries = _paged_queries(kernels, inputs, chunks)
     num_tokens = sum(count for count, _ in chunks)
     qkv, cache = inputs.qkv_and_cache(num_tokens, BLOCK_SIZE * len(queries.block_tables))

@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 SHAPE = ModelShape(
     num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=24, hidden_size=120, intermediate_size=1200, window=20
 )
+# With a head of two blocks of dimensions, as in mini, and a window that is longer than a block of keys.
+LARGER = replace(SHAPE, head_dim=48, rotary_dim=40, window=150)
 
 
 def found(kernels: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, str]:
@@ -91,7 +93,7 @@ def test_right_kernels_are_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=4, major=9)
     )
     kernels = CudaKernels(num_heads=4, num_kv_heads=2, dtype=dtype, device=CPU)
-    findings = check_kernels(kernels, SHAPE, device=CPU, dtype=dtype)
+    findings = check_kernels(kernels, LARGER, device=CPU, dtype=dtype)
     assert findings == []
     assert with_fallbacks(kernels, findings) is kernels
 
