@@ -331,7 +331,7 @@ class EngineCore:
     def _finish(self, launched: _Launched) -> Events:
         """Give each request its next tokens, and score prompts; returns the events of all."""
         if launched.on_host:
-            choose_tokens([task.sampling for task in launched.on_host], launched.logits.float(), self.blocks)
+            choose_tokens([task.sampling for task in launched.on_host], launched.logits, self.blocks)
             if any(isinstance(task.sampling.error, EngineFailure) for task in launched.on_host):
                 self.runner.check_device()
         if launched.tokens is not None:

@@ -3,7 +3,8 @@
 import gc
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +23,9 @@ from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.loader import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.sampling import processors
-from phi3_serve.engine.sampling.processors import Processor, ScoreRow
+from phi3_serve.engine.sampling import processors, sampler
+from phi3_serve.engine.sampling.drawing import draw
+from phi3_serve.engine.sampling.processors import Processor, ScoreRow, ScoreSettings
 from phi3_serve.engine.sampling.strategies.independent_sequences import IndependentSequences
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
@@ -116,6 +118,47 @@ def test_a_request_without_memory_fails_alone(engine: Engine, loaded: LoadedMode
     assert isinstance(event.error, ModelUnavailable)
     assert event.error.retry_after_s
     assert all(isinstance(answer.last(), Finished) for answer in small)
+
+
+def test_tokens_without_memory_are_chosen_for_one_request_after_another(
+    engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt keeps no memory, or there would be less of it for the next ones."""
+    tried: list[int] = []
+    scores_of_failed: list[weakref.ref[torch.Tensor]] = []
+
+    def draw_or_fail(scores: torch.Tensor, rows: Sequence[ScoreSettings]) -> list[int]:
+        assert all(scores() is None for scores in scores_of_failed)
+        tried.append(len(rows))
+        if len(rows) > 1:
+            scores_of_failed.append(weakref.ref(scores))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return draw(scores, rows)
+
+    monkeypatch.setattr(sampler, "draw", draw_or_fail)
+    sampled = {"do_sample": True, "top_k": 5, "max_new_tokens": 30, **ENDLESS}
+    answers = [Answer(engine, request(loaded, f"{number}", **sampled)) for number in range(3)]
+    assert all(isinstance(answer.last(), Finished) for answer in answers)
+    assert max(tried) > 1
+
+
+def test_a_request_whose_tokens_have_no_memory_fails_alone(
+    engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw_or_fail(scores: torch.Tensor, rows: Sequence[ScoreSettings]) -> list[int]:
+        if any(row.parameters.top_k == 7 for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return draw(scores, rows)
+
+    monkeypatch.setattr(sampler, "draw", draw_or_fail)
+    sampled = {"do_sample": True, "max_new_tokens": 30, **ENDLESS}
+    answers = [Answer(engine, request(loaded, f"{k}", top_k=k, **sampled)) for k in (5, 7, 9)]
+    assert isinstance(answers[0].last(), Finished)
+    assert isinstance(answers[2].last(), Finished)
+    failed = answers[1].last()
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, ModelUnavailable)
+    assert failed.error.retry_after_s
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def process(scores: Tensor, rows: Sequence[ScoreRow], logits: Tensor) -> None:
     Args:
         scores: float32 [rows, vocabulary].
         rows: describe the rows of ``scores``.
-        logits: float32, those of the whole step, which include the negative prompts'.
+        logits: those of the whole step, of any float type, which include the negative prompts'.
     """
     indices_by_name: dict[str, list[int]] = {}
     for index, row in enumerate(rows):

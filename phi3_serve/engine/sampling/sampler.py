@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from phi3_serve import overload
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.drawing import draw, scores_are_invalid
 from phi3_serve.engine.sampling.processors import ScoreRow, process
@@ -43,7 +44,7 @@ def choose_tokens(tasks: Sequence[SamplingTask], logits: Tensor, blocks: BlockMa
 
     Args:
         tasks: the requests. A request that fails gets an ``error``.
-        logits: float32 [logits of the step, vocabulary].
+        logits: [logits of the step, vocabulary], of any float type. Scores are float32.
         blocks: for strategies that fork or release sequences.
     """
     for round_number in range(max((task.strategy.num_rounds for task in tasks), default=0)):
@@ -69,8 +70,11 @@ def _together_or_one_by_one(tasks: Sequence[SamplingTask], act: Callable[[Sequen
         if len(tasks) == 1:
             tasks[0].error = _translated(error, tasks[0])
             return
-        for task in tasks:
-            _together_or_one_by_one([task], act)
+    else:
+        return
+    # Not where the error is handled: its traceback holds tensors that the device may have no memory beside.
+    for task in tasks:
+        _together_or_one_by_one([task], act)
 
 
 def _translated(error: Exception, task: SamplingTask) -> Phi3ServeError:
@@ -78,6 +82,8 @@ def _translated(error: Exception, task: SamplingTask) -> Phi3ServeError:
         return error
     if isinstance(error, OverflowError) or "probability tensor contains" in str(error):
         return scores_are_invalid()
+    if isinstance(error, torch.OutOfMemoryError):
+        return overload.memory_is_full()
     logger.error("request %s failed", task.strategy.request.request_id, exc_info=error)
     return EngineFailure(f"Generation failed: {type(error).__name__}.")
 
@@ -105,8 +111,8 @@ def _processed(rows: Sequence[ScoreRow], logits: Tensor) -> Tensor:
     indices = [row.logit_index for row in rows]
     of_beams = [index for index, row in enumerate(rows) if row.settings.parameters.is_beam_search]
     if not of_beams and not any(row.settings.processors for row in rows) and indices == list(range(len(logits))):
-        return logits  # nothing changes them, so megabytes need not be copied
-    scores = logits[indices]
+        return logits.float()  # nothing changes them, so megabytes of float32 need not be copied
+    scores = logits[indices].float()
     if of_beams:
         scores[of_beams] = scores[of_beams].log_softmax(-1)
     process(scores, rows, logits)

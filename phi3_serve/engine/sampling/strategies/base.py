@@ -37,7 +37,7 @@ class RoundScores:
     round_number: int
     rows: Sequence[ScoreRow]  # as ``score_rows`` gave them
     scores: Tensor  # processed, float32 [rows, vocabulary]; with beam search they are log-probabilities
-    logits: Tensor  # of the whole step, unprocessed, float32 [logits of the step, vocabulary]
+    logits: Tensor  # of the whole step, unprocessed, of any float type [logits of the step, vocabulary]
     tokens: Sequence[int] | None = None  # for each row the sampler's choice; None if the strategy chooses
 
 
