@@ -52,6 +52,7 @@ PARTS: dict[str, Part] = {
     "fp8": Part("checks:fp8", (), 60),
     "sampler": Part("checks:sampler", (), 40),
     "parity": Part("checks:parity", (), 70),
+    "memory": Part("checks:memory", (), 60),
     "mini": Part("speed:main", ("mini",), 100),
     "kaito": Part("peers:main", ("mini", "kaito"), 150),
     "beams": Part("peers:main", ("mini", "beams"), 120),

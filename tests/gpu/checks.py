@@ -15,10 +15,14 @@ import transformers
 import triton
 from torch import Tensor
 
+from phi3_serve.bench.shapes import Model, as_loaded, build
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
+from phi3_serve.core.engine_event import EngineEvent, Finished
+from phi3_serve.core.event import Failed
 from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.device import compute_capability
 from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.engine_core import EngineCore
 from phi3_serve.engine.kernels.contract import (
     MAX_SHORT_QUERIES,
     PAGE_RANK,
@@ -36,11 +40,15 @@ from phi3_serve.engine.kernels.self_check import problem_of_fp8, problem_of_pack
 from phi3_serve.engine.kernels.triton_low_rank import add_low_rank
 from phi3_serve.engine.kernels.triton_quantized import TritonWeights
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.loader import load
-from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.memory import EngineSizes, FittingSizes
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
 from phi3_serve.engine.quantization import round_weight
+from phi3_serve.parameters import GenerationParameters
+from phi3_serve.prepare import prepare
+from phi3_serve.resolved_parameters import resolve
 from tests.gpu.report import say, write
 
 PARITY_S = 30.0
@@ -69,6 +77,7 @@ SHAPES = [
 # temperature, top_p, min_p, top_k, min_tokens_to_keep
 DRAWS = [(1.0, 1.0, 0.0, 0, 1), (0.7, 1.0, 0.0, 10, 1), (1.0, 0.9, 0.0, 0, 1), (0.8, 0.8, 0.02, 40, 1)]
 NUM_DRAWS, VOCAB = 4096, 32_064
+CONTEXT = 4096  # most tokens of a request
 MAX_Z = 4.5  # of the counts of the most likely tokens
 
 
@@ -249,6 +258,52 @@ def _distribution(scores: Tensor, top_k: int, top_p: float, min_p: float, keep: 
         probs = scores.softmax(-1)
         scores[probs < min_p * probs.max()] = -torch.inf
     return scores.softmax(-1)
+
+
+def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """An engine that takes all memory, as a server does, has enough of it for its largest steps."""
+    began = time.monotonic()
+    model = build(Model(shape, device, dtype))
+    core = EngineCore(as_loaded(model), FittingSizes(prefix_cache=False), releases_weights=True)
+    ready_s = time.monotonic() - began
+    sizes, asked = core.sizes, 0
+    for given, prompt_tokens, count in (
+        ({"do_sample": False}, 2 * sizes.token_budget - 40, 20),
+        # The host draws these, over the whole vocabulary.
+        ({"do_sample": True, "top_k": 0, "top_p": 0.9, "typical_p": 0.9, "eta_cutoff": 1e-6}, 20, sizes.max_rows),
+        # The logits of the whole prompt.
+        ({"do_sample": False, "prompt_logprobs": 1}, sizes.token_budget, 2),
+        # They start in steps with those above.
+        ({"do_sample": False, "num_beams": 4, "num_return_sequences": 4}, 40, 8),
+    ):
+        for _ in range(count):
+            prompt = torch.randint(5, model.config.vocab_size, (prompt_tokens,)).tolist()
+            parameters = resolve(GenerationParameters(**given, max_new_tokens=8), GenerationParameters())
+            request = prepare(f"{asked}", prompt, parameters, context_length=CONTEXT, timeout_s=600, stream=False)
+            core.scheduler.add(core.generation(request, _ignore))
+            asked += 1
+    finished = 0
+    while core.scheduler.has_work:
+        for _, event in core.run(core.schedule()).events:
+            assert not isinstance(event, Failed), event.error
+            finished += isinstance(event, Finished)
+    core.close()
+    assert finished == asked
+    assert core.scheduler.budget.limit == core.scheduler.budget.most, "a step had too little memory"
+    found: dict[str, Any] = {
+        "ready_s": ready_s,
+        "cache_tokens": sizes.num_blocks * BLOCK_SIZE,
+        "token_budget": sizes.token_budget,
+    }
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        found["free at the end, of the GPU"] = free / total
+    say("memory:", found)
+    return found
+
+
+def _ignore(event: EngineEvent) -> None:
+    """The caller reads the events of a step."""
 
 
 def quantized() -> dict[str, Any]:

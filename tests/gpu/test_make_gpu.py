@@ -7,8 +7,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.gpu import __main__ as make_gpu
+from tests.gpu import checks
 from tests.gpu.__main__ import CUT, NOT_RUN, PARTS, PASSED, Part, run_parts
 
 PROBES = "tests.gpu.probes"
@@ -93,3 +95,11 @@ def test_the_names_of_parts_are_words_of_a_shell() -> None:
 def test_the_function_of_each_part_is_there(name: str) -> None:
     module, function = PARTS[name].function.split(":")
     assert callable(getattr(importlib.import_module(f"tests.gpu.{module}"), function))
+
+
+@pytest.mark.thorough
+def test_the_largest_steps_of_an_engine_that_takes_all_memory() -> None:
+    """As on a GPU, but for the sizes."""
+    found = checks.memory("probe", "cpu", torch.float32)
+    assert found["token_budget"] == 128
+    assert found["cache_tokens"] > 128
