@@ -6,7 +6,7 @@ FROM python:3.11-slim AS wheel
 # g++ compiles phi3_serve/engine/kernels/csrc/, once for each level of instructions
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY phi3_serve/ phi3_serve/
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # Without a compiler the kernels would be left out in silence.

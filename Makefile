@@ -46,7 +46,7 @@ help:
 setup: $(VENV)/.dev
 
 # Both install the package itself, which compiles its kernels; so the second does not wait for the first.
-INSTALLED_FROM := pyproject.toml constraints.txt $(shell find phi3_serve/engine/kernels/csrc -name '*.cpp' -o -name '*.h')
+INSTALLED_FROM := pyproject.toml setup.py constraints.txt $(shell find phi3_serve/engine/kernels/csrc -name '*.cpp' -o -name '*.h')
 define install
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)

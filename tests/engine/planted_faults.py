@@ -25,7 +25,7 @@ import triton  # noqa: F401
 from transformers import Phi3ForCausalLM  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("phi3_serve", "tests", "training", "pyproject.toml")
+COPIED = ("phi3_serve", "tests", "training", "pyproject.toml", "setup.py")
 TIMEOUT_S = 600
 FOLDERS_OF_THEIR_OWN = (
     "kernels",

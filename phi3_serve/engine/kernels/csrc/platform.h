@@ -1,7 +1,7 @@
 // What depends on the compiler and on the level of instructions: the intrinsics, how wide a register is, how a function
 // is inlined. It needs GCC, because Clang ignores `#pragma GCC optimize`.
 //
-// The flags in pyproject.toml let the compiler reorder sums (-fassociative-math), which vectorises loops over floats.
+// The flags in setup.py let the compiler reorder sums (-fassociative-math), which vectorises loops over floats.
 // Headers whose sums must have a fixed order turn that off for their functions, so that the result of a row does not
 // depend on the number of rows.
 #pragma once
