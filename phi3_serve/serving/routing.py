@@ -6,14 +6,20 @@ meanwhile. ``ConsistentHashRouter`` knows only sessions and ignores the load.
 
 import random
 
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve._private.common import RequestMetadata
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.serving.prefixes import PrefixTable, adapter_keys, prefix_keys
 
 
-class PrefixRouter(RequestRouter):
-    """Prefers the replica that has the request's session or prefix in its cache, unless that replica is too busy."""
+class PrefixRouter(FIFOMixin, RequestRouter):
+    """Prefers the replica that has the request's session or prefix in its cache, unless that replica is too busy.
+
+    A chosen replica is given to the request with this id, as ``RequestRouter`` does, or else to the oldest one, as
+    ``FIFOMixin`` does. All requests of one HTTP call have the same id, and Ray knows only the first by it. For the
+    others, ``RequestRouter`` alone chooses replicas forever, without a pause for the event loop.
+    """
 
     def initialize_state(self, **kwargs: object) -> None:
         """Start with an empty table; each ingress has its own."""
@@ -25,6 +31,8 @@ class PrefixRouter(RequestRouter):
         """The chosen replica, then all others, in case the chosen one accepts no more requests."""
         if not candidate_replicas:
             return []
+        if pending_request is not None:  # if all replicas are full, Ray waits before it asks again
+            pending_request.routing_context.should_backoff = True
         shuffled = random.sample(
             candidate_replicas, len(candidate_replicas)
         )  # so that equally loaded replicas take turns
@@ -38,6 +46,11 @@ class PrefixRouter(RequestRouter):
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
         """Record the replica that Serve has sent the request to."""
         self._table.record(self._keys(pending_request), replica_id)
+
+    def _get_pending_request_matching_metadata(
+        self, request_metadata: RequestMetadata | None = None
+    ) -> PendingRequest | None:
+        return self._get_pending_request_matching_internal_request_id(request_metadata)
 
     def _keys(self, pending: PendingRequest | None) -> list[int]:
         request = pending.args[0] if pending and pending.args else None

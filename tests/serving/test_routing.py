@@ -44,6 +44,15 @@ def ask(cluster: Head, prompt: str, session: str = "", path: str = "/chat") -> N
         assert response.status == 200
 
 
+def ask_for_several(cluster: Head, model: str) -> None:
+    fields = {"model": model, "max_tokens": 3, "temperature": 0, **ENDLESS}
+    prompts = [f"{number} of many" for number in range(20)]
+    body = json.dumps({**fields, "prompt": prompts, "n": 2}).encode()
+    request = urllib.request.Request(f"{cluster.url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert len(json.load(response)["choices"]) == 2 * len(prompts)
+
+
 def shares(cluster: Head, asked: list[tuple[Any, ...]]) -> list[float]:
     """Of the time that both took for ``asked``, the less busy one's first."""
 
@@ -67,6 +76,11 @@ def test_unrelated_prompts_are_for_both(cluster: Head) -> None:
     assert shares(cluster, [(f"{n} unrelated " * 60,) for n in range(30)])[0] > 0.2
 
 
+def test_the_requests_of_one_call_are_all_routed(cluster: Head) -> None:
+    """They have one id in Ray. Without ``FIFOMixin`` the ingress would answer nobody any more."""
+    ask_for_several(cluster, "mine")
+
+
 def test_an_adapter_stays_where_it_is_in_memory(cluster: Head, checkpoint: Path, tmp_path: Path) -> None:
     """The replicas stay, and get the adapter and another router."""
     place = save_adapter(tmp_path / "poet", checkpoint, seed=1)
@@ -78,3 +92,4 @@ def test_an_adapter_stays_where_it_is_in_memory(cluster: Head, checkpoint: Path,
     assert {process.pid for process in replicas(cluster)} == pids
     assert shares(cluster, [(f"{n} unrelated " * 60, "", "/mine:poet/chat") for n in range(20)])[1] > 0.8
     assert shares(cluster, [(f"{n} unrelated " * 60,) for n in range(30)])[0] > 0.2
+    ask_for_several(cluster, "mine:poet")
