@@ -1,15 +1,13 @@
-"""Every generate parameter: its meaning, its range, and its default.
+"""Every generate parameter: its meaning and its range.
 
 This file is the only list of them. The API validates requests with it and generates the OpenAPI document from it.
 Each parameter means what it means in ``transformers.generate`` 5.23 (group beam search: 4.55).
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from phi3_serve.constraints import Length, Predicate, Range
-from phi3_serve.errors import InvalidRequest, did_you_mean
+from phi3_serve.bounds import Length, Predicate, Range
 from phi3_serve.pickled_by_name import pickled_by_name
 
 
@@ -242,152 +240,3 @@ def as_token_ids(given: int | list[int] | None) -> tuple[int, ...]:
 
 NONE_GIVEN = GenerationParameters()
 NAMES = tuple(f.name for f in fields(GenerationParameters))
-
-# From KAITO's inference_api.py, the last version with /chat. The end-of-sequence tokens are the model's own.
-CHAT_DEFAULTS = GenerationParameters(
-    max_length=200,
-    min_length=0,
-    do_sample=True,
-    early_stopping=False,
-    num_beams=1,
-    temperature=1.0,
-    top_k=10,
-    top_p=1.0,
-    typical_p=1.0,
-    repetition_penalty=1.0,
-)
-
-# transformers 5.23, GenerationConfig._get_default_generation_params. The model's own generation config overrides them.
-# max_length is missing on purpose: without it and max_new_tokens, an answer has LIBRARY_DEFAULT_NEW_TOKENS.
-LIBRARY_DEFAULTS = GenerationParameters(
-    min_length=0,
-    do_sample=False,
-    early_stopping=False,
-    num_beams=1,
-    num_beam_groups=1,
-    diversity_penalty=0.0,
-    temperature=1.0,
-    top_k=50,
-    top_p=1.0,
-    typical_p=1.0,
-    epsilon_cutoff=0.0,
-    eta_cutoff=0.0,
-    repetition_penalty=1.0,
-    encoder_repetition_penalty=1.0,
-    length_penalty=1.0,
-    no_repeat_ngram_size=0,
-    encoder_no_repeat_ngram_size=0,
-    num_return_sequences=1,
-    output_scores=False,
-    return_dict_in_generate=False,
-    renormalize_logits=False,
-    remove_invalid_values=False,
-)
-LIBRARY_DEFAULT_NEW_TOKENS = 20
-
-_CODE = "it would run code or load a model that the request names"
-_TENSOR = "it takes a tensor; send the prompt as text"
-_KNOB = "it sets how the engine computes, not what it answers, and belongs to the server"
-_CONTRASTIVE = "contrastive search is not offered"
-_DOLA = "DoLa decoding is not offered"
-_CONSTRAINED = "constrained beam search is not offered"
-_INTERNALS = "the model's internals are not returned"
-_ASSISTED = "decoding with a second model is not offered; prompt_lookup_num_tokens speculates without one"
-_WATERMARK = "watermarking is not offered"
-
-# Refused by name, with the reason. A null and the listed values have no effect and are accepted.
-REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
-    "penalty_alpha": (_CONTRASTIVE, (0, 0.0)),
-    "low_memory": (_CONTRASTIVE, (False,)),
-    "dola_layers": (_DOLA, ()),
-    "constraints": (_CONSTRAINED, ()),
-    "force_words_ids": (_CONSTRAINED, ()),
-    "watermarking_config": (_WATERMARK, ()),
-    "token_healing": ("token healing is not offered", (False,)),
-    "output_attentions": (_INTERNALS, (False,)),
-    "output_hidden_states": (_INTERNALS, (False,)),
-    "output_logits": (_INTERNALS, (False,)),
-    "use_mtp": (_ASSISTED, (False,)),
-    "is_assistant": (_ASSISTED, (False,)),
-    "num_assistant_tokens": (_ASSISTED, ()),
-    "num_assistant_tokens_schedule": (_ASSISTED, ()),
-    "assistant_confidence_threshold": (_ASSISTED, ()),
-    "assistant_early_exit": (_ASSISTED, ()),
-    "assistant_lookbehind": (_ASSISTED, ()),
-    "target_lookbehind": (_ASSISTED, ()),
-    "assistant_ensemble_weight": (_ASSISTED, ()),
-    "speculation_type": (_ASSISTED, ()),
-    "max_matching_ngram_size": (_ASSISTED, ()),
-    "use_cache": (_KNOB, (True,)),
-    "cache_implementation": (_KNOB, ()),
-    "cache_config": (_KNOB, ()),
-    "compile_config": (_KNOB, ()),
-    "disable_compile": (_KNOB, (False,)),
-    "max_cache_len": (_KNOB, ()),
-    "prefill_chunk_size": (_KNOB, ()),
-    "synced_gpus": (_KNOB, (False,)),
-    "continuous_batching_config": (_KNOB, ()),
-}
-# Refused with any value.
-NEVER: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "custom_generate",
-            "trust_remote_code",
-            "generation_config",
-            "assistant_model",
-            "assistant_tokenizer",
-            "logits_processor",
-            "stopping_criteria",
-            "prefix_allowed_tokens_fn",
-            "streamer",
-            "tokenizer",
-        ),
-        _CODE,
-    ),
-    **dict.fromkeys(
-        (
-            "inputs",
-            "input_ids",
-            "inputs_embeds",
-            "attention_mask",
-            "negative_prompt_attention_mask",
-            "position_ids",
-            "past_key_values",
-            "labels",
-            "logits_to_keep",
-            "decoder_input_ids",
-            "encoder_outputs",
-        ),
-        _TENSOR,
-    ),
-}
-
-
-def refuse_by_name(given: Mapping[str, object], other_names: Iterable[str] = ()) -> dict[str, object]:
-    """``given`` without nulls and without values that have no effect.
-
-    ``other_names`` are names that the caller takes besides, for an error that says the nearest name.
-
-    Raises:
-        InvalidRequest: a name is refused or unknown.
-    """
-    kept: dict[str, object] = {}
-    for name, value in given.items():
-        if name in NEVER:
-            raise InvalidRequest(f"`{name}` is not accepted: {NEVER[name]}.", name)
-        if name in REFUSED:
-            reason, without_effect = REFUSED[name]
-            if value is not None and not is_one_of(value, without_effect):
-                raise InvalidRequest(f"`{name}` is not accepted: {reason}.", name)
-        elif name not in NAMES:
-            hint = did_you_mean(name, [*NAMES, *other_names])
-            raise InvalidRequest(f"`{name[:64]}` is not a generate parameter{hint}", name[:64])
-        elif value is not None:
-            kept[name] = value
-    return kept
-
-
-def is_one_of(value: object, listed: Iterable[object]) -> bool:
-    """Whether ``value`` is listed with the same type: JSON's true is not 1."""
-    return any(value == v and type(value) is type(v) for v in listed)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.errors import InvalidRequest, PromptTooLong
-from phi3_serve.parameters import LIBRARY_DEFAULT_NEW_TOKENS, MAX_PROMPT_LOGPROBS
+from phi3_serve.parameter_defaults import LIBRARY_DEFAULT_NEW_TOKENS
+from phi3_serve.parameters import MAX_PROMPT_LOGPROBS
 from phi3_serve.resolved_parameters import ResolvedParameters, check_token_ids
 
 

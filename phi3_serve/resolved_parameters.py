@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import LIBRARY_DEFAULTS, EarlyStopping, GenerationParameters, as_token_ids
+from phi3_serve.parameter_defaults import LIBRARY_DEFAULTS
+from phi3_serve.parameters import EarlyStopping, GenerationParameters, as_token_ids
 from phi3_serve.tool_calls import ToolCalls
 
 StructuredParameter = Literal["json_schema", "regex", "choice", "grammar"]

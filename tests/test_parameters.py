@@ -5,7 +5,9 @@ from pydantic import TypeAdapter
 from transformers import GenerationConfig
 
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import LIBRARY_DEFAULTS, NAMES, NEVER, REFUSED, GenerationParameters, refuse_by_name
+from phi3_serve.parameter_defaults import LIBRARY_DEFAULTS
+from phi3_serve.parameters import NAMES, GenerationParameters
+from phi3_serve.refused_parameters import NEVER, REFUSED, refuse_by_name
 
 
 def test_the_list_is_that_of_the_design() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import CHAT_DEFAULTS
+from phi3_serve.parameter_defaults import CHAT_DEFAULTS
 from phi3_serve.parameters import GenerationParameters as P
 from phi3_serve.resolved_parameters import check_token_ids, resolve
 

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from phi3_serve.api.body_with_parameters import schema_of
-from phi3_serve.api.parameter_names import OBJECTS
+from phi3_serve.api.given_parameters import OBJECTS
 from phi3_serve.api.schema_words import Schema, takes
 
 Place = tuple[str | int, ...]

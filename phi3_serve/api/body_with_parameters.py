@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, PrivateAttr, T
 from pydantic import ModelWrapValidatorHandler as Handler
 
 from phi3_serve.api.adapters import RequestAdapters
-from phi3_serve.api.parameter_names import KWARGS, OTHER_NAMES, given_parameters, is_name
+from phi3_serve.api.given_parameters import KWARGS, given_parameters, is_name
+from phi3_serve.api.other_names import OTHER_NAMES
 from phi3_serve.api.refused_fields import not_a_field, unknown_fields
 from phi3_serve.parameters import NAMES, NONE_GIVEN, GenerationParameters
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from phi3_serve.api.parameter_names import WHOLE_CONTEXT
+from phi3_serve.api.other_names import WHOLE_CONTEXT
 from phi3_serve.parameters import GenerationParameters
 
 SAMPLED = GenerationParameters(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_length=WHOLE_CONTEXT)

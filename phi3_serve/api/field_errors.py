@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from phi3_serve.api.allowed_values import Place, allowed_values
 from phi3_serve.api.error_mapping import FieldError
 from phi3_serve.api.fields import NOT_A_BOOLEAN
-from phi3_serve.api.parameter_names import OBJECTS, place_of
+from phi3_serve.api.given_parameters import OBJECTS, place_of
 
 # The beginnings of the types of pydantic's errors about the bounds of a value.
 _OF_BOUNDS = ("greater_", "less_", "finite_", "too_", "string_too_")

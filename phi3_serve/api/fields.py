@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from phi3_serve import parameters
-from phi3_serve.api.parameter_names import OTHER_NAMES
+from phi3_serve.api.other_names import OTHER_NAMES
 from phi3_serve.parameters import GenerationParameters
+from phi3_serve.refused_parameters import refuse_by_name
 
 NOT_A_BOOLEAN = "not_a_boolean"
 """The type of pydantic's error for true or false in place of a number."""
@@ -45,7 +45,7 @@ def _check_parameters(given: Any) -> Any:
     """Check names before types: an unknown name gets an error that says the nearest name."""
     if not isinstance(given, dict):
         return given
-    accepted = parameters.refuse_by_name({str(name): value for name, value in given.items()}, OTHER_NAMES)
+    accepted = refuse_by_name({str(name): value for name, value in given.items()}, OTHER_NAMES)
     for name, value in accepted.items():
         if name not in _BOOLEAN_PARAMETERS:
             _refuse_booleans(value, name)

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from phi3_serve.api.body_with_parameters import OF_PARAMETER
-from phi3_serve.api.parameter_names import OTHER_NAMES
+from phi3_serve.api.other_names import OTHER_NAMES
 from phi3_serve.api.schema_words import Schema, referred, takes
-from phi3_serve.parameters import CHAT_DEFAULTS, LIBRARY_DEFAULTS
+from phi3_serve.parameter_defaults import CHAT_DEFAULTS, LIBRARY_DEFAULTS
 
 _PARAMETERS = "GenerationParameters"
 _OTHER_NAMES = "OtherNames"

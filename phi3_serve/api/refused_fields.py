@@ -7,10 +7,12 @@ vLLM at 002032ee (vllm/entrypoints/openai), SGLang at 004c82e0 (srt/entrypoints/
 
 from collections.abc import Collection, Iterable, Mapping
 
-from phi3_serve import parameters
-from phi3_serve.api.parameter_names import OTHER_NAMES, is_name
+from phi3_serve import refused_parameters
+from phi3_serve.api.given_parameters import is_name
+from phi3_serve.api.other_names import OTHER_NAMES
 from phi3_serve.errors import InvalidRequest, did_you_mean
-from phi3_serve.parameters import NAMES, NEVER, is_one_of
+from phi3_serve.parameters import NAMES
+from phi3_serve.refused_parameters import NEVER, is_one_of
 
 _TOOLS = "tools are offered by /v1/chat/completions, /v1/responses, /v1/messages and /api/chat"
 _OWN_TOOLS = "the server runs no tools itself"
@@ -223,7 +225,7 @@ def not_a_field(name: str, own_fields: Iterable[str]) -> InvalidRequest:
     return InvalidRequest(f"`{name[:64]}` is not a field{hint}", name[:64])
 
 
-_REASONS = {**parameters.REFUSED, **REFUSED, **{name: (reason, ()) for name, reason in NEVER.items()}}
+_REASONS = {**refused_parameters.REFUSED, **REFUSED, **{name: (reason, ()) for name, reason in NEVER.items()}}
 
 
 def _reason(name: str, value: object) -> str | None:

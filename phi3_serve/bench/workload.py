@@ -8,7 +8,8 @@ from typing import Any
 
 from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.core.engine_request import EngineRequest
-from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.parameter_defaults import CHAT_DEFAULTS
+from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
 

@@ -3,7 +3,9 @@
 from typing import Any
 
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN, GenerationParameters, refuse_by_name
+from phi3_serve.parameter_defaults import CHAT_DEFAULTS
+from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
+from phi3_serve.refused_parameters import refuse_by_name
 from phi3_serve.resolved_parameters import resolve
 
 

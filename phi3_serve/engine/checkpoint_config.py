@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from phi3_serve.constraints import allows, in_words
+from phi3_serve.bounds import allows, in_words
 from phi3_serve.engine.stored_quantization import read_quantization
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete
 from phi3_serve.parameters import GenerationParameters

@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from phi3_serve.api.body_with_parameters import OF_PARAMETER
-from phi3_serve.api.parameter_names import OBJECTS, OTHER_NAMES
+from phi3_serve.api.given_parameters import OBJECTS
+from phi3_serve.api.other_names import OTHER_NAMES
 
 Json = Mapping[str, Any]
 Place = tuple[str | int, ...]

@@ -167,7 +167,7 @@ def status(client: TestClient, request: Request) -> int:
 
 
 def test_every_parameter_is_drawn() -> None:
-    from phi3_serve.api.parameter_names import OTHER_NAMES
+    from phi3_serve.api.other_names import OTHER_NAMES
     from phi3_serve.parameters import NAMES
 
     assert set(_draws(random.Random(0))) == set(NAMES)

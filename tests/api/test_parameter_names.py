@@ -11,10 +11,11 @@ from starlette.testclient import TestClient
 from phi3_serve.api.function_tools import OpenAIToolFields
 from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
-from phi3_serve.api.parameter_names import OTHER_NAMES
+from phi3_serve.api.other_names import OTHER_NAMES
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
-from phi3_serve.parameters import NAMES, NEVER
-from phi3_serve.parameters import REFUSED as REFUSED_PARAMETERS
+from phi3_serve.parameters import NAMES
+from phi3_serve.refused_parameters import NEVER
+from phi3_serve.refused_parameters import REFUSED as REFUSED_PARAMETERS
 from tests.support import ENDLESS
 
 PROMPT = "<|user|> How to explain Internet for a medieval knight?<|end|><|assistant|>"

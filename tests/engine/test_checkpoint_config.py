@@ -14,7 +14,8 @@ from transformers import Phi3Config
 from phi3_serve.engine.checkpoint_config import _FIELDS, check_generation_config, read_config
 from phi3_serve.engine.loader import load
 from phi3_serve.errors import CheckpointError
-from phi3_serve.parameters import LIBRARY_DEFAULTS, GenerationParameters
+from phi3_serve.parameter_defaults import LIBRARY_DEFAULTS
+from phi3_serve.parameters import GenerationParameters
 from tests.random_checkpoint import Shape, make
 from training.modules import load_with_modules
 

@@ -15,7 +15,8 @@ from phi3_serve.core.event import Begun, Delta, Done, Event, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
-from phi3_serve.parameters import CHAT_DEFAULTS, GenerationParameters
+from phi3_serve.parameter_defaults import CHAT_DEFAULTS
+from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import text_events
 from phi3_serve.serving.replica import LAST_REPORTS_S, Replica
 from tests.support import ENDLESS, engine_of, local_replica, tokenizer_of

@@ -6,7 +6,8 @@ from phi3_serve.api.kaito.schema import ChatRequest
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import Conversation, RawPrompt
 from phi3_serve.errors import InvalidRequest
-from phi3_serve.parameters import CHAT_DEFAULTS, NONE_GIVEN
+from phi3_serve.parameter_defaults import CHAT_DEFAULTS
+from phi3_serve.parameters import NONE_GIVEN
 
 # KAITO's own texts
 PROMPT_REQUIRED = "Text generation parameter prompt required"

@@ -6,7 +6,7 @@ from phi3_serve.api.adapters import NamedModel
 from phi3_serve.api.decoding_mode import with_decoding_mode
 from phi3_serve.api.ollama.schema import OllamaBody, OllamaChatRequest, OllamaGenerateRequest, OllamaMessage
 from phi3_serve.api.one_answer import refuse_more_than_one_text
-from phi3_serve.api.parameter_names import WHOLE_CONTEXT
+from phi3_serve.api.other_names import WHOLE_CONTEXT
 from phi3_serve.api.service import Service
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.api.tools.prompt import with_offer

@@ -13,7 +13,7 @@ from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.body_without_parameters import BodyWithoutParameters
 from phi3_serve.api.fields import GenerateKwargs, OnlyAssistantMaySayNothing, nothing, number
 from phi3_serve.api.function_tools import ToolFields
-from phi3_serve.api.parameter_names import OPTIONS, is_name
+from phi3_serve.api.given_parameters import OPTIONS, is_name
 from phi3_serve.api.refused_fields import not_a_field, unknown_fields
 from phi3_serve.parameters import MAX_TOP_LOGPROBS, Characters
 

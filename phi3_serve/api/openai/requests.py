@@ -13,7 +13,7 @@ from phi3_serve.api.openai.schema import (
     RequestBody,
 )
 from phi3_serve.api.openai.shown import shown_of, streamed_usage
-from phi3_serve.api.parameter_names import NO_LIMIT, WHOLE_CONTEXT, sequence_bias
+from phi3_serve.api.other_names import NO_LIMIT, WHOLE_CONTEXT, sequence_bias
 from phi3_serve.api.tools.offer import Offer
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import Prompt, RawPrompt, TokenPrompt

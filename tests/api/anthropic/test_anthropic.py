@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 from phi3_serve.api import streams
 from phi3_serve.api.anthropic.schema import CountTokensRequest, MessagesRequest
 from phi3_serve.api.app import create_app
+from phi3_serve.api.given_parameters import is_name
 from phi3_serve.api.keys import hash_of
-from phi3_serve.api.parameter_names import is_name
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
 from phi3_serve.config.app import AppConfig
 from phi3_serve.core.generation_request import GenerationRequest

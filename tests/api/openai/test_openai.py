@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 from starlette.testclient import TestClient
 
 from phi3_serve.api.openai.schema import ChatCompletionRequest, CompletionRequest
-from phi3_serve.api.parameter_names import OTHER_NAMES
+from phi3_serve.api.other_names import OTHER_NAMES
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
 from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.core.variant_state import VariantState

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from phi3_serve.api import sse, streams
 from phi3_serve.api.app import create_app
-from phi3_serve.api.parameter_names import is_name
+from phi3_serve.api.given_parameters import is_name
 from phi3_serve.api.refused_fields import IGNORED, REFUSED
 from phi3_serve.api.responses.schema import ResponseInputTokensRequest, ResponsesRequest
 from phi3_serve.config.app import AppConfig
