@@ -15,12 +15,13 @@ from phi3_serve.api.anthropic.answers import (
     usage_json,
 )
 from phi3_serve.api.anthropic.errors import ANTHROPIC
-from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
+from phi3_serve.api.new_text import new_texts
+from phi3_serve.api.service import Events
 from phi3_serve.api.streams import StreamForm
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words
 from phi3_serve.core.event import Delta, Done
 from phi3_serve.core.usage import Usage
-from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.errors import Phi3ServeError
 
 Json = dict[str, Any]
 
@@ -49,23 +50,18 @@ class MessageStream:
 
     async def events(self, events: Events) -> AsyncGenerator[bytes, None]:
         """The events. The first text brings the number of tokens of the prompt, which the start has."""
-        has_begun, num_characters = False, 0
-        async with aclosing(events):
-            async for event in events:
+        has_begun = False
+        async with aclosing(new_texts(events)) as additions:
+            async for new in additions:
                 if not has_begun:
-                    yield self._start(event)
+                    yield self._start(new.event)
                     has_begun = True
-                # of Done, if there was no delta, as with beams
-                text = event.text if isinstance(event, Delta) else event.completions[0].text[num_characters:]
-                num_characters += len(text)
-                for piece in self._reader.add(text):
+                for piece in self._reader.add(new.text):
                     for of_piece in self._piece(piece):
                         yield of_piece
-                if isinstance(event, Done):
-                    for closing in self._closing(event):
+                if isinstance(new.event, Done):
+                    for closing in self._closing(new.event):
                         yield closing
-                    return
-        raise EngineFailure(INCOMPLETE_ANSWER)
 
     def _start(self, first: Delta | Done) -> bytes:
         assert first.usage is not None  # noqa: S101 - the request asks for it

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from phi3_serve.api.new_text import new_texts
 from phi3_serve.api.ollama.errors import OLLAMA
-from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
+from phi3_serve.api.service import Events
 from phi3_serve.api.streams import StreamForm
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words, read
 from phi3_serve.core.completion import TextToken
 from phi3_serve.core.event import Done
 from phi3_serve.core.usage import Timings
-from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.errors import Phi3ServeError
 from phi3_serve.tool_calls import ToolCalls
 
 # A space before the next line of JSON means nothing to any parser. ollama's Python client fails on an empty line.
@@ -109,14 +110,11 @@ class GenerateWriter(AnswerWriter):
 
 async def lines(events: Events, writer: AnswerWriter) -> AsyncGenerator[bytes, None]:
     """The stream: pieces of the text, or whole calls, then the statistics."""
-    reader, num_characters, num_tokens = CallReader(writer.calls), 0, 0
-    async with aclosing(events):
-        async for event in events:
-            # of Done, if there was no delta, as with beams
-            text = event.completions[0].text[num_characters:] if isinstance(event, Done) else event.text
-            tokens = event.completions[0].tokens[num_tokens:] if isinstance(event, Done) else event.tokens
-            num_characters, num_tokens = num_characters + len(text), num_tokens + len(tokens)
-            parts = list(reader.add(text))
+    reader = CallReader(writer.calls)
+    async with aclosing(new_texts(events)) as additions:
+        async for new in additions:
+            event, tokens = new.event, new.tokens
+            parts = list(reader.add(new.text))
             if not parts and tokens and not isinstance(event, Done):  # the text is held back
                 parts = [("", ())]
             for part in parts:
@@ -126,8 +124,6 @@ async def lines(events: Events, writer: AnswerWriter) -> AsyncGenerator[bytes, N
                 for part in reader.finish(is_whole=not ran_out_of_tokens(event)):
                     yield _line(writer.part(*part))
                 yield _line(writer.end(event, tokens))
-                return
-    raise EngineFailure(INCOMPLETE_ANSWER)
 
 
 class CallReader:

@@ -16,16 +16,13 @@ from phi3_serve.api import sse
 from phi3_serve.api.adapters import require_adapter
 from phi3_serve.api.error_mapping import STATUS, documented
 from phi3_serve.api.headers import WARNING
-from phi3_serve.api.openai.answers import (
-    ChatResponseBuilder,
-    CompletionResponseBuilder,
-    ResponseBuilder,
-    best_answers,
-    usage_of,
-)
+from phi3_serve.api.openai.best_answers import best_answers
 from phi3_serve.api.openai.calls import CallFormat
+from phi3_serve.api.openai.chat_response import ChatResponseBuilder
+from phi3_serve.api.openai.completion_response import CompletionResponseBuilder
 from phi3_serve.api.openai.models import described_models
 from phi3_serve.api.openai.requests import chat_requests, completion_requests
+from phi3_serve.api.openai.response_builder import ResponseBuilder
 from phi3_serve.api.openai.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -36,6 +33,7 @@ from phi3_serve.api.openai.schema import (
 )
 from phi3_serve.api.openai.shown import echoed_message, shown_of, streamed_usage
 from phi3_serve.api.openai.stream import completion_events, error_event, merged
+from phi3_serve.api.openai.usage import usage_of
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.sent_names import with_names_sent
 from phi3_serve.api.service import Events, Service, cancel_on_disconnect, final_event

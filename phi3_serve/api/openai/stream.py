@@ -6,8 +6,9 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from phi3_serve.api import sse
-from phi3_serve.api.openai.answers import Json, ResponseBuilder, usage_json, usage_of
+from phi3_serve.api.openai.response_builder import Json, ResponseBuilder
 from phi3_serve.api.openai.shown import StreamedUsage
+from phi3_serve.api.openai.usage import usage_json, usage_of
 from phi3_serve.api.openai_errors import OPENAI
 from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
 from phi3_serve.api.tools.answer import Piece

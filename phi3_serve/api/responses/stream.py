@@ -5,13 +5,14 @@ from contextlib import aclosing
 from typing import Any
 
 from phi3_serve.api import sse
+from phi3_serve.api.new_text import new_texts
 from phi3_serve.api.responses.answers import ResponseWriter, ran_out_of_tokens
 from phi3_serve.api.responses.items import function_call, logprobs_of, message, message_id, part
 from phi3_serve.api.responses.tools import Status
-from phi3_serve.api.service import INCOMPLETE_ANSWER, Events
+from phi3_serve.api.service import Events
 from phi3_serve.api.tools.answer import AnswerReader, Arguments, Call, CallBegins, CallEnds, Piece, Words
-from phi3_serve.core.event import Delta, Done
-from phi3_serve.errors import EngineFailure, Phi3ServeError
+from phi3_serve.core.event import Done
+from phi3_serve.errors import Phi3ServeError
 
 Json = dict[str, Any]
 
@@ -31,27 +32,18 @@ class ResponseStream:
 
     async def events(self, events: Events) -> AsyncGenerator[bytes, None]:
         """The events of a stream. None is sent before the first text, so that an earlier error has its own status."""
-        num_characters, num_tokens = 0, 0
-        async with aclosing(events):
-            async for event in events:
+        async with aclosing(new_texts(events)) as additions:
+            async for new in additions:
                 if not self._num_events:
                     for opening in self._start():
                         yield opening
-                if isinstance(event, Delta):
-                    text, tokens = event.text, event.tokens
-                else:  # what no delta has brought: all with beams
-                    answer = event.completions[0]
-                    text, tokens = answer.text[num_characters:], answer.tokens[num_tokens:]
-                num_characters, num_tokens = num_characters + len(text), num_tokens + len(tokens)
-                self._new_logprobs += logprobs_of(tokens)
-                for piece in self._reader.add(text):
+                self._new_logprobs += logprobs_of(new.tokens)
+                for piece in self._reader.add(new.text):
                     for of_piece in self._piece(piece):
                         yield of_piece
-                if isinstance(event, Done):
-                    for closing in self._closing(event):
+                if isinstance(new.event, Done):
+                    for closing in self._closing(new.event):
                         yield closing
-                    return
-        raise EngineFailure(INCOMPLETE_ANSWER)
 
     def failed(self, error: Phi3ServeError) -> bytes:
         """The events that end a stream with ``error``."""

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from phi3_serve.api.openai.answers import ChatResponseBuilder, CompletionResponseBuilder
+from phi3_serve.api.openai.chat_response import ChatResponseBuilder
+from phi3_serve.api.openai.completion_response import CompletionResponseBuilder
 from phi3_serve.api.openai.shown import Shown
 from phi3_serve.core.completion import Completion, LikelyToken, PromptText, TextToken
 from phi3_serve.core.event import Done
