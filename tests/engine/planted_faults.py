@@ -299,7 +299,7 @@ FAULTS: list[Fault] = [
         (OF_SHAPES, OF_STEPS),
         ("padding rows are returned", "(rows, is_adapted=is_adapted)()[: len(chunks)]", "(rows, is_adapted=is_adapted)()"),
         ("prompts give the logits of all tokens", "None if all_logits else integers.logit_rows", "None"),
-        ("drafts are run as decoded tokens", "return chunk.num_tokens == 1 and chunk.num_logits == 1", "return chunk.num_logits == 1"),
+        ("prompts are run as decoded tokens", "return chunk.num_tokens == 1 and chunk.num_logits == 1", "return chunk.num_logits == 1"),
     ),
     *_of(
         RUNNER,

@@ -146,6 +146,8 @@ def test_prompts_drafts_and_decoded_tokens(both: Both, loaded: LoadedModel) -> N
             sequence.append(5)
             sequence.draft = (7, 0, 9)
     both.run([(0, 4, 4)])  # a draft, alone
+    both.add(range(5, 17), first_blocks=[both.free.pop()] * 6)
+    both.run([(3, 12, 1)])  # a whole prompt, alone
     assert all(len(sequence.block_table) * BLOCK_SIZE >= len(sequence) for pair in both.sequences for sequence in pair)
 
 
