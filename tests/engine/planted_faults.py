@@ -263,8 +263,8 @@ FAULTS: list[Fault] = [
     *_of(
         HOME,
         (OF_SELF_CHECK,),
-        ("long tiles get the config of short ones", "(queries.long_tiles, self._long_config(len(queries.long_tiles)))", "(queries.long_tiles, self._short_config(len(queries.long_tiles)))"),
-        ("short tiles are forgotten", "            if len(tiles):\n", "            if len(tiles) and tiles is not queries.short_tiles:\n"),
+        ("long tiles get the config of short ones", "self._long_config(queries.long_tiles.shape[0])", "self._short_config(queries.long_tiles.shape[0])"),
+        ("short tiles are forgotten", "            if num_tiles := tiles.shape[0]:\n", "            if (num_tiles := tiles.shape[0]) and tiles is not queries.short_tiles:\n"),
     ),
     *_of(
         BUFFER,

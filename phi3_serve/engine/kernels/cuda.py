@@ -52,12 +52,13 @@ class CudaKernels:
     def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
         """See ``contract.DeviceKernels``."""
         num_heads = qkv.shape[1] - 2 * cache.num_kv_heads
-        output = qkv.new_empty(len(qkv), num_heads, qkv.shape[2])
+        tokens, _, dim = qkv.shape
+        output = qkv.new_empty(tokens, num_heads, dim)
         for tiles, config in (
-            (queries.short_tiles, self._short_config(len(queries.short_tiles))),
-            (queries.long_tiles, self._long_config(len(queries.long_tiles))),
+            (queries.short_tiles, self._short_config(queries.short_tiles.shape[0])),
+            (queries.long_tiles, self._long_config(queries.long_tiles.shape[0])),
         ):
-            if len(tiles):
+            if num_tiles := tiles.shape[0]:
                 triton_attention.attend(
                     qkv[:, :num_heads],
                     cache,
@@ -68,9 +69,7 @@ class CudaKernels:
                     scale=scale,
                     window=window,
                     config=config,
-                    scratch=qkv.new_empty(
-                        scratch_size(len(tiles), num_heads, qkv.shape[2], config), dtype=torch.float32
-                    ),
+                    scratch=qkv.new_empty(scratch_size(num_tiles, num_heads, dim, config), dtype=torch.float32),
                 )
         return output.flatten(1)
 

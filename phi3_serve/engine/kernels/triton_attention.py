@@ -13,6 +13,7 @@ graph. Nothing that changes from step to step is a compile-time constant.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -20,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from phi3_serve.engine.kernels.kv_cache import LARGEST, KvCache
+from phi3_serve.engine.kernels.launch_sizes import next_power_of_2
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
 MAX_SPLITS = 32
@@ -49,10 +51,11 @@ class AttentionConfig:
     @classmethod
     def of(cls, queries_per_tile: int, group: int, **others: int) -> "AttentionConfig":
         """With the smallest ``block_m``."""
-        block_m = max(MIN_TILE, triton.next_power_of_2(queries_per_tile * group))
+        block_m = max(MIN_TILE, next_power_of_2(queries_per_tile * group))
         return cls(queries_per_tile, block_m, **others)
 
 
+@cache  # each layer of a step asks for the same one
 def decode_config(
     num_tiles: int, kv_heads: int, group: int, dtype: torch.dtype, multiprocessors: int, *, queries_per_tile: int = 1
 ) -> AttentionConfig:
@@ -79,6 +82,7 @@ def decode_config(
     )
 
 
+@cache
 def prefill_config(
     num_tiles: int,
     kv_heads: int,
@@ -177,10 +181,10 @@ def attend(
     kv_heads = cache.num_kv_heads
     group = heads // kv_heads
     _check(query, cache, output, (sequences, tiles, block_tables), config, scratch)
-    if not len(tiles):
+    if not (num_tiles := tiles.shape[0]):
         return
     block_dim, rest_dim = _dim_blocks(dim, config.pads_dim)
-    _attend[(len(tiles), kv_heads, config.num_splits)](
+    _attend[(num_tiles, kv_heads, config.num_splits)](
         query,
         cache.values,
         cache.values if cache.scales is None else cache.scales,  # None cannot be part of a tuple in the kernel
@@ -207,7 +211,7 @@ def attend(
         num_stages=config.num_stages,
     )
     if config.num_splits > 1:
-        _combine[(len(tiles) * config.queries_per_tile, heads)](
+        _combine[(num_tiles * config.queries_per_tile, heads)](
             scratch,
             output,
             sequences,
@@ -218,17 +222,17 @@ def attend(
             DIM=dim,
             QUERIES=config.queries_per_tile,
             BLOCK_N=config.block_n,
-            BLOCK_DIM=triton.next_power_of_2(dim),
+            BLOCK_DIM=next_power_of_2(dim),
             num_warps=4,
         )
 
 
 def _dim_blocks(dim: int, pads_dim: bool) -> tuple[int, int]:
     """The one or two powers of two that ``dim`` columns are read in."""
-    padded = triton.next_power_of_2(dim)
+    padded = next_power_of_2(dim)
     if pads_dim or padded == dim or dim < 2 * MIN_TILE:
         return max(MIN_TILE, padded), 0
-    return padded // 2, max(MIN_TILE, triton.next_power_of_2(dim - padded // 2))
+    return padded // 2, max(MIN_TILE, next_power_of_2(dim - padded // 2))
 
 
 def _check(
@@ -253,7 +257,7 @@ def _check(
         raise ValueError(f"output or cache is not contiguous, or not of shape {list(query.shape)}")
     if any(tensor.dtype != torch.int32 or not tensor.is_contiguous() for tensor in integers):
         raise ValueError("sequences, tiles and block tables are contiguous int32 tensors")
-    needed = scratch_size(len(integers[1]), heads, dim, config)
+    needed = scratch_size(integers[1].shape[0], heads, dim, config)
     if scratch.dtype != torch.float32 or scratch.numel() < needed:
         raise ValueError(f"scratch is {scratch.dtype} of {scratch.numel()}, expected float32 of {needed}")
 

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from phi3_serve.engine.kernels.kv_cache import LARGEST, SMALLEST, KvCache
+from phi3_serve.engine.kernels.launch_sizes import cdiv, next_power_of_2
 
 MAX_NORM_WARPS = 16
 HEADS_PER_PROGRAM = 16  # with four warps, each thread reads 16 bytes of each half of a 128-dimensional head
@@ -24,7 +25,7 @@ def add_rms_norm(hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) 
     normed = torch.empty_like(hidden)
     tokens, width = hidden.shape
     if tokens:
-        block = triton.next_power_of_2(width)
+        block = next_power_of_2(width)
         num_warps = min(MAX_NORM_WARPS, max(1, block // 256))
         _add_rms_norm[(tokens,)](hidden, delta, weight, normed, epsilon, width, block, num_warps=num_warps)
     return normed
@@ -55,21 +56,21 @@ def rotate_and_store(qkv: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor
     num_kv_heads = cache.num_kv_heads
     rotary = rotation[0].shape[-1]
     if tokens:
-        _rotate_and_store[(tokens, triton.cdiv(all_heads, HEADS_PER_PROGRAM))](
+        _rotate_and_store[(tokens, cdiv(all_heads, HEADS_PER_PROGRAM))](
             qkv,
             *rotation,
             slots,
             cache.values,
             cache.scales,
-            len(slots),
+            slots.shape[0],
             cache.values.stride(0),
             all_heads - 2 * num_kv_heads,
             num_kv_heads,
             dim,
             rotary,
             HEADS_PER_PROGRAM,
-            triton.next_power_of_2(rotary // 2),
-            triton.next_power_of_2(dim - rotary),
+            next_power_of_2(rotary // 2),
+            next_power_of_2(dim - rotary),
             LARGEST.get(cache.values.dtype, 0.0),
             num_warps=4,
             enable_fp_fusion=False,  # transformers rounds each product
@@ -176,10 +177,10 @@ def _rounded(x, inverse, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 def silu_product(gate_up: Tensor) -> Tensor:
     """See ``contract.LayerKernels``."""
     _check(gate_up)
-    tokens, width = len(gate_up), gate_up.shape[1] // 2
+    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     product = gate_up.new_empty(tokens, width)
     if tokens:
-        _silu_product[(tokens, triton.cdiv(width, SILU_BLOCK))](gate_up, product, width, SILU_BLOCK, num_warps=4)
+        _silu_product[(tokens, cdiv(width, SILU_BLOCK))](gate_up, product, width, SILU_BLOCK, num_warps=4)
     return product
 
 

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phi3_serve.engine.kernels.launch_sizes import cdiv
+
 MIN_BLOCK_K = 512
 FEW_OUTPUTS = 4096
 
@@ -40,7 +42,7 @@ def multiply_row(x: Tensor, weight: Tensor, config: LinearConfig) -> Tensor:
     """``x`` [1, inputs] times the transpose of ``weight`` [outputs, inputs], accumulated in float32."""
     outputs, inputs = weight.shape
     out = x.new_empty(1, outputs)
-    _multiply_row[(triton.cdiv(outputs, config.block_n),)](
+    _multiply_row[(cdiv(outputs, config.block_n),)](
         x,
         weight,
         out,

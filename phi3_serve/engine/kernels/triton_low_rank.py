@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import PAGE_RANK, ROWS_PER_TILE, AdaptedTiles, PagedLowRank
+from phi3_serve.engine.kernels.launch_sizes import cdiv
 
 # None of these numbers was measured.
 MAX_TILE_PROGRAMS = 16  # more tiles are shared by them, so that the padding tiles of a graph cost nothing
@@ -31,7 +32,7 @@ def add_low_rank(x: Tensor, output: Tensor, change: PagedLowRank, tiles: Adapted
     programs = min(num_tiles, MAX_TILE_PROGRAMS)
     block = block_inputs(tiles.rows_per_tile)
     splits = num_splits(programs, inputs)
-    length = triton.cdiv(triton.cdiv(inputs, splits), block) * block
+    length = cdiv(cdiv(inputs, splits), block) * block
     products = torch.empty(splits, num_rows, tiles.pages_per_tile, PAGE_RANK, dtype=torch.float32, device=x.device)
     integers = (tiles.rows, tiles.num_tiles, tiles.tiles, tiles.pages)
     _multiply_a[(programs, splits)](
@@ -52,7 +53,7 @@ def add_low_rank(x: Tensor, output: Tensor, change: PagedLowRank, tiles: Adapted
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
     )
-    _add_b[(programs, triton.cdiv(outputs, BLOCK_OUTPUTS))](
+    _add_b[(programs, cdiv(outputs, BLOCK_OUTPUTS))](
         output,
         products,
         change.b,

@@ -27,6 +27,7 @@ from phi3_serve.engine.kernels.contract import (
     QuantizedWeight,
     Weight,
 )
+from phi3_serve.engine.kernels.launch_sizes import cdiv, next_power_of_2
 from phi3_serve.engine.kernels.triton_fp8 import ScaledWeight
 
 MAX_FEW_ROWS = 128  # not measured: with more, a tile of rows reads the weights as often as dequantising them costs
@@ -100,7 +101,7 @@ class TritonWeight:
     def multiply_row(self, x: Tensor, config: QuantizedConfig = ROW_CONFIG) -> Tensor:
         """``multiply`` for ``x`` [1, in]."""
         out = x.new_empty(1, self._outputs)
-        self._launch(_multiply_row, (triton.cdiv(self._outputs, config.block_n),), config, x, out)
+        self._launch(_multiply_row, (cdiv(self._outputs, config.block_n),), config, x, out)
         return out
 
     def multiply_rows(self, x: Tensor, config: QuantizedConfig = TILE_CONFIG) -> Tensor:
@@ -108,8 +109,8 @@ class TritonWeight:
         rows = len(x)
         out = x.new_empty(rows, self._outputs)
         if rows:
-            block_m = min(MAX_TILE_ROWS, max(MIN_TILE, triton.next_power_of_2(rows)))
-            grid = (triton.cdiv(rows, block_m), triton.cdiv(self._outputs, config.block_n))
+            block_m = min(MAX_TILE_ROWS, max(MIN_TILE, next_power_of_2(rows)))
+            grid = (cdiv(rows, block_m), cdiv(self._outputs, config.block_n))
             self._launch(_multiply_rows, grid, config, x, out, rows=rows, BLOCK_M=block_m)
         return out
 
@@ -117,7 +118,7 @@ class TritonWeight:
         """The weight [out, in] that all rows are multiplied by, in ``dtype``."""
         config, row_bytes = UNPACKING_CONFIG, self._values[0].nbytes
         out = torch.empty(self._outputs, self._inputs, dtype=dtype, device=self._values.device)
-        grid = (triton.cdiv(self._outputs, config.block_n), triton.cdiv(row_bytes, config.block_bytes))
+        grid = (cdiv(self._outputs, config.block_n), cdiv(row_bytes, config.block_bytes))
         self._launch(_dequantize, grid, config, out)
         return out
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phi3_serve.engine.kernels.launch_sizes import next_power_of_2
 from phi3_serve.resolved_parameters import ResolvedParameters
 
 NUM_FLOATS = 3  # temperature, top_p, min_p
@@ -48,7 +49,7 @@ def choose_tokens(logits: Tensor, floats: Tensor, ints: Tensor, seed: Tensor, to
     """
     rows, vocab_size = logits.shape
     _choose[(rows,)](
-        logits, floats, ints, seed, tokens, logits.stride(0), vocab_size, triton.next_power_of_2(vocab_size),
+        logits, floats, ints, seed, tokens, logits.stride(0), vocab_size, next_power_of_2(vocab_size),
         num_warps=NUM_WARPS,
     )  # fmt: skip
 

@@ -125,7 +125,7 @@ class Decoder:
             return _run_linear(linear, x, places.place(number, place), inputs.adapters)
 
         normed = kernels.add_rms_norm(hidden, delta, layer.attention_norm, self._epsilon)
-        qkv = run(layer.qkv, normed, places.QKV).view(len(hidden), -1, self._head_dim)
+        qkv = run(layer.qkv, normed, places.QKV).view(hidden.shape[0], -1, self._head_dim)
         kernels.rotate_and_store(qkv, rotation, inputs.slots, cache)
         attended = inputs.attention.attend(qkv, cache, self._head_dim**-0.5)
         normed = kernels.add_rms_norm(hidden, run(layer.out, attended, places.OUT), layer.mlp_norm, self._epsilon)

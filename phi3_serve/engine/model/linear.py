@@ -85,7 +85,7 @@ def streamed(weight: Tensor) -> Linear:
     config = row_config(*weight.shape)
     if config is None:
         return plain(weight)
-    return lambda x: multiply_row(x, weight, config) if len(x) == 1 else linear(x, weight)
+    return lambda x: multiply_row(x, weight, config) if x.shape[0] == 1 else linear(x, weight)
 
 
 FORMS = (plain, packed, paneled)  # for a CPU
