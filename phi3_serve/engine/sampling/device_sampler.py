@@ -77,16 +77,12 @@ class DeviceSampler:
 
     def __init__(self, chosen: Tensor, chooser: TokenChooser) -> None:
         """``chosen``: int32 on the device, for the tokens of the last step. The next step reads them there."""
+        self.max_rows = len(chosen)  # of one step
         self._chosen = chosen
         self._chooser = chooser
         self._is_cuda = chosen.device.type == "cuda"
         self._on_host = [torch.zeros(len(chosen), dtype=torch.int32, pin_memory=self._is_cuda) for _ in range(2)]
         self._next = 0
-
-    @property
-    def max_rows(self) -> int:
-        """Rows of one step."""
-        return len(self._chosen)
 
     def supports(self, strategy: Strategy) -> bool:
         """Whether the next tokens of ``strategy`` depend on nothing but its logits and this sampler's parameters."""
