@@ -76,7 +76,12 @@ def _of_best_form(problems: list[_Problem], field: Place, depth: int) -> list[_P
     if not _misfit(best, field)[0]:
         return best
     messages = dict.fromkeys(problem.error.message for of_form in forms for problem in of_form)
-    return [_Problem(FieldError(field, " Or: ".join(messages), problems[0].error.type), is_of_all_forms=True)]
+    return [
+        _Problem(
+            FieldError(field, "; or: ".join(m.removesuffix(".") for m in messages), problems[0].error.type),
+            is_of_all_forms=True,
+        )
+    ]
 
 
 def _misfit(of_form: Sequence[_Problem], field: Place) -> tuple[bool, int, int]:

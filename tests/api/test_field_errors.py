@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 CHAT = {"model": "tested", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 TEXT = {"model": "tested", "prompt": "hi", "max_tokens": 2}
-EITHER = "valid string Or: Input should be a valid list"
+EITHER = "valid string; or: Input should be a valid list"
 
 
 def of_content(content: Any) -> dict[str, Any]:

@@ -360,7 +360,7 @@ def test_a_refusal_says_why(client: TestClient, body: dict[str, Any], status: in
         ({"prompt": "a", "exponential_decay_length_penalty": "x"}, ["exponential_decay_length_penalty"], "Input should be a valid list; allowed: [whole number, at least 0; number, above 0]"),
         ({"prompt": "a", "logit_bias": "x"}, ["logit_bias"], "Input should be a valid list; allowed: object (0 to 1024 items) of number"),
         ({"prompt": "a", "max_tokens": "x"}, ["max_tokens"], "Input should be a valid integer, unable to parse string as an integer; allowed: whole number, at least 1 or `-1`"),
-        ({"prompt": "a", "generate_kwargs": {"stop": 5}}, ["generate_kwargs", "stop"], "Input should be a valid string Or: Input should be a valid list; allowed: text (1 to 256 characters) or list (0 to 256 items) of text (1 to 256 characters)"),
+        ({"prompt": "a", "generate_kwargs": {"stop": 5}}, ["generate_kwargs", "stop"], "Input should be a valid string; or: Input should be a valid list; allowed: text (1 to 256 characters) or list (0 to 256 items) of text (1 to 256 characters)"),
         ({"prompt": "a", "exponential_decay_length_penalty": [1, 2, 3]}, ["exponential_decay_length_penalty"], "List should have at most 2 items, not 3; allowed: [whole number, at least 0; number, above 0]"),
         ({"prompt": "a", "handle_long_generation": "truncate"}, ["handle_long_generation"], "Input should be 'hole'"),
         ({"messages": [{"role": "root", "content": "a"}]}, ["messages", 0, "role"], "Input should be 'system', 'developer', 'user', 'assistant', 'tool' or 'function'"),
