@@ -64,7 +64,7 @@ def _schema_of_body(annotation: Any) -> Schema:
 
 
 def _schema_of_parameter(info: Any) -> Schema:
-    return TypeAdapter(Annotated[info.annotation, *info.metadata]).json_schema()
+    return TypeAdapter(Annotated[info.annotation, info]).json_schema()
 
 
 def _values_at(schema: Schema, place: Place) -> list[Schema]:
