@@ -8,7 +8,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from phi3_serve import __version__
 from phi3_serve.api.anthropic.routes import anthropic_router
-from phi3_serve.api.batches.routes import batches_router
+from phi3_serve.api.batches.batch_routes import batches_router
+from phi3_serve.api.batches.file_routes import files_router
 from phi3_serve.api.batches.service import BatchService
 from phi3_serve.api.error_handlers import install_error_handlers
 from phi3_serve.api.headers import READABLE_BY_PAGES
@@ -80,7 +81,8 @@ def create_app(
     app.include_router(kaito_router(service))  # /chat, /{model}/chat, /, /health, /metrics
     app.include_router(openai_router(service))  # /v1/models, /v1/chat/completions, /v1/completions
     app.include_router(responses_router(service))  # /v1/responses, /v1/responses/input_tokens
-    app.include_router(batches_router(batches))  # /v1/files, /v1/batches
+    app.include_router(files_router(batches))  # /v1/files
+    app.include_router(batches_router(batches))  # /v1/batches
     app.include_router(anthropic_router(service))  # /v1/messages, /v1/messages/count_tokens
     app.include_router(tokenization_router(service))  # /tokenize, /detokenize, /apply-template
     app.include_router(readiness_router(service))  # /ready

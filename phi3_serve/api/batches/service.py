@@ -58,6 +58,17 @@ class BatchService:
         key = key_of(http.scope)
         return self._required().of(None if key is None else key.name)
 
+    async def with_stores(self, http: Request, work: Callable[[OwnStores], T]) -> T:
+        """What ``work`` gives for what the sender of ``http`` has. It runs in a thread for files.
+
+        Raises:
+            NotFound: the server has no files and batches.
+            StorageUnavailable: the directory cannot be used.
+        """
+        stores = self.stores_of(http)
+        with readable_errors():
+            return await self.in_thread(work, stores)
+
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``work`` gives. It runs in a thread for files, so a directory that hangs takes no thread of others."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))

@@ -20,7 +20,7 @@ from openai import OpenAI
 from starlette.testclient import TestClient
 
 from phi3_serve.api.app import create_app
-from phi3_serve.api.batches import routes
+from phi3_serve.api.batches import batch_routes
 from phi3_serve.api.keys import hash_of
 from phi3_serve.batch.batch_run import MOST_AT_ONCE
 from phi3_serve.config.app import AppConfig
@@ -246,7 +246,7 @@ def test_a_cancelled_batch_keeps_its_answers(openai_client: OpenAI, backend: Loc
 
 
 def test_a_batch_ends_with_its_window(openai_client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "COMPLETION_WINDOW_S", 3)
+    monkeypatch.setattr(batch_routes, "COMPLETION_WINDOW_S", 3)
     lines = [line("short", chat(0)), *(line(f"long-{number}", chat(number, **FOREVER)) for number in range(80))]
     done = until(openai_client, start(openai_client, lines))
     assert done.status == "expired"
@@ -278,8 +278,16 @@ def test_lists_have_pages(openai_client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("path", "message", "param"),
     [
-        ("/v1/batches?limit=0", "limit: Input should be greater than or equal to 1", "limit"),
-        ("/v1/batches?limit=101", "limit: Input should be less than or equal to 100", "limit"),
+        (
+            "/v1/batches?limit=0",
+            "limit: Input should be greater than or equal to 1; allowed: whole number, at least 1, at most 100",
+            "limit",
+        ),
+        (
+            "/v1/batches?limit=101",
+            "limit: Input should be less than or equal to 100; allowed: whole number, at least 1, at most 100",
+            "limit",
+        ),
         ("/v1/files?order=up", "order: Input should be 'asc' or 'desc'", "order"),
         ("/v1/files?after=batch_1", "`after` must be an id of this list, which begins with file-.", "after"),
     ],
