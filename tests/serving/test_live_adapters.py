@@ -69,11 +69,20 @@ def test_adapters_are_offered_changed_and_removed_while_requests_run(
     assert ask(head, "/chat", adapters=[{"name": "poet"}]) == poet
     assert ask(head, "/chat", adapters=[{"name": "poet", "strength": 0}]) == plain
     until(lambda: listed(head) == ["mine", "mine:poet", "mine:pirate", "mine:broken"], 20)
+    several_requests_of_one_call_are_answered(head, poet)
     the_broken_one_costs_only_its_requests(head, places, poet)
     a_request_in_flight_keeps_what_it_began_with(head, checkpoint, places, poet, pirate)
     what_is_removed_is_not_found(head, checkpoint, places, plain)
     a_change_of_args_reaches_the_replica(head, checkpoint, places, pirate)
     assert replicas(head) == pids
+
+
+def several_requests_of_one_call_are_answered(head: Head, poet: str) -> None:
+    """They have one id in Ray, by which the router of a model with adapters must not look for all of them."""
+    fields = {"prompt": [PROMPT] * 4, "n": 2, "temperature": 0, "max_tokens": 16, "echo": True, **ENDLESS}
+    answer = head.call("/v1/completions", {"model": "mine:poet", **fields}, timeout=60)
+    assert answer.status == 200, answer.body
+    assert [choice["text"] for choice in answer.body["choices"]] == [poet] * 8
 
 
 def the_broken_one_costs_only_its_requests(head: Head, places: Mapping[str, Path], poet: str) -> None:
