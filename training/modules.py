@@ -14,7 +14,8 @@ from transformers import Cache, GenerationConfig, Phi3ForCausalLM
 from phi3_serve.catalogue import FP8, NO_QUANTIZATION
 from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCacheDtype, rounded
 from phi3_serve.engine.kernels.select import select_weight_kernels
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear, quantize_model
 from phi3_serve.engine.weights import Phi3Weights
 

@@ -25,7 +25,7 @@ from torch.nn.functional import kl_div
 
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION, QUANTIZATIONS
 from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCacheDtype
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from training.curriculum import LESSONS
 from training.dialogue import Draw
 from training.encoding import DialogueEncoder, Encoded

@@ -12,7 +12,7 @@ from phi3_serve.engine.adapters import places
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.kernels.contract import LowRank
 from phi3_serve.engine.kernels.select import select_weight_kernels
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.parameters import GenerationParameters
 

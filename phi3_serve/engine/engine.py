@@ -18,7 +18,7 @@ from phi3_serve.core.event import Failed
 from phi3_serve.engine.admission import QueueAdmission
 from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import FittingSizes
 from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner
 from phi3_serve.engine.reports import Reports

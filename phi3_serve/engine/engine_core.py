@@ -26,7 +26,7 @@ from phi3_serve.engine.freed_memory import return_freed_memory
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import block_bytes
 from phi3_serve.engine.model.decoder import sliding_window
 from phi3_serve.engine.model.select import RunnerFactory, Sizes, new_runner

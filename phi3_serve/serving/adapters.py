@@ -173,7 +173,7 @@ class Adapters:
 
     async def _directory(self, key: _Key) -> Path:
         """Where the files of the adapter are on this machine."""
-        from phi3_serve.engine.loader import fetch_adapter  # loads torch, as the replica has
+        from phi3_serve.engine.snapshot import fetch_adapter
 
         loop = asyncio.get_running_loop()
         is_here = await loop.run_in_executor(self._readers, is_local, key.source)

@@ -15,7 +15,7 @@ from phi3_serve.observability.progress import told_to
 from phi3_serve.serving.replica_options import ReplicaOptions
 
 if TYPE_CHECKING:
-    from phi3_serve.engine.loader import LoadedModel
+    from phi3_serve.engine.loaded_model import LoadedModel
     from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
 
@@ -81,7 +81,7 @@ def _described(info: EngineInfo) -> str:
 
 def _fetched(model: str, adapter: AdapterConfig) -> tuple[str, str, float]:
     """Name, directory and strength of an adapter of ``model``. A Hub repository is downloaded."""
-    from phi3_serve.engine.loader import fetch_adapter
+    from phi3_serve.engine.snapshot import fetch_adapter
 
     directory = fetch_adapter(f"{model}:{adapter.name}", adapter.source, adapter.revision)
     return adapter.name, str(directory), adapter.strength

@@ -7,7 +7,7 @@ from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens, Score
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.generated_sequence import GeneratedSequence
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve

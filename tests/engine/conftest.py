@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.observability import progress
 from tests.hub import Hub, running_hub
 from training.modules import load_with_modules

@@ -44,7 +44,8 @@ from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from phi3_serve.engine import loader as loader_module
+from phi3_serve.engine import load_precision
 from phi3_serve.engine.compressed_tensors import IN_FP8, SCALE, pack, unpack_fp8
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.contract import Fp8Weight
@@ -103,7 +103,7 @@ def stored(checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def has_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loader takes the CPU for a device with fp8; torch computes it there."""
-    monkeypatch.setattr(loader_module, "compute_capability", lambda device: (8, 9))
+    monkeypatch.setattr(load_precision, "compute_capability", lambda device: (8, 9))
 
 
 @pytest.mark.usefixtures("has_fp8")

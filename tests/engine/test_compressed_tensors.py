@@ -15,7 +15,8 @@ from phi3_serve.engine.compressed_tensors import PACKED, SCALE, SHAPE, pack, unp
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.contract import QuantizedWeight
 from phi3_serve.engine.kernels.quantize import quantize
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.quantization import QuantizedLinear
 from phi3_serve.engine.stored_quantization import StoredQuantization, read_quantization

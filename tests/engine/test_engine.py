@@ -21,7 +21,7 @@ from phi3_serve.engine.engine_core import EngineCore, StepStats
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling import processors, sampler
 from phi3_serve.engine.sampling.drawing import draw

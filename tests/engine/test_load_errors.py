@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from phi3_serve.engine import loader
+from phi3_serve.engine import loader, snapshot
 from phi3_serve.engine.load_errors import fetch_error, resource_error
 from phi3_serve.errors import (
     AccessDenied,
@@ -24,7 +24,7 @@ PREFIX = f"{REPOSITORY}: cannot be fetched at revision {REVISION}: "
 
 def cause_of_fetch(source: str = REPOSITORY, revision: str = REVISION) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
-        loader.fetch("mine", source, revision)
+        snapshot.fetch("mine", source, revision)
     assert "\n" not in caught.value.message
     return caught.value
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Phi3ForCausalLM
 
-from phi3_serve.engine import loader
+from phi3_serve.engine import loader, snapshot
 from phi3_serve.engine.model.rope import Rope
 from phi3_serve.engine.weights import Phi3Weights
 from phi3_serve.errors import CheckpointError
@@ -23,7 +23,7 @@ def test_a_hub_source_is_fetched_at_its_revision_with_progress(
     hub: type[Hub], checkpoint: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with caplog.at_level(logging.INFO, "phi3_serve"):
-        directory = loader.fetch("mine", REPOSITORY, REVISION)
+        directory = snapshot.fetch("mine", REPOSITORY, REVISION)
     assert {p.name for p in directory.iterdir()} == {p.name for p in checkpoint.iterdir()}
     assert (directory / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
     lines = [r.getMessage() for r in caplog.records if "downloading" in r.getMessage()]
@@ -34,15 +34,15 @@ def test_a_hub_source_is_fetched_at_its_revision_with_progress(
 
 
 def test_a_fetched_source_is_not_fetched_again(hub: type[Hub]) -> None:
-    first = loader.fetch("mine", REPOSITORY, REVISION)
+    first = snapshot.fetch("mine", REPOSITORY, REVISION)
     hub.asked.clear()
-    assert loader.fetch("mine", REPOSITORY, REVISION) == first
+    assert snapshot.fetch("mine", REPOSITORY, REVISION) == first
     assert not [path for path in hub.asked if path.endswith(".safetensors")]
 
 
 def test_a_repository_that_is_not_there_is_one_line(hub: type[Hub]) -> None:
     with pytest.raises(CheckpointError) as caught:
-        loader.fetch("mine", "nobody/nothing", REVISION)
+        snapshot.fetch("mine", "nobody/nothing", REVISION)
     assert caught.value.message.startswith(f"nobody/nothing: cannot be fetched at revision {REVISION}: ")
     assert "\n" not in caught.value.message
 
@@ -51,7 +51,7 @@ def test_offline_without_the_files_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError) as caught:
-        loader.fetch("mine", REPOSITORY, REVISION)
+        snapshot.fetch("mine", REPOSITORY, REVISION)
     assert caught.value.message.startswith(f"{REPOSITORY}: cannot be fetched at revision {REVISION}: ")
     assert "\n" not in caught.value.message
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels.contract import BlockedWeight, QuantizedWeight
 from phi3_serve.engine.kernels.select import select_kernels
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.packed_columns import unpack_awq, unpack_gptq
 from phi3_serve.engine.quantization import QuantizedLinear

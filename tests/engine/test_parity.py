@@ -17,7 +17,8 @@ from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kernels import select
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.engine.step_budget import MIN_TOKENS

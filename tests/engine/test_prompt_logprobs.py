@@ -14,7 +14,7 @@ from phi3_serve.core.event import Failed
 from phi3_serve.core.generated_sequence import TokenLogprobs
 from phi3_serve.engine import engine_core
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling import logprobs
 from phi3_serve.errors import InvalidRequest

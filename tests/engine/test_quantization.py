@@ -23,6 +23,7 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.kernels.triton_fp8 import ScaledWeight
 from phi3_serve.engine.kernels.triton_quantized import TritonWeight, TritonWeights
+from phi3_serve.engine.load_precision import Precision
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.precision import quantization_to_load
@@ -262,8 +263,8 @@ def test_fp8_is_refused_before_weights_are_read(checkpoint: Path, monkeypatch: p
 def test_fp8_is_loaded_where_the_gpu_has_it(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
 
-    def loads(*arguments: object, quantization: str, **others: object) -> None:
-        taken.append(quantization)
+    def loads(name: str, checkpoint: object, config: object, precision: Precision, *others: object) -> None:
+        taken.append(precision.quantization)
         raise CheckpointError("no GPU")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -299,8 +300,8 @@ def test_auto_asks_for_the_memory_of_the_gpu(
     """Of a share of it, CUDA takes a part."""
     taken: list[str] = []
 
-    def loads(*arguments: object, quantization: str = "none", **others: object) -> None:
-        taken.append(quantization)
+    def loads(name: str, checkpoint: object, config: object, precision: Precision, *others: object) -> None:
+        taken.append(precision.quantization)
         raise CheckpointError("no GPU")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

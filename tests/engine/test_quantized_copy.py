@@ -13,8 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from phi3_serve.cli import app
-from phi3_serve.engine import loader as loader_module
-from phi3_serve.engine import quantized_copy
+from phi3_serve.engine import load_precision, quantized_copy
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear
 from phi3_serve.engine.quantized_copy import write_quantized_copy
@@ -28,7 +27,7 @@ RUN = CliRunner()
 @pytest.fixture
 def has_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loader takes the CPU for a device with fp8; torch computes it there."""
-    monkeypatch.setattr(loader_module, "compute_capability", lambda device: (8, 9))
+    monkeypatch.setattr(load_precision, "compute_capability", lambda device: (8, 9))
 
 
 def model_of(directory: Path, quantization: str = "none") -> Any:

@@ -14,7 +14,7 @@ from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.sampling.stopping import StoppingCriteria
 from phi3_serve.engine.sampling.strategies.base import LogitIndices, RoundScores
 from phi3_serve.engine.sampling.strategies.select import strategy_for

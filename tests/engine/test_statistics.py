@@ -5,7 +5,7 @@ import pytest
 from phi3_serve.core.engine_info import QueueLimits
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine_statistics import EngineStatistics
 from tests.engine.asking import Answer, request

@@ -15,7 +15,7 @@ from phi3_serve.core.event import Failed
 from phi3_serve.core.generated_sequence import GeneratedSequence
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.generation import Generation
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.scheduler import Plan
 from phi3_serve.errors import InvalidRequest

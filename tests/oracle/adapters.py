@@ -15,7 +15,7 @@ from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.core.engine_event import Finished
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.event import Failed
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from tests.oracle.reference import Oracle
 from training.modules import load_with_modules
 

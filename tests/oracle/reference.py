@@ -23,7 +23,7 @@ from phi3_serve.core.engine_event import Finished
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.event import Failed
 from phi3_serve.core.generated_sequence import FinishReason, GeneratedSequence
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.sampling.hypotheses import NO_SCORE
 from phi3_serve.errors import EngineFailure, InvalidRequest
 from phi3_serve.resolved_parameters import ResolvedParameters

@@ -10,7 +10,7 @@ import torch
 
 from phi3_serve.core.engine_event import Finished
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling.hypotheses import BestHypotheses, Hypothesis
 from phi3_serve.parameters import GenerationParameters

@@ -25,7 +25,7 @@ from phi3_serve.core.event import Begun, Done, Event, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import TokenPrompt
 from phi3_serve.core.tokenization import TokenizationRequest
-from phi3_serve.engine.loader import fetch_adapter
+from phi3_serve.engine.snapshot import fetch_adapter
 from phi3_serve.errors import (
     AdapterUnavailable,
     CheckpointError,

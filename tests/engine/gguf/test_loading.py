@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.gguf.checkpoint import _parameter, open_gguf
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear, weight_bytes
 from phi3_serve.engine.source import open_source

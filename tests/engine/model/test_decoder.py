@@ -4,7 +4,7 @@ import psutil
 import torch
 
 from phi3_serve.engine.kernels.reference import ReferenceKernels
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.model.decoder import Decoder, new_cache
 
 

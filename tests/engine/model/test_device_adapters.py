@@ -26,7 +26,8 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import Finding, with_fallbacks
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder
 from phi3_serve.engine.model.device_runner import DeviceRunner

@@ -24,7 +24,8 @@ from phi3_serve.engine.kernels.triton_quantized import TritonWeight, TritonWeigh
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder
 from phi3_serve.engine.model.device_runner import DeviceRunner

@@ -10,7 +10,7 @@ from torch import Tensor
 from phi3_serve.engine.device import CUDA_BYTES
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
 from phi3_serve.engine.model import largest_step
 from phi3_serve.engine.model.decoder import Decoder

@@ -13,7 +13,7 @@ from phi3_serve.engine.kernels import triton_layers, triton_low_rank
 from phi3_serve.engine.kernels.contract import KERNELS
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model import select
 from phi3_serve.engine.model.device_runner import DeviceRunner

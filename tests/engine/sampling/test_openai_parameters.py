@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.errors import InvalidRequest
 from tests.engine.asking import PROMPT, Answer, request
 from tests.support import ENDLESS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.errors import InvalidRequest
 from phi3_serve.prepare import warnings
 from tests.engine.asking import PROMPT, Answer, request

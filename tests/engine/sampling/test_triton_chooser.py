@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine.kernels import triton_sampling
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 from tests.engine.asking import request

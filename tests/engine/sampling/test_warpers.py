@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phi3_serve.core.engine_info import QueueLimits
 from phi3_serve.engine.engine import Engine
-from phi3_serve.engine.loader import LoadedModel
+from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.sampling.drawing import _candidates, _is_reducible, draw, probabilities
 from phi3_serve.engine.sampling.processors import ScoreRow, ScoreSettings, process
