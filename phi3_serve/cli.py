@@ -239,12 +239,13 @@ def fetch(
     Exit codes: 1 failed, 2 wrong command line, 3 the Hub does not answer, the
     disk is full or another fetch is running; the same command may succeed later.
     """
-    from phi3_serve import fetch as fetching  # imports torch
+    from phi3_serve.fetch import fetch as fetching  # imports torch
+    from phi3_serve.fetch.wanted import adapters_named, variants_named
     from phi3_serve.observability.progress import human_bytes
     from phi3_serve.terminal.exit_codes import USAGE
 
     try:
-        wanted = [*fetching.variants_named(names or ()), *fetching.adapters_named(adapters or ())]
+        wanted = [*variants_named(names or ()), *adapters_named(adapters or ())]
         if not wanted:
             raise Phi3ServeError("Name a MODEL or an --adapter.")
     except Phi3ServeError as error:

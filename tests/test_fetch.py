@@ -21,7 +21,8 @@ from phi3_serve.catalogue import variant
 from phi3_serve.cli import app
 from phi3_serve.engine.adapters.reader import read_adapter
 from phi3_serve.engine.source import open_source
-from phi3_serve.fetch import LOCK, HubFile
+from phi3_serve.fetch.hub_file import HubFile
+from phi3_serve.fetch.lock import LOCK
 from phi3_serve.observability.progress import Progress
 from tests.hub import Hub, running_hub
 from tests.oracle.adapters import save_adapter
