@@ -23,7 +23,7 @@ help:
 	@echo "make test-clients NAMES=\"openai ollama\"  only those; they write nothing"
 	@echo "make coverage   run the tests without Ray clusters and browser, with the lines and branches that no test reached"
 	@echo "make fuzz       compare 20,000 random requests with transformers, token for token; about an hour on two cores"
-	@echo "make fuzz CASES=2000 QUANTIZATION=int4   the same with weights in int4, int8, gguf-q4_k_m, gguf-q4_0 or gguf-q8_0"
+	@echo "make fuzz CASES=2000 QUANTIZATION=int4   the same with weights in int4, int8, gguf-q4_k_m, gguf-q4_0, gguf-q8_0 or stored-bfloat16"
 	@echo "make fuzz CASES=2000 RUNNER=device   the same with the runner of a GPU, without its kernels"
 	@echo "make fuzz-schemas  ask for JSON of 2,000 random schemas; every finished answer must validate; ten minutes on two cores"
 	@echo "make fuzz-kernels  compare the GPU's kernels with the reference on 400 random shapes, in Triton's interpreter"

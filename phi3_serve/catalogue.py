@@ -30,7 +30,10 @@ EXACT_QUANTIZATIONS = tuple(name for name in QUANTIZATIONS if name != FP8)
 def memory_needed(
     num_parameters: int, *, kv_bytes_per_token: int, context_length: int, dtype: str, quantization: str
 ) -> int:
-    """Bytes to serve one sequence: weights, 4,096 tokens of KV (or the context), a tenth for activations."""
+    """Bytes to serve one sequence: weights, 4,096 tokens of KV (or the context), a tenth for activations.
+
+    ``dtype`` is that of the weights, unless ``quantization`` rounds them.
+    """
     of_weight = QUANTIZED_BYTES.get(quantization, DTYPE_BYTES[dtype])
     return int(1.1 * num_parameters * of_weight) + min(context_length, 4096) * kv_bytes_per_token
 
@@ -60,13 +63,15 @@ class Variant:
         """Bytes of the weights in ``dtype``."""
         return self.num_parameters * DTYPE_BYTES[dtype]
 
-    def memory_needed(self, dtype: str = "bfloat16", quantization: str = NO_QUANTIZATION) -> int:
-        """See the function ``memory_needed``."""
+    def memory_needed(
+        self, dtype: str = "bfloat16", quantization: str = NO_QUANTIZATION, *, weights: str | None = None
+    ) -> int:
+        """See the function ``memory_needed``. ``weights``: their dtype, if it is not ``dtype``."""
         return memory_needed(
             self.num_parameters,
             kv_bytes_per_token=self.kv_bytes_per_token(dtype),
             context_length=self.context_length,
-            dtype=dtype,
+            dtype=weights or dtype,
             quantization=quantization,
         )
 

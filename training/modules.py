@@ -48,7 +48,13 @@ def load_on_cpu(name: str, source: Path, *, dtype: str, quantization: str) -> Lo
 
 
 def modules_over(weights: Phi3Weights) -> Any:
-    """A ``Phi3ForCausalLM`` that shares ``weights``; typed Any because type checkers reject its methods."""
+    """A ``Phi3ForCausalLM`` that shares ``weights``; typed Any because type checkers reject its methods.
+
+    Weights that the loader has kept in 16 bits are made as wide as the others before.
+    """
+    for module in weights.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data = module.weight.data.to(weights.dtype)  # of a tied head, too
     with torch.device("meta"):
         model: Any = Phi3ForCausalLM._from_config(weights.config, attn_implementation="sdpa")
     model.model.rotary_emb = type(model.model.rotary_emb)(weights.config).to(weights.device)  # computed, not stored

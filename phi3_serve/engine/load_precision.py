@@ -10,6 +10,7 @@ from transformers import Phi3Config
 from phi3_serve.catalogue import EXACT_QUANTIZATIONS, FP8, NO_QUANTIZATION, memory_needed
 from phi3_serve.engine.checkpoint import Checkpoint
 from phi3_serve.engine.device import compute_capability, device_name, free_gpu_bytes
+from phi3_serve.engine.kernels.half_panels import keeps_dtype
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype, bytes_of_head
 from phi3_serve.engine.precision import (
     dtype_to_load,
@@ -119,6 +120,13 @@ def _stored_dtype(checkpoint: Checkpoint) -> str | None:
     return checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
 
 
+def _dtype_of_weights(checkpoint: Checkpoint, of_model: str, device: str) -> str:
+    """The dtype of weights that are not rounded, in a model that computes in ``of_model``."""
+    stored = _stored_dtype(checkpoint) or DTYPE_OF_PHI3
+    is_kept = device == "cpu" and keeps_dtype(getattr(torch, stored), getattr(torch, of_model))
+    return stored if is_kept else of_model
+
+
 def _quantization_to_load(
     name: str, checkpoint: Checkpoint, config: Phi3Config, quantization: str, dtype: str, wanted: WantedPrecision
 ) -> str:
@@ -134,7 +142,7 @@ def _quantization_to_load(
             checkpoint.num_parameters,
             kv_bytes_per_token=kv_bytes_per_token,
             context_length=config.max_position_embeddings,
-            dtype=of_model,
+            dtype=_dtype_of_weights(checkpoint, of_model, wanted.device),
             quantization=each,
         )
         for each in EXACT_QUANTIZATIONS

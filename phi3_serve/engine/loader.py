@@ -15,6 +15,7 @@ from phi3_serve.engine.checked_weights import check_weights
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, TOKENIZER, Checkpoint
 from phi3_serve.engine.freed_memory import return_freed_memory
 from phi3_serve.engine.gguf.tokenizer import make_tokenizer
+from phi3_serve.engine.kernels.half_panels import keeps_dtype
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.load_errors import in_one_line, resource_error
@@ -170,14 +171,18 @@ def _read_weights(
 
 
 def _taken_as_it_is(model: Phi3Weights, device: str) -> Callable[[str, Any], None]:
-    """Sets a parameter of ``model`` to a weight."""
+    """Sets a parameter of ``model`` to a weight, in the dtype of the model or, see ``keeps_dtype``, in its own."""
 
     def take(name: str, weight: Tensor) -> None:
         path, _, parameter = name.rpartition(".")
+        module = model.get_submodule(path)
+        is_matrix = isinstance(module, nn.Linear | nn.Embedding)
+        is_kept = is_matrix and device == "cpu" and keeps_dtype(weight.dtype, model.dtype)
         # A copy: the stored weight is a view of the file, which may change.
-        of_model = nn.Parameter(weight.to(device, model.dtype, copy=True), requires_grad=False)
-        setattr(model.get_submodule(path), parameter, of_model)
-        if isinstance(model.get_submodule(path), nn.Embedding) and model.config.tie_word_embeddings:
+        copied = weight.to(device, weight.dtype if is_kept else model.dtype, copy=True)
+        of_model = nn.Parameter(copied, requires_grad=False)
+        setattr(module, parameter, of_model)
+        if isinstance(module, nn.Embedding) and model.config.tie_word_embeddings:
             model.lm_head.weight = of_model
 
     return take

@@ -41,6 +41,7 @@ class Machine:
 
     available_bytes: int  # of main memory
     gpu: Gpu | None
+    keeps_halves: bool = True  # whether the processor multiplies by weights in 16 bits, see kernels/half_panels.py
 
     @property
     def in_words(self) -> str:
@@ -53,10 +54,12 @@ def this_machine() -> Machine:
     """What is free here and now."""
     import torch  # two seconds
 
+    from phi3_serve.engine.kernels.half_panels import multiplies_halves
+
     gpu = None
     if torch.cuda.is_available():
         gpu = Gpu(torch.cuda.mem_get_info(0)[0], torch.cuda.get_device_capability(0))
-    return Machine(psutil.virtual_memory().available, gpu)
+    return Machine(psutil.virtual_memory().available, gpu, multiplies_halves())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ def _with(variant: Variant, settings: Mapping[str, Any], machine: Machine) -> tu
     if device == "cpu" or gpu is not None:
         taken = dtype_to_load("auto", stored=dtype, capability=None if gpu is None else gpu.capability)
         dtype = dtype if taken == "auto" else taken
-    needed = variant.memory_needed(dtype, settings.get("quantization", NO_QUANTIZATION))
+    weights = "bfloat16" if device == "cpu" and machine.keeps_halves else dtype
+    needed = variant.memory_needed(dtype, settings.get("quantization", NO_QUANTIZATION), weights=weights)
     found = Fit(variant, settings, device, dtype, needed)
     if device == "cpu":
         return found, needed <= machine.available_bytes

@@ -8,6 +8,7 @@ turns on three checkpoints: a plain one, one whose sliding window is shorter tha
 factors change amid most sequences, with guidance in half of its requests. With a third argument, int8 or int4, the
 engine rounds their weights, and the oracle has the weights as rounded (``make fuzz QUANTIZATION=int4``). With gguf-q8_0,
 gguf-q4_0 or gguf-q4_k_m it reads a GGUF file of such types, and the oracle has what the library ``gguf`` makes of them.
+With stored-bfloat16 or stored-float16 it reads checkpoints in 16 bits.
 With ``device`` as the fourth, the runner of a GPU takes the steps, with the kernels of the reference
 (``make fuzz RUNNER=device``). With ``adapters`` as the fifth, most requests have one adapter or several, with strengths,
 and many have the prompt of another request; the oracle is PEFT (``make fuzz ADAPTERS=1``).
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from phi3_serve.catalogue import NO_QUANTIZATION
 from phi3_serve.core.adapter import Adapter
@@ -41,6 +43,7 @@ from phi3_serve.core.event import Failed
 from phi3_serve.core.generated_sequence import GeneratedSequence
 from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.engine.adapters.pages import PageLayout
+from phi3_serve.engine.checkpoint import SINGLE_FILE
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
@@ -72,6 +75,7 @@ FEW_TOKENS = CUTOFFS.union(STRUCTURED_PARAMETERS)
 PREEMPTED = 0.1  # of the steps
 SHAKES = 16
 GGUF = "gguf-"  # begins the name of a quantization that is the type of a file
+STORED = "stored-"  # and a dtype: that of the weights in the checkpoint
 GGUF_WEIGHTS = 0.2  # the size of random ones, as in the other checkpoints
 NUM_BLOCKS = 32  # 512 tokens: enough for any one request, too few for those that come with it
 ADAPTER_PAGES = 5  # enough for any one request, too few for all adapters
@@ -345,11 +349,21 @@ def loaded_twice(directory: Path, shape: Shape, device: str, quantization: str) 
     if quantization.startswith(GGUF):
         return loaded_from_gguf(directory, shape, device, quantization.removeprefix(GGUF))
     make(directory, shape, seed=7)
+    if quantization.startswith(STORED):
+        store_as(directory, getattr(torch, quantization.removeprefix(STORED)))
+        quantization = NO_QUANTIZATION
     theirs = load_with_modules(directory)
     ours = load("tested", str(directory), None, device=device, dtype="float32", quantization=quantization)
     if quantization != NO_QUANTIZATION:
         set_dequantized(theirs.model, ours.model)
     return theirs, ours
+
+
+def store_as(directory: Path, dtype: torch.dtype) -> None:
+    """Store the weights of the checkpoint in ``directory`` in ``dtype``."""
+    tensors = load_file(directory / SINGLE_FILE)
+    halves = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(halves, directory / SINGLE_FILE, metadata={"format": "pt"})
 
 
 def loaded_from_gguf(directory: Path, shape: Shape, device: str, types: str) -> tuple[LoadedModel, LoadedModel]:

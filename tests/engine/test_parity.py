@@ -49,7 +49,7 @@ def test_random_requests_in_company(parity: Parity, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "stored-bfloat16", "stored-float16"])
 def test_rounded_weights_answer_as_transformers_does_with_them(quantization: str, tmp_path: Path) -> None:
     """Activations are not rounded, so the same weights in float32 are the oracle; widths are no multiples of a group."""
     shape = Shape(num_layers=2, hidden_size=48, intermediate_size=88)

@@ -360,3 +360,4 @@ def test_what_the_variants_need() -> None:
     assert 5.5e9 < mini.memory_needed("bfloat16", "int8") == mini.memory_needed("bfloat16", "fp8") < 6.5e9
     assert medium.memory_needed("bfloat16", "int4") < 11e9
     assert mini.memory_needed("float32", "none") == mini.memory_needed("float32") > 18e9
+    assert 11e9 < mini.memory_needed("float32", weights="bfloat16") < 12e9

@@ -31,6 +31,8 @@ def variant(name: str) -> catalogue.Variant:
         ("phi-3-tiny", Machine(10**6, None), None, "no"),
         ("phi-3-tiny", Machine(GB, Gpu(0, (8, 0))), {}, "yes"),  # it runs on the CPU beside a GPU
         ("phi-3-mini-4k", Machine(21 * GB, None), {"device": "cpu"}, "with device: cpu"),
+        ("phi-3-mini-4k", Machine(12 * GB, None), {"device": "cpu"}, "with device: cpu"),
+        ("phi-3-mini-4k", Machine(12 * GB, None, keeps_halves=False), {"device": "cpu", "quantization": "int8"}, "with device: cpu, quantization: int8"),
         ("phi-3-mini-4k", Machine(8 * GB, None), {"device": "cpu", "quantization": "int8"}, "with device: cpu, quantization: int8"),
         ("phi-3-mini-4k", Machine(6 * GB, None), {"device": "cpu", "quantization": "int4"}, "with device: cpu, quantization: int4"),
         ("phi-3-mini-4k", Machine(5 * GB, None), None, "no"),

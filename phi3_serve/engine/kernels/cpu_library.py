@@ -20,6 +20,7 @@ logger = logging.getLogger("phi3_serve")
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the function names
 MULTIPLY = "multiply_bfloat16"  # only in the library for processors with bfloat16 instructions
+MULTIPLY_HALVES = {torch.bfloat16: "multiply_bfloat16_float32", torch.float16: "multiply_float16_float32"}
 QUANTIZE = {(bits, suffix): f"quantize_int{bits}_{suffix}" for bits in (8, 4) for suffix in SUFFIXES.values()}
 _FORMATS = {
     (8, torch.float32): "int8",
@@ -92,7 +93,7 @@ def _functions() -> dict[str, list[Any]]:
     functions = {f"{name}_{suffix}": types for name, types in _ARGUMENTS.items() for suffix in SUFFIXES.values()}
     functions |= {f"{name}_int8_{suffix}": _ARGUMENTS[name] for name in _OVER_CACHES for suffix in SUFFIXES.values()}
     functions |= dict.fromkeys(QUANTIZE.values(), [c_void_p] * 3 + [c_int64] * 2 + [c_int])
-    functions |= dict.fromkeys(MULTIPLY_QUANTIZED.values(), _ARGUMENTS_OF_MULTIPLY)
+    functions |= dict.fromkeys([*MULTIPLY_QUANTIZED.values(), *MULTIPLY_HALVES.values()], _ARGUMENTS_OF_MULTIPLY)
     return functions | {name: [*_ARGUMENTS_OF_MULTIPLY, c_int64] for name in MULTIPLY_BLOCKED.values()}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from phi3_serve.engine.adapters import places
 from phi3_serve.engine.kernels.contract import AdapterPlan, AttentionPlan, LayerKernels
+from phi3_serve.engine.kernels.half_panels import HalfPanels, keeps_dtype
 from phi3_serve.engine.kernels.kv_cache import KvCache, KvCacheDtype, stored_dtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, plain
@@ -75,7 +76,8 @@ class Decoder:
         def take(module: nn.Linear | QuantizedLinear) -> Linear:
             if isinstance(module, QuantizedLinear):
                 return module.packed.multiply
-            layer = form(module.weight.detach().to(self.dtype))
+            weight = module.weight.detach()
+            layer = HalfPanels(weight) if _keeps_dtype(weight, self.dtype) else form(weight.to(self.dtype))
             if releases_weights and module.weight is not model.model.embed_tokens.weight:
                 module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             return layer
@@ -141,11 +143,22 @@ def _run_linear(linear: Linear, x: Tensor, place: int, adapters: AdapterPlan | N
 
 
 def _form(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Linear]:
-    """The form of the linear layers that are not quantised."""
-    layers = [layer.mlp.gate_up_proj for layer in model.model.layers]
-    if any(isinstance(layer, QuantizedLinear) for layer in layers):
-        return plain
-    return fastest_form([layer.weight.detach() for layer in layers], dtype)
+    """The form of the linear layers that are not quantised and do not stay in 16 bits."""
+    layers = model.model.layers
+    for of_place in (
+        [layer.mlp.gate_up_proj for layer in layers],
+        [layer.mlp.down_proj for layer in layers],
+        [layer.self_attn.qkv_proj for layer in layers],
+        [layer.self_attn.o_proj for layer in layers],
+    ):
+        weights = [module.weight.detach() for module in of_place if not isinstance(module, QuantizedLinear)]
+        if floats := [weight for weight in weights if not _keeps_dtype(weight, dtype)]:
+            return fastest_form(floats, dtype)
+    return plain
+
+
+def _keeps_dtype(weight: Tensor, dtype: torch.dtype) -> bool:
+    return weight.device.type == "cpu" and keeps_dtype(weight.dtype, dtype)
 
 
 def sliding_window(config: Any) -> int | None:

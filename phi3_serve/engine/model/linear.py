@@ -1,8 +1,9 @@
 """Linear layers in the form that this machine computes fastest.
 
-A CPU has three forms: torch's own; oneDNN's blocked layout, reordered once instead of in each call; and panels for the
-kernel in ``kernels/csrc/bfloat16_linear.h``. Which form is fastest depends on the processor, so they are timed when a
-model is loaded.
+Weights in 16 bits that a CPU multiplies by activations in float32 stay as they are (``kernels/half_panels.py``). All
+other floats have three forms on a CPU: torch's own; oneDNN's blocked layout, reordered once instead of in each call;
+and panels for the kernel in ``kernels/csrc/bfloat16_linear.h``. Which form is fastest depends on the processor, so they
+are timed when a model is loaded.
 """
 
 import logging

@@ -111,6 +111,9 @@
 EXPORT_FORMATS(float, float32)
 EXPORT_FORMATS(bfloat16, bfloat16)
 
+EXPORT_QUANTIZED(float, float32, Half<bfloat16>, bfloat16)
+EXPORT_QUANTIZED(float, float32, Half<float16>, float16)
+
 EXPORT(float, float32)
 EXPORT(bfloat16, bfloat16)
 

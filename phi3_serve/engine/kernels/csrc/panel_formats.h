@@ -1,8 +1,10 @@
 // The formats of panels. Each knows how large a panel is, where it has weights and scales, how rows of activations are
-// packed for it, and how a tile is multiplied. int8 and int4 are those of quantize.py; Blocked has the types of GGUF.
+// packed for it, and how a tile is multiplied. int8 and int4 are those of quantize.py; Blocked has the types of GGUF;
+// Half is for weights in 16 bits.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "dtypes.h"
@@ -39,6 +41,33 @@ struct Int8 {
             const Floats scales = loaded<Floats>(tile.part(n, 0, sizeof(float)));
             for (int r = 0; r < R; ++r) total[r][n] = sum[r][n] * scales;
         }
+    }
+};
+
+// A panel is [inputs][16] weights in T, bfloat16 or float16.
+template <typename T>
+struct Half {
+    static int64_t panel_bytes(int64_t inputs) { return QUANTIZED_OUTPUTS * sizeof(T) * inputs; }
+    static int64_t packed_size(int64_t inputs) { return Int8::packed_size(inputs); }
+
+    static void pack(const float *x, int64_t rows, int64_t inputs, int64_t first, float *block) {
+        Int8::pack(x, rows, inputs, first, block);
+    }
+
+    template <int R, int N>
+    __attribute__((noinline)) static void multiply(const TileOfPanels &tile, const float *x, int64_t inputs,
+                                                   Floats (&total)[R][N]) {
+        constexpr int64_t OF_INPUT = QUANTIZED_OUTPUTS * sizeof(T), OF_CACHE_LINE = CACHE_LINE / OF_INPUT;
+        Floats sum[R][N] = {};  // a variable of its own stays in registers
+        for (int64_t k = 0; k < inputs; k += OF_CACHE_LINE) {
+            tile.prefetch<R, N>(k * OF_INPUT);
+#pragma GCC unroll 2
+            for (int64_t i = k; i < k + OF_CACHE_LINE; ++i, x += R)
+                add_products(sum, x, [&](int n) INLINE_LAMBDA {
+                    return floats_of(reinterpret_cast<const T *>(tile.part(n, i * OF_INPUT, sizeof(T))));
+                });
+        }
+        std::memcpy(total, sum, sizeof sum);
     }
 };
 

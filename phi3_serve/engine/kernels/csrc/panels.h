@@ -1,4 +1,4 @@
-// Panels of sixteen outputs with weights in 8 or 4 bits, and the products of a tile of rows and outputs with them.
+// Panels of sixteen outputs with weights in 16, 8 or 4 bits, and the products of a tile of rows and outputs with them.
 // quantized_panels.py has the layout.
 //
 // Weights become floats in registers; activations are not rounded, and sums are float. Each output of each row is one

@@ -1,4 +1,4 @@
-// Linear layers with weights in 8 or 4 bits, for every format of panels. The rows of a block share one pass over the
+// Linear layers with weights in panels, for every format of panels. The rows of a block share one pass over the
 // weights. On a processor with AMX, activations in bfloat16 are left to amx/quantized_linear.h.
 #pragma once
 

@@ -39,7 +39,15 @@ INLINE Floats floats_of_bytes(const void *from) {
 INLINE Floats floats_of(const float *from) { return loaded<Floats>(from); }
 
 INLINE Floats floats_of(const bfloat16 *from) {
+#if defined(__AVX512F__)
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+    return (Floats)_mm512_slli_epi32(words, 16);
+#elif defined(__AVX2__)
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+    return (Floats)_mm256_slli_epi32(words, 16);
+#else
     return (Floats)(__builtin_convertvector(loaded<Halves>(from), Words) << 16);
+#endif
 }
 
 INLINE Floats floats_of(const float16 *from) {

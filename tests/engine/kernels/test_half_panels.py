@@ -1,0 +1,59 @@
+"""Weights in 16 bits under activations in float32, at every level of instructions."""
+
+import pytest
+import torch
+
+from phi3_serve.engine.kernels.half_panels import HalfPanels, keeps_dtype, multiplies_halves
+
+pytestmark = pytest.mark.usefixtures("each_level")
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def every_finite(dtype: torch.dtype) -> torch.Tensor:
+    """Each finite number of ``dtype``."""
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    return numbers[numbers.isfinite()]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_each_number_becomes_its_float(dtype: torch.dtype) -> None:
+    """A row of zeros with a one takes a column of the weight out, without a rounding."""
+    numbers = every_finite(dtype)
+    weight = torch.nn.functional.pad(numbers, (0, -len(numbers) % 64)).view(-1, 64)
+    taken = HalfPanels(weight)(torch.eye(64))
+    assert torch.equal(taken, weight.T.float())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(5, 7), (16, 32), (40, 100), (512, 96), (130, 1)])
+def test_products_are_those_in_float64_and_the_same_in_any_company(
+    outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(outputs)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    x = torch.randn(37, inputs, generator=generator)
+    layer = HalfPanels(weight)
+    found = layer(x)
+    torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+    for rows in (1, 2, 3, 4, 7, 12, 13, 24):
+        assert torch.equal(layer(x[:rows]), found[:rows])
+        assert torch.equal(layer(x[-rows:].contiguous()), found[-rows:])
+    assert layer(x[:0]).shape == (0, outputs)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 8), torch.zeros(2, 7, dtype=torch.bfloat16), torch.zeros(7, 2).T, torch.zeros(7)]
+)
+def test_other_rows_are_refused(x: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="expected contiguous float32"):
+        HalfPanels(torch.zeros(3, 7, dtype=torch.bfloat16))(x)
+
+
+def test_which_weights_stay_as_they_are(each_level: str) -> None:
+    has_vectors = each_level != "any"
+    assert multiplies_halves() is has_vectors
+    for dtype in HALVES:
+        assert keeps_dtype(dtype, torch.float32) is has_vectors
+        assert not keeps_dtype(dtype, dtype)
+    assert not keeps_dtype(torch.float32, torch.float32)
