@@ -36,7 +36,10 @@ logger = logging.getLogger("phi3_serve")
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # absolute and relative, for each number
 NUM_TOKENS = 21
-CHUNKS = ((1, 1), (1, 16), (1, 33), (0, 0), (5, 40), (21, 21), (30, 75))  # (queries, end); see PagedQueries.sequences
+NO_QUERIES = (0, 0)
+# (queries, end); see PagedQueries.sequences
+CHUNKS = ((1, 1), (1, 16), (1, 33), NO_QUERIES, (5, 40), (21, 21), (30, 75))
+PADDING_TILES = 256
 ADAPTED_ROWS = (20, 3, 4, 11, 0, 19, 8, 7)
 ADAPTED_TILES = ((0, 4, 1, 1), (4, 1, 2, 3), (5, 3, 3, 2))  # (first row, rows, first page, pages); then padding
 ADAPTER_PAGES = ((9, 0.0), (2, 1.0), (0, -0.5), (3, 2.0), (1, 0.7))  # (page, strength)
@@ -131,18 +134,26 @@ def _silu_product(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]
 
 
 def _attend(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    """With few tiles, whose keys several programs share, and with so many that each has one program."""
     window = inputs.shape.window
     chunks = [*CHUNKS]
     if window is not None:
         chunks += [(count, window + 5 * BLOCK_SIZE) for count in (2, 30)]
-    queries = _paged_queries(kernels, inputs, chunks)
-    num_tokens = sum(count for count, _ in chunks)
-    qkv, cache = inputs.qkv_and_cache(num_tokens, BLOCK_SIZE * len(queries.block_tables))
-    return (kernels.attend(qkv, cache, queries, inputs.shape.head_dim**-0.5, window),)
+    num_blocks = sum(-(-end // BLOCK_SIZE) for _, end in chunks)
+    qkv, cache = inputs.qkv_and_cache(sum(count for count, _ in chunks), BLOCK_SIZE * num_blocks)
+
+    def attended(qkv: Tensor, chunks: Sequence[tuple[int, int]], padding: int) -> Tensor:
+        queries = _paged_queries(kernels, inputs, chunks, padding)
+        return kernels.attend(qkv, cache, queries, inputs.shape.head_dim**-0.5, window)
+
+    alone = (attended(qkv[:count], [(count, end)], 0) for count, end in (CHUNKS[2], chunks[-1]))
+    return *alone, attended(qkv, chunks, 0), attended(qkv, chunks, PADDING_TILES)
 
 
-def _paged_queries(kernels: DeviceKernels, inputs: _Inputs, chunks: Sequence[tuple[int, int]]) -> PagedQueries:
-    """The blocks are used from the last one to the first one."""
+def _paged_queries(
+    kernels: DeviceKernels, inputs: _Inputs, chunks: Sequence[tuple[int, int]], padding: int
+) -> PagedQueries:
+    """The blocks are used from the last one to the first one. ``padding``: tiles of each kind without a query."""
     sequences: list[tuple[int, ...]] = []
     tiles: tuple[list[tuple[int, int]], ...] = ([], [])  # short and long
     row = num_blocks = 0
@@ -152,6 +163,9 @@ def _paged_queries(kernels: DeviceKernels, inputs: _Inputs, chunks: Sequence[tup
         tiles[is_long].extend((number, first) for first in range(0, max(1, count), kernels.queries_per_tile[is_long]))
         row += count
         num_blocks += -(-end // BLOCK_SIZE)
+    if padding:
+        for of_kind in tiles:
+            of_kind.extend([(chunks.index(NO_QUERIES), 0)] * padding)
     return PagedQueries(
         *map(inputs.integers, (sequences, range(num_blocks - 1, -1, -1), *tiles)),
     )

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from phi3_serve.engine.kernels import self_check, triton_attention
 from phi3_serve.engine.kernels.contract import KERNELS, AdaptedTiles, PagedLowRank, PagedQueries
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCache, KvCacheDtype
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
+from phi3_serve.engine.kernels.triton_attention import AttentionConfig
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape(
@@ -96,6 +98,32 @@ def test_right_kernels_are_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     findings = check_kernels(kernels, LARGER, device=CPU, dtype=dtype)
     assert findings == []
     assert with_fallbacks(kernels, findings) is kernels
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(32, 32), (40, 10)], ids=["mini", "medium"])
+@pytest.mark.parametrize("multiprocessors", [40, 58, 132])
+@pytest.mark.parametrize("window", [20, None])
+def test_attention_is_checked_in_each_form(
+    num_heads: int, num_kv_heads: int, multiprocessors: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel is another one when programs share keys. What a GPU never launches need not be checked."""
+    found: set[tuple[bool, bool]] = set()
+
+    def watched(*_: object, config: AttentionConfig, **__: object) -> None:
+        found.add((config.skips_masks, config.num_splits > 1))
+
+    properties = SimpleNamespace(multi_processor_count=multiprocessors, major=9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(triton_attention, "attend", watched)
+    kernels = CudaKernels(num_heads=num_heads, num_kv_heads=num_kv_heads, dtype=torch.bfloat16, device=CPU)
+    shape = replace(SHAPE, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window)
+    self_check._attend(kernels, self_check._Inputs(shape, CPU, torch.bfloat16, "auto"))
+    launched = {
+        (config.skips_masks, config.num_splits > 1)
+        for number in range(1, 257)
+        for config in (kernels._short_config(number), kernels._long_config(number))
+    }
+    assert found == launched
 
 
 @pytest.mark.slow
