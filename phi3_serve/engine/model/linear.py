@@ -24,6 +24,7 @@ Linear = Callable[[Tensor], Tensor]
 ROWS_PACKED_FOR = 16  # oneDNN picks the layout for one number of rows; this one costs least at other numbers
 MAX_UNPADDED_ROWS = 32
 PADDING_STEP = 8
+ROW_BOUND = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of the error of one row, relative
 PANEL_OUTPUTS, PANEL_ROWS = 16, 16  # kernels/csrc/bfloat16_linear.h has the same constants
 TRIAL_ROWS = (1, 16, 128)
 TRIAL_ROUNDS = 5
@@ -79,14 +80,48 @@ def paneled(weight: Tensor) -> Linear:
     return layer
 
 
-def streamed(weight: Tensor) -> Linear:
-    """The layer of ``weight`` [out, in] for a GPU: our kernel for one row, else torch's operation."""
-    from phi3_serve.engine.kernels.triton_linear import multiply_row, row_config  # Triton is not installed for a CPU
+class Streamed:
+    """The form of layers for a GPU: our kernel for one row, else torch's operation.
 
-    config = row_config(*weight.shape)
-    if config is None:
-        return plain(weight)
-    return lambda x: multiply_row(x, weight, config) if x.shape[0] == 1 else linear(x, weight)
+    The kernel is compared with torch for each size of a weight. Where it differs or does not compile, torch computes
+    one row, too.
+    """
+
+    def __init__(self) -> None:
+        self._is_right: dict[torch.Size, bool] = {}
+
+    def __call__(self, weight: Tensor) -> Linear:
+        """The layer of ``weight`` [out, in].
+
+        Raises:
+            torch.AcceleratorError: the device has failed. Nothing can run on it any more.
+        """
+        from phi3_serve.engine.kernels.triton_linear import multiply_row, row_config  # Triton is not there for a CPU
+
+        config = row_config(*weight.shape)
+        if config is None:
+            return plain(weight)
+        if weight.shape not in self._is_right:
+            problem = _problem_of_row(lambda x: multiply_row(x, weight, config), weight)
+            self._is_right[weight.shape] = problem is None
+            if problem is not None:
+                logger.warning("The kernel for one row is replaced by torch for %s: %s", list(weight.shape), problem)
+        if not self._is_right[weight.shape]:
+            return plain(weight)
+        return lambda x: multiply_row(x, weight, config) if x.shape[0] == 1 else linear(x, weight)
+
+
+def _problem_of_row(multiply: Linear, weight: Tensor) -> str | None:
+    """How ``multiply`` differs from torch for one random row, or why it cannot run; None if they agree."""
+    x = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = linear(x, weight).float()
+    try:
+        difference = float((multiply(x).float() - expected).norm() / expected.norm())
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None if difference <= ROW_BOUND[weight.dtype] else f"the relative error is {difference:.3g}"
 
 
 FORMS = (plain, packed, paneled)  # for a CPU
@@ -120,7 +155,7 @@ def fastest_form(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Ten
     hold the whole model.
     """
     if weights[0].device.type == "cuda":
-        return streamed
+        return Streamed()
     if weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return plain
     tried = [weight.to(dtype) for weight in weights[: -(-TRIAL_BYTES // weights[0].nbytes)]]
