@@ -4,6 +4,7 @@ This serves plain rows: the greedy ones and the drawn ones whose parameters need
 a generator of their own. All other rows go through ``sampler``.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from phi3_serve.engine.sampling.drawing import draw
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.strategies.base import Strategy
 
+logger = logging.getLogger("phi3_serve")
+
 NOT_CHOSEN = -1  # the scores of the row are not numbers
 NUM_HOST_BUFFERS = 2  # the tokens of a step are read after those of the next one are under way
 
@@ -25,8 +28,14 @@ class TokenChooser(Protocol):
     def supports(self, settings: ScoreSettings) -> bool:
         """Whether this chooser implements all parameters of ``settings`` that sampling needs."""
 
-    def prepare(self, logits: Tensor) -> None:
-        """Do once what the first choice from logits like these [rows, vocabulary] would make requests wait for."""
+    def prepare(self, logits: Tensor) -> str | None:
+        """Do once what the first choice from logits like these [rows, vocabulary] would make requests wait for.
+
+        Returns what is wrong with this chooser on this device, or None.
+
+        Raises:
+            torch.AcceleratorError: the device has failed. Nothing can run on it any more.
+        """
 
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """Write the token of each row of ``logits`` [rows, vocabulary] to ``tokens``, int32 [rows].
@@ -42,8 +51,9 @@ class TorchChooser:
         """All."""
         return True
 
-    def prepare(self, logits: Tensor) -> None:
+    def prepare(self, logits: Tensor) -> str | None:
         """See ``TokenChooser``."""
+        return None
 
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """See ``TokenChooser``."""
@@ -97,8 +107,10 @@ class DeviceSampler:
         )
 
     def prepare(self, logits: Tensor) -> None:
-        """See ``TokenChooser``."""
-        self._chooser.prepare(logits)
+        """See ``TokenChooser``. If the chooser is wrong on this device, torch takes its place, which is slower."""
+        if problem := self._chooser.prepare(logits):
+            logger.warning("The kernel that chooses tokens is replaced by torch: %s", problem)
+            self._chooser = TorchChooser()
 
     def launch(self, logits: Tensor, rows: Sequence[ScoreSettings]) -> ChosenTokens:
         """Choose a token for each row of ``logits``, [rows, vocabulary]."""

@@ -9,6 +9,14 @@ from phi3_serve.engine.kernels import triton_sampling
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.warpers import requested
 
+# Parameters of ``choose_tokens``, floats and integers, with which the most likely token is the only one.
+CERTAIN = (
+    ((1.0, 1.0, 0.0), (0, 0, 1)),
+    ((0.7, 1.0, 0.0), (1, 1, 1)),
+    ((1.0, 1e-6, 0.0), (1, 0, 1)),
+    ((1.0, 1.0, 1.0), (1, 0, 1)),
+)
+
 
 class TritonChooser:
     """Chooses on a GPU, without waiting for it."""
@@ -22,14 +30,22 @@ class TritonChooser:
         """See ``TokenChooser``."""
         return settings.parameters.is_greedy or requested(settings.parameters) <= triton_sampling.WARPERS
 
-    def prepare(self, logits: Tensor) -> None:
-        """See ``TokenChooser``. It compiles the kernel, which takes seconds."""
-        floats, ints = (
-            torch.zeros(1, count, dtype=dtype, device=logits.device)
-            for count, dtype in ((triton_sampling.NUM_FLOATS, torch.float32), (triton_sampling.NUM_INTS, torch.int32))
-        )
-        tokens = torch.empty(1, dtype=torch.int32, device=logits.device)
-        triton_sampling.choose_tokens(logits[:1], floats, ints, self._seed, tokens)
+    def prepare(self, logits: Tensor) -> str | None:
+        """See ``TokenChooser``. It compiles the kernel, which takes seconds, and draws where only one token is left."""
+        rows, vocab_size = len(CERTAIN), logits.shape[1]
+        floats, ints = (torch.tensor(of_rows, device=logits.device) for of_rows in zip(*CERTAIN, strict=True))
+        scores = torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(0)).to(logits)
+        expected = [(number + 1) * vocab_size // (rows + 1) for number in range(rows)]
+        scores[range(rows), expected] = 2 * scores.amax()
+        tokens = torch.empty(rows, dtype=torch.int32, device=logits.device)
+        try:
+            triton_sampling.choose_tokens(scores, floats, ints.int(), self._seed, tokens)
+            found = tokens.tolist()
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None if found == expected else f"it chose {found} instead of {expected}"
 
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """See ``TokenChooser``."""

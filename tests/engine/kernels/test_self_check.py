@@ -11,9 +11,11 @@ from phi3_serve.engine.kernels import self_check, triton_attention
 from phi3_serve.engine.kernels.contract import KERNELS, AdaptedTiles, PagedLowRank, PagedQueries
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.kv_cache import EIGHT_BITS, KvCache, KvCacheDtype
+from phi3_serve.engine.kernels.launch_sizes import next_power_of_2
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.kernels.triton_attention import AttentionConfig
+from phi3_serve.engine.kernels.triton_quantized import MAX_FEW_ROWS, MAX_TILE_ROWS, MIN_TILE
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape(
@@ -194,3 +196,15 @@ def test_the_problem_is_named() -> None:
 def test_a_device_that_has_failed_is_no_finding() -> None:
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         found(BreaksTheDevice())
+
+
+def test_products_are_checked_in_each_form() -> None:
+    """One row, tiles of each size, and so many rows that torch multiplies."""
+    tiles = {
+        min(MAX_TILE_ROWS, max(MIN_TILE, next_power_of_2(rows)))
+        for rows in self_check.PACKED_ROWS
+        if 1 < rows <= MAX_FEW_ROWS
+    }
+    assert tiles == {16, 32, 64}
+    assert min(self_check.PACKED_ROWS) == 1
+    assert max(self_check.PACKED_ROWS) > MAX_FEW_ROWS

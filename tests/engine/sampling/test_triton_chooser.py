@@ -10,6 +10,7 @@ from torch import Tensor
 
 from phi3_serve.engine.kernels import triton_sampling
 from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 from tests.engine.asking import request
@@ -71,6 +72,54 @@ def test_preparing_launches_what_a_choice_launches(loaded: LoadedModel, monkeypa
     chooser.prepare(logits)
     chosen(chooser, logits, [settings(loaded, do_sample=True)] * 3)
     assert launched[0] == launched[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_right_kernel_is_kept(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    sampler = DeviceSampler(torch.zeros(4, dtype=torch.int32), TritonChooser(CPU))
+    sampler.prepare(torch.zeros(2, 700, dtype=dtype))
+    assert isinstance(sampler._chooser, TritonChooser)
+    assert not caplog.records
+
+
+def always_the_first(logits: Tensor, floats: Tensor, ints: Tensor, seed: Tensor, tokens: Tensor) -> None:
+    tokens.zero_()
+
+
+def greedy_only(logits: Tensor, floats: Tensor, ints: Tensor, seed: Tensor, tokens: Tensor) -> None:
+    tokens.copy_(torch.where(ints[:, 0] > 0, logits.argmin(-1), logits.argmax(-1)))
+
+
+def does_not_compile(*_: object) -> None:
+    raise RuntimeError("PassManager::run failed")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "problem"),
+    [
+        (always_the_first, "it chose [0, 0, 0, 0]"),
+        (greedy_only, "it chose [140,"),
+        (does_not_compile, "PassManager::run failed"),
+    ],
+)
+def test_a_wrong_kernel_is_replaced(
+    kernel: object, problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(triton_sampling, "choose_tokens", kernel)
+    sampler = DeviceSampler(torch.zeros(4, dtype=torch.int32), TritonChooser(CPU))
+    sampler.prepare(torch.zeros(2, 700))
+    assert isinstance(sampler._chooser, TorchChooser)
+    (record,) = caplog.records
+    assert problem in record.getMessage()
+
+
+def test_a_broken_device_is_no_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(triton_sampling, "choose_tokens", broken)
+    with pytest.raises(torch.AcceleratorError):
+        TritonChooser(CPU).prepare(torch.zeros(2, 700))
 
 
 def test_steps_and_choosers_draw_anew(loaded: LoadedModel) -> None:
