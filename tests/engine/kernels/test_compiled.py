@@ -28,7 +28,7 @@ KERNELS = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("capability", [75, 86, 90])
+@pytest.mark.parametrize("capability", [75, 86, 89, 90])
 def test_the_kernels_compile_for_gpus(capability: int, tmp_path: Path) -> None:
     """And a server with requests compiles nothing that it has not compiled when it started."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
