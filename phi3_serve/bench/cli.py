@@ -38,6 +38,14 @@ def bench_engine(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="The type of the weights.")] = "bfloat16",
+    computed: Annotated[
+        str,
+        typer.Option(
+            "--computed-in",
+            help="The type to compute in; auto: that of the weights, if the processor does. "
+            "A server on a CPU computes in float32 by default.",
+        ),
+    ] = "auto",
     quantization: Annotated[
         str, typer.Option(help="none, int8, int4, fp8: how the weights are rounded; several with commas.")
     ] = "none",
@@ -65,6 +73,7 @@ def bench_engine(
         shape=_shape(shape),
         device=_one_of("--device", device, ("cpu", "cuda"))[0],
         dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))[0],
+        computed=_one_of("--computed-in", computed, ("auto", "float32", "bfloat16", "float16"))[0],
         quantization=_one_of("--quantization", quantization, catalogue.QUANTIZATIONS),
         peer_dtype=_one_of("--peer-dtype", peer_dtype, ("auto", "float32", "bfloat16", "float16"))[0],
         concurrency=_counts("--concurrency", concurrency),

@@ -17,7 +17,7 @@ import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from phi3_serve.bench.drawn_tokens import DrawnTokens
-from phi3_serve.bench.roofline import weight_bytes
+from phi3_serve.bench.roofline import weight_bytes, weight_dtype
 from phi3_serve.bench.shapes import NO_END, Model, adapter, as_loaded, build
 from phi3_serve.core.engine_event import EngineEvent, Finished, NewTokens
 from phi3_serve.core.engine_info import QueueLimits
@@ -26,7 +26,6 @@ from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.memory import FittingSizes
-from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.errors import EngineFailure
 
 MAX_CONTEXT = 4096  # tokens for which vLLM reserves memory
@@ -85,9 +84,8 @@ class Ours:
         rank: int = 0,
     ) -> None:
         built = build(model)
-        dtype = compute_dtype(model.dtype, built.device)
-        self._read_bytes = weight_bytes(built.config, dtype, model.quantization)
-        self._adapters = [adapter(built.config, rank, dtype, seed) for seed in range(num_adapters)]
+        self._read_bytes = weight_bytes(built.config, weight_dtype(model), model.quantization)
+        self._adapters = [adapter(built.config, rank, model.compute_dtype, seed) for seed in range(num_adapters)]
         self._steps: list[StepStats] = []
         self._vocab_size: int = built.config.vocab_size
         self._engine = Engine(

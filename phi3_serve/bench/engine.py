@@ -24,7 +24,7 @@ from phi3_serve.bench import plots
 from phi3_serve.bench.competitors import ContinuousBatching, Ours, Pipeline, Run, Vllm
 from phi3_serve.bench.llamacpp import FILE_TYPES, LlamaCpp
 from phi3_serve.bench.output import Output
-from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds
+from phi3_serve.bench.roofline import Limits, Machine, by_size, roofline_seconds, weight_dtype
 from phi3_serve.bench.shapes import Model, config
 from phi3_serve.bench.worker_process import WorkerProcess
 from phi3_serve.bench.workload import ADAPTED_KINDS, Workload
@@ -34,7 +34,6 @@ from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.model.linear import compute_dtype
 
 PEERS = GENERATE, BATCHING, VLLM, LLAMACPP = "generate", "batching", "vllm", "llamacpp"
 LABELS = {GENERATE: "generate, one by one", BATCHING: "transformers batching", VLLM: "vLLM", LLAMACPP: "llama.cpp"}
@@ -48,7 +47,7 @@ class Settings:
 
     shape: str
     device: str
-    dtype: str
+    dtype: str  # of the weights
     quantization: tuple[str, ...]
     peer_dtype: str
     concurrency: tuple[int, ...]
@@ -59,6 +58,7 @@ class Settings:
     requests: int  # per run; 0: twice the concurrency
     rounds: int
     threads: int
+    computed: str = "auto"  # the dtype to compute in; auto: that of the weights, if the processor does
     kv_cache_dtype: tuple[KvCacheDtype, ...] = ("auto",)
     adapters: int = 0  # that requests take in turns, in two more workloads; 0: neither
     rank: int = 16  # of the adapters
@@ -124,8 +124,9 @@ class EngineBench:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        dtype = getattr(torch, settings.dtype)
-        self.dtype = compute_dtype(dtype, torch.device(settings.device))
+        computed = None if settings.computed == "auto" else getattr(torch, settings.computed)
+        self._model = Model(settings.shape, settings.device, getattr(torch, settings.dtype), computed=computed)
+        self.dtype = self._model.compute_dtype
         peer_dtype = self.dtype if settings.peer_dtype == "auto" else getattr(torch, settings.peer_dtype)
         self._config = config(settings.shape)
         self._forms = {
@@ -135,7 +136,7 @@ class EngineBench:
         self._limits: dict[str, WorkerProcess] = {}
         self._competitors: dict[str, WorkerProcess] = {}
         for name, form in self._forms.items():
-            ours = Model(settings.shape, settings.device, dtype, form.quantization)
+            ours = replace(self._model, quantization=form.quantization)
             self._limits[name] = self._in_process(partial(Limits, ours))
             self._competitors[name] = self._in_process(
                 partial(
@@ -262,7 +263,13 @@ class EngineBench:
                 for result, linear in zip(runs, self._linear[line.name], strict=True)
             ),
             of_roofline=roofline_seconds(
-                steps, self._config, self.machine, self.dtype, form.quantization, form.kv_cache_dtype
+                steps,
+                self._config,
+                self.machine,
+                self.dtype,
+                form.quantization,
+                form.kv_cache_dtype,
+                weights=weight_dtype(self._model),
             )
             / seconds,
             grown_mib=max(result.grown_bytes for result in runs) / 2**20,

@@ -16,9 +16,10 @@ from phi3_serve.bench.shapes import Model, config
 from phi3_serve.catalogue import FP8, NO_QUANTIZATION
 from phi3_serve.engine.engine_core import StepStats
 from phi3_serve.engine.kernels.contract import Bits, quantized_bytes
+from phi3_serve.engine.kernels.half_panels import HalfPanels, keeps_dtype
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype, bytes_of_head
 from phi3_serve.engine.kernels.select import select_weight_kernels
-from phi3_serve.engine.model.linear import FORMS, Linear, compute_dtype, plain
+from phi3_serve.engine.model.linear import FORMS, Linear, plain
 from phi3_serve.engine.quantization import BITS, OF_EMBEDDING, pack, round_weight
 
 COPIED = 1 << 28  # bytes
@@ -74,7 +75,8 @@ class Limits:
 
     def __init__(self, model: Model) -> None:
         self._device = torch.device(model.device)
-        self._dtype = compute_dtype(model.dtype, self._device)
+        self._dtype = model.compute_dtype
+        self._weights = weight_dtype(model)
         self._config = config(model.shape)
         self._quantization = model.quantization
 
@@ -91,7 +93,10 @@ class Limits:
         if self._quantization != NO_QUANTIZATION:
             return self._of_form(self._packed, token_counts)
         times = []
-        for form in FORMS if self._device.type == "cpu" else (plain,):
+        forms: list[Callable[[Tensor], Linear]] = [*FORMS] if self._device.type == "cpu" else [plain]
+        if self._weights != self._dtype:
+            forms = [lambda weight: HalfPanels(weight.to(self._weights))]
+        for form in forms:
             with suppress(RuntimeError):  # this machine does not have the form
                 times.append(self._of_form(form, token_counts))
         return {count: min(of_form[count] for of_form in times) for count in token_counts}
@@ -99,7 +104,7 @@ class Limits:
     def _of_form(self, form: Callable[[Tensor], Linear], token_counts: Sequence[int]) -> dict[int, float]:
         *of_layers, head = linear_sizes(self._config)
         of_layer = of_layers[: len(of_layers) // self._config.num_hidden_layers]
-        bytes_of_layers = weight_bytes(self._config, self._dtype, self._quantization, of_layers)
+        bytes_of_layers = weight_bytes(self._config, self._weights, self._quantization, of_layers)
         sampled = min(1.0, SAMPLED / bytes_of_layers)
         count = math.ceil(sampled * self._config.num_hidden_layers)
         seconds = self._seconds(form, of_layer * count, token_counts)
@@ -145,6 +150,12 @@ def bits_of(quantization: str, outputs: int, config: Any) -> Bits:
     return BITS[OF_EMBEDDING if outputs == config.vocab_size else quantization]
 
 
+def weight_dtype(model: Model) -> torch.dtype:
+    """The dtype in which a step reads the weights of ``model`` that are not rounded."""
+    is_kept = model.device == "cpu" and keeps_dtype(model.dtype, model.compute_dtype)
+    return model.dtype if is_kept else model.compute_dtype
+
+
 def weight_bytes(
     config: Any, dtype: torch.dtype, quantization: str, sizes: Sequence[tuple[int, int]] | None = None
 ) -> int:
@@ -167,21 +178,22 @@ def roofline_seconds(
     dtype: torch.dtype,
     quantization: str = NO_QUANTIZATION,
     kv_cache_dtype: KvCacheDtype = "auto",
+    weights: torch.dtype | None = None,
 ) -> float:
     """The lower bound of the time of ``steps``: bytes / bandwidth or operations / matmul rate, whichever is larger.
 
     ``t = max((W + keys * kv) / BW, (2 * N * tokens + 4 * L * H * d * keys) / F)``, summed over the steps.
     """
     head_dim = config.hidden_size // config.num_attention_heads
-    weights = sum(outputs * inputs for outputs, inputs in linear_sizes(config))
-    bytes_of_weights = weight_bytes(config, dtype, quantization)
+    num_weights = sum(outputs * inputs for outputs, inputs in linear_sizes(config))
+    bytes_of_weights = weight_bytes(config, weights or dtype, quantization)
     of_head = bytes_of_head(head_dim, dtype, kv_cache_dtype)
     kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * of_head
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
     seconds: float = sum(
         max(
             (bytes_of_weights + step.num_keys * kv_bytes) / machine.bytes_per_s,
-            (2 * weights * step.num_tokens + attention * step.num_keys) / machine.flops_per_s,
+            (2 * num_weights * step.num_tokens + attention * step.num_keys) / machine.flops_per_s,
         )
         for step in steps
         if step.num_tokens

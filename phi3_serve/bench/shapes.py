@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM
 
 from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
@@ -13,6 +14,7 @@ from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.kernels.contract import LowRank
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.parameters import GenerationParameters
 
@@ -71,18 +73,24 @@ def config(shape: str) -> Phi3Config:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The shape, device and dtype of a model, and how its weights are rounded."""
+    """The shape, device and dtypes of a model, and how its weights are rounded."""
 
     shape: str
     device: str
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the weights
     quantization: str = NO_QUANTIZATION
+    computed: torch.dtype | None = None  # what it computes in; None: in that of the weights, if the processor does
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the engine computes in."""
+        return compute_dtype(self.computed or self.dtype, torch.device(self.device))
 
 
 def build(wanted: Model, seed: int = 0) -> Any:
-    """A Phi3ForCausalLM with weights drawn from ``seed``, then rounded."""
+    """A Phi3ForCausalLM with weights drawn from ``seed``, then rounded. Linear layers have the dtype of the weights."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(wanted.dtype)
+    torch.set_default_dtype(wanted.computed or wanted.dtype)
     try:
         with torch.random.fork_rng(), torch.device(wanted.device):
             torch.manual_seed(seed)
@@ -90,6 +98,9 @@ def build(wanted: Model, seed: int = 0) -> Any:
     finally:
         torch.set_default_dtype(before)
     model.generation_config = GenerationConfig(pad_token_id=0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.to(wanted.dtype)
     if wanted.quantization != NO_QUANTIZATION:
         quantize_model(model, wanted.quantization, select_weight_kernels(model.device))
     return model.eval()
