@@ -12,7 +12,8 @@ from torch import nn
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.kernels import half_panels
 from phi3_serve.engine.kernels.half_panels import multiplies_halves
-from phi3_serve.engine.loader import LoadedModel, load
+from phi3_serve.engine.loaded_model import LoadedModel
+from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from tests.engine.asking import Answer, request
 from tests.engine.parity import store_as
