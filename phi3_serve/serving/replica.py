@@ -20,7 +20,7 @@ from phi3_serve.core.engine_event import EngineEvent
 from phi3_serve.core.engine_info import QueueLimits
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.event import SIGN_OF_LIFE_INTERVAL_S, Begun, Event, Failed, Queued
-from phi3_serve.core.generation_request import GenerationRequest
+from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.core.prompt import Conversation, RawPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
@@ -32,7 +32,7 @@ from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
 from phi3_serve.serving.adapters import Adapters
 from phi3_serve.serving.announced_adapters import announce_adapters
-from phi3_serve.serving.encoding_threads import EncodingThreads
+from phi3_serve.serving.encoding_threads import Encoding, EncodingThreads
 from phi3_serve.serving.event_queue import EventQueue
 from phi3_serve.serving.live_settings import LiveSettings
 from phi3_serve.serving.loaded_replica import deployment_of
@@ -110,40 +110,36 @@ class Replica:
             return
         if self._is_ending:
             yield Queued()
+        arrival = time.monotonic()
         applied: tuple[AppliedAdapter, ...] = ()
         if request.adapters:
-            began = time.monotonic()
             loading = asyncio.create_task(self._adapters.applied(request.adapters, request.options))
-            async with aclosing(_while_loading(loading)) as waits:
+            async with aclosing(_while_waiting(loading, LOADS_AFTER_S)) as waits:
                 async for event in waits:
                     yield event
             if (error := loading.exception()) is not None:
-                if not isinstance(error, Phi3ServeError):
-                    raise error
-                yield Failed(error)
+                yield _failed(error)
                 return
             applied = loading.result()
-            request = replace(request, options=request.options.after(time.monotonic() - began))
         events = EventQueue()
-        submission = asyncio.create_task(
-            self._encoding_threads.run(request.prompt, partial(self._submit, model, request, applied, events.put))
-        )
+        submit = partial(self._submit, model, request, arrival, applied, events.put)
+        submission = self._encoding_threads.start(request.prompt, submit)
         try:
-            try:
-                engine_request = await asyncio.shield(submission)
-            except Phi3ServeError as error:
-                yield Failed(error)
-                return
+            async with aclosing(
+                _while_encoding(submission, request.options.after(time.monotonic() - arrival))
+            ) as waits:
+                async for event in waits:
+                    yield event
+                    if isinstance(event, Failed):
+                        return
+            engine_request = submission.result.result()
             has_any = await events.has_any_within(QUEUED_AFTER_S)
             if is_queued := not has_any and model.engine.announce_start(request.request_id):
                 yield Queued()
             async for event in text_events(request, engine_request, events, model.tokenizer, is_queued=is_queued):
                 yield event
         finally:  # also when the client has disconnected, even while the request was submitted
-            if submission.done():
-                model.engine.abort(request.request_id)
-            else:
-                submission.add_done_callback(lambda _: model.engine.abort(request.request_id))
+            submission.leave(partial(model.engine.abort, request.request_id))
 
     async def tokenize(self, request: TokenizationRequest) -> Tokenization | Failed:
         """What the tokenizer makes of ``request``. A long text takes a second, so not on the event loop."""
@@ -151,7 +147,7 @@ class Replica:
             return Failed(self._not_loaded())
         try:
             self._adapters.check(request.adapters)
-            return await self._encoding_threads.run(request.prompt, partial(tokenized, model, request))
+            return await self._encoding_threads.start(request.prompt, partial(tokenized, model, request)).result
         except Phi3ServeError as error:
             return Failed(error)
 
@@ -231,16 +227,20 @@ class Replica:
         self,
         model: RunningModel,
         request: GenerationRequest,
+        arrival: float,
         adapters: tuple[AppliedAdapter, ...],
         on_event: Callable[[EngineEvent], None],
     ) -> EngineRequest:
-        """Give the engine the request. A long prompt takes tens of milliseconds, so not on the event loop."""
-        engine_request = replace(self._prepare(model, request), adapters=adapters)
+        """Give the engine the request. A long prompt takes tens of milliseconds, so not on the event loop.
+
+        ``arrival`` of the request in the replica: ``time.monotonic()`` seconds.
+        """
+        engine_request = replace(self._prepare(model, request, arrival), adapters=adapters)
         model.engine.submit(engine_request, on_event)
         return engine_request
 
-    def _prepare(self, model: RunningModel, request: GenerationRequest) -> EngineRequest:
-        """Resolve the parameters and encode the prompt."""
+    def _prepare(self, model: RunningModel, request: GenerationRequest, arrival: float) -> EngineRequest:
+        """Resolve the parameters and encode the prompt. The time since ``arrival`` counts."""
         is_turn = isinstance(request.prompt, Conversation)
         of_model = _turn_defaults(model) if is_turn else model.loaded.defaults
         of_config = self._defaults.under_lengths_of(request.parameters)
@@ -256,13 +256,14 @@ class Replica:
         limit = (token_limit.of_encoding if is_cut else token_limit.of_context)(model.loaded.context_length)
         try:
             prompt_ids = model.tokenizer.encode(request.prompt, limit=limit)
+            options = request.options.after(time.monotonic() - arrival)
             prepared = prepare(
                 request.request_id,
                 prompt_ids,
                 parameters,
                 context_length=model.loaded.context_length,
-                timeout_s=request.options.timeout_s,
-                queue_timeout_s=request.options.queue_timeout_s,
+                timeout_s=options.timeout_s,
+                queue_timeout_s=options.queue_timeout_s,
                 num_prefix_tokens=_prefix_length(model, request),
                 truncates_prompt=request.truncate_prompt,
                 stream=request.stream,
@@ -291,17 +292,38 @@ class ServedReplica(Replica):
             await asyncio.to_thread(announce_adapters, deployment_of(name), self._adapters.offered)
 
 
-async def _while_loading(loading: asyncio.Task[Any]) -> AsyncGenerator[Event, None]:
-    """Events until ``loading``, which loads the adapters of a request, is done; none if it is done at once."""
-    timeout_s, loads = LOADS_AFTER_S, False
+async def _while_waiting(wait: asyncio.Task[Any], queued_after_s: float) -> AsyncGenerator[Event, None]:
+    """Events until ``wait``, after which a request goes on, is done; none if it is done in ``queued_after_s``."""
+    timeout_s, waits = queued_after_s, False
     try:
-        while not (await asyncio.wait({loading}, timeout=timeout_s))[0]:
-            timeout_s, loads = SIGN_OF_LIFE_INTERVAL_S, True
+        while not (await asyncio.wait({wait}, timeout=timeout_s))[0]:
+            timeout_s, waits = SIGN_OF_LIFE_INTERVAL_S, True
             yield Queued()
-        if loads:
+        if waits and wait.exception() is None:
             yield Begun()  # from here on the request may be the cause if the process dies
     finally:  # also when the client has disconnected
-        loading.cancel()
+        wait.cancel()
+
+
+async def _while_encoding(encoding: Encoding[Any], options: RequestOptions) -> AsyncGenerator[Event, None]:
+    """Events until ``encoding`` is done. The last is Failed if it fails, or begins later than ``options`` allow."""
+    beginning = asyncio.create_task(encoding.begun(options))
+    async with aclosing(_while_waiting(beginning, QUEUED_AFTER_S)) as waits:
+        async for event in waits:
+            yield event
+    if (error := beginning.exception()) is None:
+        while not (await asyncio.wait({encoding.result}, timeout=SIGN_OF_LIFE_INTERVAL_S))[0]:
+            yield Begun()
+        error = encoding.result.exception()
+    if error is not None:
+        yield _failed(error)
+
+
+def _failed(error: BaseException) -> Failed:
+    """The event for ``error``, which is raised if the client cannot be told."""
+    if not isinstance(error, Phi3ServeError):
+        raise error
+    return Failed(error)
 
 
 def _constraint(model: RunningModel, request: GenerationRequest, prepared: EngineRequest) -> Constraint | None:

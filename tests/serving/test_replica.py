@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from phi3_serve.core.engine_info import QueueLimits
+from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.event import Begun, Delta, Done, Event, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
 from phi3_serve.parameter_defaults import CHAT_DEFAULTS
 from phi3_serve.parameters import GenerationParameters
+from phi3_serve.serving import replica as module
 from phi3_serve.serving import text_events
+from phi3_serve.serving.encoding_threads import LONG_CHARACTERS
 from phi3_serve.serving.replica import LAST_REPORTS_S, Replica
 from tests.support import ENDLESS, engine_of, local_replica, tokenizer_of
 
@@ -226,6 +229,80 @@ def test_silence_is_filled_with_the_state_of_the_request(replica: Replica, monke
     assert waiting[:-1] == [Queued()] * num_signs + [Begun()]
     assert isinstance(running[-1], Done)
     assert isinstance(waiting[-1], Done)
+
+
+LONG = "knight " * (LONG_CHARACTERS // 7 + 1)
+
+
+def test_a_text_behind_long_ones_gives_signs_of_life_and_its_time_counts(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it is encoded itself. A client that has gone, and a text that is too late, cost no encoding."""
+    encoded: list[str] = []
+    are_encoding, may_encode = threading.Semaphore(0), threading.Event()
+    encode = tokenizer_of(replica).encode
+
+    def encode_when_told(prompt: RawPrompt, **given: Any) -> list[int]:
+        encoded.append(prompt.text.split()[0])
+        are_encoding.release()
+        may_encode.wait(20)
+        return encode(prompt, **given)
+
+    async def collect(name: str, timeout_s: float, seen: list[Event]) -> None:
+        asked = request(f"{name} {LONG}", name=name, timeout_s=timeout_s, max_new_tokens=3, truncate_prompt_tokens=5)
+        async for event in replica.generate(asked):
+            seen.append(event)
+
+    async def story() -> None:
+        running: list[list[Event]] = [[], []]
+        tasks = [asyncio.create_task(collect(f"running{n}", 60, seen)) for n, seen in enumerate(running)]
+        for _ in tasks:
+            assert await asyncio.to_thread(are_encoding.acquire, timeout=20)
+        late: list[Event] = []
+        await asyncio.wait_for(collect("late", 0.3, late), 20)
+        assert set(map(repr, late[:-1])) == {"Queued()"}
+        assert isinstance(late[-1], Failed)
+        assert isinstance(late[-1].error, RequestTimeout)
+        gone = asyncio.create_task(collect("gone", 60, []))
+        await asyncio.sleep(0)
+        waiting: list[Event] = []
+        tasks.append(asyncio.create_task(collect("waiting", 60, waiting)))
+        while len(waiting) < 3:  # noqa: ASYNC110 - a list offers no event
+            await asyncio.sleep(0.01)
+        gone.cancel()
+        assert waiting == [Queued()] * len(waiting)
+        assert running[0][0] == Begun()
+        may_encode.set()
+        await asyncio.gather(*tasks)
+        for seen in (*running, waiting):
+            assert isinstance(seen[-1], Done)
+        assert Begun() in waiting
+
+    monkeypatch.setattr(module, "SIGN_OF_LIFE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(tokenizer_of(replica), "encode", encode_when_told)
+    asyncio.run(story())
+    assert sorted(encoded) == ["running0", "running1", "waiting"]
+
+
+def test_the_time_of_encoding_counts(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = tokenizer_of(replica).encode
+
+    def encode_slowly(prompt: RawPrompt, **given: Any) -> list[int]:
+        time.sleep(0.3)
+        return encode(prompt, **given)
+
+    deadlines: list[float] = []
+    submit = engine_of(replica).submit
+
+    def note_the_deadline(asked: EngineRequest, on_event: Any) -> None:
+        deadlines.append(asked.deadline)
+        submit(asked, on_event)
+
+    monkeypatch.setattr(tokenizer_of(replica), "encode", encode_slowly)
+    monkeypatch.setattr(engine_of(replica), "submit", note_the_deadline)
+    arrival = time.monotonic()
+    run(replica, request(timeout_s=60, max_new_tokens=1))
+    assert arrival + 60 <= deadlines[0] < arrival + 60.3
 
 
 def test_the_start_is_reported_before_the_step_that_may_kill(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
