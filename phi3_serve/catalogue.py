@@ -27,15 +27,9 @@ QUANTIZATIONS = (NO_QUANTIZATION, *QUANTIZED_BYTES)
 EXACT_QUANTIZATIONS = tuple(name for name in QUANTIZATIONS if name != FP8)
 
 
-def memory_needed(
-    num_parameters: int, *, kv_bytes_per_token: int, context_length: int, dtype: str, quantization: str
-) -> int:
-    """Bytes to serve one sequence: weights, 4,096 tokens of KV (or the context), a tenth for activations.
-
-    ``dtype`` is that of the weights, unless ``quantization`` rounds them.
-    """
-    of_weight = QUANTIZED_BYTES.get(quantization, DTYPE_BYTES[dtype])
-    return int(1.1 * num_parameters * of_weight) + min(context_length, 4096) * kv_bytes_per_token
+def memory_needed(weight_bytes: float, *, kv_bytes_per_token: int, context_length: int) -> int:
+    """Bytes to serve one sequence: weights, 4,096 tokens of KV (or the context), a tenth for activations."""
+    return int(1.1 * weight_bytes) + min(context_length, 4096) * kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +62,9 @@ class Variant:
     ) -> int:
         """See the function ``memory_needed``. ``weights``: their dtype, if it is not ``dtype``."""
         return memory_needed(
-            self.num_parameters,
+            self.num_parameters * QUANTIZED_BYTES.get(quantization, DTYPE_BYTES[weights or dtype]),
             kv_bytes_per_token=self.kv_bytes_per_token(dtype),
             context_length=self.context_length,
-            dtype=weights or dtype,
-            quantization=quantization,
         )
 
 

@@ -34,6 +34,7 @@ class EngineInfo:
     device: str  # the name of the GPU or of the processor
     compute_capability: str | None  # of a GPU of NVIDIA, for example 9.0
     dtype: str  # that it computes in
+    weight_dtype: str  # of the weights that are not rounded; on a CPU they may have fewer bits than ``dtype``
     quantization: str  # of the weights: none, int8, int4 or fp8
     kv_cache_dtype: str  # that keys and values are stored in: int8, fp8, or the dtype
     kernels: str  # the implementation, for example cuda

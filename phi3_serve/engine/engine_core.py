@@ -153,6 +153,7 @@ class EngineCore:
             device=device_name(decoder.device),
             compute_capability=None if capability is None else "{}.{}".format(*capability),
             dtype=dtype,
+            weight_dtype=str(decoder.weight_dtype).removeprefix("torch."),
             quantization=self._quantization,
             kv_cache_dtype=self.sizes.kv_cache_dtype if self.sizes.kv_cache_dtype != "auto" else dtype,
             kernels=kernels.name,

@@ -1,13 +1,14 @@
 """In which dtype a model computes and how its weights are rounded: what the operator wants, and what is possible."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 import psutil
 import torch
 from transformers import Phi3Config
 
-from phi3_serve.catalogue import EXACT_QUANTIZATIONS, FP8, NO_QUANTIZATION, memory_needed
+from phi3_serve.catalogue import EXACT_QUANTIZATIONS, FP8, NO_QUANTIZATION, QUANTIZED_BYTES, memory_needed
 from phi3_serve.engine.checkpoint import Checkpoint
 from phi3_serve.engine.device import compute_capability, device_name, free_gpu_bytes
 from phi3_serve.engine.kernels.half_panels import keeps_dtype
@@ -27,6 +28,7 @@ from phi3_serve.observability.progress import human_bytes
 logger = logging.getLogger("phi3_serve")
 
 DTYPE_OF_PHI3 = "bfloat16"  # if config.json names none
+STORED_HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class WantedPrecision:
     quantization: str
     kv_cache_dtype: KvCacheDtype
     gpu_share: float
+    merges_adapters: bool = False  # into weights, which are float32 then
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,6 @@ def _stored_dtype(checkpoint: Checkpoint) -> str | None:
     return checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
 
 
-def _dtype_of_weights(checkpoint: Checkpoint, of_model: str, device: str) -> str:
-    """The dtype of weights that are not rounded, in a model that computes in ``of_model``."""
-    stored = _stored_dtype(checkpoint) or DTYPE_OF_PHI3
-    is_kept = device == "cpu" and keeps_dtype(getattr(torch, stored), getattr(torch, of_model))
-    return stored if is_kept else of_model
-
-
 def _quantization_to_load(
     name: str, checkpoint: Checkpoint, config: Phi3Config, quantization: str, dtype: str, wanted: WantedPrecision
 ) -> str:
@@ -137,13 +133,12 @@ def _quantization_to_load(
     of_model = dtype_of_model(checkpoint, dtype)
     kv_heads = 2 * config.num_hidden_layers * (config.num_key_value_heads or 0)
     kv_bytes_per_token = kv_heads * bytes_of_head(head_dim(config), getattr(torch, of_model), wanted.kv_cache_dtype)
+    of_floats = _float_bytes(checkpoint, of_model, wanted)
     needed = {
         each: memory_needed(
-            checkpoint.num_parameters,
+            checkpoint.num_parameters * QUANTIZED_BYTES[each] if each in QUANTIZED_BYTES else of_floats,
             kv_bytes_per_token=kv_bytes_per_token,
             context_length=config.max_position_embeddings,
-            dtype=_dtype_of_weights(checkpoint, of_model, wanted.device),
-            quantization=each,
         )
         for each in EXACT_QUANTIZATIONS
     }
@@ -158,6 +153,18 @@ def _quantization_to_load(
             human_bytes(needed[NO_QUANTIZATION]),
         )
     return taken
+
+
+def _float_bytes(checkpoint: Checkpoint, of_model: str, wanted: WantedPrecision) -> int:
+    """Bytes of the weights in memory if none is rounded; those that an adapter is merged into count as all."""
+    computed = getattr(torch, of_model)
+
+    def bytes_of(stored: str) -> int:
+        dtype = STORED_HALVES.get(stored)
+        is_kept = wanted.device == "cpu" and not wanted.merges_adapters and dtype and keeps_dtype(dtype, computed)
+        return 2 if is_kept else computed.itemsize
+
+    return sum(math.prod(tensor.shape) * bytes_of(tensor.dtype) for tensor in checkpoint.tensors.values())
 
 
 def _stored_quantization(name: str, of_checkpoint: StoredQuantization, wanted: str) -> str:

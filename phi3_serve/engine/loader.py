@@ -71,7 +71,12 @@ def load(
             line that names the file.
     """
     wanted = WantedPrecision(
-        device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype, gpu_share=gpu_share
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        gpu_share=gpu_share,
+        merges_adapters=bool(merged_adapters),
     )
     require_possible(name, wanted)
     checkpoint = open_source(fetch(name, source, revision, file), file)
@@ -189,11 +194,13 @@ def _taken_as_it_is(model: Phi3Weights, device: str) -> Callable[[str, Any], Non
 
 
 def _log_precision(name: str, checkpoint: Checkpoint, model: Phi3Weights, precision: Precision, device: str) -> None:
-    quantization = precision.quantization
-    rounded = "" if quantization == NO_QUANTIZATION else f", weights in {quantization}"
-    rounded += ", which activations are rounded to" if quantization == FP8 else ""
-    computed_in = str(model.dtype).removeprefix("torch.")
-    logger.info("%s: %s, ready on %s in %s%s", name, checkpoint.weight_format, device, computed_in, rounded)
+    computed = str(model.dtype).removeprefix("torch.")
+    weights = precision.quantization
+    if weights == NO_QUANTIZATION:
+        weights = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    stored = "" if weights == computed else f", weights in {weights}"
+    stored += ", which activations are rounded to" if weights == FP8 else ""
+    logger.info("%s: %s, ready on %s in %s%s", name, checkpoint.weight_format, device, computed, stored)
 
 
 def _load_generation_config(checkpoint: Checkpoint, config: Phi3Config) -> GenerationConfig:

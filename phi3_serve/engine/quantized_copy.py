@@ -15,19 +15,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from phi3_serve.catalogue import QUANTIZED_BYTES
 from phi3_serve.engine.checked_weights import CheckedWeights, check_weights
 from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, OPTIONAL_FILES, SHARD_INDEX, TOKENIZER, Checkpoint
 from phi3_serve.engine.checkpoint_config import read_json
 from phi3_serve.engine.compressed_tensors import pack
 from phi3_serve.engine.freed_memory import return_freed_memory
-from phi3_serve.engine.load_errors import resource_error
+from phi3_serve.engine.load_errors import in_one_line, resource_error
 from phi3_serve.engine.loader import load_config
 from phi3_serve.engine.quantization import CPU, HEAD, round_weight
 from phi3_serve.engine.source import open_source
 from phi3_serve.engine.stored_quantization import KEYS, config_of_copy
-from phi3_serve.errors import CheckpointError, CheckpointIncomplete
-from phi3_serve.observability.progress import Progress
+from phi3_serve.errors import CheckpointError, CheckpointIncomplete, StorageFull
+from phi3_serve.observability.progress import Progress, human_bytes
 
+UNFINISHED = ".unfinished"  # a directory in that of the copy, of the same file system
 COPIED = (GENERATION_CONFIG, TOKENIZER, *OPTIONAL_FILES, "chat_template.jinja")  # as they are, if they are there
 SHARD_BYTES = 10**9  # after which a file ends; while it is written, its tensors are held twice
 
@@ -54,31 +56,46 @@ class QuantizedCopy:
 def write_quantized_copy(name: str, source: Path, to: Path, quantization: str) -> QuantizedCopy:
     """Write the checkpoint at ``source`` to the directory ``to``, with linear layers in int8, int4 or fp8.
 
-    One weight after another is read and rounded. config.json is written last, so that an unfinished copy is none.
+    One weight after another is read and rounded. An unfinished copy is no checkpoint, and the next one replaces it.
 
     Raises:
-        CheckpointError: ``source`` cannot be read or is quantised already, ``to`` has a checkpoint or cannot be
-            written. ``name`` is what the message calls the model.
+        CheckpointError: ``source`` cannot be read or is quantised already, ``to`` has other files, is too small or
+            cannot be written. ``name`` is what the message calls the model.
     """
     checkpoint = open_source(source)
     _require_floats(name, checkpoint)
-    directory = to.expanduser().absolute()
-    if (directory / CONFIG).exists():
-        raise CheckpointError(f"{directory}: has a checkpoint already; name another directory, or remove it")
     weights = check_weights(name, checkpoint, load_config(checkpoint), torch.bfloat16)
+    directory = to.expanduser().absolute()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        num_bytes = _write_weights(name, checkpoint, weights, directory, quantization)
+        unfinished = _new_directory(directory, int(checkpoint.num_parameters * QUANTIZED_BYTES[quantization]))
+        num_bytes = _write_weights(name, checkpoint, weights, unfinished, quantization)
         for file in COPIED:
             if (checkpoint.path / file).exists():
-                shutil.copyfile(checkpoint.path / file, directory / file)
+                shutil.copyfile(checkpoint.path / file, unfinished / file)
+        for path in [*unfinished.iterdir()]:
+            path.rename(directory / path.name)
+        unfinished.rmdir()
         _write_json(directory / CONFIG, _config(checkpoint, quantization))
     except CheckpointError:
         raise
     except Exception as error:  # of the file system, or of safetensors
-        unwritable = CheckpointIncomplete(f"{directory}: cannot be written: {error}")
+        unwritable = CheckpointIncomplete(f"{directory}: cannot be written: {in_one_line(error)}")
         raise (resource_error(str(directory), error) or unwritable) from error
     return QuantizedCopy(directory, quantization, checkpoint.total_bytes, num_bytes)
+
+
+def _new_directory(directory: Path, num_bytes: int) -> Path:
+    """An empty directory in ``directory``, which must have nothing else, and room for ``num_bytes``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(path.name != UNFINISHED for path in directory.iterdir()):
+        raise CheckpointError(f"{directory}: is not empty; name a new directory, or remove what is in it")
+    unfinished = directory / UNFINISHED
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    if (free := shutil.disk_usage(directory).free) < num_bytes:
+        raise StorageFull(f"{directory}: {human_bytes(num_bytes)} are needed, and {human_bytes(free)} are free")
+    unfinished.mkdir()
+    return unfinished
 
 
 def _require_floats(name: str, checkpoint: Checkpoint) -> None:
@@ -150,8 +167,9 @@ class _Shards:
 
 def _config(checkpoint: Checkpoint, quantization: str) -> dict[str, Any]:
     """config.json of the copy: that of the source as it is there, and how the weights are stored."""
-    config = read_json(checkpoint.path / CONFIG)
-    return {**{key: value for key, value in config.items() if key not in KEYS}, KEYS[0]: config_of_copy(quantization)}
+    dropped = (*KEYS, "auto_map")  # the latter names code that is not copied
+    config = {key: value for key, value in read_json(checkpoint.path / CONFIG).items() if key not in dropped}
+    return {**config, KEYS[0]: config_of_copy(quantization)}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

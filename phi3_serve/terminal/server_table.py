@@ -83,8 +83,8 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(engine: Mapping[str, Any]) -> str:
-    """What the weights are rounded to, or the dtype."""
+    """What the weights are rounded to, or their dtype."""
     quantization: str = engine["quantization"]
     if quantization == FP8:
         return f"{FP8}, activations too"
-    return engine["dtype"] if quantization == NO_QUANTIZATION else quantization
+    return engine["weight_dtype"] if quantization == NO_QUANTIZATION else quantization

@@ -1,10 +1,12 @@
 """Checkpoints in 16 bits on a CPU that computes in float32: what stays in 16 bits, and that the answers are exact."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -86,3 +88,32 @@ def test_what_an_adapter_was_merged_into_is_float32(stored: Path, tmp_path: Path
     theirs: Any = Oracle(replace(whole, model=merged)).answer(made)
     assert Answer(engine, made).ids() == [sequence.token_ids for sequence in theirs.sequences]
     engine.close()
+
+
+@pytest.mark.parametrize("in_config", ["float32", "bfloat16", None])
+def test_auto_counts_the_bytes_that_the_weights_will_have(
+    stored: Path, in_config: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the dtype of the tensors, whatever config.json says, and float32 where an adapter may be merged."""
+    config = json.loads((stored / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (stored / "config.json").write_text(json.dumps({**config, "dtype": in_config}))
+    save_adapters(load_with_modules(stored), tmp_path, ["some_layers"])
+    numbers = sum(parameter.numel() for parameter in load_with_modules(stored).model.parameters())
+    kv_bytes = (
+        2 * config["num_hidden_layers"] * config["hidden_size"] * 4 * min(config["max_position_embeddings"], 4096)
+    )
+    memory = psutil.virtual_memory()
+    for adapters, bytes_of_one in ((), 2), ([("one", str(tmp_path / "some_layers"), 1.0)], 4):
+        needed = int(1.1 * numbers * bytes_of_one) + kv_bytes
+        for available, quantization in ((needed, "none"), (needed - 1, "int8")):
+            monkeypatch.setattr(psutil, "virtual_memory", lambda found=available: memory._replace(available=found))
+            loaded = loaded_in_float32(stored, quantization="auto", merged_adapters=adapters)
+            assert loaded.quantization == quantization
+
+
+def test_the_engine_says_what_its_weights_are(stored: Path, checkpoint: Path) -> None:
+    for directory, weight_dtype in ((stored, stored.name), (checkpoint, "float32")):
+        engine = Engine(loaded_in_float32(directory), sizes=SIZES)
+        assert (engine.info.dtype, engine.info.weight_dtype) == ("float32", weight_dtype)
+        engine.close()

@@ -17,7 +17,7 @@ from phi3_serve.engine import load_precision, quantized_copy
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear
 from phi3_serve.engine.quantized_copy import write_quantized_copy
-from phi3_serve.errors import CheckpointError
+from phi3_serve.errors import CheckpointError, StorageFull
 from tests.random_checkpoint import Shape, make
 
 FORMATS = ("int8", "int4", "fp8")
@@ -99,7 +99,7 @@ def test_what_has_no_copy(checkpoint: Path, tmp_path: Path) -> None:
     write_quantized_copy("tested", checkpoint, tmp_path / "copy", "int8")
     for source, to, message in (
         (tmp_path / "copy", tmp_path / "other", "tested: the weights are quantised already (compressed-tensors: 8 bits)"),
-        (checkpoint, tmp_path / "copy", f"{tmp_path}/copy: has a checkpoint already; name another directory, or remove it"),
+        (checkpoint, tmp_path / "copy", f"{tmp_path}/copy: is not empty; name a new directory, or remove what is in it"),
         (checkpoint, tmp_path / "copy/config.json/x", f"{tmp_path}/copy/config.json/x: cannot be written: "),
     ):  # fmt: skip
         with pytest.raises(CheckpointError) as caught:
@@ -119,9 +119,28 @@ def test_an_unfinished_copy_is_none(checkpoint: Path, tmp_path: Path, monkeypatc
         write_quantized_copy("tested", source, tmp_path / "copy", "int4")
     with pytest.raises(CheckpointError, match=re.escape("config.json: file is missing")):
         model_of(tmp_path / "copy")
+    (tmp_path / "copy/.unfinished/model-00099.safetensors").write_bytes(b"of an older try")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    write_quantized_copy("tested", source, tmp_path / "copy", "int4")
+    made = write_quantized_copy("tested", source, tmp_path / "copy", "int4")
     assert_same_weights(model_of(tmp_path / "copy"), model_of(source, "int4"))
+    assert not (made.directory / ".unfinished").exists()
+    assert not (made.directory / "model-00099.safetensors").exists()
+
+
+def test_what_a_directory_has_is_not_mixed_with_a_copy(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"another model's")
+    with pytest.raises(CheckpointError, match="is not empty"):
+        write_quantized_copy("tested", checkpoint, tmp_path, "int4")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_disk_without_room_is_said_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(StorageFull, match=re.escape("are needed, and 1.0 kB are free")):
+        write_quantized_copy("tested", checkpoint, tmp_path / "copy", "int4")
 
 
 def test_the_command_says_what_it_made(checkpoint: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ INFO = EngineInfo(
     device="NVIDIA H100",
     compute_capability="9.0",
     dtype="bfloat16",
+    weight_dtype="bfloat16",
     quantization="none",
     kv_cache_dtype="float32",
     kernels="cuda",

@@ -14,7 +14,7 @@ STORY = """
 import sys
 import ray
 from phi3_serve.serving.load_status import LoadStatus, LoadStatusEntry, read_load_statuses
-from phi3_serve.core import EngineInfo
+from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.serving import load_status, loaded_replica
 from phi3_serve.serving.loaded_replica import LoadedReplica, announce, last_loaded
 
@@ -41,7 +41,7 @@ while read_load_statuses("phi3"):
     pass
 print(read_load_statuses("phi3"), last_loaded("phi3#org--m"))
 engine = EngineInfo(
-    device="GPU", compute_capability="7.5", dtype="float16", quantization="none", kv_cache_dtype="float16", kernels="cuda", replaced_kernels={"attend": "x"}, cache_tokens=9, cache_bytes=18, weight_bytes=27, weight_format="GGUF: Q8_0"
+    device="GPU", compute_capability="7.5", dtype="float16", weight_dtype="float16", quantization="none", kv_cache_dtype="float16", kernels="cuda", replaced_kernels={"attend": "x"}, cache_tokens=9, cache_bytes=18, weight_bytes=27, weight_format="GGUF: Q8_0"
 )
 for name in ("first", "second"):
     announce(LoadedReplica(name=f"SERVE_REPLICA::phi3#org--m#{name}", version="v1", engine=engine))

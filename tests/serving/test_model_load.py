@@ -59,6 +59,7 @@ def loaded_by(name: str) -> LoadedReplica:
         device="x",
         compute_capability=None,
         dtype="float32",
+        weight_dtype="float32",
         quantization="none",
         kv_cache_dtype="float32",
         kernels="cpu",

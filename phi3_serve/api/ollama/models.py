@@ -100,8 +100,11 @@ def _details(config: ModelConfig, state: VariantState) -> OllamaModelDetails:
 
 def _weights(config: ModelConfig, state: VariantState) -> str:
     """The quantization of the weights, or else their dtype; those of the engine if it runs."""
-    known = config if state.engine is None else state.engine
-    return known.dtype if known.quantization == NO_QUANTIZATION else known.quantization
+    engine = state.engine
+    quantization = config.quantization if engine is None else engine.quantization
+    if quantization != NO_QUANTIZATION:
+        return quantization
+    return config.dtype if engine is None else engine.weight_dtype
 
 
 def _model_info(config: ModelConfig) -> dict[str, Any]:

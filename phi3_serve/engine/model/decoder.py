@@ -19,7 +19,7 @@ from phi3_serve.engine.kernels.contract import AdapterPlan, AttentionPlan, Layer
 from phi3_serve.engine.kernels.half_panels import HalfPanels, keeps_dtype
 from phi3_serve.engine.kernels.kv_cache import KvCache, KvCacheDtype, stored_dtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, plain
+from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, paneled, plain
 from phi3_serve.engine.model.rope import Rope
 from phi3_serve.engine.quantization import QuantizedLinear
 from phi3_serve.engine.weights import head_dim
@@ -68,6 +68,8 @@ class Decoder:
         self._epsilon: float = model.config.rms_norm_eps
         self._embed: Callable[[Tensor], Tensor] = model.model.embed_tokens
         self._norm = model.model.norm.weight.detach().to(self.dtype)
+        self.weight_dtype = self.dtype  # of the weights that are not rounded
+        self.pads_rows = False  # whether a linear layer is faster at some numbers of rows than at others
         self._layers = self._take_layers(model, releases_weights)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
@@ -77,7 +79,12 @@ class Decoder:
             if isinstance(module, QuantizedLinear):
                 return module.packed.multiply
             weight = module.weight.detach()
-            layer = HalfPanels(weight) if _keeps_dtype(weight, self.dtype) else form(weight.to(self.dtype))
+            if _keeps_dtype(weight, self.dtype):
+                self.weight_dtype = weight.dtype
+                layer: Linear = HalfPanels(weight)
+            else:
+                self.pads_rows |= form is not paneled
+                layer = form(weight.to(self.dtype))
             if releases_weights and module.weight is not model.model.embed_tokens.weight:
                 module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             return layer

@@ -74,7 +74,8 @@ class ModelRunner:
 
     def _padded(self, of_tokens: list[int]) -> Tensor:
         """One number for each token, then zeros up to a number of rows that the linear layers compute fast."""
-        padding = [0] * (padded_rows(len(of_tokens)) - len(of_tokens))
+        rows = padded_rows(len(of_tokens)) if self.decoder.pads_rows else len(of_tokens)
+        padding = [0] * (rows - len(of_tokens))
         return torch.tensor(of_tokens + padding, dtype=torch.long, device=self.decoder.device)
 
 

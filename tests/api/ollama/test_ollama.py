@@ -318,6 +318,7 @@ def test_lists_of_models(sdk: ollama.Client, backend: LocalBackend, config: AppC
         device="H200",
         compute_capability="9.0",
         dtype="bfloat16",
+        weight_dtype="bfloat16",
         quantization="none",
         kv_cache_dtype="float32",
         kernels="cuda",
