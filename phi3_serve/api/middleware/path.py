@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from phi3_serve.api.error_handlers import local_path
 
-# They load files by relative paths, so a browser must see their own address. Starlette redirects it.
+# They load files by relative paths, so a browser must see their own address. Starlette redirects it, and files below.
 _PAGES = ("/docs", "/ui")
 
 
@@ -27,4 +27,4 @@ class PathMiddleware:
 
 def _without_empty_parts(path: str) -> str:
     clean = re.sub("/+", "/", path).removesuffix("/") or "/"
-    return path if clean in _PAGES else clean
+    return path if f"/{clean.split('/')[1]}" in _PAGES else clean

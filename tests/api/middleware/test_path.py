@@ -59,6 +59,14 @@ def test_a_page_keeps_its_own_address(client: TestClient, path: str) -> None:
     assert (found.status_code, found.headers["location"]) == (307, SERVER + path)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/ui/nothing", 404), ("/ui/nothing/", 404), ("/ui//", 200), ("/docs/no", 404), ("/docs//", 200)],
+)
+def test_no_redirect_of_a_page_leads_in_a_circle(client: TestClient, path: str, status: int) -> None:
+    assert client.get(SERVER + path).status_code == status
+
+
 def test_slashes_lift_no_rule_of_keys(backend: LocalBackend, config: AppConfig) -> None:
     auth = {"keys": [{"name": "asks", "hash": hash_of("key"), "scopes": ["generate"]}]}
     config = AppConfig.model_validate({**config.model_dump(), "auth": auth})
