@@ -40,7 +40,7 @@ class ModelConfig(StrictModel):
     say so."""
     dtype: Dtype = "auto"
     """`auto`: the dtype of the checkpoint on a GPU (bfloat16 for Phi-3; float16 if the GPU has no bfloat16, such as a
-    T4), float32 on the CPU."""
+    T4), float32 on the CPU, where weights of 16 bits stay as they are."""
     quantization: Quantization = "none"
     """Bits of the weights in memory; they are rounded while a checkpoint is loaded. `int8`: 8 bits. `int4`: 4 bits, and
     8 for the embedding and the head. `fp8`: 8 bits, on a GPU of compute capability 8.9 or higher, which also rounds the

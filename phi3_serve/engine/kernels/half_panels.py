@@ -1,7 +1,7 @@
 """Weights in bfloat16 or float16 as panels, which ``csrc/panel_formats.h`` multiplies by rows in float32.
 
-A weight becomes a float in a register, which is exact. So a layer gives what it gives with the weight in float32, and
-reads half of the bytes. A row's result does not depend on the other rows.
+A weight becomes a float in a register, which is exact. So a layer gives what it gives with the weight in float32, up to
+the order of the sums, and reads half of the bytes. A row's result does not depend on the other rows.
 """
 
 import torch
