@@ -27,11 +27,8 @@ from transformers import Phi3ForCausalLM  # noqa: F401
 ROOT = Path(__file__).parents[2]
 COPIED = ("phi3_serve", "tests", "training", "pyproject.toml", "setup.py")
 TIMEOUT_S = 600
-FOLDERS_OF_THEIR_OWN = (
-    "kernels",
-    "model",
-    "adapters",
-)  # those of their tests that notice faults need no fixture of another folder
+# Those of their tests that notice faults need no fixture of another folder.
+FOLDERS_OF_THEIR_OWN = ("kernels", "model", "adapters")
 
 ENGINE = "phi3_serve/engine"
 ATTENTION = f"{ENGINE}/kernels/triton_attention.py"

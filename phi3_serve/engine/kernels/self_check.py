@@ -47,13 +47,8 @@ NUM_PAGES = 4
 PACKED_OUTPUTS, PACKED_INPUTS = 209, 353  # no multiples of anything that a kernel packs together
 BLOCKED_INPUTS, INPUTS_OF_BLOCK = 320, 64
 FP8_OUTPUTS, FP8_INPUTS = 256, 512
-PACKED_ROWS = (
-    1,
-    5,
-    NUM_TOKENS,
-    70,
-    150,
-)  # a GPU has a kernel for one row, three for tiles of few rows, and torch for many
+# A GPU has a kernel for one row, three for tiles of few rows, and torch for many.
+PACKED_ROWS = (1, 5, NUM_TOKENS, 70, 150)
 EPSILON = 1.0  # of the norm; so large that its absence shows
 
 _REFERENCE = ReferenceKernels()
