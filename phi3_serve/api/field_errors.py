@@ -36,7 +36,10 @@ class _Problem:
     def is_wrong_type(self) -> bool:
         """Whether the value has another type than the form, so that the client did not mean this form."""
         kind = self.error.type
-        return kind.endswith(("_type", "_parsing", "_from_float")) or kind in ("literal_error", "is_instance_of")
+        return kind.endswith(("_type", "_parsing", "_parsing_size", "_from_float")) or kind in (
+            "literal_error",
+            "is_instance_of",
+        )
 
     def field(self, depth: int) -> tuple[Place, bool]:
         """The field with several forms at ``depth``, else the place of the error; and whether it has several forms."""
@@ -56,7 +59,7 @@ def _with_allowed_values(problem: _Problem, route: APIRoute) -> FieldError:
     if not (problem.is_of_all_forms or problem.is_wrong_type or error.type.startswith((*_OF_BOUNDS, NOT_A_BOOLEAN))):
         return error
     allowed = allowed_values(route, error.location, None if problem.is_of_all_forms else error.type)
-    return replace(error, message=f"{error.message}; allowed: {allowed}") if allowed else error
+    return replace(error, message=f"{error.message.removesuffix('.')}; allowed: {allowed}") if allowed else error
 
 
 def _meant(problems: Iterable[_Problem], *, depth: int) -> list[_Problem]:

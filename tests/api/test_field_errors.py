@@ -50,6 +50,20 @@ def test_of_a_field_with_several_forms(client: TestClient, body: dict[str, Any],
     assert text in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ('"seed": 1e30', "exceeded maximum size; allowed: whole number, at least -9223372036854775808, at most"),
+        ('"logit_bias": 5', "This must be a JSON object; allowed: object (0 to 1024 items) of number"),
+    ],
+)
+def test_all_that_is_allowed_follows_the_problem(client: TestClient, sent: str, message: str) -> None:
+    body = f'{{"model": "tested", "prompt": "hi", {sent}}}'
+    answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
 def test_kaito_lists_each_wrong_field_once(client: TestClient) -> None:
     kwargs = {"eos_token_id": [1, -1], "stop_strings": 5, "top_p": 2}
     detail = client.post("/chat", json={"prompt": 5, "generate_kwargs": kwargs}).json()["detail"]
