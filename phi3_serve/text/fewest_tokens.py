@@ -4,15 +4,12 @@ Encoding takes a second for a million and a half of characters, and the whole co
 """
 
 import json
+import re
+from collections.abc import Collection
 
 import tokenizers
 
 _NUM_BYTES = 256
-# Characters with the property White_Space of Unicode. A control token can swallow any number of them.
-_WHITESPACE = (
-    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f"
-    "\u205f\u3000"
-)
 _KEEPS_CHARACTERS = ("Prepend", "Metaspace")  # of normalizers and pre-tokenizers, as Phi-3's have them
 
 
@@ -28,13 +25,24 @@ class FewestTokens:
         parts = [*_steps(description["normalizer"]), *_steps(description["pre_tokenizer"])]
         is_known = encodes_all and all(map(_keeps_characters, parts))
         self._longest = max(map(len, vocabulary)) if is_known else None  # characters of a token
+        self._swallowed = _swallowed(tokenizer.get_added_tokens_decoder().values())
 
     def of(self, text: str, enough: int) -> int:
         """A number of tokens that ``text`` has at least; 0 if that is not more than ``enough``, or not known."""
         if self._longest is None or len(text) <= enough * self._longest:
             return 0
-        found = -(-(len(text) - sum(map(text.count, _WHITESPACE))) // self._longest)
+        num_swallowed = sum(len(run[1]) for run in self._swallowed.finditer(text))
+        found = -(-(len(text) - num_swallowed) // self._longest)
         return found if found > enough else 0
+
+
+def _swallowed(added: Collection[tokenizers.AddedToken]) -> re.Pattern[str]:
+    """The whitespace, any number of characters, that ``added`` tokens may swallow; perhaps more than they do."""
+    swallowing = [token for token in added if token.lstrip or token.rstrip]
+    if any(token.lstrip or token.normalized or re.search(r"\s", token.content) for token in swallowing):
+        return re.compile(r"(\s+)")
+    spelled = "|".join(re.escape(token.content) for token in swallowing) or r"(?!)"
+    return re.compile(rf"(?:{spelled})(\s+)")
 
 
 def _steps(description: dict[str, object] | None) -> list[dict[str, object]]:

@@ -99,8 +99,14 @@ class Phi3Tokenizer:
 
         Raises:
             InvalidRequest: the chat template does not take a conversation.
-            PromptTooLong: see ``encode``.
+            PromptTooLong: the prompt has more tokens than ``limit`` allows.
         """
+        text, token_ids = self._tokenize(request, limit)
+        if limit is not None and len(token_ids) > limit.most:
+            raise PromptTooLong(f"The prompt has {len(token_ids)} tokens, but {limit.reason}.", "prompt")
+        return text, token_ids
+
+    def _tokenize(self, request: TokenizationRequest, limit: TokenLimit | None) -> tuple[str, list[int]]:
         prompt = request.prompt
         if isinstance(prompt, TokenPrompt):
             return self._decode_all(prompt.token_ids), list(prompt.token_ids)

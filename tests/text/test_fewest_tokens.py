@@ -48,6 +48,23 @@ def test_it_is_known_of_phi_3_and_near_enough(name: str) -> None:
     assert fewest.of(text, num_tokens) == 0
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_whitespace_counts_unless_a_control_token_swallows_it(name: str) -> None:
+    tokenizer, fewest = known(name)
+    for whitespace in (" ", "\n", "\u2003 "):
+        text = whitespace * 10_000
+        assert 600 < fewest.of(text, 600) <= len(tokenizer.encode(text, add_special_tokens=False).ids)
+        assert fewest.of(f"a<|end|>{text}", 0) == 1
+
+
+@pytest.mark.parametrize("options", [{"lstrip": True}, {"rstrip": True, "normalized": True}])
+def test_whitespace_counts_only_where_it_is_known_which_is_swallowed(options: dict[str, bool]) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(MINI))
+    tokenizer.add_tokens([tokenizers.AddedToken("<|new|>", **options)])
+    assert FewestTokens(tokenizer).of(" " * 10_000, 0) == 0
+    assert FewestTokens(tokenizer).of(" " * 10_000 + "a" * 160, 0) == 10
+
+
 def test_nothing_is_known_of_a_tokenizer_that_may_drop_characters() -> None:
     cutting = tokenizers.Tokenizer.from_file(str(MINI))
     cutting.normalizer = tokenizers.normalizers.Strip()

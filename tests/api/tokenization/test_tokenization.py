@@ -124,6 +124,8 @@ def test_pieces_as_llama_cpp_has_them(client: TestClient, reference: Any) -> Non
         ("/tokenize", {"prompt": "\ud800"}, "half of a surrogate pair", "prompt"),
         ("/tokenize", {"prompt": ENDLESS_TEXT}, "The prompt has at least", "prompt"),
         ("/tokenize", {"content": ENDLESS_TEXT, "parse_special": False}, "at most 131072 are encoded", "content"),
+        ("/tokenize", {"content": " " * 4_000_000}, "at least 250000 tokens, but at most 131072 are encoded", "content"),
+        ("/tokenize", {"content": "\0" * 131_072}, "has 131073 tokens, but at most 131072 are encoded", "content"),
         ("/tokenize", {"messages": [{"role": "user", "content": ENDLESS_TEXT}]}, "at most 131072 are encoded", "messages"),
         ("/apply-template", {"messages": [{"role": "user", "content": ENDLESS_TEXT}]}, "at most 131072 are encoded", "messages"),
         ("/tokenize", {"prompt": "a", "promt": "a"}, "did you mean `prompt`", "promt"),
