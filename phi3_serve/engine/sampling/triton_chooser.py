@@ -41,7 +41,7 @@ class TritonChooser:
         try:
             triton_sampling.choose_tokens(scores, floats, ints.int(), self._seed, tokens)
             found = tokens.tolist()
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             return f"{type(error).__name__}: {error}"

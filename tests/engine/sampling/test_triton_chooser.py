@@ -113,12 +113,15 @@ def test_a_wrong_kernel_is_replaced(
     assert problem in record.getMessage()
 
 
-def test_a_broken_device_is_no_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.AcceleratorError, torch.OutOfMemoryError])
+def test_a_broken_device_and_a_full_memory_are_no_wrong_kernel(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
+        raise error("an illegal memory access was encountered")
 
     monkeypatch.setattr(triton_sampling, "choose_tokens", broken)
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(error):
         TritonChooser(CPU).prepare(torch.zeros(2, 700))
 
 
