@@ -5,12 +5,15 @@ meanwhile. ``ConsistentHashRouter`` knows only sessions and ignores the load.
 """
 
 import random
+from typing import TYPE_CHECKING
 
-from ray.serve._private.common import RequestMetadata
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.serving.prefixes import PrefixTable, adapter_keys, prefix_keys
+
+if TYPE_CHECKING:
+    from ray.serve._private.common import RequestMetadata
 
 
 class PrefixRouter(FIFOMixin, RequestRouter):
@@ -48,7 +51,7 @@ class PrefixRouter(FIFOMixin, RequestRouter):
         self._table.record(self._keys(pending_request), replica_id)
 
     def _get_pending_request_matching_metadata(
-        self, request_metadata: RequestMetadata | None = None
+        self, request_metadata: "RequestMetadata | None" = None
     ) -> PendingRequest | None:
         return self._get_pending_request_matching_internal_request_id(request_metadata)
 
