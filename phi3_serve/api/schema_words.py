@@ -31,8 +31,8 @@ def _number(schema: Schema) -> str:
 
 
 def _digits(bound: float) -> str:
-    """A whole number has all of them, because a bound may be 2**63."""
-    return str(bound) if isinstance(bound, int) else f"{bound:.10g}"
+    """A whole number has all of them, because a bound may be 2**63. In the OpenAPI document it is a float."""
+    return str(int(bound)) if float(bound).is_integer() else f"{bound:.10g}"
 
 
 def _string(schema: Schema) -> str:

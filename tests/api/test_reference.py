@@ -94,6 +94,8 @@ def test_its_examples_are_answered(tiny: TestClient, example: str) -> None:
         ({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]}, "whole number, at least 0"),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "number, above 0, at most 1"),
         ({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3}, "list (1 to 3 items) of text"),
+        ({"type": "integer", "exclusiveMaximum": float(2**63)}, "whole number, below 9223372036854775808"),
+        ({"type": "number", "minimum": 1e-6}, "number, at least 1e-06"),
         ({"const": "never"}, '`"never"`'),
         ({"$ref": "#/components/schemas/TextPart"}, "TextPart"),
         ({}, "anything"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Le, Len
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from phi3_serve.api.body_with_parameters import BodyWithParameters
 from phi3_serve.api.chat_messages import ChatCompletionMessages
@@ -27,6 +27,9 @@ MAX_ANSWERS = 1024  # of all prompts of one call together
 MAX_PROMPTS = MAX_ANSWERS
 # At most the longest context of the Phi-3 family. The replica, which knows the vocabulary, checks the ids.
 TokenIds = Annotated[list[Annotated[int, Ge(0), number("prompt")]], Len(1, 131_072)]
+
+# The OpenAPI document has bounds as floats, of which none is 2**63 - 1.
+_SEED = {"type": "integer", "minimum": -(2**63), "exclusiveMaximum": 2**63}
 
 
 class StreamOptions(BaseModel):
@@ -65,7 +68,7 @@ class RequestBody(BodyWithParameters):
     best first; by default n. Not in a stream. Beam search always returns the best."""
     stop: StopString | Annotated[list[StopString], Len(0, MAX_STOP_STRINGS)] | None = None
     """The answer ends before the first of these strings."""
-    seed: Annotated[int, Ge(-(2**63)), Le(2**63 - 1), number("seed")] | None = None
+    seed: Annotated[int, Ge(-(2**63)), Le(2**63 - 1), number("seed"), WithJsonSchema(_SEED)] | None = None
     """Makes sampling repeatable. Answer number i of n is sampled with seed + i."""
     presence_penalty: Annotated[float, Ge(-2), Le(2), number("presence_penalty")] | None = None
     """Subtracted from the score of each token that is in the answer already; by default 0."""
