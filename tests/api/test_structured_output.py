@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.testclient import TestClient
 
 from phi3_serve.api.refused_fields import IGNORED
-from tests.api.test_parameter_names import BODIES, MESSAGES, answer, each_api, refusal
+from tests.api.test_parameters_as_fields import BODIES, MESSAGES, answer, each_api, refusal
 
 PERSON = {
     "type": "object",
