@@ -19,6 +19,7 @@ from phi3_serve.api.allowed_values import Place, allowed_values
 from phi3_serve.api.error_mapping import FieldError
 from phi3_serve.api.fields import NOT_A_BOOLEAN
 from phi3_serve.api.given_parameters import OBJECTS, place_of
+from phi3_serve.api.other_names import OTHER_NAMES
 
 # The beginnings of the types of pydantic's errors about the bounds of a value.
 _OF_BOUNDS = ("greater_", "less_", "finite_", "too_", "string_too_")
@@ -31,6 +32,7 @@ class _Problem:
     error: FieldError
     forms: tuple[tuple[Place, str], ...] = ()  # the outermost field first
     is_of_all_forms: bool = False  # the value fits no form of the field
+    is_of_parameter: bool = False  # the field is a generate parameter, by any name, and no field that the API declares
 
     @property
     def is_wrong_type(self) -> bool:
@@ -40,6 +42,12 @@ class _Problem:
             "literal_error",
             "is_instance_of",
         )
+
+    @property
+    def has_own_schema(self) -> bool:
+        """Whether the field is another server's name that takes other values than the parameter, which was checked."""
+        other = OTHER_NAMES.get(str(self.error.location[-1]))
+        return self.is_of_parameter and other is not None and other.schema is not None
 
     def field(self, depth: int) -> tuple[Place, bool]:
         """The field with several forms at ``depth``, else the place of the error; and whether it has several forms."""
@@ -59,7 +67,14 @@ def _with_allowed_values(problem: _Problem, route: APIRoute) -> FieldError:
     if not (problem.is_of_all_forms or problem.is_wrong_type or error.type.startswith((*_OF_BOUNDS, NOT_A_BOOLEAN))):
         return error
     allowed = allowed_values(route, error.location, None if problem.is_of_all_forms else error.type)
-    return replace(error, message=f"{error.message.removesuffix('.')}; allowed: {allowed}") if allowed else error
+    if not allowed:
+        return error
+    message = error.message.removesuffix(".")
+    if problem.has_own_schema and problem.is_of_all_forms:
+        message = "The value has the wrong type"
+    elif problem.has_own_schema and error.type.startswith(("greater_", "less_")):
+        message = "The value is out of range"
+    return replace(error, message=f"{message}; allowed: {allowed}")
 
 
 def _meant(problems: Iterable[_Problem], *, depth: int) -> list[_Problem]:
@@ -75,23 +90,30 @@ def _of_best_form(problems: list[_Problem], field: Place, depth: int) -> list[_P
     """The problems of the form of ``field`` that fits best; of all forms in one, if the value fits none."""
     by_form = groupby(problems, key=lambda problem: problem.forms[depth][1])
     forms = [_meant(of_form, depth=depth + 1) for _, of_form in by_form]
-    best = min(forms, key=lambda of_form: _misfit(of_form, field))
-    if not _misfit(best, field)[0]:
-        return best
+    least = min(_misfit(of_form, field) for of_form in forms)
+    best = [of_form for of_form in forms if _misfit(of_form, field) == least]
+    if least[0]:
+        return [_of_all(forms, field)]
+    items = {problem.error.location for of_form in best for problem in of_form if problem.is_wrong_type}
+    if len(best) > 1 and len(items) == 1 and all(len(of_form) == 1 for of_form in best):
+        return [_of_all(best, items.pop())]  # an item of a list that fits no form of an item
+    return best[0]
+
+
+def _of_all(forms: Sequence[Sequence[_Problem]], field: Place) -> _Problem:
+    """The problems of all ``forms`` of ``field`` in one."""
     messages = dict.fromkeys(problem.error.message for of_form in forms for problem in of_form)
-    return [
-        _Problem(
-            FieldError(field, "; or: ".join(m.removesuffix(".") for m in messages), problems[0].error.type),
-            is_of_all_forms=True,
-        )
-    ]
+    first = forms[0][0]
+    error = FieldError(field, "; or: ".join(message.removesuffix(".") for message in messages), first.error.type)
+    return _Problem(error, is_of_all_forms=True, is_of_parameter=first.is_of_parameter)
 
 
-def _misfit(of_form: Sequence[_Problem], field: Place) -> tuple[bool, int, int]:
-    """How badly the value of ``field`` fits a form; less is better."""
+def _misfit(of_form: Sequence[_Problem], field: Place) -> tuple[bool, int, int, int]:
+    """How badly the value of ``field`` fits a form; less is better. The deeper the problem, the more fits around it."""
     wrong_types = [problem for problem in of_form if problem.is_wrong_type]
     is_other_type = any(problem.error.location == field for problem in wrong_types)
-    return is_other_type, len(wrong_types), len(of_form)
+    depth = max(len(problem.error.location) for problem in of_form)
+    return is_other_type, len(wrong_types), len(of_form), -depth
 
 
 def _problem(details: Mapping[str, Any], body: Any, content_type: str | None) -> _Problem:
@@ -100,9 +122,11 @@ def _problem(details: Mapping[str, Any], body: Any, content_type: str | None) ->
         reason = details.get("ctx", {}).get("error", "")
         message = f"The body is not JSON at character {location[-1]}: {reason}. Check the quoting of your shell."
         return _Problem(FieldError(location, message, details["type"]))
+    is_of_parameter = len(location) > 2 and location[1] in OBJECTS
     details = {**details, "loc": _sent_at(details, body)}
     place, forms = _places(details, body)
-    return _Problem(FieldError(place, _message(details, place, content_type), details["type"]), forms)
+    error = FieldError(place, _message(details, place, content_type), details["type"])
+    return _Problem(error, forms, is_of_parameter=is_of_parameter)
 
 
 def _sent_at(details: Mapping[str, Any], body: Any) -> Place:
