@@ -60,8 +60,8 @@ class FaultyReplica(ServedReplica):
 
         runner.run = run_or_fail
 
-    def _prepare(self, model: RunningModel, request: GenerationRequest) -> EngineRequest:
-        prepared = super()._prepare(model, request)
+    def _prepare(self, model: RunningModel, request: GenerationRequest, arrival: float) -> EngineRequest:
+        prepared = super()._prepare(model, request, arrival)
         if isinstance(request.prompt, RawPrompt) and (found := _POISON.search(request.prompt.text)):
             self._poisons[prepared.prompt_ids] = int(found[1])
         return prepared
