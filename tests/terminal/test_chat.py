@@ -233,7 +233,7 @@ def test_commands(server_url: str, client: TestClient) -> None:
     errors = done.stderr.replace(CUT, "").splitlines()
     assert errors[0] == "`tempersture` is not a generate parameter; did you mean `temperature`?"
     assert "top_k" in errors[1]
-    assert "greater than or equal to 0" in errors[1]
+    assert "allowed: whole number, at least -1" in errors[1]
     assert errors[2] == "/hlep is not a command; did you mean /help?"
     assert "nobody" in errors[3]
     assert errors[4:] == ["Nothing has been said yet."]
