@@ -43,6 +43,7 @@ def test_the_ingress_says_what_each_model_waits_for(cluster: Head) -> None:
 
 def test_an_ingress_that_ends_finds_its_place_again(cluster: Head) -> None:
     """Its cores, if it had reserved some, would go to a model that waits."""
+    until(lambda: is_divided(cluster.call("/ready", timeout=5)), 120)
     (ingress,) = cluster.processes("ray::ServeReplica:phi3:ingress")
     ingress.kill()
     ingress.wait(10)
