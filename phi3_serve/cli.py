@@ -296,10 +296,10 @@ def quantize(
 ) -> None:
     """Write a copy of MODEL with fewer bits, as a server would round it at each load.
 
-    The copy is loaded faster and takes a half (int8, fp8) or a third (int4) of
-    the disk. It has the format of the library compressed-tensors. Exit codes: 1
-    failed, 2 wrong command line, 3 the Hub does not answer, or memory or disk is
-    full; the same command may succeed later.
+    The copy takes a half (int8, fp8) or a third (int4) of the disk. It has the
+    format of the library compressed-tensors. Exit codes: 1 failed, 2 wrong
+    command line, 3 the Hub does not answer, or memory or disk is full; the same
+    command may succeed later.
     """
     from phi3_serve.catalogue import VARIANTS, is_local, variant
     from phi3_serve.engine import snapshot
