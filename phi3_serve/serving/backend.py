@@ -210,13 +210,28 @@ class HandleBackend:
         state = await self._view.state_of(model)
         if state.state == "ready":
             return True  # its replica knows best which adapters there are
-        _require_offered(model, adapters, state)
+        if _not_offered(adapters, state):  # an adapter that was deployed just before is in no older reading
+            state = await self._view.new_state_of(model)
+            if state.state == "ready":
+                return True
+            if unknown := _not_offered(adapters, state):
+                self._require_new_version(model, unknown[0], state, deadline)
+                return False
         if state.state == "scaled_to_zero":
             self._wake_up_calls.start(model)
         next_try_s = state.next_try_s or 0.0
         if state.retry_after_s is None or time.monotonic() + next_try_s >= deadline:
             raise _unavailable(model, state)
         return False
+
+    def _require_new_version(self, model: str, adapter: AdapterChoice, state: VariantState, deadline: float) -> None:
+        """Raise an error, unless a version that may offer ``adapter`` is being built and ``deadline`` is ahead."""
+        error = unknown_adapter(adapter.name, adapter.field, model, [each.name for each in state.adapters or ()])
+        if not self._view.is_being_built:
+            raise error
+        if time.monotonic() >= deadline:
+            hint = "A new version of the application is being built, which may offer it. Try again in a while."
+            raise ModelUnavailable(f"{error.message} {hint}", STARTING_RETRY_AFTER_S)
 
 
 async def _reply(call: Awaitable[Any]) -> Any:
@@ -256,14 +271,12 @@ async def _while_alive(events: AsyncIterator[Event], first_timeout_s: float) -> 
         yield event
 
 
-def _require_offered(model: str, choices: Sequence[AdapterChoice], state: VariantState) -> None:
-    """Raise UnknownModel if one of ``choices`` is known not to be offered."""
+def _not_offered(choices: Sequence[AdapterChoice], state: VariantState) -> list[AdapterChoice]:
+    """Those of ``choices`` that are known not to be offered."""
     if state.adapters is None:
-        return
-    names = [adapter.name for adapter in state.adapters]
-    for choice in choices:
-        if choice.name not in names:
-            raise unknown_adapter(choice.name, choice.field, model, names)
+        return []
+    names = {adapter.name for adapter in state.adapters}
+    return [choice for choice in choices if choice.name not in names]
 
 
 def _unavailable(model: str, state: VariantState) -> ModelUnavailable:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import cast
 
 from ray import serve
-from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from phi3_serve.config.model_name import deployment_name
 from phi3_serve.core.variant_state import VariantState
@@ -57,8 +57,10 @@ class ClusterView:
         self._placements = placements
         self._app_name = app_name
         self._elastic = elastic
+        self.is_being_built = False
+        """Whether the last reading found a new version of the application whose deployments Serve does not know yet."""
         self._states: Mapping[str, VariantState] = {}
-        self._read_at = float("-inf")
+        self._began_at = self._read_at = float("-inf")  # of the last reading, in time.monotonic()
         self._refresh_task: asyncio.Task[None] | None = None
 
     async def states(self) -> Mapping[str, VariantState]:
@@ -82,9 +84,27 @@ class ClusterView:
             return known
         state = (await self.states())[model]
         if state.state != "ready" and self._refresh_task is not None:
-            await asyncio.wait({self._refresh_task}, timeout=MAX_WAIT_BEFORE_REFUSAL_S)
+            await self._end_of_reading()
             state = self._states[model]
         return state
+
+    async def new_state_of(self, model: str) -> VariantState:
+        """The state of ``model`` in a reading that begins after this call, so that it has what was deployed before.
+
+        It waits up to ``MAX_AGE_S`` for that reading. If the controller is slow or away, the last known state is used.
+        """
+        asked_at = time.monotonic()
+        await self._end_of_reading()  # of one that may have begun before
+        if self._began_at < asked_at:
+            await asyncio.sleep(max(0.0, self._read_at + MAX_AGE_S - time.monotonic()))
+            if self._began_at < asked_at and self._refresh_task is None:
+                self._refresh_task = asyncio.create_task(self._refresh(0.0))
+            await self._end_of_reading()
+        return self._states[model]
+
+    async def _end_of_reading(self) -> None:
+        if self._refresh_task is not None:
+            await asyncio.wait({self._refresh_task}, timeout=MAX_WAIT_BEFORE_REFUSAL_S)
 
     def num_replicas(self, model: str) -> int:
         """The number of replicas of ``model`` that answered at the last reading."""
@@ -98,8 +118,9 @@ class ClusterView:
     async def _refresh(self, delay_s: float) -> None:
         try:
             await asyncio.sleep(delay_s)
+            began_at = time.monotonic()
             self._states = await asyncio.to_thread(self._read)
-            self._read_at = time.monotonic()
+            self._began_at, self._read_at = began_at, time.monotonic()
         except Exception:  # Ray raises many kinds while its controller or head is away
             logger.warning("the state of the cluster cannot be read; the last known state is used", exc_info=True)
         finally:
@@ -137,6 +158,7 @@ class ClusterView:
             )
             for model, placement in self._placements.items()
         }
+        self.is_being_built = isinstance(application, ApplicationStatusOverview) and is_being_built(application)
         return self._with_adapters({model: self._with_announced(model, state) for model, state in states.items()})
 
     def _with_announced(self, model: str, state: VariantState) -> VariantState:
@@ -155,6 +177,11 @@ class ClusterView:
         offered = configured_adapters(self._app_name, list(deployments.values()))
         found = {model: replace(states[model], adapters=offered.get(name)) for model, name in deployments.items()}
         return {**states, **found}
+
+
+def is_being_built(application: ApplicationStatusOverview) -> bool:
+    """Whether a new version was deployed whose deployments Serve does not know yet. This takes seconds."""
+    return application.status == ApplicationStatus.DEPLOYING and not application.deployments
 
 
 def num_answering(deployment: DeploymentStatusOverview, statuses: Sequence[LoadStatus]) -> int:

@@ -125,8 +125,10 @@ def request_to(model: str, wait_s: float) -> GenerationRequest:
     )
 
 
-async def answer(backend: HandleBackend, model: str, wait_s: float = 0.0) -> Any:
-    async with aclosing(backend.generate(request_to(model, wait_s))) as events:
+async def answer(
+    backend: HandleBackend, model: str, wait_s: float = 0.0, adapters: tuple[AdapterChoice, ...] = ()
+) -> Any:
+    async with aclosing(backend.generate(replace(request_to(model, wait_s), adapters=adapters))) as events:
         return await anext(events)
 
 
@@ -350,3 +352,47 @@ def test_an_unknown_adapter_wakes_no_model(monkeypatch: pytest.MonkeyPatch, stat
         errors, num_pings = asyncio.run(story(known, name))
         assert [type(error) for error in errors] == [ModelUnavailable] * 2
         assert num_pings == (state == "scaled_to_zero")
+
+
+def test_an_adapter_that_was_deployed_just_before_wakes_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last reading, of a moment ago, does not have it."""
+    states = {"m": VariantState("scaled_to_zero", "", 10, adapters=())}
+    asked = replace(request_to("m", 0), adapters=(AdapterChoice("poet"),))
+
+    async def story() -> None:
+        handle = Handle()
+        backend = backend_of(states, monkeypatch, handle)
+        monkeypatch.setattr("phi3_serve.serving.cluster.MAX_AGE_S", 0.2)
+        await backend.states()
+        states["m"] = replace(states["m"], adapters=(OfferedAdapter("poet", "org/poet", 1.0),))
+        with pytest.raises(ModelUnavailable, match="is starting now"):
+            await anext(backend.generate(asked))
+        await asyncio.sleep(0.01)
+        assert handle.num_pings == 1
+
+    asyncio.run(story())
+
+
+def test_an_adapter_that_a_new_version_may_offer_is_not_refused_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve builds a changed application for seconds, and meanwhile has the deployments of the last one."""
+    states = {"m": VariantState("scaled_to_zero", "", 10, adapters=())}
+    poet = (OfferedAdapter("poet", "org/poet", 1.0),)
+
+    async def story() -> None:
+        handle = Handle()
+        backend = backend_of(states, monkeypatch, handle)
+        view = backend._view
+        view.is_being_built = True
+        asked = TokenizationRequest(model="m", prompt=RawPrompt("a"), adapters=(AdapterChoice("poet"),))
+        with pytest.raises(ModelUnavailable, match=r"which m does not offer; it offers none\. A new version") as caught:
+            await backend.tokenize(asked)
+        assert caught.value.retry_after_s == 10
+        assert handle.num_pings == 0
+        waiting = asyncio.create_task(answer(backend, "m", 60, (AdapterChoice("poet"),)))
+        while not backend.occupancy("m").num_requests:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+        view.is_being_built = False
+        states["m"] = VariantState("ready", adapters=poet, num_replicas=1)
+        assert isinstance(await waiting, Done)
+
+    asyncio.run(story())

@@ -80,3 +80,50 @@ def test_no_request_is_refused_because_of_an_old_reading(monkeypatch: pytest.Mon
         assert (await view.state_of("m")).state == "ready"
 
     asyncio.run(story())
+
+
+def test_a_new_state_is_read_after_it_is_asked_for_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = ClusterView({}, app_name="phi3", elastic=False)
+    began, release = [], threading.Event()
+    detail = "old"
+
+    def read() -> dict[str, VariantState]:
+        began.append(time.monotonic())
+        found = {"m": VariantState("scaled_to_zero", detail)}
+        release.wait(20)
+        return found
+
+    monkeypatch.setattr(view, "_read", read)
+
+    async def story() -> None:
+        nonlocal detail
+        first = asyncio.create_task(view.states())
+        while not began:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+        detail = "new"
+        others = [asyncio.create_task(view.new_state_of("m")) for _ in range(10)]
+        await asyncio.sleep(0)
+        release.set()
+        assert (await first)["m"].detail == "old"
+        assert {state.detail for state in await asyncio.gather(*others)} == {"new"}
+        assert len(began) == 2
+        assert began[1] - began[0] >= cluster.MAX_AGE_S
+
+    asyncio.run(story())
+
+
+def test_a_new_state_is_the_last_known_one_while_the_controller_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "MAX_AGE_S", 0.0)
+    view = ClusterView({}, app_name="phi3", elastic=False)
+    known = {"m": VariantState("scaled_to_zero")}
+
+    def failing() -> dict[str, VariantState]:
+        raise ConnectionError("no controller")
+
+    async def story() -> None:
+        monkeypatch.setattr(view, "_read", lambda: known)
+        await view.states()
+        monkeypatch.setattr(view, "_read", failing)
+        assert await view.new_state_of("m") == known["m"]
+
+    asyncio.run(story())

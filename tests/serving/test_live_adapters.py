@@ -137,10 +137,8 @@ def a_change_of_args_reaches_the_replica(head: Head, checkpoint: Path, places: M
     assert ask(head, "/mine:other/chat") == pirate
 
 
-def test_a_model_that_sleeps_refuses_adapters_that_it_does_not_offer(
-    head: Head, checkpoint: Path, places: Mapping[str, Path]
-) -> None:
-    """Also after a change of its `user_config`, of which no replica was told."""
+def test_a_model_that_sleeps_knows_its_adapters(head: Head, checkpoint: Path, places: Mapping[str, Path]) -> None:
+    """Also at once after a change of its `user_config` or its `args`, of which no replica was told."""
     asleep = config(head, checkpoint, {"poet": places["poet"]})
     asleep["applications"][0]["args"]["models"][0]["min_replicas"] = 0
     asked = {"prompt": PROMPT, "adapters": [{"name": "wrong"}]}
@@ -151,10 +149,15 @@ def test_a_model_that_sleeps_refuses_adapters_that_it_does_not_offer(
     assert not replicas(head)
     asleep["applications"][0]["deployments"] = [live({"pirate": places["pirate"]})]
     head.deploy(asleep, wait=False)
-    until(lambda: listed(head) == ["mine", "mine:pirate"], 20)
     assert head.call("/chat", asked).body["detail"] == refusal + "pirate."
+    assert listed(head) == ["mine", "mine:pirate"]
     refused = head.call("/mine:poet/chat", {"prompt": PROMPT})
     assert refused.status == 404
     assert refused.body["detail"] == refusal.replace("adapters.0.name", "model").replace("wrong", "poet") + "pirate."
     assert not replicas(head)
-    assert head.call("/mine:pirate/chat", {"prompt": PROMPT, "generate_kwargs": SHORT}, prefer="wait=60").status == 200
+    del asleep["applications"][0]["deployments"]
+    asleep["applications"][0]["args"]["models"][0]["adapters"] = offered({"new": places["poet"]})
+    head.deploy(asleep, wait=False)
+    refused = head.call("/mine:new/chat", {"prompt": PROMPT})
+    assert (refused.status, refused.headers["retry-after"]) == (503, "10"), refused.body
+    assert head.call("/mine:new/chat", {"prompt": PROMPT, "generate_kwargs": SHORT}, prefer="wait=90").status == 200
