@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from phi3_serve.config.adapter import AdapterConfig
@@ -93,10 +94,13 @@ class LocalBackend:
             self.num_requests -= 1
 
     async def tokenize(self, request: TokenizationRequest) -> Tokenization:
-        result = await self.replica.tokenize(request)
-        if isinstance(result, Failed):
-            raise result.error
-        return result
+        async with aclosing(self.replica.tokenize(request)) as events:
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Tokenization):
+                    return event
+        raise AssertionError("no answer")
 
     async def states(self) -> Mapping[str, VariantState]:
         return self.state_of

@@ -102,11 +102,11 @@ class Service:
             Phi3ServeError: the model is unknown or cannot answer, or what ``prompt_field`` has is wrong.
         """
         named = self.model_named(model)
-        wait_s = self.options(http, stream=False).wait_s
         self.metrics.count_tokenization(named.model)
         if adapters is None:
             adapters = named.adapters()
-        request = TokenizationRequest(model=named.model, prompt=prompt, adapters=adapters, wait_s=wait_s, **how)
+        options = self.options(http, stream=False)
+        request = TokenizationRequest(model=named.model, prompt=prompt, adapters=adapters, options=options, **how)
         try:
             return await self.backend.tokenize(request)
         except InvalidRequest as error:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from phi3_serve.core.adapter import AdapterChoice
+from phi3_serve.core.generation_request import RequestOptions
 from phi3_serve.core.prompt import Prompt
 from phi3_serve.pickled_by_name import pickled_by_name
 
@@ -17,7 +18,7 @@ class TokenizationRequest:
     adapters: tuple[AdapterChoice, ...] = ()  # they do not change the tokens, but must exist
     finds_control_tokens: bool = True  # whether names of control tokens in a raw prompt become control tokens
     with_tokens: bool = False  # whether the result has ``tokens``
-    wait_s: float = 0.0  # maximum, for a model that is asleep or loading
+    options: RequestOptions
 
 
 @pickled_by_name

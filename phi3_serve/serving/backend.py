@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
@@ -15,12 +15,12 @@ from phi3_serve.api.limits import CurrentLimits
 from phi3_serve.core.adapter import AdapterChoice
 from phi3_serve.core.backend_protocol import Occupancy
 from phi3_serve.core.engine_info import MAX_ROWS
-from phi3_serve.core.event import SIGN_OF_LIFE_INTERVAL_S, Begun, Delta, Done, Event, Failed, Queued
+from phi3_serve.core.event import SIGN_OF_LIFE_INTERVAL_S, Begun, Delta, Done, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest
 from phi3_serve.core.host_info import HostInfo
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.core.variant_state import VariantState
-from phi3_serve.errors import ModelNotLoaded, ModelUnavailable, ReplicaLost, unknown_adapter
+from phi3_serve.errors import EngineFailure, ModelNotLoaded, ModelUnavailable, ReplicaLost, unknown_adapter
 from phi3_serve.observability.host import cpu_info
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.serving.cluster import ClusterView
@@ -41,6 +41,8 @@ READY_POLL_INTERVAL_S = 0.5  # of a request that waits for its model
 # Requests. While no replica runs, a request must still reach the ingress, to start one or to learn why none runs.
 MIN_CAPACITY = 64
 
+Answer = TypeVar("Answer")
+
 
 class HandleBackend:
     """``core.Backend`` over the deployment handles of the replicas."""
@@ -57,7 +59,7 @@ class HandleBackend:
         self._streams = {n: h.options(method_name="generate", stream=True) for n, h in handles.items()}
         # only a call through Ray's object store tells when a replica has accepted it
         self._retries = {n: h.options(_by_reference=True) for n, h in self._streams.items()}
-        self._tokenizers = {n: h.options(method_name="tokenize") for n, h in handles.items()}
+        self._tokenizers = {n: h.options(method_name="tokenize", stream=True) for n, h in handles.items()}
         self._placements = placements
         self._view = view
         self._limits = limits
@@ -95,15 +97,30 @@ class HandleBackend:
 
     async def tokenize(self, request: TokenizationRequest) -> Tokenization:
         """Use the tokenizer of a replica; see ``core.Backend``."""
-        await self._require_ready(request.model, request.adapters, request.wait_s)
+        await self._require_ready(request.model, request.adapters, request.options.wait_s)
         give_up_at = time.monotonic() + MEETING_TIMEOUT_S
         while True:
-            result: Tokenization | Failed = await _reply(self._tokenizers[request.model].remote(request))
-            if isinstance(result, Tokenization):
-                return result
-            if not isinstance(result.error, ModelNotLoaded) or time.monotonic() >= give_up_at:
-                raise result.error
-            await self._before_next_meeting(request)
+            try:
+                return await self._tokenize_once(request)
+            except ModelNotLoaded:
+                if time.monotonic() >= give_up_at:
+                    raise
+                await self._before_next_meeting(request)
+
+    async def _tokenize_once(self, request: TokenizationRequest) -> Tokenization:
+        """What one replica answers. A text may wait there for others, and gives signs of life."""
+        events: Any = self._tokenizers[request.model].remote(request)  # DeploymentResponseGenerator
+        try:
+            async for event in _while_alive(events, SILENCE_TIMEOUT_S):
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Tokenization):
+                    return event
+        except RAY_ERRORS as error:
+            raise from_ray(error) from error
+        finally:
+            events.cancel()
+        raise EngineFailure("The replica gave no answer.")
 
     async def _before_next_meeting(self, request: GenerationRequest | TokenizationRequest) -> None:
         """Wait until the request may meet a replica that has its model."""
@@ -250,7 +267,7 @@ async def _reply(call: Awaitable[Any]) -> Any:
         raise from_ray(error) from error
 
 
-async def _while_alive(events: AsyncIterator[Event], first_timeout_s: float) -> AsyncIterator[Event]:
+async def _while_alive(events: AsyncIterator[Answer], first_timeout_s: float) -> AsyncIterator[Answer]:
     """``events``, of which the first may take ``first_timeout_s``, because Serve may still look for a replica.
 
     Raises:

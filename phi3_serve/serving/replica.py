@@ -24,7 +24,14 @@ from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.core.prompt import Conversation, RawPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
-from phi3_serve.errors import EngineFailure, InvalidRequest, ModelNotLoaded, Phi3ServeError, PromptTooLong
+from phi3_serve.errors import (
+    EngineFailure,
+    InvalidRequest,
+    ModelNotLoaded,
+    Phi3ServeError,
+    PromptTooLong,
+    UnknownModel,
+)
 from phi3_serve.observability.engine_metrics import EngineMetrics, EngineReading
 from phi3_serve.overload import STARTING_RETRY_AFTER_S
 from phi3_serve.parameters import GenerationParameters
@@ -141,15 +148,29 @@ class Replica:
         finally:  # also when the client has disconnected, even while the request was submitted
             submission.leave(partial(model.engine.abort, request.request_id))
 
-    async def tokenize(self, request: TokenizationRequest) -> Tokenization | Failed:
-        """What the tokenizer makes of ``request``. A long text takes a second, so not on the event loop."""
+    async def tokenize(self, request: TokenizationRequest) -> AsyncGenerator[Event | Tokenization, None]:
+        """What the tokenizer makes of ``request``, or Failed, after signs of life.
+
+        A long text takes a second, and waits for others: so not on the event loop.
+        """
         if (model := self._model) is None:
-            return Failed(self._not_loaded())
+            yield Failed(self._not_loaded())
+            return
         try:
             self._adapters.check(request.adapters)
-            return await self._encoding_threads.start(request.prompt, partial(tokenized, model, request)).result
-        except Phi3ServeError as error:
-            return Failed(error)
+        except UnknownModel as error:
+            yield Failed(error)
+            return
+        encoding = self._encoding_threads.start(request.prompt, partial(tokenized, model, request))
+        try:
+            async with aclosing(_while_encoding(encoding, request.options)) as waits:
+                async for event in waits:
+                    yield event
+                    if isinstance(event, Failed):
+                        return
+            yield encoding.result.result()
+        finally:  # also when the client has disconnected
+            encoding.leave(lambda: None)
 
     async def ping(self) -> None:
         """Do nothing: the call alone starts a replica of a variant that is scaled to zero."""

@@ -512,8 +512,14 @@ def test_a_changed_file_is_read_when_the_adapter_is_loaded_again(
 
 
 def test_a_tokenizer_has_no_adapters_but_knows_their_names(replica: Replica) -> None:
-    asked = TokenizationRequest(model="tested", prompt=TokenPrompt(PROMPT), adapters=choices(pirat=None))
-    failed = asyncio.run(replica.tokenize(asked))
+    asked = TokenizationRequest(
+        model="tested", prompt=TokenPrompt(PROMPT), adapters=choices(pirat=None), options=PATIENT
+    )
+
+    async def events() -> list[Any]:
+        return [event async for event in replica.tokenize(asked)]
+
+    (failed,) = asyncio.run(events())
     assert isinstance(failed, Failed)
     assert failed.error.message == (
         "`adapters` names the adapter pirat, which tested does not offer; did you mean pirate?"

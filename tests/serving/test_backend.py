@@ -32,6 +32,7 @@ from phi3_serve.errors import (
     ReplicaLost,
     UnknownModel,
 )
+from phi3_serve.overload import waited_too_long
 from phi3_serve.parameters import NONE_GIVEN
 from phi3_serve.serving import backend as backend_module
 from phi3_serve.serving.backend import MIN_CAPACITY, HandleBackend
@@ -123,6 +124,11 @@ def request_to(model: str, wait_s: float) -> GenerationRequest:
         parameters=NONE_GIVEN,
         options=RequestOptions(wait_s=wait_s, timeout_s=60),
     )
+
+
+def tokenization_of(model: str, wait_s: float = 0.0, adapters: tuple[AdapterChoice, ...] = ()) -> TokenizationRequest:
+    options = RequestOptions(wait_s=wait_s, timeout_s=60)
+    return TokenizationRequest(model=model, prompt=RawPrompt("a"), adapters=adapters, options=options)
 
 
 async def answer(
@@ -248,25 +254,6 @@ def test_only_a_request_that_has_not_begun_is_sent_to_another_replica(
     assert handle.scripts == [spare]
 
 
-class TokenizerHandle(Handle):
-    """A deployment handle whose calls of the tokenizer have the next of ``results``; an exception is raised."""
-
-    def __init__(self, *results: Any) -> None:
-        super().__init__()
-        self.results = list(results)
-
-    async def _next(self) -> Any:
-        result = self.results.pop(0)
-        if result is SILENCE:
-            await asyncio.Event().wait()
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def remote(self, request: Any = None) -> Any:
-        return asyncio.Event().wait() if request is None else self._next()
-
-
 TOKENIZED = Tokenization(text="a", token_ids=(5,), context_length=8)
 
 
@@ -283,43 +270,45 @@ def test_a_client_that_leaves_ends_its_request_only(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("results", "expected"),
+    ("scripts", "expected"),
     [
-        ([TOKENIZED], TOKENIZED),
-        ([Failed(ModelNotLoaded("not here")), TOKENIZED], TOKENIZED),
-        ([Failed(InvalidRequest("no", "prompt"))], InvalidRequest),
-        ([DEATH], ModelUnavailable),
-        ([SILENCE], ModelUnavailable),
-        ([KeyError("x")], EngineFailure),
+        ([[TOKENIZED]], TOKENIZED),
+        ([[Queued(), Queued(), Begun(), TOKENIZED]], TOKENIZED),
+        ([[Failed(ModelNotLoaded("not here"))], [TOKENIZED]], TOKENIZED),
+        ([[Failed(InvalidRequest("no", "prompt"))]], InvalidRequest),
+        ([[Queued(), Failed(waited_too_long())]], Overloaded),
+        ([[DEATH]], ModelUnavailable),
+        ([[SILENCE]], ModelUnavailable),
+        ([[Queued(), SILENCE]], ModelUnavailable),
+        ([[KeyError("x")]], EngineFailure),
+        ([[Queued()]], EngineFailure),
     ],
 )
 def test_a_tokenizer_is_used_where_its_model_is(
-    monkeypatch: pytest.MonkeyPatch, results: list[Any], expected: Any
+    monkeypatch: pytest.MonkeyPatch, scripts: list[list[Any]], expected: Any
 ) -> None:
     monkeypatch.setattr(backend_module, "MEETING_INTERVAL_S", 0.01)
     monkeypatch.setattr(backend_module, "SILENCE_TIMEOUT_S", 0.05)
-    asked = TokenizationRequest(model="m", prompt=RawPrompt("a"))
-    spare = Tokenization(text="", token_ids=(), context_length=8)
-    handle = TokenizerHandle(*results, spare)
+    asked = tokenization_of("m")
+    spare: list[Any] = [TOKENIZED]
+    handle = Handle(*map(list, scripts), spare)
     backend = backend_of({"m": VariantState("ready", num_replicas=1)}, monkeypatch, handle)
     if isinstance(expected, Tokenization):
         assert asyncio.run(backend.tokenize(asked)) == expected
     else:
         with pytest.raises(expected):
             asyncio.run(backend.tokenize(asked))
-    assert handle.results == [spare]
+    assert handle.scripts == [spare]
 
 
 def test_a_tokenizer_of_a_sleeping_model_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     states = {"m": VariantState("scaled_to_zero", "", 10)}
 
     async def story() -> None:
-        backend = backend_of(states, monkeypatch, TokenizerHandle(TOKENIZED))
+        backend = backend_of(states, monkeypatch, Handle([TOKENIZED]))
         with pytest.raises(ModelUnavailable, match="is starting now"):
-            await backend.tokenize(TokenizationRequest(model="m", prompt=RawPrompt("a")))
-        waiting = asyncio.create_task(
-            backend.tokenize(TokenizationRequest(model="m", prompt=RawPrompt("a"), wait_s=60))
-        )
+            await backend.tokenize(tokenization_of("m"))
+        waiting = asyncio.create_task(backend.tokenize(tokenization_of("m", 60)))
         await asyncio.sleep(0.1)
         states["m"] = VariantState("ready", num_replicas=1)
         assert await waiting == TOKENIZED
@@ -339,7 +328,7 @@ def test_an_unknown_adapter_wakes_no_model(monkeypatch: pytest.MonkeyPatch, stat
         with pytest.raises(Phi3ServeError) as of_prompt:
             await anext(backend.generate(replace(request_to("m", 0), adapters=choices)))
         with pytest.raises(Phi3ServeError) as of_tokenizer:
-            await backend.tokenize(TokenizationRequest(model="m", prompt=RawPrompt("a"), adapters=choices))
+            await backend.tokenize(tokenization_of("m", adapters=choices))
         await asyncio.sleep(0.01)
         return [of_prompt.value, of_tokenizer.value], handle.num_pings
 
@@ -383,7 +372,7 @@ def test_an_adapter_that_a_new_version_may_offer_is_not_refused_for_good(monkeyp
         backend = backend_of(states, monkeypatch, handle)
         view = backend._view
         view.is_being_built = True
-        asked = TokenizationRequest(model="m", prompt=RawPrompt("a"), adapters=(AdapterChoice("poet"),))
+        asked = tokenization_of("m", adapters=(AdapterChoice("poet"),))
         with pytest.raises(ModelUnavailable, match=r"which m does not offer; it offers none\. A new version") as caught:
             await backend.tokenize(asked)
         assert caught.value.retry_after_s == 10

@@ -15,7 +15,8 @@ from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.event import Begun, Delta, Done, Event, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import RawPrompt
-from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, RequestTimeout
+from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
+from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, RequestTimeout
 from phi3_serve.parameter_defaults import CHAT_DEFAULTS
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import replica as module
@@ -280,6 +281,54 @@ def test_a_text_behind_long_ones_gives_signs_of_life_and_its_time_counts(
 
     monkeypatch.setattr(module, "SIGN_OF_LIFE_INTERVAL_S", 0.1)
     monkeypatch.setattr(tokenizer_of(replica), "encode", encode_when_told)
+    asyncio.run(story())
+    assert sorted(encoded) == ["running0", "running1", "waiting"]
+
+
+def test_a_long_text_that_is_only_counted_waits_its_turn(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives signs of life. If the wait is too long for it, it costs no encoding."""
+    encoded: list[str] = []
+    are_encoding, may_encode = threading.Semaphore(0), threading.Event()
+    tokenize = tokenizer_of(replica).tokenize
+
+    def tokenize_when_told(asked: TokenizationRequest, **given: Any) -> Any:
+        assert isinstance(asked.prompt, RawPrompt)
+        encoded.append(asked.prompt.text.split()[0])
+        are_encoding.release()
+        may_encode.wait(20)
+        return tokenize(asked, **given)
+
+    async def collect(name: str, seen: list[Any], queue_timeout_s: float = 50) -> None:
+        options = RequestOptions(timeout_s=60, queue_timeout_s=queue_timeout_s)
+        asked = TokenizationRequest(model="tested", prompt=RawPrompt(f"{name} {LONG}"), options=options)
+        async for event in replica.tokenize(asked):
+            seen.append(event)
+
+    async def story() -> None:
+        running: list[list[Any]] = [[], []]
+        tasks = [asyncio.create_task(collect(f"running{n}", seen)) for n, seen in enumerate(running)]
+        for _ in tasks:
+            assert await asyncio.to_thread(are_encoding.acquire, timeout=20)
+        late: list[Any] = []
+        await asyncio.wait_for(collect("late", late, 0.3), 20)
+        assert late[:-1] == [Queued()] * len(late[:-1]) != []
+        assert isinstance(late[-1], Failed)
+        assert isinstance(late[-1].error, Overloaded)
+        assert late[-1].error.retry_after_s
+        waiting: list[Any] = []
+        tasks.append(asyncio.create_task(collect("waiting", waiting)))
+        while len(waiting) < 3 or len(running[0]) < 3:  # noqa: ASYNC110 - a list offers no event
+            await asyncio.sleep(0.01)
+        assert waiting == [Queued()] * len(waiting)
+        assert set(map(repr, running[0])) == {"Begun()"}
+        may_encode.set()
+        await asyncio.gather(*tasks)
+        for seen in (*running, waiting):
+            assert isinstance(seen[-1], Tokenization)
+            assert len(seen[-1].token_ids) > 10_000
+
+    monkeypatch.setattr(module, "SIGN_OF_LIFE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(tokenizer_of(replica), "tokenize", tokenize_when_told)
     asyncio.run(story())
     assert sorted(encoded) == ["running0", "running1", "waiting"]
 

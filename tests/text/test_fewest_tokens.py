@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi3_serve.catalogue import EMBEDDED_TINY
+from phi3_serve.core.generation_request import RequestOptions
 from phi3_serve.core.prompt import Conversation, Message, RawPrompt
 from phi3_serve.core.tokenization import TokenizationRequest
 from phi3_serve.errors import PromptTooLong
@@ -18,6 +19,7 @@ from phi3_serve.text.fewest_tokens import FewestTokens
 
 MINI = Path(__file__).parents[1] / "data" / "tokenizers" / "phi-3-mini.tokenizer.json"
 FILES = {"tiny": EMBEDDED_TINY / "tokenizer.json", "mini": MINI}
+OPTIONS = RequestOptions(timeout_s=60)
 
 
 @cache
@@ -93,7 +95,7 @@ def test_a_text_far_too_long_is_refused_before_it_is_encoded() -> None:
         ):
             tokenizer.encode(prompt, limit=token_limit.of_context(2048))
         for finds in (True, False):
-            asked = TokenizationRequest(model="m", prompt=prompt, finds_control_tokens=finds)
+            asked = TokenizationRequest(model="m", prompt=prompt, finds_control_tokens=finds, options=OPTIONS)
             with pytest.raises(
                 PromptTooLong, match=r"The prompt has at least \d+ tokens, but at most 131072 are encoded"
             ):

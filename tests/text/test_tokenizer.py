@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from phi3_serve.catalogue import EMBEDDED_TINY
+from phi3_serve.core.generation_request import RequestOptions
 from phi3_serve.core.prompt import Conversation, Message, RawPrompt
 from phi3_serve.core.tokenization import TokenizationRequest
 from phi3_serve.errors import InvalidRequest
@@ -22,6 +23,7 @@ from phi3_serve.text.tokenizer import Phi3Tokenizer
 HF: Any = AutoTokenizer.from_pretrained(EMBEDDED_TINY)
 TOKENIZER = Phi3Tokenizer(AutoTokenizer.from_pretrained(EMBEDDED_TINY))
 CONTROL_IDS = set(HF.added_tokens_decoder)
+OPTIONS = RequestOptions(timeout_s=60)
 
 # Text as people write it, whitespace at the edges included, that spells no control token.
 benign = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(
@@ -170,9 +172,11 @@ def test_special_tokens_stand_around_a_text_if_they_are_asked_for() -> None:
     question = Conversation((Message("user", "Hi <|end|>"),))
     for text in ("Hi there", "", "<|user|> Hi<|end|>"):
         for adds in (True, False):
-            asked = TokenizationRequest(model="m", prompt=RawPrompt(text, add_special_tokens=adds))
+            asked = TokenizationRequest(model="m", prompt=RawPrompt(text, add_special_tokens=adds), options=OPTIONS)
             assert tokenizer.tokenize(asked) == (text, reference.encode(text, add_special_tokens=adds))
-    no_control_token = TokenizationRequest(model="m", prompt=RawPrompt("a<|end|>"), finds_control_tokens=False)
+    no_control_token = TokenizationRequest(
+        model="m", prompt=RawPrompt("a<|end|>"), finds_control_tokens=False, options=OPTIONS
+    )
     _, ids = tokenizer.tokenize(no_control_token)
     assert ids[0] == bos
     assert not set(ids[1:]) & CONTROL_IDS

@@ -163,7 +163,7 @@ def test_what_every_api_does_these_do_too(backend: LocalBackend, config: AppConf
             return 1 if self.num_inside == 0 else 0
 
         async def tokenize(self, request: TokenizationRequest) -> Tokenization:
-            assert request.wait_s == 3
+            assert request.options.wait_s == 3
             raise ModelUnavailable("Model tested is loading.", 7)
 
     auth = {"key_hashes": [hash_of("k")]}
