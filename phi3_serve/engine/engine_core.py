@@ -22,6 +22,7 @@ from phi3_serve.engine.adapters.applied import check_adapters
 from phi3_serve.engine.adapters.reader import read_adapter
 from phi3_serve.engine.cache_capacity import CacheCapacity
 from phi3_serve.engine.device import compute_capability, device_name
+from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.engine.freed_memory import return_freed_memory
 from phi3_serve.engine.generation import Generation
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE, BlockManager
@@ -418,8 +419,9 @@ class EngineCore:
 
     def _recover(self, plan: Plan, error: Exception) -> Events:
         """Go on after ``plan`` failed. A lack of memory costs at most the largest request."""
-        if not isinstance(error, torch.OutOfMemoryError) or plan.is_committed:
+        if kind_of(error) != "memory" or plan.is_committed:
             return self._fail_all(list(plan.chunks), error)
+        self.runner.check_device()  # what a library says about memory is not always about memory
         num_tokens = sum(chunk.num_tokens for chunk in plan.all_chunks)
         largest = self.scheduler.retreat(plan)
         limit = self.scheduler.budget.limit
@@ -434,12 +436,12 @@ class EngineCore:
         Raises:
             AcceleratorError: for example after a failed assertion on the device; this process cannot use it any more.
         """
-        if isinstance(error, torch.AcceleratorError):
+        if (kind := kind_of(error)) == "device":
             raise error
         self.runner.check_device()
         logger.error("a step of %d requests failed", len(generations), exc_info=error)
         failure: Phi3ServeError = EngineFailure(f"Generation failed: {type(error).__name__}.")
-        if isinstance(error, torch.OutOfMemoryError):
+        if kind == "memory":
             self.runner.free_memory()
             failure = overload.memory_is_full()
         return [self._fail(generation, failure) for generation in generations]

@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Iterator
 
-import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -13,6 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.errors import (
     AccessDenied,
     CheckpointError,
@@ -27,7 +27,6 @@ _FIRST_SERVER_ERROR = 500
 _DENIED = (401, 403)
 # What libraries in Rust and C++ say, whose exceptions carry no number of the system.
 _DISK_WORDS = ("No space left on device", "Disk quota exceeded")
-_MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
 
 
 def in_one_line(error: BaseException) -> str:
@@ -41,11 +40,7 @@ def resource_error(where: str, error: BaseException) -> CheckpointError | None:
         number = one.errno if isinstance(one, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(one) for words in _DISK_WORDS):
             return StorageFull(f"{where}: the disk is full: {_first_line(one)}")
-        if (
-            isinstance(one, MemoryError | torch.OutOfMemoryError)
-            or number == errno.ENOMEM
-            or any(words in str(one) for words in _MEMORY_WORDS)
-        ):
+        if number == errno.ENOMEM or kind_of(one) == "memory":
             return MemoryFull(f"{where}: does not fit into the memory that is free now: {_first_line(one)}")
     return None
 

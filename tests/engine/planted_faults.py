@@ -52,6 +52,8 @@ BUFFER = f"{ENGINE}/model/step_buffer.py"
 RUNNER = f"{ENGINE}/model/device_runner.py"
 CHOOSER = f"{ENGINE}/sampling/triton_chooser.py"
 SAMPLER = f"{ENGINE}/sampling/device_sampler.py"
+ERROR_KIND = f"{ENGINE}/error_kind.py"
+CORE = f"{ENGINE}/engine_core.py"
 
 OF_ATTENTION = "tests/engine/kernels/test_triton_attention.py"
 OF_ATTENTION_IN_8_BITS = "tests/engine/kernels/test_triton_attention.py::test_a_cache_in_8_bits"
@@ -77,6 +79,9 @@ OF_PEFT = "tests/engine/test_adapters.py::test_random_requests_in_company[0]"
 OF_PREFIXES = "tests/engine/test_adapters.py::test_a_prefix_is_known_by_its_adapters_and_strengths"
 OF_KEPT = "tests/engine/model/test_device_adapters.py::test_running_requests_keep_their_adapters_on_the_device"
 OF_CHOOSER = "tests/engine/sampling/test_triton_chooser.py"
+OF_ERROR_KIND = "tests/engine/test_error_kind.py"
+OF_LACKS = "tests/engine/test_engine.py::test_a_request_without_memory_fails_alone"
+OF_LIES = "tests/engine/test_engine.py::test_an_error_of_the_device_that_looks_like_a_lack_of_memory_ends_the_engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +416,17 @@ FAULTS: list[Fault] = [
         ("drafts are ignored", "            and parameters.prompt_lookup_num_tokens is None\n", ""),
         ("scores are not returned", "            and not parameters.output_scores\n", ""),
         ("beams are taken for plain rows", "strategy.choice != \"by_strategy\"", "True"),
+    ),
+    *_of(
+        ERROR_KIND,
+        (OF_ERROR_KIND, OF_LACKS),
+        ("a lack of memory is known by torch's class alone", "if is_of_memory or any(words in str(error) for words in _MEMORY_WORDS):", "if is_of_memory:"),
+        ("every AcceleratorError stays", "if is_of_memory or any(", "if is_of_memory or not isinstance(error, torch.AcceleratorError) and any("),
+    ),
+    *_of(
+        CORE,
+        (OF_LIES,),
+        ("a device that seems to lack memory is not asked", "        self.runner.check_device()  # what a library", "        # what a library"),
     ),
 ]  # fmt: skip
 

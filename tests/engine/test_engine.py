@@ -29,6 +29,7 @@ from phi3_serve.engine.sampling.processors import Processor, ScoreRow, ScoreSett
 from phi3_serve.engine.sampling.strategies.independent_sequences import IndependentSequences
 from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, RequestTimeout
 from tests.engine.asking import PROMPT, Answer, request
+from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
 from tests.support import ENDLESS
 
 SIZES = EngineSizes(num_blocks=600, token_budget=64, max_rows=16)
@@ -78,8 +79,8 @@ def started(engine: Engine, asked: EngineRequest) -> Answer:
     return answer
 
 
-def with_memory_for(engine: Engine, num_tokens: int) -> list[int]:
-    """Let larger steps fail as on a GPU without memory; the tokens of each step that was tried."""
+def with_memory_for(engine: Engine, num_tokens: int, error: Exception = LACKS_OF_MEMORY[0]) -> list[int]:
+    """Let larger steps fail with ``error``; the tokens of each step that was tried."""
     tried: list[int] = []
     runner: Any = engine._core.runner
     run = runner.run
@@ -87,21 +88,22 @@ def with_memory_for(engine: Engine, num_tokens: int) -> list[int]:
     def run_or_fail(chunks: Any) -> Any:
         tried.append(sum(chunk.num_tokens for chunk in chunks))
         if tried[-1] > num_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error.with_traceback(None)
         return run(chunks)
 
     runner.run = run_or_fail
     return tried
 
 
-def test_a_step_without_memory_is_run_in_smaller_ones(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
+def test_a_step_without_memory_is_run_in_smaller_ones(loaded: LoadedModel, error: Exception) -> None:
     sizes = replace(SIZES, token_budget=512)
     asked = [request(loaded, f"{n}", prompt=(n + 1, *PROMPT * 30), do_sample=False, **ENDLESS) for n in range(4)]
     usual = Engine(loaded, sizes=sizes)
     expected = [Answer(usual, made).ids() for made in asked]
     usual.close()
     engine = Engine(loaded, sizes=sizes)
-    tried = with_memory_for(engine, 150)
+    tried = with_memory_for(engine, 150, error)
     answers = [Answer(engine, made) for made in asked]
     assert [answer.ids() for answer in answers] == expected
     assert 150 < max(tried) <= 512
@@ -110,14 +112,38 @@ def test_a_step_without_memory_is_run_in_smaller_ones(loaded: LoadedModel) -> No
     engine.blocks.check_integrity([])
 
 
-def test_a_request_without_memory_fails_alone(engine: Engine, loaded: LoadedModel) -> None:
-    with_memory_for(engine, 3 * BLOCK_SIZE)  # the small ones compute at most one block each again
-    small = [started(engine, long_request(loaded, f"{number}", max_new_tokens=200)) for number in range(3)]
+@pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
+def test_a_request_without_memory_fails_alone(engine: Engine, loaded: LoadedModel, error: Exception) -> None:
+    asked = [long_request(loaded, f"{number}", max_new_tokens=50, do_sample=False) for number in range(3)]
+    expected = [Answer(engine, made).ids() for made in asked]
+    with_memory_for(engine, 3 * BLOCK_SIZE, error)  # the small ones compute at most one block each again
+    small = [started(engine, made) for made in asked]
     (event,) = Answer(engine, request(loaded, "large", prompt=PROMPT * 16)).all()
     assert isinstance(event, Failed)
     assert isinstance(event.error, ModelUnavailable)
     assert event.error.retry_after_s
-    assert all(isinstance(answer.last(), Finished) for answer in small)
+    assert [answer.ids() for answer in small] == expected
+
+
+def test_an_error_of_the_device_that_looks_like_a_lack_of_memory_ends_the_engine(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cuBLAS says of a full memory it says of a device that has failed, too."""
+    broken = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    breakdowns: list[Exception] = []
+    engine = Engine(loaded, sizes=SIZES, on_breakdown=breakdowns.append)
+
+    def check_device() -> None:
+        raise broken
+
+    monkeypatch.setattr(engine._core.runner, "check_device", check_device)
+    not_initialized = "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+    with_memory_for(engine, 0, RuntimeError(not_initialized))
+    event = Answer(engine, request(loaded)).last()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, EngineFailure)
+    engine._thread.join(20)
+    assert breakdowns == [broken]
 
 
 def test_tokens_without_memory_are_chosen_for_one_request_after_another(
@@ -142,12 +168,13 @@ def test_tokens_without_memory_are_chosen_for_one_request_after_another(
     assert max(tried) > 1
 
 
+@pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
 def test_a_request_whose_tokens_have_no_memory_fails_alone(
-    engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def draw_or_fail(scores: torch.Tensor, rows: Sequence[ScoreSettings]) -> list[int]:
         if any(row.parameters.top_k == 7 for row in rows):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error.with_traceback(None)
         return draw(scores, rows)
 
     monkeypatch.setattr(sampler, "draw", draw_or_fail)

@@ -1,6 +1,7 @@
 """Which cause a loading that failed has: real answers of a Hub, a real full disk, files that are missing."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from phi3_serve.errors import (
     SourceUnreachable,
     StorageFull,
 )
+from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
 from tests.hub import REPOSITORY, REVISION, Hub
 
 PREFIX = f"{REPOSITORY}: cannot be fetched at revision {REVISION}: "
@@ -95,13 +97,7 @@ def test_a_full_disk_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        OSError(errno.ENOMEM, "Cannot allocate memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
-    ],
+    "error", [MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), *LACKS_OF_MEMORY], ids=str
 )
 def test_a_full_memory_is_named(error: Exception) -> None:
     try:

@@ -15,6 +15,7 @@ from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.page_table import Mix, PageTable
 from phi3_serve.engine.adapters.pages import PagedAdapter, PageLayout, num_pages
+from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.engine.kernels.contract import MAX_PAGES, PAGE_RANK, PagedLowRank
 from phi3_serve.errors import InvalidRequest, MemoryFull
 
@@ -79,7 +80,9 @@ class DeviceTier:
                 self._make_pool()
         try:
             return PagedAdapter(loaded, self.layout, is_pinned=self._device.type == "cuda")
-        except (MemoryError, RuntimeError) as error:  # torch says so of pinned memory
+        except (MemoryError, RuntimeError) as error:
+            if kind_of(error) != "memory":
+                raise
             raise MemoryFull(f"the main memory has no {self._megabytes(count)} for adapter {loaded.name}") from error
 
     def check(self, adapters: Sequence[AppliedAdapter]) -> None:
@@ -155,7 +158,9 @@ class DeviceTier:
     def _make_pool(self) -> None:
         try:
             pool = torch.zeros(self.num_pages, self.layout.num_elements, dtype=self.layout.dtype, device=self._device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if kind_of(error) != "memory":
+                raise
             raise MemoryFull(
                 f"the device has no memory for the {self._megabytes(self.num_pages)} of adapters; "
                 "another process uses it"

@@ -8,6 +8,7 @@ import torch
 from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.device import CUDA_BYTES
+from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
 from phi3_serve.engine.model.device_runner import DeviceRunner, chunk_of_block_0
 from phi3_serve.engine.sampling.drawing import draw
@@ -44,7 +45,9 @@ def measure_largest_step(make_runner: Callable[[EngineSizes], DeviceRunner], tok
     sizes = EngineSizes(num_blocks=1, token_budget=token_budget, max_rows=MAX_ROWS["cuda"])
     try:
         graphs, step = _measure(make_runner, sizes)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if kind_of(error) != "memory":
+            raise
         clear_frames(error.__traceback__)  # they hold tensors
         torch.cuda.empty_cache()
         return None

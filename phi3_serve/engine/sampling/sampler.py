@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve import overload
+from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.engine.kvcache.block_manager import BlockManager
 from phi3_serve.engine.sampling.drawing import draw, scores_are_invalid
 from phi3_serve.engine.sampling.processors import ScoreRow, process
@@ -66,9 +67,9 @@ def _together_or_one_by_one(tasks: Sequence[SamplingTask], act: Callable[[Sequen
         return
     try:
         act(tasks)
-    except torch.AcceleratorError:  # it stays; the device can compute nothing more
-        raise
     except Exception as error:
+        if kind_of(error) == "device":
+            raise
         if len(tasks) == 1:
             tasks[0].error = _translated(error, tasks[0])
             return
@@ -84,7 +85,7 @@ def _translated(error: Exception, task: SamplingTask) -> Phi3ServeError:
         return error
     if isinstance(error, OverflowError) or "probability tensor contains" in str(error):
         return scores_are_invalid()
-    if isinstance(error, torch.OutOfMemoryError):
+    if kind_of(error) == "memory":
         return overload.memory_is_full()
     logger.error("request %s failed", task.strategy.request.request_id, exc_info=error)
     return EngineFailure(f"Generation failed: {type(error).__name__}.")
@@ -146,7 +147,7 @@ def advance(task: SamplingTask, round_number: int, logits: Tensor, blocks: Block
     scores = RoundScores(round_number, task.rows, task.scores, logits, task.tokens)
     try:
         task.new_tokens = task.strategy.advance(scores, blocks)
-    except torch.AcceleratorError:
-        raise
     except Exception as error:
+        if kind_of(error) == "device":
+            raise
         task.error = _translated(error, task)

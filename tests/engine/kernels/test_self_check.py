@@ -16,6 +16,7 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.kernels.triton_attention import AttentionConfig
 from phi3_serve.engine.kernels.triton_quantized import MAX_FEW_ROWS, MAX_TILE_ROWS, MIN_TILE
+from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape(
@@ -196,6 +197,20 @@ def test_the_problem_is_named() -> None:
 def test_a_device_that_has_failed_is_no_finding() -> None:
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         found(BreaksTheDevice())
+
+
+@pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
+def test_a_full_memory_is_no_finding(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow kernels for as long as the replica lives, because the memory was full for a moment."""
+
+    def no_memory(*_: object) -> Tensor:
+        raise error
+
+    kernels = ReferenceKernels()
+    monkeypatch.setattr(kernels, "silu_product", no_memory)
+    with pytest.raises(type(error)) as caught:
+        found(kernels)
+    assert caught.value is error
 
 
 def test_products_are_checked_in_each_form() -> None:

@@ -19,6 +19,7 @@ from phi3_serve.engine.model.largest_step import measure_largest_step, run_large
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 from phi3_serve.engine.sampling.drawing import draw
 from phi3_serve.engine.sampling.warpers import _WARPERS
+from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
 
 SIZES = EngineSizes(num_blocks=1, token_budget=40, max_rows=8)
 
@@ -66,10 +67,10 @@ class Gpu:
     The load has left 300 bytes with torch, which nothing uses.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, *, memory_for_step: bool = True) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, *, error: Exception | None = None) -> None:
         self.free, self.reserved, self.peak, self.unused = 10_000, 500, 99_999, 300
         self.calls: list[str] = []
-        self._loaded, self._memory_for_step = loaded, memory_for_step
+        self._loaded, self._error = loaded, error
         for name in (
             "mem_get_info",
             "empty_cache",
@@ -90,8 +91,8 @@ class Gpu:
 
     def run_step(self, runner: DeviceRunner, sizes: EngineSizes) -> None:
         self.calls.append("step")
-        if not self._memory_for_step:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if self._error is not None:
+            raise self._error
         self.peak = max(self.peak, self.reserved + 1000)
 
     def mem_get_info(self) -> tuple[int, int]:
@@ -121,7 +122,16 @@ def test_graphs_and_the_step_are_measured(loaded: LoadedModel, monkeypatch: pyte
     assert gpu.calls == ["empty", "empty", "step", "empty"]
 
 
-def test_a_step_without_memory_is_no_measurement(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = Gpu(monkeypatch, loaded, memory_for_step=False)
+@pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
+def test_a_step_without_memory_is_no_measurement(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    gpu = Gpu(monkeypatch, loaded, error=error)
     assert measure_largest_step(gpu.make_runner, 2048) is None
     assert gpu.calls[-1] == "empty"
+
+
+def test_another_error_is_no_lack_of_memory(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, loaded, error=RuntimeError("PassManager::run failed"))
+    with pytest.raises(RuntimeError, match="PassManager::run failed"):
+        measure_largest_step(gpu.make_runner, 2048)

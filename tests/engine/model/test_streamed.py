@@ -11,6 +11,7 @@ from phi3_serve.engine.kernels import triton_linear
 from phi3_serve.engine.kernels.triton_linear import LinearConfig, multiply_row
 from phi3_serve.engine.model.linear import Streamed
 from tests.engine.kernels.interpreter import mended_interpreter
+from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
 
 OUTPUTS, INPUTS = 40, 1024
 
@@ -72,10 +73,16 @@ def test_a_wrong_kernel_is_replaced(
     assert problem in record.getMessage()
 
 
-def test_a_broken_device_is_no_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("an illegal memory access was encountered"), *LACKS_OF_MEMORY], ids=str
+)
+def test_a_broken_device_and_a_full_memory_are_no_wrong_kernel(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(x: Tensor, weight: Tensor, config: LinearConfig) -> Tensor:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
+        raise error
 
     monkeypatch.setattr(triton_linear, "multiply_row", broken)
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(type(error)) as caught:
         Streamed()(torch.randn(OUTPUTS, INPUTS))
+    assert caught.value is error

@@ -14,6 +14,7 @@ from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TorchChoose
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 from tests.engine.asking import request
+from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
 
 CPU = torch.device("cpu")
 
@@ -113,16 +114,19 @@ def test_a_wrong_kernel_is_replaced(
     assert problem in record.getMessage()
 
 
-@pytest.mark.parametrize("error", [torch.AcceleratorError, torch.OutOfMemoryError])
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("an illegal memory access was encountered"), *LACKS_OF_MEMORY], ids=str
+)
 def test_a_broken_device_and_a_full_memory_are_no_wrong_kernel(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
-        raise error("an illegal memory access was encountered")
+        raise error
 
     monkeypatch.setattr(triton_sampling, "choose_tokens", broken)
-    with pytest.raises(error):
+    with pytest.raises(type(error)) as caught:
         TritonChooser(CPU).prepare(torch.zeros(2, 700))
+    assert caught.value is error
 
 
 def test_steps_and_choosers_draw_anew(loaded: LoadedModel) -> None:
