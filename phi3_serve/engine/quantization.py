@@ -36,9 +36,11 @@ CPU = torch.device("cpu")
 class QuantizedLinear(nn.Module):
     """A linear layer without bias."""
 
-    def __init__(self, packed: PackedWeight) -> None:
+    def __init__(self, packed: PackedWeight, problem: str | None = None) -> None:
+        """``problem``: why the reference multiplies in place of a faster kernel; None: it does not."""
         super().__init__()
         self.packed = packed
+        self.problem = problem
 
     def forward(self, x: Tensor) -> Tensor:
         """The products of ``x`` [..., in], [..., out]."""
@@ -93,7 +95,8 @@ class Quantizer:
         self._quantization = of_floats or quantization
         self._dtype = dtype
         self._device = device
-        self._kernels = _checked(kernels, quantization, dtype, device)
+        self._problem = _problem(kernels, quantization, dtype, device)
+        self._kernels = kernels if self._problem is None else ReferenceKernels(self._problem)
 
     def take(self, name: str, weight: Tensor | Weight | Fp8Weight) -> None:
         """Set the parameter ``name`` of the model to ``weight``. A matrix of floats gets fewer bits."""
@@ -110,7 +113,7 @@ class Quantizer:
         else:
             weight = weight.to(self._device)
         if isinstance(module, nn.Linear):
-            self._model.set_submodule(path, QuantizedLinear(pack(self._kernels, weight)))
+            self._model.set_submodule(path, QuantizedLinear(pack(self._kernels, weight), self._problem))
             return
         assert not isinstance(weight, Fp8Weight)  # noqa: S101 - no format stores an embedding in it
         self._model.set_submodule(path, QuantizedEmbedding(weight, self._dtype))
@@ -154,13 +157,13 @@ def weight_bytes(model: Any) -> int:
     return total
 
 
-def _checked(kernels: WeightKernels, quantization: str, dtype: torch.dtype, device: torch.device) -> WeightKernels:
-    """``kernels``, or the reference if their products with weights of fewer bits are wrong."""
+def _problem(kernels: WeightKernels, quantization: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """What is wrong with the products of ``kernels`` with weights of fewer bits; it is in the log, too."""
     problems = {f"{bits} bits": partial(problem_of_pack, kernels, bits) for bits in sorted({*BITS.values()})[::-1]}
     if quantization == FP8:
         problems[FP8] = partial(problem_of_fp8, kernels)
     for weights, problem_of in problems.items():
         if problem := problem_of(dtype, device):
             logger.warning("The kernel for weights in %s is replaced by a slower one: %s", weights, problem)
-            return ReferenceKernels(problem)
-    return kernels
+            return f"{weights}: {problem}"
+    return None

@@ -17,6 +17,7 @@ from phi3_serve.engine import loader as loader_module
 from phi3_serve.engine import quantization as quantization_module
 from phi3_serve.engine.device import free_gpu_bytes
 from phi3_serve.engine.engine import Engine
+from phi3_serve.engine.engine_core import EngineCore
 from phi3_serve.engine.kernels.contract import Bits, QuantizedWeight, WeightKernels
 from phi3_serve.engine.kernels.quantize import quantize_in_torch
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -156,7 +157,8 @@ def test_a_wrong_kernel_is_replaced(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(quantization_module, "problem_of_pack", lambda kernels, bits, dtype, device: f"no {bits}")
-    model = loaded_as(checkpoint, "int4").model
+    loaded = loaded_as(checkpoint, "int4")
+    model = loaded.model
     packs = [m.packed for m in model.modules() if isinstance(m, QuantizedLinear)]
     unpacked = packs[0].unpacked()
     assert isinstance(unpacked, QuantizedWeight)
@@ -164,6 +166,7 @@ def test_a_wrong_kernel_is_replaced(
     assert {type(packed) for packed in packs} == {reference}
     assert "The kernel for weights in 8 bits is replaced by a slower one: no 8" in caplog.text
     assert isinstance(model.model.embed_tokens, QuantizedEmbedding)
+    assert EngineCore(loaded, SIZES).info.replaced_kernels == {"multiply_packed": "8 bits: no 8"}
 
 
 @pytest.mark.slow  # in Triton's interpreter

@@ -19,10 +19,13 @@ from phi3_serve.engine.kernels.contract import AdapterPlan, AttentionPlan, Layer
 from phi3_serve.engine.kernels.half_panels import HalfPanels, keeps_dtype
 from phi3_serve.engine.kernels.kv_cache import KvCache, KvCacheDtype, stored_dtype
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
-from phi3_serve.engine.model.linear import Linear, compute_dtype, fastest_form, paneled, plain
+from phi3_serve.engine.model.linear import Linear, Streamed, compute_dtype, fastest_form, paneled, plain
 from phi3_serve.engine.model.rope import Rope
 from phi3_serve.engine.quantization import QuantizedLinear
 from phi3_serve.engine.weights import head_dim
+
+MULTIPLY_ROW = "multiply_row"
+MULTIPLY_PACKED = "multiply_packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Decoder:
         self._norm = model.model.norm.weight.detach().to(self.dtype)
         self.weight_dtype = self.dtype  # of the weights that are not rounded
         self.pads_rows = False  # whether a linear layer is faster at some numbers of rows than at others
+        self.replaced: dict[str, str] = {}  # kernels of linear layers that torch replaces, and the reasons
         self._layers = self._take_layers(model, releases_weights)
 
     def _take_layers(self, model: Any, releases_weights: bool) -> list[_Layer]:
@@ -77,6 +81,8 @@ class Decoder:
 
         def take(module: nn.Linear | QuantizedLinear) -> Linear:
             if isinstance(module, QuantizedLinear):
+                if module.problem is not None:
+                    self.replaced[MULTIPLY_PACKED] = module.problem
                 return module.packed.multiply
             weight = module.weight.detach()
             if _keeps_dtype(weight, self.dtype):
@@ -101,6 +107,8 @@ class Decoder:
             for layer in model.model.layers
         ]
         self._head = take(model.lm_head)
+        if isinstance(form, Streamed) and form.problems:
+            self.replaced[MULTIPLY_ROW] = "; ".join(f"{size}: {problem}" for size, problem in form.problems.items())
         return layers
 
     def run(self, inputs: StepInputs, cache: KvCache) -> Tensor:

@@ -121,6 +121,11 @@ class DeviceRunner:
         self.adapters = DeviceTier(decoder.config, decoder.dtype, decoder.device, sizes.adapter_bytes, copy)
         self._head = places.head(decoder.config)
 
+    @property
+    def replaced_kernels(self) -> dict[str, str]:
+        """All kernels that slower ones replace, and the reasons; complete after ``warm_up``."""
+        return {**self.kernels.replaced, **self.decoder.replaced, **self.sampler.replaced}
+
     def check_device(self) -> None:
         """Wait for the device.
 

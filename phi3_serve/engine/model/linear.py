@@ -89,6 +89,7 @@ class Streamed:
     """
 
     def __init__(self) -> None:
+        self.problems: dict[str, str] = {}  # of the kernel, by the size of a weight
         self._is_right: dict[torch.Size, bool] = {}
 
     def __call__(self, weight: Tensor) -> Linear:
@@ -108,6 +109,7 @@ class Streamed:
             self._is_right[weight.shape] = problem is None
             if problem is not None:
                 logger.warning("The kernel for one row is replaced by torch for %s: %s", list(weight.shape), problem)
+                self.problems[str(list(weight.shape))] = problem
         if not self._is_right[weight.shape]:
             return plain(weight)
         return lambda x: multiply_row(x, weight, config) if x.shape[0] == 1 else linear(x, weight)

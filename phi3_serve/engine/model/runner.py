@@ -30,6 +30,11 @@ class ModelRunner:
         self._cache = new_cache(self.decoder, sizes.num_blocks, sizes.kv_cache_dtype)
         self._head = places.head(model.config)
 
+    @property
+    def replaced_kernels(self) -> dict[str, str]:
+        """All kernels that slower ones replace, and the reasons."""
+        return {**self.kernels.replaced, **self.decoder.replaced}
+
     def check_device(self) -> None:
         """A CPU has no errors that stay."""
 

@@ -18,6 +18,7 @@ from phi3_serve.engine.sampling.strategies.base import Strategy
 
 logger = logging.getLogger("phi3_serve")
 
+CHOOSE_TOKENS = "choose_tokens"
 NOT_CHOSEN = -1  # the scores of the row are not numbers
 NUM_HOST_BUFFERS = 2  # the tokens of a step are read after those of the next one are under way
 
@@ -90,6 +91,7 @@ class DeviceSampler:
         self.max_rows = len(chosen)  # of one step
         self._chosen = chosen
         self._chooser = chooser
+        self.replaced: dict[str, str] = {}  # the kernel of the chooser if torch replaces it, and the reason
         self._is_cuda = chosen.device.type == "cuda"
         self._on_host = [torch.zeros(len(chosen), dtype=torch.int32, pin_memory=self._is_cuda) for _ in range(2)]
         self._next = 0
@@ -110,7 +112,7 @@ class DeviceSampler:
         """See ``TokenChooser``. If the chooser is wrong on this device, torch takes its place, which is slower."""
         if problem := self._chooser.prepare(logits):
             logger.warning("The kernel that chooses tokens is replaced by torch: %s", problem)
-            self._chooser = TorchChooser()
+            self._chooser, self.replaced = TorchChooser(), {CHOOSE_TOKENS: problem}
 
     def launch(self, logits: Tensor, rows: Sequence[ScoreSettings]) -> ChosenTokens:
         """Choose a token for each row of ``logits``, [rows, vocabulary]."""

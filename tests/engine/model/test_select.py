@@ -1,22 +1,23 @@
 """The runner that a model on a GPU gets, made on a CPU with Triton's interpreter."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.engine.engine_core import EngineCore
-from phi3_serve.engine.kernels import triton_layers, triton_low_rank
+from phi3_serve.engine.kernels import triton_layers, triton_linear, triton_low_rank, triton_sampling
 from phi3_serve.engine.kernels.contract import KERNELS
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
-from phi3_serve.engine.model import select
+from phi3_serve.engine.model import decoder, select
 from phi3_serve.engine.model.device_runner import DeviceRunner
+from phi3_serve.engine.model.linear import Streamed
 
 SIZES = EngineSizes(num_blocks=20, token_budget=32, max_rows=2, prefix_cache=False)
 
@@ -75,12 +76,15 @@ def test_a_faulty_kernel_of_adapters_leaves_the_graphs_of_other_steps(
     assert len(captured) == 3
 
 
+def fails(*arguments: object) -> None:
+    raise RuntimeError("out of resource: shared memory")
+
+
 @pytest.mark.thorough
 def test_the_engine_says_which_kernels_are_replaced(
     loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(gate_up: object) -> None:
-        raise RuntimeError("out of resource: shared memory")
+    """Of each kind: of the layers, of the linear layers and of the sampler."""
 
     def info() -> EngineInfo:
         return EngineCore(loaded, SIZES, make_runner=make_runner).info
@@ -91,4 +95,14 @@ def test_the_engine_says_which_kernels_are_replaced(
     right = info()
     assert (right.kernels, right.replaced_kernels, right.cache_tokens) == ("cuda", {}, 320)
     monkeypatch.setattr(triton_layers, "silu_product", fails)
-    assert info() == replace(right, replaced_kernels={"silu_product": "RuntimeError: out of resource: shared memory"})
+    monkeypatch.setattr(decoder, "fastest_form", lambda *_: Streamed())
+    monkeypatch.setattr(triton_linear, "row_config", lambda *_: object())
+    monkeypatch.setattr(triton_linear, "multiply_row", fails)
+    monkeypatch.setattr(triton_sampling, "choose_tokens", fails)
+    monkeypatch.setattr(DeviceRunner, "warm_up", lambda runner: runner.sampler.prepare(torch.zeros(2, 704)))
+    found = dict(info().replaced_kernels)
+    reason = "RuntimeError: out of resource: shared memory"
+    of_sizes = found.pop("multiply_row")
+    assert found == {"silu_product": reason, "choose_tokens": reason}
+    sizes = [layer.weight.shape for layer in loaded.model.modules() if isinstance(layer, nn.Linear)]
+    assert set(of_sizes.split("; ")) == {f"{list(size)}: {reason}" for size in sizes}
