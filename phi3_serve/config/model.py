@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from phi3_serve import catalogue
 from phi3_serve.config.adapter import AdapterConfig, with_unique_names
-from phi3_serve.config.defaults import problem_of_defaults, without_refused
+from phi3_serve.config.defaults import without_refused
 from phi3_serve.config.model_name import problem_of_model_name
 from phi3_serve.config.ray_resources import as_labels, as_ray_amount
 from phi3_serve.config.replicas import HealthConfig, RolloutConfig, ScalingConfig
@@ -62,7 +62,8 @@ class ModelConfig(StrictModel):
     label_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of Ray, each with the value that the node of a replica must have."""
     defaults: GenerationParameters = NONE_GIVEN
-    """Values of generate parameters for requests that give none. They override the defaults of the API."""
+    """Values of generate parameters for requests that give none. They override the defaults of the API. Those of the
+    `user_config` are added, so contradictions are found when both are known."""
     adapters: tuple[AdapterConfig, ...] = ()
     """LoRA adapters. A change of those that requests name restarts nothing."""
     adapter_memory_bytes: int = Field(default=2 * 2**30, ge=0)
@@ -123,13 +124,6 @@ class ModelConfig(StrictModel):
     @classmethod
     def _refuse_wrong_names(cls, given: Any) -> Any:
         return without_refused(given)
-
-    @field_validator("defaults")
-    @classmethod
-    def _check_defaults(cls, given: GenerationParameters) -> GenerationParameters:
-        if problem := problem_of_defaults(given):
-            raise ValueError(problem)
-        return given
 
     @field_validator("reload", mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 import re
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import ValidationError
 from ray.runtime_env import RuntimeEnv
@@ -14,6 +14,7 @@ from phi3_serve.config.defaults import problem_of_defaults
 from phi3_serve.config.model_name import INGRESS_NAME, deployment_name
 from phi3_serve.config.user_config import LiveIngressConfig, LiveModelConfig
 from phi3_serve.errors import did_you_mean
+from phi3_serve.parameters import NONE_GIVEN, GenerationParameters
 
 # HAProxy's configuration holds the prefix, so it has only characters that a URL needs not escape.
 _ROUTE_PREFIX = re.compile(r"/|(?:/[A-Za-z0-9._~-]+)+")
@@ -36,7 +37,12 @@ def value_problems(config: ServeDeploySchema) -> Iterator[str]:
 
 
 def deployment_problems(where: str, deployments: Sequence[DeploymentSchema], app: AppConfig) -> Iterator[str]:
-    """One line for each deployment at ``where`` that ``app`` does not have, or whose ``user_config`` is wrong."""
+    """One line for each deployment at ``where`` that ``app`` does not have, or whose ``user_config`` is wrong.
+
+    Also one for each model whose defaults contradict each other: those of ``user_config`` apply together with those of
+    ``args``.
+    """
+    defaults: dict[str, tuple[str, GenerationParameters]] = {}
     names = [INGRESS_NAME, *(deployment_name(model.served_name) for model in app.models)]
     for number, deployment in enumerate(deployments):
         here = f"{where}[{number}]"
@@ -48,19 +54,23 @@ def deployment_problems(where: str, deployments: Sequence[DeploymentSchema], app
         try:
             live = schema.model_validate(deployment.user_config if isinstance(deployment.user_config, dict) else {})
             if isinstance(live, LiveModelConfig):
-                yield from _contradictions(f"{here}.user_config.defaults", deployment.name, live, app)
+                defaults[deployment.name] = (f"{here}.user_config.defaults", live.defaults)
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join([f"{here}.user_config", *map(str, problem["loc"])])
                 yield f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+    yield from _contradictions(app, defaults)
 
 
-def _contradictions(where: str, name: str, live: LiveModelConfig, app: AppConfig) -> Iterator[str]:
-    """The defaults of ``user_config`` apply together with those of ``args``."""
-    for model in app.models:
-        together = live.defaults.over(model.defaults)
-        if deployment_name(model.served_name) == name and (problem := problem_of_defaults(together)):
-            yield f"{where}: {problem}"
+def _contradictions(app: AppConfig, live: Mapping[str, tuple[str, GenerationParameters]]) -> Iterator[str]:
+    """``live``: by deployment, the place of the defaults of ``user_config``, and these defaults."""
+    for number, model in enumerate(app.models):
+        of_args = f"args.models[{number}].defaults"
+        place, defaults = live.get(deployment_name(model.served_name), (of_args, NONE_GIVEN))
+        if problem := problem_of_defaults(defaults.over(model.defaults)):
+            if NONE_GIVEN not in (defaults, model.defaults):
+                place = f"{place}, together with {of_args}"
+            yield f"{of_args if defaults == NONE_GIVEN else place}: {problem}"
 
 
 def _lost_adapters(here: str, deployment: DeploymentSchema, app: AppConfig) -> Iterator[str]:

@@ -12,9 +12,13 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from phi3_serve.config.app import AppConfig
+from phi3_serve.config.defaults import problem_of_defaults
 from phi3_serve.config.model import ModelConfig
 from phi3_serve.config.model_name import INGRESS_NAME, deployment_name
 from phi3_serve.core.engine_info import MAX_ROWS
+from phi3_serve.errors import Phi3ServeError
+from phi3_serve.parameters import NONE_GIVEN
+from phi3_serve.serving.deployed_defaults import deployed_defaults
 from phi3_serve.serving.ingress import Ingress
 from phi3_serve.serving.placement import Placement, place
 from phi3_serve.serving.replica import ServedReplica
@@ -32,12 +36,17 @@ _ADAPTER_ROUTER = "phi3_serve.serving.routing.AdapterRouter"
 
 
 def build_app(args: AppConfig) -> Application:
-    """The ingress and one deployment per model."""
+    """The ingress and one deployment per model.
+
+    Raises:
+        Phi3ServeError: the defaults of a model contradict each other.
+    """
     return build_application(args)
 
 
 def build_application(config: AppConfig, replica_class: type[ServedReplica] = ServedReplica) -> Application:
     """The application with replicas of ``replica_class``."""
+    _require_consistent_defaults(config)
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     elastic = config.cluster.elastic
     placements = {m.served_name: place(m, cluster_has_gpu=cluster_has_gpu, elastic=elastic) for m in config.models}
@@ -52,6 +61,17 @@ def build_application(config: AppConfig, replica_class: type[ServedReplica] = Se
         user_config={},
     )(serve.ingress()(Ingress))
     return versioned(ingress, config, placements).bind(config, placements, models)
+
+
+def _require_consistent_defaults(config: AppConfig) -> None:
+    """Raise Phi3ServeError if a request that sets nothing would be refused. ``user_config`` may mend the ``args``."""
+    if not any(problem_of_defaults(model.defaults) for model in config.models):
+        return
+    live = deployed_defaults(config)
+    for number, model in enumerate(config.models):
+        together = live.get(deployment_name(model.served_name), NONE_GIVEN).over(model.defaults)
+        if problem := problem_of_defaults(together):
+            raise Phi3ServeError(f"args.models[{number}].defaults: {problem}")
 
 
 def _bind_replica(

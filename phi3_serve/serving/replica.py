@@ -93,16 +93,22 @@ class Replica:
         self._model = model
 
     def reconfigure(self, user_config: Mapping[str, object]) -> None:
-        """Replace limits, defaults and adapters; requests in flight keep theirs. Serve also calls this at the start."""
+        """Replace limits, defaults and adapters; requests in flight keep theirs. Serve also calls this at the start.
+
+        Raises:
+            Phi3ServeError: there are no defaults with which a request that sets nothing would be answered.
+        """
         live = self._live.read(user_config)
         self._queue_limits = queue_limits(live.over(self._options.limits))
         if self._model is not None:
             self._model.engine.queue = self._queue_limits
         defaults = live.defaults.over(self._options.defaults)
-        if problem := problem_of_defaults(defaults):
-            logger.error("user_config.defaults: %s The previous defaults stay.", problem)
-        else:
+        if not (problem := problem_of_defaults(defaults)):
             self._defaults = defaults
+        elif problem_of_defaults(self._defaults):
+            raise Phi3ServeError(f"The defaults of args and user_config together: {problem}")
+        else:
+            logger.error("user_config.defaults: %s The previous defaults stay.", problem)
         self._adapters.offer(live.adapters)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:

@@ -99,6 +99,24 @@ def test_the_shipped_config_declares_every_variant_as_the_design_says() -> None:
             "applications[0].deployments[0].user_config.defaults: `num_beam_groups` is 3, but has to divide `num_beams`, "
             "which is 1.",
         ),
+        (
+            "- name: phi-3-tiny",
+            "- {name: phi-3-tiny, defaults: {temperature: 0}}",
+            "args.models[0].defaults: `temperature` is 0, but has to be a strictly positive float of at least 1e-06 when "
+            "`do_sample` is true. If you're looking for greedy decoding, set `do_sample=False`.",
+        ),
+        (
+            "- name: phi-3-tiny",
+            "- {name: phi-3-tiny, defaults: {choice: [a], regex: b}}",
+            "args.models[0].defaults: `regex` and `choice` exclude each other; send one of them.",
+        ),
+        (
+            "args:\n      models:\n        - name: phi-3-tiny",
+            "deployments: [{name: phi-3-tiny, user_config: {defaults: {num_beams: 4}}}]\n    args:\n      models:\n"
+            "        - {name: phi-3-tiny, defaults: {num_beam_groups: 3}}",
+            "applications[0].deployments[0].user_config.defaults, together with args.models[0].defaults: "
+            "`num_beam_groups` is 3, but has to divide `num_beams`, which is 4.",
+        ),
     ],
 )
 def test_a_typo_is_named_with_its_place(old: str, new: str, text: str) -> None:
@@ -202,6 +220,9 @@ def test_defaults_of_a_user_config_apply_together_with_those_of_args() -> None:
     groups = "deployments: [{name: phi-3-tiny, user_config: {defaults: {num_beam_groups: 3, diversity_penalty: 1}}}]"
     beams = "- {name: phi-3-tiny, defaults: {num_beams: 6, do_sample: false}}"
     assert parse(GOOD.replace("args:", f"{groups}\n    args:").replace("- name: phi-3-tiny", beams)).app.models
+    beams = "deployments: [{name: phi-3-tiny, user_config: {defaults: {num_beams: 6}}}]"
+    answers = "- {name: phi-3-tiny, defaults: {num_return_sequences: 2, do_sample: false}}"
+    assert parse(GOOD.replace("args:", f"{beams}\n    args:").replace("- name: phi-3-tiny", answers)).app.models
 
 
 def test_where_it_listens() -> None:

@@ -188,16 +188,21 @@ class Head(Cluster):
 
     def wait_until_running(self, seconds: float = 90) -> None:
         """Wait until Serve has carried out the last deploy: every deployment runs its newest version."""
-        url = f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"
         end = time.monotonic() + seconds
         while True:
-            with urllib.request.urlopen(url, timeout=10) as response:
-                applications = json.load(response)["applications"]
-            states = {name: application["status"] for name, application in applications.items()}
+            states = {name: application["status"] for name, application in self.applications().items()}
             if set(states.values()) == {"RUNNING"}:
                 return
             assert time.monotonic() < end, states
             time.sleep(0.3)
+
+    def applications(self) -> dict[str, Any]:
+        """What Serve says about each application."""
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.dashboard}/api/serve/applications/", timeout=10
+        ) as response:
+            found: dict[str, Any] = json.load(response)["applications"]
+        return found
 
     def clear(self, seconds: float = 60) -> None:
         """Delete every application, and wait for the end of its replicas."""

@@ -16,7 +16,14 @@ from phi3_serve.core.event import Begun, Delta, Done, Event, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
-from phi3_serve.errors import EngineFailure, InvalidRequest, ModelUnavailable, Overloaded, RequestTimeout
+from phi3_serve.errors import (
+    EngineFailure,
+    InvalidRequest,
+    ModelUnavailable,
+    Overloaded,
+    Phi3ServeError,
+    RequestTimeout,
+)
 from phi3_serve.parameter_defaults import CHAT_DEFAULTS
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.serving import replica as module
@@ -473,6 +480,24 @@ def test_limits_and_defaults_change_while_it_runs(replica: Replica) -> None:
             assert new_tokens() == 3
     finally:
         replica.reconfigure({})
+
+
+def test_defaults_of_both_places_make_sense_together_or_the_replica_does_not_start(checkpoint: Path) -> None:
+    of_args = GenerationParameters(num_return_sequences=2, do_sample=False)
+    replica = local_replica("told", str(checkpoint), defaults=of_args)
+    with pytest.raises(Phi3ServeError) as caught:
+        replica.reconfigure({})
+    assert caught.value.message == (
+        "The defaults of args and user_config together: Greedy methods without beam search do not support "
+        "`num_return_sequences` different than 1 (got 2)."
+    )
+    replica.reconfigure({"defaults": {"num_beams": 2}})
+    (event,) = run(replica, request(max_new_tokens=3))
+    assert isinstance(event, Done)
+    assert len(event.completions) == 2
+    replica.reconfigure({})  # is logged
+    assert len(run(replica, request(max_new_tokens=3))) == 1
+    engine_of(replica).close()
 
 
 def test_what_is_asked_wins_over_the_operator_and_he_over_the_api(checkpoint: Path) -> None:

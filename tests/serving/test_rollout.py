@@ -65,6 +65,7 @@ def asking(cluster: Cluster) -> Iterator[list[Answer]]:
 
 def test_limits_and_defaults_reach_running_replicas(cluster: Head, checkpoint: Path) -> None:
     cluster.deploy(config(cluster.port, checkpoint, {}))
+    cluster.wait_until_running()
     pids = {p.pid for p in cluster.processes("ray::ServeReplica:phi3")}
     usual = cluster.call("/chat", ASKED).body["Result"]
     silent = {"prompt": PROMPT, "return_full_text": False, "generate_kwargs": {"do_sample": False, **ENDLESS}}
@@ -81,8 +82,29 @@ def test_limits_and_defaults_reach_running_replicas(cluster: Head, checkpoint: P
     assert cluster.call("/chat", ASKED).body["Result"] == usual
 
 
+def test_defaults_of_args_and_user_config_are_checked_together(cluster: Head, checkpoint: Path) -> None:
+    """Serve's builder gets `args` alone."""
+
+    def deploy(of_args: dict[str, Any], of_user_config: dict[str, Any]) -> None:
+        both = config(cluster.port, checkpoint, {}, {"name": "mine", "user_config": {"defaults": of_user_config}})
+        both["applications"][0]["args"]["models"][0]["defaults"] = of_args
+        cluster.deploy(both, wait=False)
+
+    cluster.clear()
+    deploy({"num_return_sequences": 2, "do_sample": False}, {"num_beams": 2})
+    cluster.wait_until_running()
+    assert cluster.call("/chat", {"prompt": PROMPT}).status == 200
+    deploy({"num_return_sequences": 3, "do_sample": False}, {"num_beams": 1, "top_k": 3})
+    until(lambda: cluster.applications()["phi3"]["status"] == "DEPLOY_FAILED", 60)
+    problem = "args.models[0].defaults: Greedy methods without beam search do not support `num_return_sequences`"
+    assert problem in cluster.applications()["phi3"]["message"]
+    assert cluster.call("/chat", {"prompt": PROMPT}).status == 200
+
+
 def test_a_key_is_rotated_in_running_replicas(cluster: Head, checkpoint: Path) -> None:
     """While keys are required, `/ready` is open."""
+    cluster.deploy(config(cluster.port, checkpoint, {}))
+    cluster.wait_until_running()
     pids = {p.pid for p in cluster.processes("ray::ServeReplica:phi3")}
 
     def accept(*hashes: str) -> None:
