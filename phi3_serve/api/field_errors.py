@@ -49,6 +49,11 @@ class _Problem:
         other = OTHER_NAMES.get(str(self.error.location[-1]))
         return self.is_of_parameter and other is not None and other.schema is not None
 
+    @property
+    def is_of_one_form(self) -> bool:
+        """Whether the field itself takes other forms, too, so that the bounds of this one are not all that it takes."""
+        return any(place == self.error.location for place, _ in self.forms)
+
     def field(self, depth: int) -> tuple[Place, bool]:
         """The field with several forms at ``depth``, else the place of the error; and whether it has several forms."""
         return (self.forms[depth][0], True) if depth < len(self.forms) else (self.error.location, False)
@@ -72,7 +77,7 @@ def _with_allowed_values(problem: _Problem, route: APIRoute) -> FieldError:
     message = error.message.removesuffix(".")
     if problem.has_own_schema and problem.is_of_all_forms:
         message = "The value has the wrong type"
-    elif problem.has_own_schema and error.type.startswith(("greater_", "less_")):
+    elif error.type.startswith(("greater_", "less_")) and (problem.has_own_schema or problem.is_of_one_form):
         message = "The value is out of range"
     return replace(error, message=f"{message}; allowed: {allowed}")
 

@@ -48,7 +48,7 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "service_tier": (_PLATFORM, ("auto", "default")),
     "moderation": (_PLATFORM, ()),
     "suffix": ("Phi-3 continues a text and cannot fill a gap", ("",)),
-    "best_of": ("the best answer is picked by /v1 alone; num_return_sequences returns all", (1,)),
+    "best_of": ("the best answer is picked by OpenAI's completions alone; num_return_sequences returns all", (1,)),
     # OpenAI's responses
     "background": ("an answer is computed while its client waits", (False,)),
     "background_options": ("an answer is computed while its client waits", ()),

@@ -36,7 +36,7 @@ def of_content(content: Any) -> dict[str, Any]:
         ({**TEXT, "stop": ["a", ""]}, "stop.1", "at least 1 character"),
         ({**TEXT, "stop": "x" * 257}, "stop", "at most 256 characters"),
         ({**TEXT, "stop": ["x"] * 257}, "stop", "at most 256 items"),
-        ({**TEXT, "generate_kwargs": {"eos_token_id": -1}}, "generate_kwargs.eos_token_id", "greater than or equal to 0"),
+        ({**TEXT, "generate_kwargs": {"eos_token_id": -1}}, "generate_kwargs.eos_token_id", "out of range; allowed: whole number, at least 0 or list"),
         ({**TEXT, "generate_kwargs": {"eos_token_id": [1, -1]}}, "generate_kwargs.eos_token_id.1", "than or equal to 0"),
         ({**TEXT, "generate_kwargs": {"early_stopping": "nevr"}}, "generate_kwargs.early_stopping", "'never'"),
         (of_content(5), "messages.0.content", EITHER),
@@ -62,6 +62,7 @@ def test_of_a_field_with_several_forms(client: TestClient, body: dict[str, Any],
             "exceeded maximum size; allowed: whole number, at least -9223372036854775808, below 9223372036854775808",
         ),
         ('"top_k": -5', "top_k: The value is out of range; allowed: whole number, at least -1"),
+        ('"max_tokens": -5', "Input should be greater than or equal to -1; allowed: whole number, at least -1"),
         ('"n_predict": -5', "The value is out of range; allowed: whole number, at least 1 or `-2`, `-1`"),
         ('"format": 5', "format: The value has the wrong type; allowed: object or text"),
         ('"logit_bias": 5', "This must be a JSON object; allowed: object (0 to 1024 items) of number"),
@@ -72,6 +73,13 @@ def test_all_that_is_allowed_follows_the_problem(client: TestClient, sent: str, 
     answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("length", [-5, 0])
+def test_a_bound_of_one_form_is_not_named_beside_the_other_form(client: TestClient, length: int) -> None:
+    body = {**CHAT, "max_tokens": length}
+    message = client.post("/v1/chat/completions", json=body).json()["error"]["message"]
+    assert message == "max_tokens: The value is out of range; allowed: whole number, at least 1 or `-1`"
 
 
 def test_kaito_lists_each_wrong_field_once(client: TestClient) -> None:

@@ -34,8 +34,6 @@ def chat_requests(
     """
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
-    if body.max_tokens == 0:
-        raise InvalidRequest("`max_tokens` is 0; it must be greater than or equal to 1, or -1.", "max_tokens")
     if body.continue_final_message and body.add_generation_prompt:
         raise InvalidRequest(
             "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"

@@ -54,9 +54,9 @@ class RequestBody(BodyWithParameters):
 
     model: str
     """The model that answers, as `/v1/models` lists it. Other spellings of a catalogue name are accepted too."""
-    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | Literal[0, -1] | None = None
-    """Most tokens of the answer; -1 is no limit but the context. By default 16 for completions, and the rest of the
-    context for chat. 0 is for a completion that echoes its prompt, or that has prompt_logprobs."""
+    max_tokens: Annotated[int, Ge(-1), number("max_tokens")] | None = None
+    """Most tokens of the answer; -1 is no limit but the context. By default 16. 0 is for a completion that echoes its
+    prompt, or that has prompt_logprobs."""
     temperature: Annotated[float, Ge(0), Le(2), number("temperature")] | None = None
     """Above 1 answers vary more, below 1 less; 0 always takes the likeliest token. By default 1."""
     top_p: Annotated[float, Ge(0), Le(1), number("top_p")] | None = None
@@ -147,6 +147,8 @@ class ChatCompletionRequest(OpenAIToolFields, RequestBody):
     messages: ChatCompletionMessages
     """The conversation, which the checkpoint's chat template writes. The turns may have any order that the template
     takes. A system message that it leaves out, as Phi-3-medium's does, is written as in Phi-3-mini, or refused."""
+    max_tokens: Annotated[int, Ge(1), number("max_tokens")] | Literal[-1] | None = None
+    """Most tokens of the answer; -1 is no limit but the context. By default the rest of the context."""
     max_completion_tokens: Annotated[int, Ge(1), number("max_completion_tokens")] | None = None
     """The newer name of max_tokens; it wins over max_tokens."""
     logprobs: bool | None = None

@@ -410,7 +410,7 @@ def test_every_field_that_the_sdk_knows_is_honoured_or_refused_by_name(sdk: Open
         ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
         ({"tempersture": 0.5}, "tempersture", "did you mean `temperature`?"),
         ({"generate_kwargs": {"num_bemas": 2}}, "num_bemas", "did you mean `num_beams`?"),
-        ({"max_tokens": 0}, "max_tokens", "it must be greater than or equal to 1, or -1"),
+        ({"max_tokens": 0}, "max_tokens", "The value is out of range; allowed: whole number, at least 1 or `-1`"),
         ({"prompt_logprobs": 21}, "prompt_logprobs", "less than or equal to 20"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "`prompt_logprobs` is not offered with `stream`"),
         (
