@@ -51,6 +51,28 @@ def test_it_is_known_of_phi_3_and_near_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_characters_that_no_token_has_count_by_their_bytes(name: str) -> None:
+    tokenizer, fewest = known(name)
+    for text, num_tokens in (
+        ("\U0001f9ff" * 100, 400),
+        ("\u2fff" * 100, 300),
+        ("\u0378" * 100, 200),
+        ("\0" * 100, 100),
+    ):
+        assert fewest.of(text, num_tokens - 1) == num_tokens
+        assert num_tokens <= len(tokenizer.encode(text, add_special_tokens=False).ids) <= num_tokens + 1
+        assert fewest.of(text, num_tokens) == 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_character_that_only_short_tokens_have_counts_more(name: str) -> None:
+    tokenizer, fewest = known(name)
+    text = "7" * 1000
+    num_tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
+    assert num_tokens // 8 < fewest.of(text, num_tokens // 8) <= num_tokens
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_whitespace_counts_unless_a_control_token_swallows_it(name: str) -> None:
     tokenizer, fewest = known(name)
     for whitespace in (" ", "\n", "\u2003 "):
