@@ -303,7 +303,7 @@ def quantize(
     """
     from phi3_serve.catalogue import VARIANTS, is_local, variant
     from phi3_serve.engine import snapshot
-    from phi3_serve.engine.quantized_copy import write_quantized_copy  # imports torch
+    from phi3_serve.engine.quantized_copy import NO_COPY_OF_GGUF, write_quantized_copy  # imports torch
     from phi3_serve.errors import did_you_mean
     from phi3_serve.observability.progress import human_bytes
     from phi3_serve.terminal.exit_codes import USAGE
@@ -321,7 +321,8 @@ def quantize(
         typer.echo(f"MODEL: there is no `{model}`{hint}", err=True)
         raise typer.Exit(USAGE)
     with _progress_and_exit_codes("Stopped. The same command begins again."):
-        made = write_quantized_copy(model, snapshot.fetch(model, source, revision), to, quantization)
+        directory = snapshot.fetch(model, source, revision, of_gguf=NO_COPY_OF_GGUF)
+        made = write_quantized_copy(model, directory, to, quantization)
     if as_json:
         typer.echo(json.dumps(made.as_json(), indent=1))
         return

@@ -17,14 +17,22 @@ from torch import Tensor, nn
 
 from phi3_serve.catalogue import QUANTIZED_BYTES
 from phi3_serve.engine.checked_weights import CheckedWeights, check_weights
-from phi3_serve.engine.checkpoint import CONFIG, GENERATION_CONFIG, OPTIONAL_FILES, SHARD_INDEX, TOKENIZER, Checkpoint
+from phi3_serve.engine.checkpoint import (
+    CONFIG,
+    GENERATION_CONFIG,
+    OPTIONAL_FILES,
+    SHARD_INDEX,
+    TOKENIZER,
+    Checkpoint,
+    open_checkpoint,
+)
 from phi3_serve.engine.checkpoint_config import read_json
 from phi3_serve.engine.compressed_tensors import pack
 from phi3_serve.engine.freed_memory import return_freed_memory
 from phi3_serve.engine.load_errors import in_one_line, resource_error
 from phi3_serve.engine.loader import load_config
 from phi3_serve.engine.quantization import CPU, HEAD, round_weight
-from phi3_serve.engine.source import open_source
+from phi3_serve.engine.source import GGUF_SUFFIX
 from phi3_serve.engine.stored_quantization import KEYS, config_of_copy
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, StorageFull
 from phi3_serve.observability.progress import Progress, human_bytes
@@ -53,6 +61,9 @@ class QuantizedCopy:
         }
 
 
+NO_COPY_OF_GGUF = "GGUF files are served as they are; a copy is made of safetensors files"
+
+
 def write_quantized_copy(name: str, source: Path, to: Path, quantization: str) -> QuantizedCopy:
     """Write the checkpoint at ``source`` to the directory ``to``, with linear layers in int8, int4 or fp8.
 
@@ -62,8 +73,11 @@ def write_quantized_copy(name: str, source: Path, to: Path, quantization: str) -
         CheckpointError: ``source`` cannot be read or is quantised already, ``to`` has other files, is too small or
             cannot be written. ``name`` is what the message calls the model.
     """
-    checkpoint = open_source(source)
-    _require_floats(name, checkpoint)
+    if source.suffix == GGUF_SUFFIX or (not (source / CONFIG).exists() and any(source.glob(f"*{GGUF_SUFFIX}"))):
+        raise CheckpointError(f"{name}: {NO_COPY_OF_GGUF}")
+    checkpoint = open_checkpoint(source)
+    if checkpoint.quantization is not None:
+        raise CheckpointError(f"{name}: the weights are quantised already ({checkpoint.weight_format})")
     weights = check_weights(name, checkpoint, load_config(checkpoint), torch.bfloat16)
     directory = to.expanduser().absolute()
     try:
@@ -98,13 +112,6 @@ def _new_directory(directory: Path, num_bytes: int) -> Path:
     return unfinished
 
 
-def _require_floats(name: str, checkpoint: Checkpoint) -> None:
-    if checkpoint.gguf is not None:
-        raise CheckpointError(f"{name}: GGUF files are served as they are; a copy is made of safetensors files")
-    if checkpoint.quantization is not None:
-        raise CheckpointError(f"{name}: the weights are quantised already ({checkpoint.weight_format})")
-
-
 def _write_weights(
     name: str, checkpoint: Checkpoint, weights: CheckedWeights, directory: Path, quantization: str
 ) -> int:
@@ -123,7 +130,7 @@ def _write_weights(
 def _stored_parts(weights: CheckedWeights, parameter: str, quantization: str) -> dict[str, Tensor]:
     """The tensors of the copy for ``parameter``."""
     weight = weights.stored.read(parameter)
-    assert isinstance(weight, Tensor)  # noqa: S101 - _require_floats
+    assert isinstance(weight, Tensor)  # noqa: S101 - write_quantized_copy has refused others
     path = parameter.removesuffix(".weight")
     if path == HEAD or not isinstance(weights.model.get_submodule(path), nn.Linear):
         return {parameter: weight}

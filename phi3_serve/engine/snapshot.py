@@ -15,10 +15,18 @@ from phi3_serve.observability.progress import download_bar
 logger = logging.getLogger("phi3_serve")
 
 
-def fetch(name: str, source: str, revision: str | None, file: str | None = None) -> Path:
+def fetch(
+    name: str,
+    source: str,
+    revision: str | None,
+    file: str | None = None,
+    *,
+    of_gguf: str = "of a repository with GGUF files, `file` must name one",
+) -> Path:
     """The directory or file ``source``, or the Hub snapshot of ``revision``, which is downloaded if necessary.
 
-    With ``file``, nothing else of the snapshot is downloaded.
+    With ``file``, nothing else of the snapshot is downloaded. ``of_gguf`` is what the error for a repository without
+    safetensors files says about GGUF files.
 
     Raises:
         CheckpointError: the snapshot cannot be downloaded; the subclass is the cause.
@@ -29,9 +37,7 @@ def fetch(name: str, source: str, revision: str | None, file: str | None = None)
     if file is not None and not (snapshot / file).exists():
         raise CheckpointIncomplete(f"{source}: there is no file {file} at {revision or 'its newest revision'}")
     if file is None and not any(snapshot.glob("*.safetensors")):
-        raise CheckpointIncomplete(
-            f"{source}: there are no safetensors files; of a repository with GGUF files, `file` must name one"
-        )
+        raise CheckpointIncomplete(f"{source}: there are no safetensors files; {of_gguf}")
     return snapshot
 
 

@@ -18,6 +18,7 @@ from phi3_serve.engine.loader import load
 from phi3_serve.engine.quantization import QuantizedEmbedding, QuantizedLinear
 from phi3_serve.engine.quantized_copy import write_quantized_copy
 from phi3_serve.errors import CheckpointError, StorageFull
+from tests.hub import REPOSITORY, REVISION, Hub
 from tests.random_checkpoint import Shape, make
 
 FORMATS = ("int8", "int4", "fp8")
@@ -141,6 +142,24 @@ def test_a_disk_without_room_is_said_before_the_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(StorageFull, match=re.escape("are needed, and 1.0 kB are free")):
         write_quantized_copy("tested", checkpoint, tmp_path / "copy", "int4")
+
+
+def test_gguf_files_have_no_copy(tmp_path: Path, hub: type[Hub]) -> None:
+    """The field that names one of several is of the config, and the command has none."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (repository / name).touch()
+    hub.directory = repository
+    for source in (REPOSITORY, str(repository), str(repository / "a.gguf")):
+        revision = ["--revision", REVISION] if source == REPOSITORY else []
+        done = RUN.invoke(app, ["quantize", source, "--to", str(tmp_path / "a"), "--quantization", "int4", *revision])
+        assert done.exit_code == 1
+        message = done.stderr.splitlines()[-1]
+        assert message.startswith(source)
+        assert message.endswith("GGUF files are served as they are; a copy is made of safetensors files")
+        assert "`file`" not in done.stderr
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_command_says_what_it_made(checkpoint: Path, tmp_path: Path) -> None:
