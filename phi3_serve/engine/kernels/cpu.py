@@ -6,7 +6,6 @@ They get the addresses of the tensors. Dtypes and contiguity are checked here; s
 import ctypes
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from phi3_serve.engine.kernels.contract import (
     Weight,
 )
 from phi3_serve.engine.kernels.cpu_adapters import CpuAdapters
+from phi3_serve.engine.kernels.cpu_attention import Queries, QueryTiles, TiledAttention, cache_addresses
 from phi3_serve.engine.kernels.cpu_library import SUFFIXES, level_of
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.quantized_panels import QuantizedPanels
@@ -71,7 +71,7 @@ class CpuKernels:
             rotation[0].data_ptr(),
             rotation[1].data_ptr(),
             slots.data_ptr(),
-            *_addresses(cache),
+            *cache_addresses(cache),
             cache.values.stride(0),
             len(slots),
             qkv.shape[1] - 2 * num_kv_heads,
@@ -100,6 +100,9 @@ class CpuKernels:
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, cache: KvCache) -> AttentionPlan:
         """See ``contract.Kernels``."""
         self._check_cache(cache)
+        if self._dtype == torch.float32:
+            return TiledAttention(chunks, window, self._attend[cache.values.dtype])
+        # torch has faster instructions for long chunks in bfloat16
         return ChunkedAttention(chunks, lambda rows: self.of_rows(rows, cache), window=window, cache=cache)
 
     def plan_adapters(self, rows: Sequence[AdaptedRows]) -> AdapterPlan:
@@ -108,7 +111,7 @@ class CpuKernels:
 
     def of_rows(self, rows: Sequence[AttentionRow], cache: KvCache) -> RowAttention:
         """Prepare the attention of single queries over caches with the dtype of ``cache``."""
-        return _CpuAttention(rows, self._attend[cache.values.dtype])
+        return QueryTiles([Queries.of_row(row) for row in rows], self._attend[cache.values.dtype])
 
     def _check_cache(self, cache: KvCache) -> None:
         values, scales = cache.values, cache.scales
@@ -125,40 +128,3 @@ class CpuKernels:
                 raise TypeError(
                     f"expected contiguous {self._dtype} tensors, got {tensor.dtype} with strides {tensor.stride()}"
                 )
-
-
-class _CpuAttention:
-    def __init__(self, rows: Sequence[AttentionRow], attend: "ctypes._NamedFuncPointer") -> None:
-        self._attend = attend
-        self._rows = rows  # keeps the block tables, whose addresses are passed, in place
-        self._described = np.array(
-            [(row.query, row.block_table.buffer_info()[0], row.first, row.end) for row in rows], dtype=np.int64
-        )
-        self._address = self._described.ctypes.data
-        self._longest = max(row.end - row.first for row in rows)
-        self._num_threads = torch.get_num_threads()
-        self._scratch = torch.empty(self._num_threads * self._longest)
-
-    def attend(self, query: Tensor, cache: KvCache, output: Tensor, scale: float) -> None:
-        """See ``contract.RowAttention``."""
-        self._attend(
-            self._address,
-            len(self._rows),
-            query.data_ptr(),
-            query.stride(0),
-            *_addresses(cache),
-            cache.values.stride(0),
-            output.data_ptr(),
-            query.shape[1],
-            cache.num_kv_heads,
-            query.shape[2],
-            scale,
-            self._scratch.data_ptr(),
-            self._longest,
-            self._num_threads,
-        )
-
-
-def _addresses(cache: KvCache) -> tuple[int, int]:
-    """Of the values and of the scales; 0 if there are none."""
-    return cache.values.data_ptr(), 0 if cache.scales is None else cache.scales.data_ptr()

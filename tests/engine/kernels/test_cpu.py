@@ -19,6 +19,8 @@ from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.model.linear import paneled
 
 CPU = torch.device("cpu")
@@ -103,6 +105,37 @@ def test_attention(ours: CpuKernels, dtype: torch.dtype, heads: int, kv_heads: i
     assert_close(*outputs)
     strangers = sorted(set(range(count + 3)) - {row.query for row in rows})
     assert (outputs[0][strangers] == 7).all()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 96), (4, 1, 128), (3, 1, 40), (66, 1, 17)])
+@pytest.mark.parametrize("window", [None, 9, 100])
+def test_attention_of_prompts(
+    ours: CpuKernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, window: int | None
+) -> None:
+    """In float32 the borders of chunks change no bit. What nobody has written yet may be no number."""
+    total, start = 203, 0
+    qkv = torch.randn(total, heads + 2 * kv_heads, dim).to(dtype)
+    sequence = CachedSequence([0] * total)
+    sequence.block_table = array("i", random.Random(dim).sample(range(NUM_BLOCKS), -(-total // BLOCK_SIZE)))
+    slots = torch.tensor([sequence.slot(position) for position in range(total)])
+    cache = KvCache(torch.full((2 * kv_heads, NUM_BLOCKS * BLOCK_SIZE, dim), torch.nan).to(dtype))
+    found = []
+    for sizes in ([total], [1] * 70 + [133], [64, 139], [17, 3, 180, 1, 2]):
+        start, outputs = 0, []
+        for size in sizes:
+            sequence.num_cached, end = start, start + size
+            cache.store(slots[start:end], qkv[start:end, heads:])
+            plan = ours.plan_attention([Chunk(sequence, size, 1)], window=window, cache=cache)
+            outputs.append(plan.attend(qkv[start:end].contiguous(), cache, dim**-0.5))
+            start = end
+        found.append(torch.cat(outputs))
+        cache.values.fill_(torch.nan)
+    cache.store(slots, qkv[:, heads:])
+    sequence.num_cached = 0
+    meant = ReferenceKernels().plan_attention([Chunk(sequence, total, 1)], window=window, cache=cache)
+    for one in found:
+        assert_close(one, meant.attend(qkv, cache, dim**-0.5))
+        assert dtype != torch.float32 or torch.equal(one, found[0])
 
 
 def test_large_scores_and_no_numbers_stay_where_they_are(ours: CpuKernels, dtype: torch.dtype) -> None:

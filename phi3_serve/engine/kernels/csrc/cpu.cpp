@@ -27,13 +27,13 @@
 #endif
 
 #define EXPORT_ATTEND(T, C, SUFFIX)                                                                                   \
-    extern "C" void attend_##SUFFIX(const void *rows, int64_t num_rows, const void *query, int64_t query_stride,      \
+    extern "C" void attend_##SUFFIX(const void *tiles, int64_t num_tiles, const void *query, int64_t query_stride,    \
                                     const void *cache, const float *scales, int64_t head_stride, void *output,        \
                                     int64_t heads, int64_t kv_heads, int64_t dim, float scale, float *scratch,        \
-                                    int64_t longest, int threads) {                                                   \
-        attend(static_cast<const AttentionRow *>(rows), num_rows, static_cast<const T *>(query), query_stride,        \
+                                    int64_t scratch_size, int threads) {                                              \
+        attend(static_cast<const QueryTile *>(tiles), num_tiles, static_cast<const T *>(query), query_stride,         \
                Cache<C>{static_cast<const C *>(cache), scales, head_stride, kv_heads, dim}, static_cast<T *>(output), \
-               heads, scale, scratch, longest, threads);                                                              \
+               heads, scale, scratch, scratch_size, threads);                                                         \
     }
 
 #define EXPORT(T, SUFFIX)                                                                                             \

@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "platform.h"
+
 namespace {
 
 // e^x with a relative error of 1e-7. It has no branch, so loops over it are vectorised. Cephes, expf.c (S. L. Moshier).
-inline float exponential(float x) {
+INLINE float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     const float n = std::rint(x * 1.44269504f);
