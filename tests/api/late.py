@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+from starlette.types import Message, Send
+
+from phi3_serve.api.streams import EventStream
 from phi3_serve.core.generation_request import GenerationRequest
 from tests.support import LocalBackend
 
@@ -20,6 +24,7 @@ class Late(LocalBackend):
         self.go_on = threading.Event()
         self.error: Exception | None = None
         self.num_inside = 0
+        self._keep_alives = threading.Semaphore(0)
 
     async def generate(self, request: GenerationRequest) -> Any:
         self.num_inside += 1
@@ -33,12 +38,28 @@ class Late(LocalBackend):
         finally:
             self.num_inside -= 1
 
-    def go_on_after(self, seconds: float) -> None:
-        """Give the first event ``seconds`` after a request has come."""
+    def note_keep_alives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Count what keeps streams alive, for ``go_on_after``."""
+        keep_alive = EventStream._keep_alive
+
+        async def noting(stream: EventStream, send: Send) -> None:
+            async def send_and_note(message: Message) -> None:
+                await send(message)
+                self._keep_alives.release()
+
+            await keep_alive(stream, send_and_note)
+
+        monkeypatch.setattr(EventStream, "_keep_alive", noting)
+
+    def go_on_after(self, num_keep_alives: int) -> None:
+        """Give the first event when so many keep-alives were sent, from now on. The first of them follows the status."""
+        self.go_on.clear()
+        while self._keep_alives.acquire(blocking=False):
+            pass
 
         def go_on() -> None:
-            until(lambda: self.num_inside > 0, 30)
-            time.sleep(seconds)
+            for _ in range(num_keep_alives):
+                assert self._keep_alives.acquire(timeout=30)
             self.go_on.set()
 
         threading.Thread(target=go_on, daemon=True).start()

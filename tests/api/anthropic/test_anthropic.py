@@ -314,25 +314,25 @@ def late_url(
 ) -> str:
     monkeypatch.setattr(streams, "STATUS_DEADLINE_S", 0.1)
     monkeypatch.setattr(streams, "KEEP_ALIVE_INTERVAL_S", 0.1)
+    late.note_keep_alives(monkeypatch)
     return serve_app(create_app(late, config))
 
 
 @pytest.mark.thorough
 def test_the_sdk_reads_over_pings_in_a_silence(late: Late, late_url: str, client: TestClient) -> None:
-    late.go_on_after(0.6)
+    late.go_on_after(3)
     with httpx2.stream("POST", f"{late_url}/v1/messages", json={**BODY, "stream": True}) as answer:
         events = "".join(answer.iter_text()).split("\n\n")
     assert events[:3] == ['event: ping\ndata: {"type": "ping"}'] * 3
     assert sum(event.startswith("event: message_start") for event in events) == 1
-    late.go_on.clear()
-    late.go_on_after(0.6)
+    late.go_on_after(3)
     with Anthropic(base_url=late_url, api_key="none", max_retries=0) as sdk, sdk.messages.stream(**asked()) as stream:
         assert stream.get_final_text() == by_chat(client)
 
 
 def test_a_late_error_is_an_event(late: Late, late_url: str) -> None:
     late.error = Overloaded("The request waited in the queue.", 5)
-    late.go_on_after(0.4)
+    late.go_on_after(1)
     with (
         Anthropic(base_url=late_url, api_key="none", max_retries=0) as sdk,
         pytest.raises(anthropic.APIStatusError, match="waited in the queue"),

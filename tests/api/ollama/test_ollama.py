@@ -385,12 +385,13 @@ def late_url(
 ) -> str:
     monkeypatch.setattr(streams, "STATUS_DEADLINE_S", 0.1)
     monkeypatch.setattr(streams, "KEEP_ALIVE_INTERVAL_S", 0.1)
+    late.note_keep_alives(monkeypatch)
     return serve_app(create_app(late, config))
 
 
 @pytest.mark.thorough
 def test_the_client_reads_over_what_keeps_a_stream_alive(late: Late, late_url: str, client: TestClient) -> None:
-    late.go_on_after(0.6)
+    late.go_on_after(3)
     connection = post(late_url, "/api/chat", CHAT)
     answer = connection.getresponse()
     assert answer.headers["Content-Type"].startswith("application/x-ndjson")
@@ -398,15 +399,14 @@ def test_the_client_reads_over_what_keeps_a_stream_alive(late: Late, late_url: s
     assert first.startswith(b"   ")
     assert json.loads(first)["done"] is False
     connection.close()
-    late.go_on.clear()
-    late.go_on_after(0.6)
+    late.go_on_after(3)
     with ollama.Client(host=late_url) as sdk:
         assert "".join(part.message.content or "" for part in sdk.chat(**CHAT, stream=True)) == by_chat(client)
 
 
 def test_a_late_error_is_the_last_line(late: Late, late_url: str) -> None:
     late.error = Overloaded("The request waited in the queue.", 5)
-    late.go_on_after(0.4)
+    late.go_on_after(1)
     with ollama.Client(host=late_url) as sdk, pytest.raises(ollama.ResponseError, match="waited in the queue"):
         list(sdk.chat(**CHAT, stream=True))
 

@@ -299,16 +299,16 @@ def late_url(
 ) -> str:
     monkeypatch.setattr(streams, "STATUS_DEADLINE_S", 0.1)
     monkeypatch.setattr(streams, "KEEP_ALIVE_INTERVAL_S", 0.1)
+    late.note_keep_alives(monkeypatch)
     return serve_app(create_app(late, config))
 
 
 @pytest.mark.thorough
 def test_the_sdk_reads_over_the_empty_lines(late: Late, late_url: str, client: TestClient) -> None:
-    late.go_on_after(0.6)
+    late.go_on_after(3)
     with httpx2.stream("POST", f"{late_url}/v1/responses", json={**BODY, "stream": True}) as answer:
         assert "".join(answer.iter_text()).startswith(sse.KEEP_ALIVE.decode() * 3)
-    late.go_on.clear()
-    late.go_on_after(0.6)
+    late.go_on_after(3)
     with OpenAI(base_url=f"{late_url}/v1", api_key="none", max_retries=0) as sdk:
         events: list[Any] = list(sdk.responses.create(**BODY, stream=True))
     assert events[-1].response.output_text == by_chat(client)
@@ -316,7 +316,7 @@ def test_the_sdk_reads_over_the_empty_lines(late: Late, late_url: str, client: T
 
 def test_a_late_error_is_a_failed_response(late: Late, late_url: str) -> None:
     late.error = Overloaded("The request waited in the queue.", 5)
-    late.go_on_after(0.4)
+    late.go_on_after(1)
     with OpenAI(base_url=f"{late_url}/v1", api_key="none", max_retries=0) as sdk:
         events: list[Any] = list(sdk.responses.create(**BODY, stream=True))
     assert [event.type for event in events] == ["response.created", "response.in_progress", "response.failed"]
