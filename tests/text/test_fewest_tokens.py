@@ -123,6 +123,7 @@ def test_a_text_far_too_long_is_refused_before_it_is_encoded() -> None:
             ):
                 tokenizer.tokenize(asked, limit=token_limit.of_encoding(2048))
     assert len(tokenizer.encode(RawPrompt(long[:100_000]))) > 2048
+    assert len(tokenizer.encode(RawPrompt("\U0001f9ff" * 5000), limit=token_limit.of_context(2048))) == 20_001
     assert (
         len(tokenizer.encode(RawPrompt("<|user|>" + "\n" * 1_000_000 + "Hi"), limit=token_limit.of_context(2048))) < 10
     )
