@@ -173,12 +173,15 @@ def did_you_mean(
     """The end of a sentence about the unknown ``name``: "; did you mean `NEAREST`?".
 
     ``otherwise`` ends the sentence if no valid name is close. ``quote`` stands before and after the nearest name.
-    ``cutoff`` is how close a name must be, from 0 to 1 (``difflib.SequenceMatcher.ratio``).
+    ``cutoff`` is how close a name must be, from 0 to 1 (``difflib.SequenceMatcher.ratio``). Capital letters count as
+    small ones.
     """
     if len(name) > MAX_NAME_TO_COMPARE:
         return otherwise
-    close = get_close_matches(name, [v for v in valid if not _is_opposite(name, v)], n=1, cutoff=cutoff)
-    return f"; did you mean {quote}{close[0]}{quote}?" if close else otherwise
+    small = name.lower()
+    names = {each.lower(): each for each in valid if not _is_opposite(small, each.lower())}
+    close = get_close_matches(small, names, n=1, cutoff=cutoff)
+    return f"; did you mean {quote}{names[close[0]]}{quote}?" if close else otherwise
 
 
 def unknown_adapter(name: str, field: str, model: str, offered: Sequence[str]) -> UnknownModel:

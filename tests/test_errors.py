@@ -45,6 +45,8 @@ def test_errors_survive_the_way_from_replica_to_ingress(error: Phi3ServeError) -
 def test_a_typo_gets_the_nearest_name_and_noise_none() -> None:
     valid = ["temperature", "top_k"]
     assert did_you_mean("temprature", valid) == "; did you mean `temperature`?"
+    assert did_you_mean("TopK", ["top_k", "Poet"]) == "; did you mean `top_k`?"
+    assert did_you_mean("POET", ["top_k", "Poet"]) == "; did you mean `Poet`?"
     assert did_you_mean("temprature", valid, quote="") == "; did you mean temperature?"
     assert did_you_mean("zzz", valid) == "."
     assert did_you_mean("zzz", valid, "; valid are all others.") == "; valid are all others."

@@ -48,6 +48,16 @@ def allowed_values(route: APIRoute, place: Place, error_type: str | None) -> str
     return " or ".join(dict.fromkeys(takes(form) for form in forms))
 
 
+def fields_of(route: APIRoute, place: Place) -> Sequence[str]:
+    """The fields of the object at ``place``; empty if there may be objects of several kinds, or none."""
+    if len(place) < 2:
+        return ()
+    schema = _schema(route, place)
+    forms = [form for found in _values_at(schema, place) for form in _forms(found, schema.get("$defs", {}))]
+    objects = [tuple(form["properties"]) for form in forms if form.get("properties")]
+    return objects[0] if len(objects) == 1 else ()
+
+
 def _schema(route: APIRoute, place: Place) -> Schema:
     """The JSON schema of what ``route`` takes in the part of a request that ``place`` begins with."""
     if place[0] == "body":

@@ -71,6 +71,8 @@ class FieldError:
     @property
     def field(self) -> str:
         """The name of the field, as "messages.0.content"; empty if it is the body itself."""
+        if self.type == "json_invalid":  # at a character of the body
+            return ""
         return ".".join(str(part) for part in self.location[1:])
 
     @property

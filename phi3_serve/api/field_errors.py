@@ -15,12 +15,13 @@ from typing import Any
 
 from fastapi.routing import APIRoute
 
-from phi3_serve.api.allowed_values import Place, allowed_values
+from phi3_serve.api.allowed_values import Place, allowed_values, fields_of
 from phi3_serve.api.error_mapping import FieldError
 from phi3_serve.api.fields import NOT_A_BOOLEAN
 from phi3_serve.api.given_parameters import OBJECTS, place_of
 from phi3_serve.api.other_names import OTHER_NAMES
 
+MAX_FIELDS_NAMED = 4  # of an object; the main ones come first
 # The beginnings of the types of pydantic's errors about the bounds of a value.
 _OF_BOUNDS = ("greater_", "less_", "finite_", "too_", "string_too_")
 
@@ -69,6 +70,11 @@ def field_errors(
 
 def _with_allowed_values(problem: _Problem, route: APIRoute) -> FieldError:
     error = problem.error
+    if error.type == "model_attributes_type" and (names := fields_of(route, error.location)):
+        shown = (
+            ", ".join(names) if len(names) <= MAX_FIELDS_NAMED else f"{', '.join(names[:MAX_FIELDS_NAMED])} and others"
+        )
+        return replace(error, message=f"This must be a JSON object; its fields are {shown}.")
     if not (problem.is_of_all_forms or problem.is_wrong_type or error.type.startswith((*_OF_BOUNDS, NOT_A_BOOLEAN))):
         return error
     allowed = allowed_values(route, error.location, None if problem.is_of_all_forms else error.type)

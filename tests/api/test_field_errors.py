@@ -82,6 +82,33 @@ def test_a_bound_of_one_form_is_not_named_beside_the_other_form(client: TestClie
     assert message == "max_tokens: The value is out of range; allowed: whole number, at least 1 or `-1`"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/tokenize"])
+def test_a_body_that_is_not_json_is_no_field(client: TestClient, path: str) -> None:
+    answer = client.post(path, content="{'model': 1}", headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert answer.status_code == 400
+    assert message.startswith("The body is not JSON at character 1: ")
+    assert isinstance(error, str) or error.get("param") is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "place", "names"),
+    [
+        ("adapters", ["poet"], "adapters.0", "name, strength"),
+        ("stream_options", True, "stream_options", "include_usage, continuous_usage_stats, include_obfuscation"),
+        ("tools", ["f"], "tools.0", "type, function, cache_control"),
+        ("messages", ["Hi"], "messages.0", "role, content, name, tool_calls and others"),
+    ],
+)
+def test_what_must_be_an_object_has_its_fields_named(
+    client: TestClient, field: str, value: Any, place: str, names: str
+) -> None:
+    error = client.post("/v1/chat/completions", json={**CHAT, field: value}).json()["error"]
+    assert error["param"] == place
+    assert error["message"] == f"{place}: This must be a JSON object; its fields are {names}."
+
+
 def test_kaito_lists_each_wrong_field_once(client: TestClient) -> None:
     kwargs = {"eos_token_id": [1, -1], "stop_strings": 5, "top_p": 2}
     detail = client.post("/chat", json={"prompt": 5, "generate_kwargs": kwargs}).json()["detail"]
