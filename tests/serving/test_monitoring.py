@@ -101,6 +101,7 @@ def _counted(sums: dict[str, float]) -> dict[str, float]:
 def test_replicas_and_ingress_publish_what_they_did(server: Cluster) -> None:
     chosen, answered = "ray_phi3_serve_generation_tokens_total", "ray_phi3_serve_request_generation_tokens_sum"
     requests = "ray_phi3_serve_requests_total"
+    ask(server, 0)
     until(lambda: chosen in published(server))
     before = settled(server)
     tokens = sum(ask(server, number) for number in range(3))

@@ -149,6 +149,7 @@ def test_a_variant_grows_under_load_and_shrinks_after_it(cluster: Nodes) -> None
 
 
 def test_a_lost_node_s_variants_are_back_on_the_other(cluster: Nodes) -> None:
+    until(lambda: sum(state == "ready" for state in cluster.states().values()) == 3, 120)
     where = cluster.where()
     lost, kept = ("one", "two") if len(where["one"]) >= len(where["two"]) else ("two", "one")
     models = [name for name in where[lost] if name in VARIANTS]

@@ -133,6 +133,8 @@ def test_a_key_is_rotated_in_running_replicas(cluster: Head, checkpoint: Path) -
 @pytest.mark.slow
 def test_three_new_versions_take_over_without_one_failed_request(cluster: Head, checkpoint: Path) -> None:
     cluster.deploy(config(cluster.port, checkpoint, {}))
+    cluster.wait_until_running()  # the test before may have left a replica of another version
+    until(lambda: len(cluster.processes("ray::ServeReplica:phi3:mine")) == 1, 90)
     pids = {cluster.replica_of("mine").pid}
     with asking(cluster) as answers:
         for version in range(3):
