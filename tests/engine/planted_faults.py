@@ -39,6 +39,8 @@ IN_FP8 = f"{ENGINE}/kernels/triton_fp8.py"
 QUANTIZED = f"{ENGINE}/kernels/triton_quantized.py"
 SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
 HOME = f"{ENGINE}/kernels/cuda.py"
+FLASH = f"{ENGINE}/kernels/flash_attention.py"
+PROMPTS = f"{ENGINE}/kernels/prompt_attention.py"
 TIER = f"{ENGINE}/adapters/device_tier.py"
 PAGES = f"{ENGINE}/adapters/pages.py"
 TABLE = f"{ENGINE}/adapters/page_table.py"
@@ -63,6 +65,8 @@ OF_LOW_RANK = "tests/engine/kernels/test_triton_low_rank.py"
 OF_ROUNDING = "tests/engine/kernels/test_triton_fp8.py::test_rows_are_rounded_as_the_reference_rounds_them"
 OF_FP8_PRODUCTS = "tests/engine/kernels/test_triton_fp8.py::test_products"
 OF_FP8_DTYPES = "tests/engine/kernels/test_triton_fp8.py::test_products_in_bfloat16_become_the_dtype_of_the_rows"
+OF_FLASH = "tests/engine/kernels/test_flash_attention.py"
+OF_GATHERED_STEPS = "tests/engine/model/test_device_steps.py::test_prompts_drafts_and_decoded_tokens[gathering]"
 OF_QUANTIZED = "tests/engine/kernels/test_triton_quantized.py"
 OF_SELF_CHECK = "tests/engine/kernels/test_self_check.py::test_right_kernels_are_kept"
 OF_SELF_CHECK_IN_8_BITS = "tests/engine/kernels/test_self_check.py::test_right_kernels_over_a_cache_in_8_bits_are_kept"
@@ -267,6 +271,35 @@ FAULTS: list[Fault] = [
         (OF_SELF_CHECK,),
         ("long tiles get the config of short ones", "self._long_config(queries.long_tiles.shape[0])", "self._short_config(queries.long_tiles.shape[0])"),
         ("short tiles are forgotten", "            if num_tiles := tiles.shape[0]:\n", "            if (num_tiles := tiles.shape[0]) and tiles is not queries.short_tiles:\n"),
+    ),
+    *_of(
+        FLASH,
+        (OF_FLASH,),
+        ("the window has a key more", "None if window is None else window - 1", "None if window is None else window"),
+        ("gathered blocks begin one too late", "first_block = first_seen // BLOCK_SIZE", "first_block = -(-first_seen // BLOCK_SIZE)"),
+        ("the keys of a block beyond the last one are seen", "[:, :, :num_keys]", "[:, :, :]"),
+        ("heads take the keys of the first ones", "in_blocks[:, kv_heads]", "in_blocks[:, : kv_heads.stop - kv_heads.start]"),
+        ("queries do not follow their keys", "heads = slice(first * group, stop * group)", "heads = slice(0, (stop - first) * group)"),
+        ("gathered queries see the next token", "        True,  # causal\n", "        False,  # causal\n"),
+        ("all keys are gathered at once", "at_once = max(1, kv_heads * keys_at_once(kv_heads, query.shape[2], query.dtype) // num_keys)", "at_once = kv_heads"),
+        ("keys before the window are gathered", "first_seen = 0 if window is None else max(", "first_seen = 0 if True else max("),
+    ),
+    *_of(
+        FLASH,
+        (OF_FLASH, OF_GATHERED_STEPS),
+        ("every chunk reads the first block table", "block_tables[chunk.table + first_block : chunk.table - ", "block_tables[first_block : -"),
+        ("a chunk is written to the first rows", "rows = slice(chunk.row, chunk.row + chunk.num_queries)", "rows = slice(0, chunk.num_queries)"),
+    ),
+    *_of(
+        PROMPTS,
+        (OF_FLASH,),
+        ("torch's attention is used unchecked", "problem = problem or problem_of_attention(torchs, shape, device=device, dtype=dtype)", "pass"),
+        ("the slower one is chosen", "theirs < ours * (1 - LEAST_GAIN)", "theirs > ours * (1 - LEAST_GAIN)"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_GATHERED_STEPS,),
+        ("gathered chunks are in no tile and not gathered", "if is_gathered(chunk)\n", "if False\n"),
     ),
     *_of(
         BUFFER,

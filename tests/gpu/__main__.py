@@ -46,6 +46,7 @@ class Part:
 PARTS: dict[str, Part] = {
     "card": Part("checks:card", (), 40),
     "kernels": Part("checks:kernels", (), 90),
+    "prompts": Part("prompts:main", (), 60),
     "quantized": Part("checks:quantized", (), 90),
     "caches": Part("checks:caches", (), 90),
     "adapters": Part("checks:adapters", (), 90),

@@ -198,8 +198,10 @@ def _queries(queries_per_tile: tuple[int, int], device: torch.device, padding: i
         row += count
     for of_kind in (short, long):
         of_kind += [(CHUNKS.index((0, 0)), 0)] * padding
-    parts = [torch.tensor(part, dtype=torch.int32, device=device) for part in (sequences, tables, short, long)]
-    return PagedQueries(*parts), row
+    of_sequences, of_tables, *of_tiles = (
+        torch.tensor(part, dtype=torch.int32, device=device) for part in (sequences, tables, short, long)
+    )
+    return PagedQueries(of_sequences, of_tables, of_tiles[0], of_tiles[1]), row
 
 
 def _check_layers(ours: CudaKernels, cache: Tensor, heads: int, dtype: torch.dtype) -> None:

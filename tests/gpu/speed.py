@@ -20,6 +20,7 @@ from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.core.event import Failed
 from phi3_serve.engine.adapters.pages import PageLayout
 from phi3_serve.engine.engine_core import EngineCore, StepOutput
+from phi3_serve.engine.kernels.cuda import NOTHING_GATHERED, CudaKernels
 from phi3_serve.engine.kernels.kv_cache import KvCacheDtype
 from phi3_serve.engine.memory import EngineSizes, block_bytes
 from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
@@ -70,7 +71,8 @@ class Bench:
         began = time.time()
         self.core = EngineCore(as_loaded(model, quantization), sizes, releases_weights=True)
         self.capacity = blocks * 16
-        say(f"{shape}: ready in {time.time() - began:.1f} s, cache for {self.capacity:,} tokens")
+        kernels = self.core.info.kernels
+        say(f"{shape}: ready in {time.time() - began:.1f} s, cache for {self.capacity:,} tokens, kernels: {kernels}")
 
     def add(self, number: int, prompt_tokens: int, new_tokens: int, adapters: Sequence[Adapter] = ()) -> None:
         """Queue a greedy request with one of ``adapters``, if there are any."""
@@ -126,7 +128,18 @@ class Bench:
         )
         return {"step_ms": seconds * 1e3, "tokens_per_s": batch / seconds, "of_limit": limit / seconds}
 
-    def prefill(self, tokens: int) -> dict[str, float]:
+    def prefill_in_triton(self, tokens: int) -> dict[str, float] | None:
+        """The same as ``prefill``, if torch computes the attention of such chunks there."""
+        kernels = self.core.runner.kernels
+        if not isinstance(kernels, CudaKernels) or not kernels.gathers(min(tokens, BUDGET), tokens):
+            return None
+        gathered, kernels.gathered = kernels.gathered, NOTHING_GATHERED
+        try:
+            return self.prefill(tokens, ", attention in Triton")
+        finally:
+            kernels.gathered = gathered
+
+    def prefill(self, tokens: int, about: str = "") -> dict[str, float]:
         """The time to the first token of one prompt on an idle engine, the best of three."""
         times = []
         for number in range(4):
@@ -141,7 +154,7 @@ class Bench:
         flops = 2 * (self.weights - head) * tokens + 2 * head + self._attention / 2 * tokens**2
         limit = max(flops / self.machine.flops_per_s, self.weight_bytes / self.machine.bytes_per_s)
         say(
-            f"{self.shape}, prompt of {tokens}: first token after {seconds * 1e3:.1f} ms, {tokens / seconds:,.0f} "
+            f"{self.shape}, prompt of {tokens}{about}: first token after {seconds * 1e3:.1f} ms, {tokens / seconds:,.0f} "
             f"tokens/s, {limit / seconds:.0%} of the limit"
         )
         return {"ms": seconds * 1e3, "tokens_per_s": tokens / seconds, "of_limit": limit / seconds}
@@ -215,5 +228,7 @@ def main(shape: str, quantization: str = NO_QUANTIZATION, kv_cache_dtype: KvCach
     write(found)
     for tokens in PREFILLS if is_whole else QUANTIZED_PREFILLS:
         found[f"prefill {tokens}"] = bench.prefill(tokens)
+        if (in_triton := bench.prefill_in_triton(tokens)) is not None:
+            found[f"prefill {tokens} in Triton"] = in_triton
         write(found)
     return found

@@ -3,14 +3,19 @@
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from phi3_serve.engine.kernels import prompt_attention
+from phi3_serve.engine.kernels.cuda import ChunkSize
+from tests.engine.kernels.emulated_flash import emulated_flash_attention
+from tests.engine.kernels.interpreter import mended_interpreter
 from tests.gpu import __main__ as make_gpu
-from tests.gpu import checks
+from tests.gpu import checks, prompts
 from tests.gpu.__main__ import CUT, NOT_RUN, PARTS, PASSED, Part, run_parts
 
 PROBES = "tests.gpu.probes"
@@ -95,6 +100,20 @@ def test_the_names_of_parts_are_words_of_a_shell() -> None:
 def test_the_function_of_each_part_is_there(name: str) -> None:
     module, function = PARTS[name].function.split(":")
     assert callable(getattr(importlib.import_module(f"tests.gpu.{module}"), function))
+
+
+def test_both_attentions_of_prompts_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU, but for the sizes, and with torch's operation emulated."""
+    properties = SimpleNamespace(multi_processor_count=4, major=9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(prompt_attention, "TRIAL_ROUNDS", 1)
+    with mended_interpreter(), emulated_flash_attention() as calls:
+        found = prompts.main(["probe"], [ChunkSize(16, 32)], "cpu")
+    assert calls[-1] == (16, 32, 2)
+    assert found["probe, 16 over 32"]["triton_ms"] > found["probe, 16 over 32"]["torch_ms"] > 0
+    assert "probe, 16 tokens over 32 keys: Triton " in capsys.readouterr().out
 
 
 @pytest.mark.thorough

@@ -15,8 +15,9 @@ from torch import Tensor
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kvcache.chunk import Chunk
 
+ATTEND = "attend"
 ADD_LOW_RANK = "add_low_rank"
-KERNELS = ("add_rms_norm", "rotate_and_store", "silu_product", "attend", ADD_LOW_RANK)
+KERNELS = ("add_rms_norm", "rotate_and_store", "silu_product", ATTEND, ADD_LOW_RANK)
 MAX_SHORT_QUERIES = 8  # tokens; a chunk of up to this many is a decoded token with its draft, or the rest of a prompt
 PAGE_RANK = 16  # ranks of an adapter in a page on the device; the smallest side of a matrix product in Triton
 MAX_PAGES = 16  # of the adapters of one row
@@ -310,6 +311,16 @@ class Kernels(LayerKernels, WeightKernels, AdapterKernels, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class GatheredQueries:
+    """The queries of a chunk of a prompt that is in no tile. The host knows these numbers."""
+
+    row: int  # the first one of the batch
+    num_queries: int
+    end: int  # the position after the last query
+    table: int  # the first entry in block_tables
+
+
+@dataclass(frozen=True, slots=True)
 class PagedQueries:
     """The queries of one step and the blocks of their keys, as int32 tensors on the device.
 
@@ -320,6 +331,7 @@ class PagedQueries:
     block_tables: Tensor  # block numbers of all sequences, one sequence after another
     short_tiles: Tensor  # [tiles, 2]: sequence, first query of the tile; tiles of at most MAX_SHORT_QUERIES queries
     long_tiles: Tensor  # [tiles, 2]: the same for the chunks of prompts
+    gathered: tuple[GatheredQueries, ...] = ()  # chunks that are in no tile; see ``DeviceKernels.gathers``
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +363,9 @@ class DeviceKernels(LayerKernels, Protocol):
     """The kernels of a device that reads the plan of a step from its own memory."""
 
     queries_per_tile: tuple[int, int]  # of short and of long tiles
+
+    def gathers(self, num_queries: int, num_keys: int) -> bool:
+        """Whether ``attend`` takes a chunk of a prompt from ``PagedQueries.gathered``, and not from tiles."""
 
     def add_low_rank(self, x: Tensor, output: Tensor, change: PagedLowRank, tiles: AdaptedTiles) -> None:
         """Add the adapters' products to the output of one linear layer, in place; see ``AdapterPlan.add``.

@@ -84,6 +84,10 @@ class ReferenceKernels:
         """Prepare the attention of single queries over caches with the dtype and the device of ``cache``."""
         return _PaddedAttention(rows, cache.device)
 
+    def gathers(self, num_queries: int, num_keys: int) -> bool:
+        """No: ``attend`` needs no tiles."""
+        return False
+
     def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
         """See ``contract.DeviceKernels``. It waits for the device, so it cannot be captured in a CUDA graph."""
         num_heads = qkv.shape[1] - 2 * cache.num_kv_heads

@@ -22,6 +22,7 @@ from phi3_serve.engine.kernels.contract import (
     Bits,
     BlockedWeight,
     DeviceKernels,
+    GatheredQueries,
     PackedWeight,
     PagedLowRank,
     PagedQueries,
@@ -158,19 +159,24 @@ def _paged_queries(
     """The blocks are used from the last one to the first one. ``padding``: tiles of each kind without a query."""
     sequences: list[tuple[int, ...]] = []
     tiles: tuple[list[tuple[int, int]], ...] = ([], [])  # short and long
+    gathered: list[GatheredQueries] = []
     row = num_blocks = 0
     for number, (count, end) in enumerate(chunks):
         sequences.append((row, count, end, num_blocks))
         is_long = count > MAX_SHORT_QUERIES
-        tiles[is_long].extend((number, first) for first in range(0, max(1, count), kernels.queries_per_tile[is_long]))
+        if is_long and kernels.gathers(count, end):
+            gathered.append(GatheredQueries(row, count, end, num_blocks))
+        else:
+            size = kernels.queries_per_tile[is_long]
+            tiles[is_long].extend((number, first) for first in range(0, max(1, count), size))
         row += count
         num_blocks += -(-end // BLOCK_SIZE)
     if padding:
         for of_kind in tiles:
             of_kind.extend([(chunks.index(NO_QUERIES), 0)] * padding)
-    return PagedQueries(
-        *map(inputs.integers, (sequences, range(num_blocks - 1, -1, -1), *tiles)),
-    )
+    sequences_and_blocks = inputs.integers(sequences), inputs.integers(range(num_blocks - 1, -1, -1))
+    short, long = (inputs.integers(of_kind).view(-1, 2) for of_kind in tiles)
+    return PagedQueries(*sequences_and_blocks, short, long, tuple(gathered))
 
 
 def _add_low_rank(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
@@ -226,6 +232,18 @@ def check_kernels(
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # an error that Triton has reported as its own is raised here again
     return findings
+
+
+def problem_of_attention(
+    kernels: DeviceKernels, shape: ModelShape, *, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """How the attention of ``kernels`` differs from the reference, or why there is none; None if they agree.
+
+    Raises:
+        torch.AcceleratorError: the device has failed. Nothing can run on it any more.
+        RuntimeError: the device has no memory for the check; that is no fault of a kernel.
+    """
+    return _problem(_attend, kernels, *(_Inputs(shape, device, dtype, "auto") for _ in range(2)))
 
 
 def problem_of_pack(kernels: WeightKernels, bits: Bits, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -328,6 +346,7 @@ class KernelsWithFallbacks:
         self.rotate_and_store = home("rotate_and_store").rotate_and_store
         self.silu_product = home("silu_product").silu_product
         self.attend = home("attend").attend
+        self.gathers = home("attend").gathers
         self.add_low_rank = home(ADD_LOW_RANK).add_low_rank
 
 

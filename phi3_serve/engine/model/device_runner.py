@@ -211,7 +211,7 @@ class DeviceRunner:
         shape, integers = pack(
             chunks,
             logit_rows(chunks),
-            self.kernels.queries_per_tile,
+            self.kernels,
             mixes,
             adapts_logits=changed is not None and self._head in changed,
         )
@@ -253,10 +253,11 @@ class DeviceRunner:
         return torch.where(ids < 0, unread, ids)
 
 
-def chunk_of_block_0(num_tokens: int, num_logits: int) -> Chunk:
+def chunk_of_block_0(num_tokens: int, num_logits: int, start: int = 0) -> Chunk:
     """A chunk that no request has. All of its blocks are the first one of the cache, which must not be in use."""
-    sequence = CachedSequence([0] * num_tokens)
-    sequence.block_table = array("i", [0]) * -(-num_tokens // BLOCK_SIZE)
+    sequence = CachedSequence([0] * (start + num_tokens))
+    sequence.block_table = array("i", [0]) * -(-(start + num_tokens) // BLOCK_SIZE)
+    sequence.num_cached = start
     return Chunk(sequence, num_tokens, num_logits)
 
 

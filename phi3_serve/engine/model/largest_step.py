@@ -9,10 +9,12 @@ from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.device import CUDA_BYTES
 from phi3_serve.engine.error_kind import kind_of
+from phi3_serve.engine.kernels.flash_attention import keys_at_once
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
 from phi3_serve.engine.model.device_runner import DeviceRunner, chunk_of_block_0
 from phi3_serve.engine.sampling.drawing import draw
 from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.weights import head_dim
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.resolved_parameters import resolve
 
@@ -26,10 +28,19 @@ WARPERS = GenerationParameters(
 def run_largest_step(runner: DeviceRunner, sizes: EngineSizes) -> None:
     """Run a chunk with all tokens of the budget, want the logits of each as drafts do, and draw all rows on the host.
 
-    Every block of the chunk is block 0, so a cache of one block is enough. The memory of attention does not depend on
-    how long the sequences are.
+    Every block of the chunk is block 0, so a cache of one block is enough. If the keys of such a chunk are gathered, it
+    comes behind a prefix with which as many keys are gathered as ever at once; else the memory of attention does not
+    depend on how long the sequences are.
     """
-    logits = runner.run([chunk_of_block_0(sizes.token_budget, num_logits=sizes.token_budget)])
+    decoder = runner.decoder
+    config = decoder.config
+    end = min(
+        int(config.max_position_embeddings),
+        keys_at_once(config.num_key_value_heads, head_dim(config), decoder.dtype),
+    )
+    is_gathered = end > sizes.token_budget and runner.kernels.gathers(sizes.token_budget, end)
+    start = end - sizes.token_budget if is_gathered else 0
+    logits = runner.run([chunk_of_block_0(sizes.token_budget, num_logits=sizes.token_budget, start=start)])
     scores = logits.float()
     rows = min(sizes.max_rows, len(scores))
     draw(scores[list(range(rows))], [_settings()] * rows)

@@ -1,12 +1,13 @@
 """Which runner a model gets."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from phi3_serve.engine.kernels.contract import ADD_LOW_RANK
+from phi3_serve.engine.kernels.contract import ADD_LOW_RANK, ATTEND
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.memory import EngineSizes, FittingSizes, block_bytes, sizes_on_cpu, sizes_on_gpu
@@ -42,17 +43,33 @@ def new_runner(model: Any, sizes: Sizes, *, releases_weights: bool = False) -> R
 
 def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weights: bool) -> DeviceRunner:
     # Triton is installed with torch for CUDA only.
-    from phi3_serve.engine.kernels.cuda import CudaKernels
+    from phi3_serve.engine.kernels.cuda import NOTHING_GATHERED, ChunkSize, CudaKernels
+    from phi3_serve.engine.kernels.prompt_attention import sizes_to_gather
     from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 
     config = model.config
-    cuda = CudaKernels(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        dtype=dtype,
-        device=model.device,
-    )
-    findings = check_kernels(cuda, _shape(model), device=model.device, dtype=dtype, kv_cache_dtype=sizes.kv_cache_dtype)
+
+    def make_kernels(gathered: Mapping[ChunkSize, bool]) -> CudaKernels:
+        return CudaKernels(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            dtype=dtype,
+            device=model.device,
+            gathered=gathered,
+        )
+
+    cuda, shape = make_kernels(NOTHING_GATHERED), _shape(model)
+    findings = check_kernels(cuda, shape, device=model.device, dtype=dtype, kv_cache_dtype=sizes.kv_cache_dtype)
+    if all(finding.kernel != ATTEND for finding in findings):
+        gathered = sizes_to_gather(
+            make_kernels,
+            shape,
+            device=model.device,
+            dtype=dtype,
+            context=config.max_position_embeddings,
+            is_rounded=sizes.kv_cache_dtype != "auto",
+        )
+        cuda = make_kernels(gathered)
     kernels = with_fallbacks(cuda, findings)
     decoder = Decoder(model, kernels, releases_weights=releases_weights)
 

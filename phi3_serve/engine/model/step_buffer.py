@@ -20,6 +20,8 @@ from phi3_serve.engine.kernels.contract import (
     MAX_SHORT_QUERIES,
     ROWS_PER_TILE,
     AdaptedTiles,
+    DeviceKernels,
+    GatheredQueries,
     PagedQueries,
 )
 from phi3_serve.engine.kvcache.chunk import Chunk
@@ -40,6 +42,7 @@ class StepShape:
     sequences: int
     short_tiles: int
     long_tiles: int
+    gathered: tuple[GatheredQueries, ...] = ()  # no integers of the buffer
     adapted: TileShape | None = None  # None: no row has an adapter
     adapted_logits: TileShape | None = None
 
@@ -47,7 +50,7 @@ class StepShape:
     def of_decode(cls, rows: int, *, is_adapted: bool = False) -> "StepShape":
         """A step that runs one token of each of ``rows`` sequences, any of which may have adapters."""
         adapted = TileShape(rows, rows, ROWS_PER_TILE[0], MAX_PAGES) if is_adapted else None
-        return cls(rows, rows, rows, rows, 0, adapted)
+        return cls(rows, rows, rows, rows, 0, adapted=adapted)
 
     @property
     def sizes(self) -> list[int]:
@@ -78,7 +81,8 @@ class StepIntegers:
             start = _aligned(start + size)
         ids, positions, factors, slots, logits, sequences, short, long, *of_adapters = parts
         tables = buffer[start:]
-        queries = PagedQueries(sequences.view(-1, 4), tables, short.view(-1, 2), long.view(-1, 2))
+        tiles = (short.view(-1, 2), long.view(-1, 2))
+        queries = PagedQueries(sequences.view(-1, 4), tables, *tiles, shape.gathered)
         pages = tables[: len(tables) // 2 * 2].view(-1, 2)
         adapted = [_adapted(tiles, of_adapters, pages) for tiles in (shape.adapted, shape.adapted_logits)]
         return cls(ids, positions, factors, slots, logits, queries, *adapted)
@@ -156,7 +160,7 @@ def pack_decode(chunks: Sequence[Chunk], rows: int, mixes: Sequence[Mix] | None 
 def pack(
     chunks: Sequence[Chunk],
     logit_rows: Sequence[int],
-    queries_per_tile: tuple[int, int],
+    kernels: DeviceKernels,
     mixes: Sequence[Mix] | None = None,
     *,
     adapts_logits: bool = False,
@@ -166,23 +170,30 @@ def pack(
     Args:
         chunks: in the order of their tokens in the batch.
         logit_rows: the rows whose logits are wanted.
-        queries_per_tile: of the attention's short and long tiles.
+        kernels: that compute the attention.
         mixes: the adapters of the chunks; None: no chunk has any.
         adapts_logits: whether an adapter changes the head.
     """
-    short, long = queries_per_tile
+
+    def is_gathered(chunk: Chunk) -> bool:
+        return chunk.num_tokens > MAX_SHORT_QUERIES and kernels.gathers(chunk.num_tokens, chunk.end)
+
+    short, long = kernels.queries_per_tile
     short_tiles = _tiles(chunks, short, lambda chunk: chunk.num_tokens <= MAX_SHORT_QUERIES)
-    long_tiles = _tiles(chunks, long, lambda chunk: chunk.num_tokens > MAX_SHORT_QUERIES)
+    long_tiles = _tiles(chunks, long, lambda chunk: chunk.num_tokens > MAX_SHORT_QUERIES and not is_gathered(chunk))
     table_starts, tables = _block_tables(chunks)
     rows = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)])
     sequences = [
         (row, chunk.num_tokens, chunk.end, table)
         for row, chunk, table in zip(rows[:-1].tolist(), chunks, table_starts, strict=True)
     ]
+    gathered = [
+        GatheredQueries(*numbers) for numbers, chunk in zip(sequences, chunks, strict=True) if is_gathered(chunk)
+    ]
     adapted = []
     if mixes is not None:
         firsts = _add_pages(tables, mixes)
-        rows_per_tile = ROWS_PER_TILE[bool(long_tiles)]
+        rows_per_tile = ROWS_PER_TILE[bool(long_tiles or gathered)]
         adapted.append(tiles_of(mixes, [chunk.num_tokens for chunk in chunks], firsts, rows_per_tile))
         if adapts_logits:
             adapted.append(tiles_of(mixes, [chunk.num_logits for chunk in chunks], firsts, ROWS_PER_TILE[0]))
@@ -192,6 +203,7 @@ def pack(
         len(chunks),
         len(short_tiles),
         len(long_tiles),
+        tuple(gathered),
         *(tiles.shape for tiles in adapted),
     )
     return shape, _joined(

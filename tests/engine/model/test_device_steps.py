@@ -4,7 +4,7 @@ With the Triton kernels, in the interpreter, the two have no kernel in common. W
 a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine import quantization
-from phi3_serve.engine.kernels.contract import DeviceKernels
+from phi3_serve.engine.kernels import flash_attention
+from phi3_serve.engine.kernels.contract import DeviceKernels, PagedQueries
 from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.select import select_weight_kernels
 from phi3_serve.engine.kernels.triton_fp8 import ScaledWeight
@@ -34,6 +36,7 @@ from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from tests.engine import asking
+from tests.engine.kernels.emulated_flash import emulated_flash_attention
 from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.model.replayer import Replayer
 from tests.random_checkpoint import Shape, make
@@ -103,12 +106,28 @@ class Both:
             device.expect_token(index)
 
 
-@pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.slow)])
-def both(request: pytest.FixtureRequest, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Both:
+class GatheringKernels(ReferenceKernels):
+    """With torch's FlashAttention-2 for all but short chunks."""
+
+    def gathers(self, num_queries: int, num_keys: int) -> bool:
+        return True
+
+    def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
+        attended = super().attend(qkv, cache, queries, scale, window)
+        output = attended.view(len(qkv), -1, qkv.shape[2])
+        query = qkv[:, : output.shape[1]]
+        for chunk in queries.gathered:
+            output[chunk.row : chunk.row + chunk.num_queries] = torch.nan
+            flash_attention.attend(query, cache, output, queries.block_tables, chunk, scale=scale, window=window)
+        return attended
+
+
+@pytest.fixture(params=["reference", "gathering", pytest.param("triton", marks=pytest.mark.slow)])
+def both(request: pytest.FixtureRequest, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=1, major=9)
     )
-    kernels: DeviceKernels = ReferenceKernels()
+    kernels: DeviceKernels = GatheringKernels() if request.param == "gathering" else ReferenceKernels()
     if request.param == "triton":
         kernels = CudaKernels(num_heads=4, num_kv_heads=2, dtype=torch.float32, device=torch.device("cpu"))
     graphs = Replayer()
@@ -123,7 +142,9 @@ def both(request: pytest.FixtureRequest, loaded: LoadedModel, monkeypatch: pytes
         # Block 0, in which misplaced keys of padding would lie, has keys that the first sequence sees.
         blocks = [both.free.pop(), both.free.pop(), 0] if not both.sequences else []
         both.add([0, *(draw.randrange(704) for _ in range(length - 1))], first_blocks=blocks)
-    return both
+    with emulated_flash_attention() as calls:
+        yield both
+    assert bool(calls) == (request.param == "gathering")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # padding rows hold what was in the memory

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine.device import CUDA_BYTES
+from phi3_serve.engine.kernels import flash_attention
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loaded_model import LoadedModel
@@ -59,6 +60,27 @@ def test_it_runs_the_whole_budget_and_draws_all_rows(runner: DeviceRunner, monke
         "drawn": (8, 704),
         "warpers": (len(_WARPERS) - 2,),  # all but top_k and top_h, which need less
     }
+
+
+@pytest.mark.parametrize(("most_keys", "keys"), [(90, 90), (10_000, 2048), (30, 40)])
+def test_as_many_keys_as_ever_are_gathered(
+    runner: DeviceRunner, most_keys: int, keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for those beyond the context, and those of a step that has no such chunk."""
+    config = runner.decoder.config
+    of_key = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads * 4
+    monkeypatch.setattr(flash_attention, "MAX_GATHERED_BYTES", most_keys * of_key)
+    monkeypatch.setattr(runner.kernels, "gathers", lambda num_queries, num_keys: True)
+    gathered: list[tuple[int, int]] = []
+    attend = ReferenceKernels.attend
+
+    def watched(self: ReferenceKernels, qkv: Tensor, cache: KvCache, queries: Any, *others: Any) -> Tensor:
+        gathered.extend((chunk.num_queries, chunk.end) for chunk in queries.gathered)
+        return attend(self, qkv, cache, queries, *others)
+
+    monkeypatch.setattr(ReferenceKernels, "attend", watched)
+    run_largest_step(runner, SIZES)
+    assert set(gathered) == {(40, keys)}
 
 
 class Gpu:

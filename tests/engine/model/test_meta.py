@@ -16,9 +16,11 @@ from phi3_serve.bench.shapes import Model, build
 from phi3_serve.core.adapter import AppliedAdapter
 from phi3_serve.engine.adapters import places
 from phi3_serve.engine.adapters.pages import PageLayout
+from phi3_serve.engine.kernels import flash_attention
 from phi3_serve.engine.kernels.contract import (
     AdaptedTiles,
     BlockedWeight,
+    GatheredQueries,
     PagedLowRank,
     PagedQueries,
     QuantizedWeight,
@@ -35,6 +37,7 @@ from tests.engine.adapters.drawing import applied, drawn
 
 SIZES = EngineSizes(num_blocks=1000, token_budget=2048, max_rows=256)
 VOCAB = 32_064
+LONG = 20_000  # tokens, from which on keys are gathered
 
 
 class CheckedKernels:
@@ -69,13 +72,20 @@ class CheckedKernels:
         self.calls.append("silu_product")
         return gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
 
+    def gathers(self, num_queries: int, num_keys: int) -> bool:
+        return num_keys >= LONG
+
     def attend(self, qkv: Tensor, cache: KvCache, queries: PagedQueries, scale: float, window: int | None) -> Tensor:
         self._check(qkv, cache.values)
         parts = (queries.sequences, queries.block_tables, queries.short_tiles, queries.long_tiles)
         assert all(part.dtype == torch.int32 and part.is_contiguous() for part in parts)
         self.calls.append("attend")
         self.queries.append(queries)
-        return qkv.new_empty(len(qkv), (qkv.shape[1] - 2 * cache.num_kv_heads) * qkv.shape[2])
+        heads = qkv.shape[1] - 2 * cache.num_kv_heads
+        output = qkv.new_empty(len(qkv), heads, qkv.shape[2])
+        for one in queries.gathered:
+            flash_attention.attend(qkv[:, :heads], cache, output, queries.block_tables, one, scale=scale, window=window)
+        return output.flatten(1)
 
     def add_low_rank(self, x: Tensor, output: Tensor, change: PagedLowRank, tiles: AdaptedTiles) -> None:
         self._check(x, output, change.a[0], change.b[0])
@@ -186,6 +196,7 @@ def test_decoded_tokens_take_the_next_larger_graph(runner: DeviceRunner, rows: i
         ([(0, 2048, 1)], 1, 0, 16),
         ([(0, 2048, 0)], 0, 0, 16),
         ([(1000, 9, 1), (30, 8, 8), (5, 1, 1)], 10, 2, 1),
+        ([(LONG, 1000, 1), (0, 20, 0), (LONG, 8, 1)], 2, 1, 1),
         ([(0, 1, 1)] * 257, 257, 257, 0),  # one request may have more rows than there are graphs for
     ],
 )
@@ -196,6 +207,8 @@ def test_other_steps(
     assert logits.shape == (num_logits, VOCAB)
     queries = kernels_of(runner).queries[0]
     assert (len(queries.sequences), len(queries.short_tiles), len(queries.long_tiles)) == (len(chunks), short, long)
+    is_long = any(start == LONG for start, *_ in chunks)
+    assert queries.gathered == ((GatheredQueries(0, 1000, LONG + 1000, 0),) if is_long else ())
 
 
 @pytest.mark.parametrize("shape", ["mini:2", "medium:1"])
@@ -218,3 +231,6 @@ def test_steps_with_adapters(shape: str, monkeypatch: pytest.MonkeyPatch) -> Non
     runner.run([chunk(0, 100, 1, adapter), chunk(0, 200, 1), chunk(9, 1, 1, adapter)])
     assert len(kernels.tiles) == num_places - 1  # those that the adapter changes
     assert {(len(tiles.rows), len(tiles.tiles), tiles.rows_per_tile) for tiles in kernels.tiles} == {(101, 2, 64)}
+    kernels.tiles.clear()
+    runner.run([chunk(LONG, 100, 0, adapter)])
+    assert {tiles.rows_per_tile for tiles in kernels.tiles} == {64}

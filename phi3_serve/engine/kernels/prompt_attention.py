@@ -1,0 +1,120 @@
+"""What computes the attention of a prompt's chunks: the Triton kernel, or torch's FlashAttention-2.
+
+torch's operation needs gathered keys, and both depend on the GPU and on the heads of the model. So they are timed when
+a model is loaded, for a few sizes of chunks.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from phi3_serve.engine.error_kind import kind_of
+from phi3_serve.engine.kernels.contract import GatheredQueries, PagedQueries
+from phi3_serve.engine.kernels.cuda import NOTHING_GATHERED, ChunkSize, CudaKernels
+from phi3_serve.engine.kernels.flash_attention import problem_of_flash_attention
+from phi3_serve.engine.kernels.kv_cache import KvCache
+from phi3_serve.engine.kernels.self_check import ModelShape, problem_of_attention
+from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+
+logger = logging.getLogger("phi3_serve")
+
+MakeKernels = Callable[[Mapping[ChunkSize, bool]], CudaKernels]  # with these chunks gathered
+
+TRIAL_SIZES = tuple(ChunkSize(queries, keys) for queries in (128, 512, 2048) for keys in (2048, 8192))
+TRIAL_ROUNDS = 5
+CALLS = 4  # of a round, one launched behind the other, as in a step
+ALL_GATHERED = {ChunkSize(1, 1): True}
+LEAST_GAIN = 0.05  # of the time; less may be chance
+
+
+@torch.inference_mode()
+def sizes_to_gather(
+    make: MakeKernels, shape: ModelShape, *, device: torch.device, dtype: torch.dtype, context: int, is_rounded: bool
+) -> Mapping[ChunkSize, bool]:
+    """For sizes of chunks, whether torch computes their attention right and faster than Triton.
+
+    Args:
+        make: the kernels.
+        shape: of the model.
+        device: to compare on.
+        dtype: that the model computes in.
+        context: the most tokens of a sequence.
+        is_rounded: whether the key-value cache has 8 bits.
+
+    Raises:
+        torch.AcceleratorError: the device has failed. Nothing can run on it any more.
+    """
+    triton, torchs = make(NOTHING_GATHERED), make(ALL_GATHERED)
+    problem = problem_of_flash_attention(
+        head_dim=shape.head_dim, dtype=dtype, is_small=triton.is_small, is_rounded=is_rounded
+    )
+    try:
+        problem = problem or problem_of_attention(torchs, shape, device=device, dtype=dtype)
+        if problem is None:
+            sizes = [size for size in TRIAL_SIZES if size.num_keys <= context]
+            seconds = {size: seconds_of_both(triton, torchs, size, shape, device, dtype) for size in sizes}
+    except Exception as error:
+        if kind_of(error) == "device":
+            raise
+        problem = str(error)  # the memory was full
+    if problem is not None:
+        logger.info("Triton computes the attention of prompts: %s", problem.split("\n", 1)[0])
+        return NOTHING_GATHERED
+    shown = (
+        f"{size.num_queries} over {size.num_keys} keys: {ours * 1e3:.3f} and {theirs * 1e3:.3f}"
+        for size, (ours, theirs) in seconds.items()
+    )
+    logger.info("attention of prompts, milliseconds of Triton and of torch: %s", "; ".join(shown))
+    return {size: theirs < ours * (1 - LEAST_GAIN) for size, (ours, theirs) in seconds.items()}
+
+
+def queries_of_chunk(kernels: CudaKernels, size: ChunkSize, device: torch.device) -> PagedQueries:
+    """A chunk alone, in the last blocks of a cache with as many slots as it has keys."""
+    num_queries, num_keys = size
+    tiles = [(0, first) for first in range(0, num_queries, kernels.queries_per_tile[1])]
+    is_gathered = kernels.gathers(*size)
+
+    def integers(values: object, columns: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device).view(-1, columns)
+
+    return PagedQueries(
+        sequences=integers([0, num_queries, num_keys, 0], 4),
+        block_tables=torch.randperm(-(-num_keys // BLOCK_SIZE)).int().to(device),
+        short_tiles=integers([], 2),
+        long_tiles=integers([] if is_gathered else tiles, 2),
+        gathered=(GatheredQueries(0, num_queries, num_keys, 0),) if is_gathered else (),
+    )
+
+
+def seconds_of_both(
+    triton: CudaKernels,
+    torchs: CudaKernels,
+    size: ChunkSize,
+    shape: ModelShape,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[float, float]:
+    """The least seconds of a call, in turns."""
+    heads = shape.num_heads + 2 * shape.num_kv_heads
+    slots = -(-size.num_keys // BLOCK_SIZE) * BLOCK_SIZE
+    qkv = torch.randn(size.num_queries, heads, shape.head_dim, dtype=dtype, device=device)
+    cache = KvCache(torch.randn(2 * shape.num_kv_heads, slots, shape.head_dim, dtype=dtype, device=device))
+    both = [(kernels, queries_of_chunk(kernels, size, device)) for kernels in (triton, torchs)]
+    times: list[list[float]] = [[], []]
+    for calls in [1, *[CALLS] * TRIAL_ROUNDS]:  # the first call compiles
+        for (kernels, queries), seconds in zip(both, times, strict=True):
+            _wait_for(device)
+            began = time.perf_counter()
+            for _ in range(calls):
+                kernels.attend(qkv, cache, queries, shape.head_dim**-0.5, shape.window)
+            _wait_for(device)
+            seconds.append((time.perf_counter() - began) / calls)
+    ours, theirs = (min(seconds[1:]) for seconds in times)
+    return ours, theirs
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
