@@ -74,6 +74,8 @@ OF_STEPS = "tests/engine/model/test_device_steps.py::test_prompts_drafts_and_dec
 OF_MIXED_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[reference]"
 OF_TRITON_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_token_beside_a_prompt[triton]"
 OF_SHAPES = "tests/engine/model/test_meta.py"
+OF_PROMPTS = "tests/engine/model/test_prompt_graphs.py"
+OF_PROMPTS_IN_TRITON = f"{OF_PROMPTS}::test_a_prompt_in_chunks[triton]"
 OF_RUNNER = "tests/engine/model/test_device_runner.py"
 OF_TIER = "tests/engine/adapters/test_device_tier.py"
 OF_TABLE = "tests/engine/adapters/test_page_table.py"
@@ -316,12 +318,33 @@ FAULTS: list[Fault] = [
     *_of(
         RUNNER,
         (OF_STEPS,),
-        ("the buffer is not filled before a graph", "                self._buffer.fill(integers)\n", ""),
+        ("the buffer is not filled before a graph", "            self._buffer.fill(integers)\n            return", "            return"),
         ("an unread token is that of its neighbour", "self._chosen[(-1 - ids).clamp_(min=0)]", "self._chosen[(-ids).clamp_(min=0)]"),
         ("unread tokens are not read", "torch.where(ids < 0, unread, ids)", "ids.clamp(min=0)"),
         ("token 0 is taken for an unread one", "torch.where(ids < 0, unread, ids)", "torch.where(ids <= 0, unread, ids)"),
         ("the window is forgotten", "_DeviceAttention(self.kernels, integers.queries, self._window)", "_DeviceAttention(self.kernels, integers.queries, None)"),
-        ("a graph is captured over another buffer", "StepIntegers.of(self._buffer.on_device, StepShape", "StepIntegers.of(self._buffer.on_device.clone(), StepShape"),
+        ("a graph is captured over another buffer", "StepIntegers.of(self._buffer.on_device, shape)", "StepIntegers.of(self._buffer.on_device.clone(), shape)"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_PROMPTS,),
+        ("padding of a prompt is written to block 0", "[NOT_STORED] * len(padding)", "padding"),
+        ("a prompt gives the logits of its first token", "[max(0, count - 1)]", "[0]"),
+        ("a prompt with a graph begins at position 0", "[*range(chunk.start, chunk.end), *padding]", "[*range(count), *padding]"),
+        ("a prompt with a graph takes the short factors", "[*chunk.uses_long_factors, *padding]", "[0] * shape.tokens"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_PROMPTS_IN_TRITON,),
+        ("a prompt with a graph is its first tile", "for first in range(0, count, queries_per_tile)]\n    tiles +=", "for first in range(0, 1, queries_per_tile)]\n    tiles +="),
+        ("the graph of a prompt has one tile", "return cls(tokens, 1, 2, 0, -(-tokens // queries_per_tile))", "return cls(tokens, 1, 2, 0, 1)"),
+    ),
+    *_of(
+        RUNNER,
+        (OF_PROMPTS,),
+        ("drafts take the graph of a prompt", "len(chunks) == 1 and chunk.num_logits <= 1", "len(chunks) == 1"),
+        ("a prompt beside others takes its graph", "is_alone = len(chunks) == 1 and", "is_alone = True and"),
+        ("a prompt takes a graph that is too small", "if chunk.num_tokens <= shape.tokens)", "if chunk.num_tokens <= 2 * shape.tokens)"),
     ),
     *_of(
         BUFFER,
@@ -332,14 +355,14 @@ FAULTS: list[Fault] = [
     *_of(
         RUNNER,
         (OF_SHAPES, OF_STEPS),
-        ("padding rows are returned", "(rows, is_adapted=is_adapted)()[: len(chunks)]", "(rows, is_adapted=is_adapted)()"),
+        ("padding rows are returned", "self._graph(shape)()[: sum(chunk.num_logits for chunk in chunks)]", "self._graph(shape)()"),
         ("prompts give the logits of all tokens", "None if all_logits else integers.logit_rows", "None"),
         ("prompts are run as decoded tokens", "return chunk.num_tokens == 1 and chunk.num_logits == 1", "return chunk.num_logits == 1"),
     ),
     *_of(
         RUNNER,
         (OF_SHAPES,),
-        ("decode steps without graphs are not run before requests come", "self._graph(rows, is_adapted=False)()", "self._graph(rows, is_adapted=False)"),
+        ("decode steps without graphs are not run before requests come", "self._graph(StepShape.of_decode(rows))()", "self._graph(StepShape.of_decode(rows))"),
         ("the longest prompt is not run before requests come", "for num_tokens in (MAX_SHORT_QUERIES + 1, self.sizes.token_budget):", "for num_tokens in (MAX_SHORT_QUERIES + 1,):"),
     ),
     *_of(
@@ -391,7 +414,7 @@ FAULTS: list[Fault] = [
     *_of(
         RUNNER,
         (OF_ADAPTERS,),
-        ("a graph with adapters is replayed without", "integers = pack_decode(chunks, rows, mixes)", "integers = pack_decode(chunks, rows, mixes and [()] * len(mixes))"),
+        ("a graph with adapters is replayed without", "is_adapted=mixes is not None), pack_decode(chunks, rows, mixes)", "is_adapted=mixes is not None), pack_decode(chunks, rows, mixes and [()] * len(mixes))"),
         ("graphs leave the head as it is", "integers.adapted if all_logits else integers.adapted_logits", "integers.adapted_logits"),
         ("prompts leave the head as it is", "adapts_logits=changed is not None and self._head in changed", "adapts_logits=False"),
         ("the layers of one adapter are those of all", "return frozenset().union(*(", "return frozenset().intersection(*("),

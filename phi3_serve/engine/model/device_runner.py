@@ -1,7 +1,8 @@
 """Runs the steps of the engine on a device that works on while the host plans the next step.
 
 A step is one small copy to the device, the forward pass and one small copy back. A step that decodes one token of each
-sequence is the replay of a CUDA graph, because launching its hundreds of kernels takes longer than they run.
+sequence, or runs a short prompt alone, is the replay of a CUDA graph, because launching its hundreds of kernels takes
+longer than they run.
 """
 
 from array import array
@@ -16,6 +17,7 @@ from torch import Tensor
 from phi3_serve.engine.adapters import places
 from phi3_serve.engine.adapters.device_tier import DeviceTier, StreamCopy, copy_at_once
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
+from phi3_serve.engine.adapters.page_table import Mix
 from phi3_serve.engine.adapters.pages import PagedAdapter
 from phi3_serve.engine.kernels.contract import (
     ADD_LOW_RANK,
@@ -33,12 +35,20 @@ from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder, StepInputs, new_cache, sliding_window
 from phi3_serve.engine.model.runner import logit_rows
-from phi3_serve.engine.model.step_buffer import StepBuffer, StepIntegers, StepShape, pack, pack_decode
+from phi3_serve.engine.model.step_buffer import StepBuffer, StepIntegers, StepShape, pack, pack_decode, pack_prompt
 from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TokenChooser
 
 Replay = Callable[[], Tensor]  # runs a captured function again; the result is always the same tensor
 Capture = Callable[[Callable[[], Tensor]], Replay]
 
+PROMPT_TOKENS = (
+    64,
+    128,
+    192,
+    256,
+    384,
+    512,
+)  # that graphs are captured for; a longer prompt takes longer than its launches
 INTEGERS_PER_TOKEN = 8  # at most: four of the token, and its share of logit rows and tiles
 INTEGERS_PER_ROW = 6
 ADAPTER_INTEGERS_PER_ROW = 5 + 2 * MAX_PAGES  # at most, in a step that is a graph: a row, a tile and its pages
@@ -116,7 +126,13 @@ class DeviceRunner:
         self._capture = capture
         self._adapters_capture = without_graphs if ADD_LOW_RANK in kernels.replaced else capture
         self._graph_rows = graph_rows(max_rows)
-        self._graphs: dict[tuple[int, bool], Replay] = {}  # by rows, and whether they may have adapters
+        sizes_of_prompts = () if capture is without_graphs else PROMPT_TOKENS
+        self._prompt_shapes = [
+            StepShape.of_prompt(size, kernels.queries_per_tile[1])
+            for size in sizes_of_prompts
+            if size <= sizes.token_budget
+        ]
+        self._graphs: dict[StepShape, Replay] = {}
         copy = StreamCopy(decoder.device) if decoder.device.type == "cuda" else copy_at_once
         self.adapters = DeviceTier(decoder.config, decoder.dtype, decoder.device, sizes.adapter_bytes, copy)
         self._head = places.head(decoder.config)
@@ -175,20 +191,23 @@ class DeviceRunner:
     @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Capture the graphs of steps without adapters, the largest first, so that the others fit into its memory."""
-        for rows in reversed(self._graph_rows):
-            self._buffer.fill(pack_decode([], rows))
-            self._graph(rows, is_adapted=False)
+        paddings = [(StepShape.of_decode(rows), pack_decode([], rows)) for rows in self._graph_rows]
+        nothing = chunk_of_block_0(0, num_logits=0)
+        paddings += [(shape, self._pack_prompt(nothing, shape)) for shape in self._prompt_shapes]
+        for shape, integers in sorted(paddings, key=lambda padding: padding[0].tokens, reverse=True):
+            self._buffer.fill(integers)
+            self._graph(shape)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Compile all kernels of steps without adapters, so that no request waits for it.
 
-        Decode steps that have graphs have compiled theirs; the others compile them here.
+        Steps that have graphs have compiled theirs; the others compile them here.
         A short prompt and the longest one share the keys among programs in different ways.
         """
         for rows in self._graph_rows:
             self._buffer.fill(pack_decode([], rows))
-            self._graph(rows, is_adapted=False)()
+            self._graph(StepShape.of_decode(rows))()
         for num_tokens in (MAX_SHORT_QUERIES + 1, self.sizes.token_budget):
             logits = self.run([chunk_of_block_0(num_tokens, num_logits=1)])
         self.sampler.prepare(logits)
@@ -201,12 +220,10 @@ class DeviceRunner:
         """
         is_adapted = any(chunk.sequence.adapters for chunk in chunks)
         mixes = self.adapters.mixes(chunk.sequence.adapters for chunk in chunks) if is_adapted else None
-        if len(chunks) <= self._graph_rows[-1] and all(_is_decoded(chunk) for chunk in chunks):
-            rows = self._graph_rows[bisect_left(self._graph_rows, len(chunks))]
-            integers = pack_decode(chunks, rows, mixes)
-            if self._buffer.fits(len(integers)):
-                self._buffer.fill(integers)
-                return self._graph(rows, is_adapted=is_adapted)()[: len(chunks)]
+        shape, integers = self._for_graph(chunks, mixes) or (None, ())
+        if shape is not None and self._buffer.fits(len(integers)):
+            self._buffer.fill(integers)
+            return self._graph(shape)()[: sum(chunk.num_logits for chunk in chunks)]
         changed = _changed_places(chunks) if is_adapted else None
         shape, integers = pack(
             chunks,
@@ -217,12 +234,28 @@ class DeviceRunner:
         )
         return self._forward(StepIntegers.of(self._buffer.fill(integers), shape), changed)
 
-    def _graph(self, rows: int, *, is_adapted: bool) -> Replay:
-        if (rows, is_adapted) not in self._graphs:
-            inputs = StepIntegers.of(self._buffer.on_device, StepShape.of_decode(rows, is_adapted=is_adapted))
-            capture = self._adapters_capture if is_adapted else self._capture
-            self._graphs[rows, is_adapted] = capture(lambda: self._forward(inputs, all_logits=True))
-        return self._graphs[rows, is_adapted]
+    def _for_graph(self, chunks: Sequence[Chunk], mixes: Sequence[Mix] | None) -> tuple[StepShape, Any] | None:
+        """The shape and the integers of a step that has a graph; None for other steps."""
+        if len(chunks) <= self._graph_rows[-1] and all(_is_decoded(chunk) for chunk in chunks):
+            rows = self._graph_rows[bisect_left(self._graph_rows, len(chunks))]
+            return StepShape.of_decode(rows, is_adapted=mixes is not None), pack_decode(chunks, rows, mixes)
+        chunk = chunks[0]
+        is_alone = len(chunks) == 1 and chunk.num_logits <= 1 and mixes is None
+        if not is_alone or self.kernels.gathers(chunk.num_tokens, chunk.end):
+            return None
+        shapes = (shape for shape in self._prompt_shapes if chunk.num_tokens <= shape.tokens)
+        return next(((shape, self._pack_prompt(chunk, shape)) for shape in shapes), None)
+
+    def _pack_prompt(self, chunk: Chunk, shape: StepShape) -> Any:
+        return pack_prompt(chunk, shape, self.kernels.queries_per_tile[1])
+
+    def _graph(self, shape: StepShape) -> Replay:
+        if shape not in self._graphs:
+            inputs = StepIntegers.of(self._buffer.on_device, shape)
+            capture = self._adapters_capture if shape.adapted else self._capture
+            all_logits = shape.logits == shape.tokens
+            self._graphs[shape] = capture(lambda: self._forward(inputs, all_logits=all_logits))
+        return self._graphs[shape]
 
     def _forward(
         self, integers: StepIntegers, changed: frozenset[int] | None = None, *, all_logits: bool = False

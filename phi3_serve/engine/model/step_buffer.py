@@ -30,6 +30,7 @@ from phi3_serve.engine.model.adapter_tiles import TileShape, first_pages, tiles_
 
 ALIGNMENT = 4  # integers; parts that start at multiples of 16 bytes need only one compiled form of each kernel
 NOT_STORED = -1  # the slot of a padding token
+_PADDING_SEQUENCE = (0, 0, 0, 0)  # without queries
 NUM_HOST_BUFFERS = 2  # the next step is packed into one while the device copies from the other
 
 
@@ -51,6 +52,14 @@ class StepShape:
         """A step that runs one token of each of ``rows`` sequences, any of which may have adapters."""
         adapted = TileShape(rows, rows, ROWS_PER_TILE[0], MAX_PAGES) if is_adapted else None
         return cls(rows, rows, rows, rows, 0, adapted=adapted)
+
+    @classmethod
+    def of_prompt(cls, tokens: int, queries_per_tile: int) -> "StepShape":
+        """A step that runs up to ``tokens`` tokens of one sequence, for the logits of the last one at most.
+
+        It has a second sequence, which is padding.
+        """
+        return cls(tokens, 1, 2, 0, -(-tokens // queries_per_tile))
 
     @property
     def sizes(self) -> list[int]:
@@ -154,6 +163,28 @@ def pack_decode(chunks: Sequence[Chunk], rows: int, mixes: Sequence[Mix] | None 
         (),
         *of_adapters,
         tables,
+    )
+
+
+def pack_prompt(chunk: Chunk, shape: StepShape, queries_per_tile: int) -> Any:
+    """The integers of a step with ``StepShape.of_prompt``, int32. What the chunk leaves is padding.
+
+    ``queries_per_tile``: of the attention's long tiles.
+    """
+    count, padding = chunk.num_tokens, [0] * (shape.tokens - chunk.num_tokens)
+    tiles = [(0, first) for first in range(0, count, queries_per_tile)]
+    tiles += [(1, 0)] * (shape.long_tiles - len(tiles))
+    table = chunk.sequence.block_table
+    return _joined(
+        chunk.token_ids + padding,
+        [*range(chunk.start, chunk.end), *padding],
+        [*chunk.uses_long_factors, *padding],
+        cache_slots(table, chunk.start, chunk.end).tolist() + [NOT_STORED] * len(padding),
+        [max(0, count - 1)],
+        (0, count, chunk.end, 0, *_PADDING_SEQUENCE),
+        (),
+        chain.from_iterable(tiles),
+        table,
     )
 
 

@@ -57,7 +57,7 @@ def _tensors(integers: StepIntegers) -> list[Tensor]:
     of_tokens = [integers.token_ids, integers.positions, integers.uses_long_factors, integers.slots]
     adapted = integers.adapted
     of_adapters = [] if adapted is None else [adapted.rows, adapted.num_tiles, adapted.tiles, adapted.pages]
-    return [*of_tokens, queries.sequences, queries.block_tables, queries.short_tiles, *of_adapters]
+    return [*of_tokens, queries.sequences, queries.block_tables, queries.short_tiles, queries.long_tiles, *of_adapters]
 
 
 def runner_on_cpu(

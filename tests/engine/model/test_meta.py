@@ -30,7 +30,7 @@ from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.kvcache.chunk import Chunk
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder
-from phi3_serve.engine.model.device_runner import DeviceRunner, graph_rows, without_graphs
+from phi3_serve.engine.model.device_runner import PROMPT_TOKENS, DeviceRunner, graph_rows, without_graphs
 from phi3_serve.engine.quantization import QuantizedEmbedding
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 from tests.engine.adapters.drawing import applied, drawn
@@ -139,22 +139,26 @@ def test_every_graph_is_captured(runner: DeviceRunner) -> None:
     kernels = kernels_of(runner)
     num_layers = runner.decoder.config.num_hidden_layers
     assert len(graph_rows(256)) == 17
-    assert kernels.calls.count("attend") == kernels.calls.count("silu_product") == 17 * num_layers
-    assert kernels.calls.count("add_rms_norm") == 17 * (2 * num_layers + 1)
-    assert len(kernels.calls) == 17 * (5 * num_layers + 1)
-    assert {len(queries.short_tiles) for queries in kernels.queries} == set(graph_rows(256))
-    assert all(not len(queries.long_tiles) for queries in kernels.queries)
+    count = 17 + len(PROMPT_TOKENS)
+    assert kernels.calls.count("attend") == kernels.calls.count("silu_product") == count * num_layers
+    assert kernels.calls.count("add_rms_norm") == count * (2 * num_layers + 1)
+    assert len(kernels.calls) == count * (5 * num_layers + 1)
+    tiles = {(len(queries.short_tiles), len(queries.long_tiles)) for queries in kernels.queries}
+    assert tiles == {(rows, 0) for rows in graph_rows(256)} | {(0, -(-tokens // 128)) for tokens in PROMPT_TOKENS}
+    assert runner.run([chunk(40, 30, 1)]).shape == (1, VOCAB)
+    assert runner.run([chunk(40, 500, 0)]).shape == (0, VOCAB)
+    assert len(kernels.calls) == count * (5 * num_layers + 1)  # replayed
 
 
 def test_prompts_are_run_before_requests_come(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short one and the longest one; and the kernel that chooses tokens gets logits as they will come."""
+    """The longest one, because a short one is a graph; and the kernel that chooses tokens gets logits as they will come."""
     prepared: list[Tensor] = []
     monkeypatch.setattr(runner.sampler, "prepare", prepared.append)
     runner.capture_graphs()
     kernels_of(runner).queries.clear()
     runner.warm_up()
     queries = kernels_of(runner).queries[:: runner.decoder.config.num_hidden_layers]
-    assert [(len(step.short_tiles), len(step.long_tiles)) for step in queries] == [(0, 1), (0, 16)]
+    assert [(len(step.short_tiles), len(step.long_tiles)) for step in queries] == [(0, 16)]
     assert [(logits.shape, logits.dtype) for logits in prepared] == [((1, VOCAB), torch.bfloat16)]
 
 
