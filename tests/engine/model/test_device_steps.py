@@ -147,7 +147,9 @@ def both(request: pytest.FixtureRequest, loaded: LoadedModel, monkeypatch: pytes
     assert bool(calls) == (request.param == "gathering")
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")  # padding rows hold what was in the memory
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered", "ignore:invalid value encountered"
+)  # padding rows hold what was in the memory
 def test_prompts_drafts_and_decoded_tokens(both: Both, loaded: LoadedModel) -> None:
     settings = ScoreSettings(asking.request(loaded, do_sample=False))
     both.run([(0, 33, 1), (2, 9, 0)])  # a long tile and, after a border of 8 tokens, another long chunk
@@ -204,7 +206,7 @@ def test_weights_of_fewer_bits(
     assert graphs.num_captures == 1
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 def test_one_decoded_token_beside_a_prompt(both: Both) -> None:
     both.run([(2, 10, 0)])
     num_captures = both.graphs.num_captures

@@ -51,7 +51,7 @@ def both(
     return both
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 def test_a_prompt_in_chunks(both: Both) -> None:
     """Also beyond the window, beyond the crossing, and with keys of another chunk in the padding of the buffer."""
     captures = both.graphs.num_captures
@@ -68,7 +68,7 @@ def test_a_prompt_in_chunks(both: Both) -> None:
     assert (both.graphs.num_captures, both.graphs.num_replays) == (captures, 9)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 def test_what_is_no_prompt_alone_has_no_graph(both: Both) -> None:
     both.run([(0, 20, 0), (1, 11, 1)])
     both.run([(0, 19, 4)])  # as in a step that scores a prompt
