@@ -20,6 +20,7 @@ logger = logging.getLogger("phi3_serve")
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of the function names
 MULTIPLY = "multiply_bfloat16"  # only in the library for processors with bfloat16 instructions
+MULTIPLY_SPLIT = "multiply_split_bfloat16"  # only in the library for processors with AMX
 MULTIPLY_HALVES = {torch.bfloat16: "multiply_bfloat16_float32", torch.float16: "multiply_float16_float32"}
 QUANTIZE = {(bits, suffix): f"quantize_int{bits}_{suffix}" for bits in (8, 4) for suffix in SUFFIXES.values()}
 _FORMATS = {
@@ -83,8 +84,9 @@ def cpu_library() -> ctypes.CDLL | None:
         return None
     for name, types in functions.items():
         _declare(getattr(library, name), types)
-    if hasattr(library, MULTIPLY):
-        _declare(getattr(library, MULTIPLY), _ARGUMENTS_OF_MULTIPLY)
+    for name in (MULTIPLY, MULTIPLY_SPLIT):
+        if hasattr(library, name):
+            _declare(getattr(library, name), _ARGUMENTS_OF_MULTIPLY)
     return library
 
 

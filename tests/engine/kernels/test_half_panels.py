@@ -8,6 +8,7 @@ from phi3_serve.engine.kernels.half_panels import HalfPanels, keeps_dtype, multi
 pytestmark = pytest.mark.usefixtures("each_level")
 
 HALVES = (torch.bfloat16, torch.float16)
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def every_finite(dtype: torch.dtype) -> torch.Tensor:
@@ -17,12 +18,32 @@ def every_finite(dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_each_number_becomes_its_float(dtype: torch.dtype) -> None:
-    """A row of zeros with a one takes a column of the weight out, without a rounding."""
+def test_each_number_becomes_its_float(dtype: torch.dtype, each_level: str) -> None:
+    """A row of zeros with a one takes a column of the weight out, without a rounding. For AMX, denormal ones are 0."""
     numbers = every_finite(dtype)
     weight = torch.nn.functional.pad(numbers, (0, -len(numbers) % 64)).view(-1, 64)
-    taken = HalfPanels(weight)(torch.eye(64))
-    assert torch.equal(taken, weight.T.float())
+    taken, meant = HalfPanels(weight)(torch.eye(64)), weight.T.float()
+    if each_level == "x86_64_v4_amx" and dtype == torch.bfloat16:
+        meant[meant.abs() < SMALLEST_NORMAL] = 0
+    assert torch.equal(taken, meant)
+
+
+def test_each_number_is_multiplied_as_it_is() -> None:
+    """A weight of one takes a number out of a row: all 24 bits, of numbers of any size."""
+    x = torch.randn(90, 64) * 10.0 ** torch.arange(-37, 38)[:, None].repeat_interleave(2, 0)[:90]
+    x = torch.where(x.abs() < SMALLEST_NORMAL * 2**24, 0, x)  # the last part of smaller ones is denormal
+    x[0, 0], x[0, 1] = torch.finfo(torch.float32).max, torch.finfo(torch.float32).min
+    assert torch.equal(HalfPanels(torch.eye(64).bfloat16())(x), x)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_in_its_row(dtype: torch.dtype, number: float) -> None:
+    x = torch.randn(40, 64)
+    x[7, 3] = number
+    is_finite = HalfPanels(torch.randn(48, 64).to(dtype))(x).isfinite()
+    assert not is_finite[7].any()
+    assert is_finite.sum() == 39 * 48
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -40,6 +61,17 @@ def test_products_are_those_in_float64_and_the_same_in_any_company(
         assert torch.equal(layer(x[:rows]), found[:rows])
         assert torch.equal(layer(x[-rows:].contiguous()), found[-rows:])
     assert layer(x[:0]).shape == (0, outputs)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_long_prompts(dtype: torch.dtype) -> None:
+    """So many rows and inputs that they are multiplied in several passes."""
+    weight, x = torch.randn(80, 1100).to(dtype), torch.randn(530, 1100)
+    layer = HalfPanels(weight)
+    found = layer(x)
+    torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
+    for first, end in ((0, 1), (0, 256), (0, 257), (200, 520), (529, 530)):
+        assert torch.equal(layer(x[first:end].contiguous()), found[first:end])
 
 
 @pytest.mark.parametrize(

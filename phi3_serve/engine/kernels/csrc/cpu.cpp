@@ -26,6 +26,10 @@
 #include "bfloat16_linear.h"
 #endif
 
+#ifdef __AMX_BF16__
+#include "amx/split_linear.h"
+#endif
+
 #define EXPORT_ATTEND(T, C, SUFFIX)                                                                                   \
     extern "C" void attend_##SUFFIX(const void *tiles, int64_t num_tiles, const void *query, int64_t query_stride,    \
                                     const void *cache, const float *scales, int64_t head_stride, void *output,        \
@@ -122,5 +126,13 @@ extern "C" void multiply_bfloat16(const void *weight, const void *x, void *pairs
                                   int64_t inputs, int64_t outputs, int threads) {
     multiply(static_cast<const bfloat16 *>(weight), static_cast<const bfloat16 *>(x),
              static_cast<uint32_t *>(pairs_of_x), static_cast<bfloat16 *>(out), rows, inputs, outputs, threads);
+}
+#endif
+
+#ifdef __AMX_BF16__
+extern "C" void multiply_split_bfloat16(const void *weight, const void *x, float *packed, void *out, int64_t rows,
+                                        int64_t inputs, int64_t panels, int threads) {
+    multiply_split(static_cast<const bfloat16 *>(weight), static_cast<const float *>(x), packed,
+                   static_cast<float *>(out), rows, inputs, panels, threads);
 }
 #endif
