@@ -67,7 +67,8 @@ def test_what_make_gpu_runs_is_there(tmp_path: Path) -> None:
     One process imports all, because torch and transformers take more than a second.
     """
     modules = [
-        f"tests.gpu.{name}" for name in ("__main__", "worker", "checks", "speed", "peers", "time_linear", "prompts")
+        f"tests.gpu.{name}"
+        for name in ("__main__", "worker", "checks", "speed", "peers", "time_linear", "prompts", "trouble")
     ]
     modules += ["phi3_serve.engine.engine", "tests.engine.parity", "training.modules"]
     run_bare(tmp_path, f"import {', '.join(modules)}")

@@ -54,6 +54,7 @@ PARTS: dict[str, Part] = {
     "sampler": Part("checks:sampler", (), 40),
     "parity": Part("checks:parity", (), 70),
     "memory": Part("checks:memory", (), 60),
+    "trouble": Part("trouble:main", (), 60),
     "mini": Part("speed:main", ("mini",), 100),
     "kaito": Part("peers:main", ("mini", "kaito"), 150),
     "beams": Part("peers:main", ("mini", "beams"), 120),

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ from phi3_serve.engine.kernels import prompt_attention
 from phi3_serve.engine.kernels.cuda import ChunkSize
 from tests.engine.kernels.emulated_flash import emulated_flash_attention
 from tests.engine.kernels.interpreter import mended_interpreter
+from tests.engine.model.replayer import runner_on_cpu
 from tests.gpu import __main__ as make_gpu
-from tests.gpu import checks, prompts
+from tests.gpu import checks, prompts, trouble
 from tests.gpu.__main__ import CUT, NOT_RUN, PARTS, PASSED, Part, run_parts
 
 PROBES = "tests.gpu.probes"
@@ -114,6 +116,16 @@ def test_both_attentions_of_prompts_are_measured(
     assert calls[-1] == (16, 32, 2)
     assert found["probe, 16 over 32"]["triton_ms"] > found["probe, 16 over 32"]["torch_ms"] > 0
     assert "probe, 16 tokens over 32 keys: Triton " in capsys.readouterr().out
+
+
+@pytest.mark.thorough
+def test_trouble() -> None:
+    """As on a GPU, but for the sizes; steps without memory fail by their number of tokens."""
+    shape = replace(trouble.SHAPE, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1)
+    found = trouble.main("cpu", runner_on_cpu, replace(shape, context_length=600, long_context_length=2400))
+    assert found["memory"] == {"tokens of a step in the end": 256, "failed": 0, "differing": 0}
+    assert (found["crossing"], found["aborts"]) == (0, 0)
+    assert 0.001 < found["log-probabilities in bfloat16"] < trouble.SCORES_BOUND
 
 
 @pytest.mark.thorough

@@ -1,5 +1,7 @@
 """Which runner a model gets."""
 
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,8 @@ from phi3_serve.engine.model.linear import compute_dtype
 from phi3_serve.engine.model.rope import rotary_dim
 from phi3_serve.engine.model.runner import ModelRunner
 from phi3_serve.engine.weights import head_dim
+
+logger = logging.getLogger("phi3_serve")
 
 Runner = ModelRunner | DeviceRunner
 Sizes = EngineSizes | FittingSizes
@@ -58,6 +62,7 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
             gathered=gathered,
         )
 
+    began = time.perf_counter()
     cuda, shape = make_kernels(NOTHING_GATHERED), _shape(model)
     findings = check_kernels(cuda, shape, device=model.device, dtype=dtype, kv_cache_dtype=sizes.kv_cache_dtype)
     if all(finding.kernel != ATTEND for finding in findings):
@@ -70,6 +75,7 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
             is_rounded=sizes.kv_cache_dtype != "auto",
         )
         cuda = make_kernels(gathered)
+    logger.info("the kernels were checked and timed in %.1f s, compiling included", time.perf_counter() - began)
     kernels = with_fallbacks(cuda, findings)
     decoder = Decoder(model, kernels, releases_weights=releases_weights)
 
