@@ -104,6 +104,7 @@ def test_the_function_of_each_part_is_there(name: str) -> None:
     assert callable(getattr(importlib.import_module(f"tests.gpu.{module}"), function))
 
 
+@pytest.mark.thorough  # in Triton's interpreter
 def test_both_attentions_of_prompts_are_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

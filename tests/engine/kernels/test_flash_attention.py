@@ -135,6 +135,7 @@ def test_a_chunk_counts_as_the_largest_size_that_it_has() -> None:
     assert make({ChunkSize(100, 1000): False}).name == "cuda"
 
 
+@pytest.mark.thorough  # in Triton's interpreter
 @pytest.mark.parametrize("window", [None, 50])
 def test_right_attention_is_right(window: int | None, calls: list[object]) -> None:
     """With short tiles in Triton's interpreter beside it."""
@@ -149,6 +150,7 @@ def chosen(dtype: torch.dtype = torch.bfloat16, context: int = 4096) -> Mapping[
     )
 
 
+@pytest.mark.thorough  # in Triton's interpreter
 def test_both_are_timed(
     calls: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,6 +177,7 @@ def test_the_faster_one_is_chosen(
     assert {size.num_keys for size in chosen()} == {2048}
 
 
+@pytest.mark.thorough  # in Triton's interpreter
 def test_one_that_is_wrong_is_not_used(
     calls: list[object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
