@@ -4,6 +4,7 @@ This module has no ``from __future__ import annotations``: Serve reads the annot
 validate the config.
 """
 
+import uuid
 from typing import Any, TypeVar
 
 import ray
@@ -110,9 +111,20 @@ def _scaling_options(model: ModelConfig, placement: Placement) -> dict[str, Any]
             downscale_delay_s=scaling.downscale_delay_s,
             downscale_to_zero_delay_s=scaling.sleep_after_s,
             look_back_period_s=scaling.look_back_s,
-            policy=AutoscalingPolicy(policy_function=_SCALING_POLICY),
+            policy=AutoscalingPolicy(policy_function=_SCALING_POLICY, policy_kwargs=_of_this_build()),
         )
     }
+
+
+def _of_this_build() -> dict[str, str]:
+    """What no other build of the application has. The policy, a function, does not get it.
+
+    After each build, Ray 2.60 forgets how to scale the deployments of the application (``deregister_application`` in
+    ``ray.serve._private.application_state``), and learns it again from those alone whose options have changed. The
+    version, which Ray itself changes at each build, is our own and stays. So without this a model that sleeps would
+    not wake up any more after a change of another model.
+    """
+    return {"build": uuid.uuid4().hex}
 
 
 def _labels(selector: dict[str, str]) -> dict[str, Any]:

@@ -129,6 +129,8 @@ class ClusterView:
     def _read(self) -> Mapping[str, VariantState]:
         application = serve.status().applications.get(self._app_name)
         deployments = application.deployments if isinstance(application, ApplicationStatusOverview) else {}
+        has_failed = isinstance(application, ApplicationStatusOverview) and cannot_be_built(application)
+        self.is_being_built = isinstance(application, ApplicationStatusOverview) and is_being_built(application)
         nodes = node_resources()
         totals = [node.total for node in nodes]
         is_starting = any(map(_num_starting, deployments.values()))
@@ -153,12 +155,12 @@ class ClusterView:
                     elastic=self._elastic,
                     num_living=living[deployment_name(model)],
                     previous=self._states.get(model),
+                    has_failed=has_failed,
                 ),
                 placement.device_note(totals),
             )
             for model, placement in self._placements.items()
         }
-        self.is_being_built = isinstance(application, ApplicationStatusOverview) and is_being_built(application)
         return self._with_adapters({model: self._with_announced(model, state) for model, state in states.items()})
 
     def _with_announced(self, model: str, state: VariantState) -> VariantState:
@@ -184,6 +186,14 @@ def is_being_built(application: ApplicationStatusOverview) -> bool:
     return application.status == ApplicationStatus.DEPLOYING and not application.deployments
 
 
+def cannot_be_built(application: ApplicationStatusOverview) -> bool:
+    """Whether the last deploy has failed before Serve knew its deployments.
+
+    Until the next deploy, the replicas of the earlier version answer, and Serve starts no other for a request.
+    """
+    return application.status == ApplicationStatus.DEPLOY_FAILED and not application.deployments
+
+
 def num_answering(deployment: DeploymentStatusOverview, statuses: Sequence[LoadStatus]) -> int:
     """The number of replicas that run and have their model. ``statuses`` are those of the model's other replicas.
 
@@ -203,6 +213,7 @@ def variant_state(
     elastic: bool = False,
     num_living: int = 0,
     previous: VariantState | None = None,
+    has_failed: bool = False,
 ) -> VariantState:
     """The state of one variant.
 
@@ -210,7 +221,10 @@ def variant_state(
     those of the replicas that have no model yet. ``shortage`` is what all starting replicas wait for. Serve lists no
     deployment while it builds a new version of the application; the old replicas answer, so ``previous`` stays valid.
     An ingress that has started just before has no ``previous``; then ``num_living``, the replicas' actors, decides.
+    If it cannot build that version, as ``has_failed`` says, they decide, too.
     """
+    if deployment is None and has_failed:
+        return _of_earlier_version(num_living - len(statuses), statuses)
     if deployment is None:
         if previous is None and (num_replicas := num_living - len(statuses)) > 0:
             return VariantState("ready", num_replicas=num_replicas)
@@ -232,6 +246,21 @@ def variant_state(
     if _num_starting(deployment):
         return VariantState("loading", _what_it_waits_for(shortage, missing_resource), STARTING_RETRY_AFTER_S)
     return VariantState("scaled_to_zero", "No replica runs; a request starts one.", STARTING_RETRY_AFTER_S)
+
+
+def _of_earlier_version(num_replicas: int, statuses: Sequence[LoadStatus]) -> VariantState:
+    """The state of a variant of which ``num_replicas`` answer, while the newest version cannot be built.
+
+    The reason may hold values of the config, which clients must not see.
+    """
+    if num_replicas > 0:
+        detail = "The last deploy failed, as `serve status` shows; the version before it answers."
+        return VariantState("ready", detail, num_replicas=num_replicas)
+    if statuses:
+        return _without_model(statuses)
+    return VariantState(
+        "failed", "The last deploy failed, as `serve status` shows; no replica starts before the next one."
+    )
 
 
 def _num_starting(deployment: DeploymentStatusOverview) -> int:

@@ -56,6 +56,19 @@ def test_state(overview: DeploymentStatusOverview | None, missing: str | None, s
     assert (found.retry_after_s is not None) == (state in ("loading", "scaled_to_zero"))
 
 
+@pytest.mark.parametrize(
+    "previous", [None, VariantState("scaled_to_zero"), VariantState("loading"), VariantState("ready")]
+)
+def test_of_a_version_that_cannot_be_built_only_the_replicas_before_it_answer(previous: VariantState | None) -> None:
+    ready = variant_state(None, None, previous=previous, num_living=2, has_failed=True)
+    assert (ready.state, ready.num_replicas) == ("ready", 2)
+    assert "the version before it answers" in ready.detail
+    asleep = variant_state(None, None, previous=previous, has_failed=True)
+    assert (asleep.state, asleep.retry_after_s) == ("failed", None)
+    loading = variant_state(None, None, (LoadStatus(model="m", text="40 %"),), previous=previous, has_failed=True)
+    assert (loading.state, loading.detail) == ("loading", "40 %")
+
+
 @pytest.mark.parametrize("status", ["UNHEALTHY", "DEPLOY_FAILED"])
 @pytest.mark.parametrize("replicas", [{}, {"STOPPING": 1}, {"STARTING": 1}])
 def test_a_model_whose_replica_is_replaced_is_loading(status: str, replicas: dict[str, int]) -> None:

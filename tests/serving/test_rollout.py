@@ -130,6 +130,35 @@ def test_a_key_is_rotated_in_running_replicas(cluster: Head, checkpoint: Path) -
     cluster.deploy(config(cluster.port, checkpoint, {}))
 
 
+def test_a_model_that_sleeps_wakes_after_changes_of_others(cluster: Head, checkpoint: Path) -> None:
+    """After a deploy that failed, too. What is not changed does not restart."""
+    asleep = {**MODEL, "name": "asleep", "source": str(checkpoint), "min_replicas": 0}
+    grows = {**MODEL, "name": "grows", "source": str(checkpoint), "max_replicas": 2}
+    good = config(cluster.port, checkpoint, {})
+    good["applications"][0]["args"]["models"] += [grows, asleep]
+    cluster.clear()
+    cluster.deploy(good)
+    cluster.wait_until_running()
+    pids = {cluster.replica_of(model).pid for model in ("mine", "grows")}
+    bad = copy.deepcopy(good)
+    bad["applications"][0]["args"]["models"][0]["bogus"] = 1
+    cluster.deploy(bad, wait=False)
+    until(lambda: "last deploy failed" in cluster.call("/ready").body["models"]["asleep"].get("detail", ""), 60)
+    refused = cluster.call("/asleep/chat", ASKED, prefer="wait=60")
+    assert (refused.status, refused.headers["Retry-After"]) == (503, None)
+    assert refused.body["detail"] == (
+        "Model asleep could not be started. The last deploy failed, as `serve status` shows; no replica starts before "
+        "the next one."
+    )
+    assert {cluster.call(f"/{model}/chat", ASKED).status for model in ("mine", "grows")} == {200}
+    good["applications"][0]["args"]["models"].append({**asleep, "name": "added"})
+    cluster.deploy(good, wait=False)
+    until(lambda: "added" in cluster.call("/ready").body["models"], 60)
+    cluster.wait_until_running()
+    assert cluster.call("/asleep/chat", ASKED, prefer="wait=60", timeout=90).status == 200
+    assert {cluster.replica_of(model).pid for model in ("mine", "grows")} == pids
+
+
 @pytest.mark.slow
 def test_three_new_versions_take_over_without_one_failed_request(cluster: Head, checkpoint: Path) -> None:
     cluster.deploy(config(cluster.port, checkpoint, {}))

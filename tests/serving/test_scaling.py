@@ -108,5 +108,6 @@ def scaling_of(model: dict[str, Any]) -> AutoscalingConfig:
 def test_the_deployment_has_the_policy_and_the_target() -> None:
     scaling = scaling_of({})
     assert scaling.policy.policy_function == "phi3_serve.serving.scaling:busy_replicas"
+    assert scaling.policy != scaling_of({}).policy  # so that Ray learns it anew from each build of the application
     assert scaling.target_ongoing_requests == 96  # three quarters of the rows on a CPU
     assert scaling_of({"scaling": {"target_load": 7}}).target_ongoing_requests == 7
