@@ -131,7 +131,7 @@ def test_a_key_is_rotated_in_running_replicas(cluster: Head, checkpoint: Path) -
 
 
 def test_a_model_that_sleeps_wakes_after_changes_of_others(cluster: Head, checkpoint: Path) -> None:
-    """After a deploy that failed, too. What is not changed does not restart."""
+    """After a deploy that failed, and after the death of Serve's controller, too. What is not changed does not restart."""
     asleep = {**MODEL, "name": "asleep", "source": str(checkpoint), "min_replicas": 0}
     grows = {**MODEL, "name": "grows", "source": str(checkpoint), "max_replicas": 2}
     good = config(cluster.port, checkpoint, {})
@@ -156,6 +156,10 @@ def test_a_model_that_sleeps_wakes_after_changes_of_others(cluster: Head, checkp
     until(lambda: "added" in cluster.call("/ready").body["models"], 60)
     cluster.wait_until_running()
     assert cluster.call("/asleep/chat", ASKED, prefer="wait=60", timeout=90).status == 200
+    (controller,) = cluster.processes("ray::ServeController")
+    controller.kill()
+    until(lambda: [p for p in cluster.processes("ray::ServeController") if p.pid != controller.pid], 60)
+    assert cluster.call("/added/chat", ASKED, prefer="wait=60", timeout=90).status == 200
     assert {cluster.replica_of(model).pid for model in ("mine", "grows")} == pids
 
 
