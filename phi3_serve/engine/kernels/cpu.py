@@ -100,9 +100,9 @@ class CpuKernels:
     def plan_attention(self, chunks: Sequence[Chunk], *, window: int | None, cache: KvCache) -> AttentionPlan:
         """See ``contract.Kernels``."""
         self._check_cache(cache)
-        if self._dtype == torch.float32:
+        if self._dtype == torch.float32 or cache.scales is not None:
             return TiledAttention(chunks, window, self._attend[cache.values.dtype])
-        # torch has faster instructions for long chunks in bfloat16
+        # for long chunks in bfloat16, torch has faster instructions
         return ChunkedAttention(chunks, lambda rows: self.of_rows(rows, cache), window=window, cache=cache)
 
     def plan_adapters(self, rows: Sequence[AdaptedRows]) -> AdapterPlan:
