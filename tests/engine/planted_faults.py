@@ -296,6 +296,7 @@ FAULTS: list[Fault] = [
         PROMPTS,
         (OF_FLASH,),
         ("torch's attention is used unchecked", "problem = problem or problem_of_attention(torchs, shape, device=device, dtype=dtype)", "pass"),
+        ("a device is not asked after a trial that failed", "        _wait_for(device)  # an error", "        # an error"),
         ("the slower one is chosen", "theirs < ours * (1 - LEAST_GAIN)", "theirs > ours * (1 - LEAST_GAIN)"),
     ),
     *_of(
@@ -477,7 +478,12 @@ FAULTS: list[Fault] = [
         ERROR_KIND,
         (OF_ERROR_KIND, OF_LACKS),
         ("a lack of memory is known by torch's class alone", "if is_of_memory or any(words in str(error) for words in _MEMORY_WORDS):", "if is_of_memory:"),
-        ("every AcceleratorError stays", "if is_of_memory or any(", "if is_of_memory or not isinstance(error, torch.AcceleratorError) and any("),
+        ("an AcceleratorError is no lack of memory", "if is_of_memory or any(", "if is_of_memory or not isinstance(error, torch.AcceleratorError) and any("),
+    ),
+    *_of(
+        ERROR_KIND,
+        (OF_ERROR_KIND,),
+        ("every AcceleratorError stays", "isinstance(error, torch.AcceleratorError) and any(words in str(error) for words in _DEVICE_WORDS)", "isinstance(error, torch.AcceleratorError)"),
     ),
     *_of(
         CORE,

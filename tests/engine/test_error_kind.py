@@ -16,12 +16,29 @@ def test_a_lack_of_memory(error: Exception) -> None:
         "CUDA error: device-side assert triggered",
         "CUDA error: an illegal memory access was encountered",
         "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: misaligned address",
     ],
 )
 def test_an_error_of_the_device_that_stays(words: str) -> None:
     assert (
         kind_of(torch.AcceleratorError(f"{words}\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.")) == "device"
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: no kernel image is available for execution on the device",
+        "CUDA error: the provided PTX was compiled with an unsupported toolchain.",
+        "CUDA error: invalid argument",
+        "CUDA error: too many resources requested for launch",
+        "CUDA error: operation not permitted when stream is capturing",
+        "CUDA error: operation failed due to a previous error during capture",
+    ],
+)
+def test_an_error_of_the_runtime_that_does_not_stay(words: str) -> None:
+    assert kind_of(torch.AcceleratorError(words)) == "other"
 
 
 @pytest.mark.parametrize(

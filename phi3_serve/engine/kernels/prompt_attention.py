@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.engine.kernels.contract import GatheredQueries, PagedQueries
 from phi3_serve.engine.kernels.cuda import NOTHING_GATHERED, ChunkSize, CudaKernels
 from phi3_serve.engine.kernels.flash_attention import problem_of_flash_attention
@@ -56,9 +55,8 @@ def sizes_to_gather(
             sizes = [size for size in TRIAL_SIZES if size.num_keys <= context]
             seconds = {size: seconds_of_both(triton, torchs, size, shape, device, dtype) for size in sizes}
     except Exception as error:
-        if kind_of(error) == "device":
-            raise
-        problem = str(error)  # the memory was full
+        _wait_for(device)  # an error of the device that stays is raised here again
+        problem = str(error)
     if problem is not None:
         logger.info("Triton computes the attention of prompts: %s", problem.split("\n", 1)[0])
         return NOTHING_GATHERED

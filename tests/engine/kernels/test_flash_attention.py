@@ -206,10 +206,22 @@ def test_one_without_memory_is_not_used(error: Exception, monkeypatch: pytest.Mo
     assert chosen() == {}
 
 
-def test_a_broken_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> Tensor:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_the_device_is_asked_after_an_error(is_broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error says, it ends the load only if the device raises it again."""
 
-    monkeypatch.setattr(flash_attention, "_of_heads", broken)
-    with pytest.raises(torch.AcceleratorError):
+    def no_kernel(*_: object) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+
+    def ask(_: object) -> None:
+        if is_broken:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(prompt_attention, "problem_of_attention", lambda *_, **__: None)
+    monkeypatch.setattr(prompt_attention, "seconds_of_both", no_kernel)
+    monkeypatch.setattr(prompt_attention, "_wait_for", ask)
+    if not is_broken:
+        assert chosen() == {}
+        return
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         chosen()
