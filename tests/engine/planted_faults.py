@@ -345,6 +345,8 @@ FAULTS: list[Fault] = [
         (OF_PROMPTS,),
         ("drafts take the graph of a prompt", "len(chunks) == 1 and chunk.num_logits <= 1", "len(chunks) == 1"),
         ("a prompt beside others takes its graph", "is_alone = len(chunks) == 1 and", "is_alone = True and"),
+        ("a graph of a prompt that fails is tried for the next size", "            self._prompt_shapes = []\n", ""),
+        ("the device is not asked after a capture that failed", '        self.check_device()\n        problem =', "        problem ="),
         ("a prompt takes a graph that is too small", "if chunk.num_tokens <= shape.tokens)", "if chunk.num_tokens <= 2 * shape.tokens)"),
     ),
     *_of(

@@ -5,6 +5,7 @@ sequence, or runs a short prompt alone, is the replay of a CUDA graph, because l
 longer than they run.
 """
 
+import logging
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from phi3_serve.engine.adapters.device_tier import DeviceTier, StreamCopy, copy_
 from phi3_serve.engine.adapters.loaded_adapter import LoadedAdapter
 from phi3_serve.engine.adapters.page_table import Mix
 from phi3_serve.engine.adapters.pages import PagedAdapter
+from phi3_serve.engine.error_kind import kind_of
 from phi3_serve.engine.kernels.contract import (
     ADD_LOW_RANK,
     MAX_PAGES,
@@ -37,6 +39,8 @@ from phi3_serve.engine.model.decoder import Decoder, StepInputs, new_cache, slid
 from phi3_serve.engine.model.runner import logit_rows
 from phi3_serve.engine.model.step_buffer import StepBuffer, StepIntegers, StepShape, pack, pack_decode, pack_prompt
 from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TokenChooser
+
+logger = logging.getLogger("phi3_serve")
 
 Replay = Callable[[], Tensor]  # runs a captured function again; the result is always the same tensor
 Capture = Callable[[Callable[[], Tensor]], Replay]
@@ -133,14 +137,18 @@ class DeviceRunner:
             if size <= sizes.token_budget
         ]
         self._graphs: dict[StepShape, Replay] = {}
+        self._without_graphs: dict[str, str] = {}  # the kinds of steps whose capture has failed, and the reasons
         copy = StreamCopy(decoder.device) if decoder.device.type == "cuda" else copy_at_once
         self.adapters = DeviceTier(decoder.config, decoder.dtype, decoder.device, sizes.adapter_bytes, copy)
         self._head = places.head(decoder.config)
 
     @property
     def replaced_kernels(self) -> dict[str, str]:
-        """All kernels that slower ones replace, and the reasons; complete after ``warm_up``."""
-        return {**self.kernels.replaced, **self.decoder.replaced, **self.sampler.replaced}
+        """All kernels and graphs that slower ones replace, and the reasons.
+
+        It is complete after ``warm_up``, but for the graphs of steps with adapters, which are captured later.
+        """
+        return {**self.kernels.replaced, **self.decoder.replaced, **self.sampler.replaced, **self._without_graphs}
 
     def check_device(self) -> None:
         """Wait for the device.
@@ -190,13 +198,34 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:
-        """Capture the graphs of steps without adapters, the largest first, so that the others fit into its memory."""
+        """Capture the graphs of steps without adapters, the largest first, so that the others fit into its memory.
+
+        If the graph of a prompt cannot be captured, prompts have none.
+        """
         paddings = [(StepShape.of_decode(rows), pack_decode([], rows)) for rows in self._graph_rows]
         nothing = chunk_of_block_0(0, num_logits=0)
         paddings += [(shape, self._pack_prompt(nothing, shape)) for shape in self._prompt_shapes]
         for shape, integers in sorted(paddings, key=lambda padding: padding[0].tokens, reverse=True):
             self._buffer.fill(integers)
+            if not shape.long_tiles:
+                self._graph(shape)
+            elif self._prompt_shapes:
+                self._capture_prompt(shape)
+
+    def _capture_prompt(self, shape: StepShape) -> None:
+        """Graphs that are captured already stay, because the others use their memory."""
+        try:
             self._graph(shape)
+        except Exception as error:
+            self._do_without_graphs("prompt_graphs", error)
+            self._prompt_shapes = []
+
+    def _do_without_graphs(self, name: str, error: Exception) -> None:
+        """Note that steps of a kind are launched kernel by kernel, if the device can go on at all."""
+        self.check_device()
+        problem = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        logger.warning("The CUDA graphs %s are not used: %s", name, problem)
+        self._without_graphs[name] = problem
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -252,10 +281,21 @@ class DeviceRunner:
     def _graph(self, shape: StepShape) -> Replay:
         if shape not in self._graphs:
             inputs = StepIntegers.of(self._buffer.on_device, shape)
-            capture = self._adapters_capture if shape.adapted else self._capture
             all_logits = shape.logits == shape.tokens
+            capture = self._capture_adapted if shape.adapted else self._capture
             self._graphs[shape] = capture(lambda: self._forward(inputs, all_logits=all_logits))
         return self._graphs[shape]
+
+    def _capture_adapted(self, run: Callable[[], Tensor]) -> Replay:
+        """Requests are running already, so a capture that fails must not fail them."""
+        try:
+            return self._adapters_capture(run)
+        except Exception as error:
+            if kind_of(error) != "other":
+                raise  # for example because a smaller step may fit
+            self._do_without_graphs("adapter_graphs", error)
+            self._adapters_capture = without_graphs
+            return run
 
     def _forward(
         self, integers: StepIntegers, changed: frozenset[int] | None = None, *, all_logits: bool = False

@@ -163,6 +163,24 @@ def test_a_kernel_that_the_reference_replaces_is_not_captured(loaded: LoadedMode
     assert both.graphs.num_captures == 1
 
 
+def test_a_graph_that_cannot_be_captured_fails_no_request(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = both_of(loaded, ReferenceKernels())
+    both.add(4, drawn(loaded.model.config, 2, 1))
+    both.run((0, 3, 0))
+
+    def fails(_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(both.on_device, "_adapters_capture", fails)
+    both.run((0, 1, 1))
+    both.run((0, 1, 1))
+    reason = "AcceleratorError: CUDA error: operation not permitted when stream is capturing"
+    assert both.on_device.replaced_kernels == {"adapter_graphs": reason}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_row_without_an_adapter_keeps_its_bits(loaded: LoadedModel) -> None:
     both = both_of(loaded, ReferenceKernels())
     for adapters in ((), (), (drawn(loaded.model.config, 8, 1, size=50.0),)):

@@ -1,11 +1,13 @@
 """Graphs of prompts that run alone, against the runner of a CPU: the steps of ``test_device_steps`` with a larger budget."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from phi3_serve.engine.kernels.contract import DeviceKernels
 from phi3_serve.engine.kernels.cuda import CudaKernels
@@ -14,7 +16,7 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.model import device_runner
 from phi3_serve.engine.model.decoder import Decoder
-from phi3_serve.engine.model.device_runner import DeviceRunner, without_graphs
+from phi3_serve.engine.model.device_runner import DeviceRunner, Replay, without_graphs
 from phi3_serve.engine.model.runner import ModelRunner
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 from tests.engine.model.replayer import Replayer
@@ -94,6 +96,71 @@ def test_keys_that_are_gathered_are_in_no_graph(both: Both, monkeypatch: pytest.
     assert (both.graphs.num_replays, set(gathered)) == (1, {0})
     both.run([(0, 20, 0)])
     assert (both.graphs.num_replays, gathered[-1]) == (1, 1)
+
+
+class Failing(Replayer):
+    """It captures ``most`` graphs; then the next one fails."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self.most, self.error = most, error
+
+    def __call__(self, run: Callable[[], Tensor]) -> Replay:
+        if self.num_captures == self.most:
+            self.most = -1  # the others succeed
+            raise self.error
+        return super().__call__(run)
+
+
+ERRORS = [
+    torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\nMore."),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["capture", "memory"])
+@pytest.mark.parametrize("most", [0, 1])
+def test_prompts_do_without_graphs_that_fail(
+    most: int,
+    error: Exception,
+    loaded: LoadedModel,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Graphs of 40 and of 20 tokens are captured first. Decode steps have theirs."""
+    monkeypatch.setattr(device_runner, "PROMPT_TOKENS", (20, 40))
+    asked: list[DeviceRunner] = []
+    monkeypatch.setattr(DeviceRunner, "check_device", lambda runner: asked.append(runner))
+    graphs, kernels = Failing(most, error), ReferenceKernels()
+    runner = DeviceRunner(Decoder(loaded.model, kernels), kernels, TorchChooser(), graphs, SIZES)
+    runner.capture_graphs()
+    assert (graphs.num_captures, len(asked)) == (most + 4, 1)
+    reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    assert runner.replaced_kernels == {"prompt_graphs": reason}
+    assert [record.levelname for record in caplog.records if reason in record.getMessage()] == ["WARNING"]
+    both = Both(ModelRunner(loaded.model, ReferenceKernels(), SIZES), runner, graphs, list(range(1, SIZES.num_blocks)))
+    both.add(list(range(30)))
+    both.run([(0, 29, 1)])
+    assert graphs.num_replays == 0
+    both.run([(0, 1, 1)])
+    assert graphs.num_replays == 1
+
+
+def test_a_device_that_has_failed_ends_the_load(
+    loaded: LoadedModel,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(_: DeviceRunner) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device_runner, "PROMPT_TOKENS", (40,))
+    monkeypatch.setattr(DeviceRunner, "check_device", ask)
+    kernels = ReferenceKernels()
+    runner = DeviceRunner(
+        Decoder(loaded.model, kernels), kernels, TorchChooser(), Failing(0, RuntimeError("Triton Error [CUDA]")), SIZES
+    )
+    with pytest.raises(torch.AcceleratorError):
+        runner.capture_graphs()
 
 
 def test_kernels_without_graphs_pad_no_prompt(loaded: LoadedModel) -> None:  # noqa: F811
