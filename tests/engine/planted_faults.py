@@ -295,8 +295,9 @@ FAULTS: list[Fault] = [
     *_of(
         PROMPTS,
         (OF_FLASH,),
-        ("torch's attention is used unchecked", "problem = problem or problem_of_attention(torchs, shape, device=device, dtype=dtype)", "pass"),
+        ("torch's attention is used unchecked", "problem = problem_of_attention(torchs, shape, device=device, dtype=dtype)", "problem = None"),
         ("a device is not asked after a trial that failed", "        _wait_for(device)  # an error", "        # an error"),
+        ("an error of the trial is not told", 'problem = f"{type(error).__name__}: {error}"', 'return Trial(NOTHING_GATHERED)'),
         ("the slower one is chosen", "theirs < ours * (1 - LEAST_GAIN)", "theirs > ours * (1 - LEAST_GAIN)"),
     ),
     *_of(

@@ -17,6 +17,7 @@ from phi3_serve.engine.kvcache.chunk import Chunk
 
 ATTEND = "attend"
 ADD_LOW_RANK = "add_low_rank"
+FLASH_ATTENTION = "flash_attention"  # torch's, for long chunks of prompts; ``ATTEND`` computes all of them, too
 KERNELS = ("add_rms_norm", "rotate_and_store", "silu_product", ATTEND, ADD_LOW_RANK)
 MAX_SHORT_QUERIES = 8  # tokens; a chunk of up to this many is a decoded token with its draft, or the rest of a prompt
 PAGE_RANK = 16  # ranks of an adapter in a page on the device; the smallest side of a matrix product in Triton

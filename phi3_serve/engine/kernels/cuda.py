@@ -34,8 +34,6 @@ NOTHING_GATHERED: Mapping[ChunkSize, bool] = MappingProxyType({})
 class CudaKernels:
     """``contract.DeviceKernels`` in Triton."""
 
-    replaced: Mapping[str, str] = {}
-
     def __init__(
         self,
         *,
@@ -50,6 +48,7 @@ class CudaKernels:
         ``gathered``: for sizes of chunks, whether torch computes their attention. A chunk counts as the largest of
         these sizes that it has; see ``prompt_attention``.
         """
+        self.replaced: Mapping[str, str] = {}
         self.gathered = gathered
         self.name = _name(gathered)
         self._num_kv_heads = num_kv_heads

@@ -7,6 +7,7 @@ a model is loaded, for a few sizes of chunks.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -28,11 +29,18 @@ ALL_GATHERED = {ChunkSize(1, 1): True}
 LEAST_GAIN = 0.05  # of the time; less may be chance
 
 
+class Trial(NamedTuple):
+    """What came of ``sizes_to_gather``."""
+
+    gathered: Mapping[ChunkSize, bool]  # for sizes of chunks, whether torch computes their attention right and faster
+    problem: str | None = None  # what was wrong; None if nothing was, or if torch's operation has no such case
+
+
 @torch.inference_mode()
 def sizes_to_gather(
     make: MakeKernels, shape: ModelShape, *, device: torch.device, dtype: torch.dtype, context: int, is_rounded: bool
-) -> Mapping[ChunkSize, bool]:
-    """For sizes of chunks, whether torch computes their attention right and faster than Triton.
+) -> Trial:
+    """Compare torch's attention of chunks with the reference, and time it beside that of Triton.
 
     Args:
         make: the kernels.
@@ -46,26 +54,32 @@ def sizes_to_gather(
         torch.AcceleratorError: the device has failed. Nothing can run on it any more.
     """
     triton, torchs = make(NOTHING_GATHERED), make(ALL_GATHERED)
-    problem = problem_of_flash_attention(
+    sizes = [size for size in TRIAL_SIZES if size.num_keys <= context]
+    limit = problem_of_flash_attention(
         head_dim=shape.head_dim, dtype=dtype, is_small=triton.is_small, is_rounded=is_rounded
     )
+    if limit is None and not sizes:
+        limit = f"the context has {context} tokens"
+    if limit is not None:
+        logger.info("Triton computes the attention of prompts: %s", limit)
+        return Trial(NOTHING_GATHERED)
     try:
-        problem = problem or problem_of_attention(torchs, shape, device=device, dtype=dtype)
+        problem = problem_of_attention(torchs, shape, device=device, dtype=dtype)
         if problem is None:
-            sizes = [size for size in TRIAL_SIZES if size.num_keys <= context]
             seconds = {size: seconds_of_both(triton, torchs, size, shape, device, dtype) for size in sizes}
     except Exception as error:
-        _wait_for(device)  # an error of the device that stays is raised here again
-        problem = str(error)
+        problem = f"{type(error).__name__}: {error}"
     if problem is not None:
-        logger.info("Triton computes the attention of prompts: %s", problem.split("\n", 1)[0])
-        return NOTHING_GATHERED
+        _wait_for(device)  # an error of the device that stays is raised here again
+        problem = problem.split("\n", 1)[0]
+        logger.warning("Triton computes the attention of prompts, because that of torch cannot be used: %s", problem)
+        return Trial(NOTHING_GATHERED, problem)
     shown = (
         f"{size.num_queries} over {size.num_keys} keys: {ours * 1e3:.3f} and {theirs * 1e3:.3f}"
         for size, (ours, theirs) in seconds.items()
     )
     logger.info("attention of prompts, milliseconds of Triton and of torch: %s", "; ".join(shown))
-    return {size: theirs < ours * (1 - LEAST_GAIN) for size, (ours, theirs) in seconds.items()}
+    return Trial({size: theirs < ours * (1 - LEAST_GAIN) for size, (ours, theirs) in seconds.items()})
 
 
 def queries_of_chunk(kernels: CudaKernels, size: ChunkSize, device: torch.device) -> PagedQueries:

@@ -340,7 +340,7 @@ class KernelsWithFallbacks:
             return _REFERENCE if name in replaced else kernels
 
         self.name = kernels.name
-        self.replaced = replaced
+        self.replaced: Mapping[str, str] = {**kernels.replaced, **replaced}
         self.queries_per_tile = kernels.queries_per_tile
         self.add_rms_norm = home("add_rms_norm").add_rms_norm
         self.rotate_and_store = home("rotate_and_store").rotate_and_store

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from phi3_serve.engine.kernels.contract import ADD_LOW_RANK, ATTEND
+from phi3_serve.engine.kernels.contract import ADD_LOW_RANK, ATTEND, FLASH_ATTENTION
 from phi3_serve.engine.kernels.select import select_kernels
 from phi3_serve.engine.kernels.self_check import ModelShape, check_kernels, with_fallbacks
 from phi3_serve.engine.memory import EngineSizes, FittingSizes, block_bytes, sizes_on_cpu, sizes_on_gpu
@@ -66,7 +66,7 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
     cuda, shape = make_kernels(NOTHING_GATHERED), _shape(model)
     findings = check_kernels(cuda, shape, device=model.device, dtype=dtype, kv_cache_dtype=sizes.kv_cache_dtype)
     if all(finding.kernel != ATTEND for finding in findings):
-        gathered = sizes_to_gather(
+        trial = sizes_to_gather(
             make_kernels,
             shape,
             device=model.device,
@@ -74,7 +74,9 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
             context=config.max_position_embeddings,
             is_rounded=sizes.kv_cache_dtype != "auto",
         )
-        cuda = make_kernels(gathered)
+        cuda = make_kernels(trial.gathered)
+        if trial.problem is not None:
+            cuda.replaced = {FLASH_ATTENTION: trial.problem}
     logger.info("the kernels were checked and timed in %.1f s, compiling included", time.perf_counter() - began)
     kernels = with_fallbacks(cuda, findings)
     decoder = Decoder(model, kernels, releases_weights=releases_weights)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from phi3_serve.engine.kernels.contract import GatheredQueries
 from phi3_serve.engine.kernels.cuda import ChunkSize, CudaKernels
 from phi3_serve.engine.kernels.flash_attention import attend, problem_of_flash_attention
 from phi3_serve.engine.kernels.kv_cache import KvCache
-from phi3_serve.engine.kernels.prompt_attention import ALL_GATHERED, sizes_to_gather
+from phi3_serve.engine.kernels.prompt_attention import ALL_GATHERED, Trial, sizes_to_gather
 from phi3_serve.engine.kernels.self_check import ModelShape, problem_of_attention
 from tests.engine.kernels.emulated_flash import emulated_flash_attention
 from tests.engine.kernels.test_triton_attention import TOLERANCE, UNWRITTEN, Request, Shape, Step
@@ -144,10 +145,20 @@ def test_right_attention_is_right(window: int | None, calls: list[object]) -> No
     assert len(calls) > 4
 
 
-def chosen(dtype: torch.dtype = torch.bfloat16, context: int = 4096) -> Mapping[ChunkSize, bool]:
+def trial(dtype: torch.dtype = torch.bfloat16, context: int = 4096) -> Trial:
     return sizes_to_gather(
         lambda gathered: make(gathered, dtype), SHAPE, device=CPU, dtype=dtype, context=context, is_rounded=False
     )
+
+
+def chosen() -> Mapping[ChunkSize, bool]:
+    found, problem = trial()
+    assert problem is None
+    return found
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.thorough  # in Triton's interpreter
@@ -183,18 +194,33 @@ def test_one_that_is_wrong_is_not_used(
 ) -> None:
     right = flash_attention._of_heads
     monkeypatch.setattr(flash_attention, "_of_heads", lambda *given: right(*given) * 1.2)
-    with caplog.at_level(logging.INFO, "phi3_serve"):
-        assert chosen() == {}
-    assert "Triton computes the attention of prompts: it differs from the reference by " in caplog.text
+    found, problem = trial()
+    assert found == {}
+    assert problem is not None
+    assert problem.startswith("it differs from the reference by ")
+    assert [problem in warning for warning in warnings(caplog)] == [True]
 
 
 def test_one_that_torch_does_not_have_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     """As on this CPU."""
+    found, problem = trial()
+    assert found == {}
+    assert problem is not None
+    assert problem.startswith("NotImplementedError: Could not run 'aten::_flash_attention_forward'")
+    assert [problem in warning for warning in warnings(caplog)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [({"dtype": torch.float32}, "the model computes in float32"), ({"context": 2047}, "the context has 2047 tokens")],
+)
+def test_a_case_that_it_does_not_have_is_no_fault(
+    given: dict[str, Any], limit: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "phi3_serve"):
-        assert chosen() == {}
-        assert chosen(torch.float32) == {}
-    assert "Could not run 'aten::_flash_attention_forward'" in caplog.text
-    assert "Triton computes the attention of prompts: the model computes in float32" in caplog.text
+        assert trial(**given) == Trial({})
+    assert [record.getMessage() for record in caplog.records] == [f"Triton computes the attention of prompts: {limit}"]
+    assert warnings(caplog) == []
 
 
 @pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
@@ -203,7 +229,18 @@ def test_one_without_memory_is_not_used(error: Exception, monkeypatch: pytest.Mo
         raise error
 
     monkeypatch.setattr(flash_attention, "_of_heads", no_memory)
-    assert chosen() == {}
+    assert trial() == Trial({}, f"{type(error).__name__}: {error}".split("\n", 1)[0])
+
+
+def test_an_error_while_it_is_timed_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: object) -> tuple[float, float]:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED\nMore.")
+
+    monkeypatch.setattr(prompt_attention, "problem_of_attention", lambda *_, **__: None)
+    monkeypatch.setattr(prompt_attention, "seconds_of_both", fails)
+    problem = "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"
+    assert trial() == Trial({}, problem)
+    assert [problem in warning for warning in warnings(caplog)] == [True]
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
@@ -221,7 +258,7 @@ def test_the_device_is_asked_after_an_error(is_broken: bool, monkeypatch: pytest
     monkeypatch.setattr(prompt_attention, "seconds_of_both", no_kernel)
     monkeypatch.setattr(prompt_attention, "_wait_for", ask)
     if not is_broken:
-        assert chosen() == {}
+        assert trial().gathered == {}
         return
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
-        chosen()
+        trial()

@@ -9,10 +9,12 @@ from torch import nn
 
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.engine.engine_core import EngineCore
-from phi3_serve.engine.kernels import triton_layers, triton_linear, triton_low_rank, triton_sampling
+from phi3_serve.engine.kernels import prompt_attention, triton_layers, triton_linear, triton_low_rank, triton_sampling
 from phi3_serve.engine.kernels.contract import KERNELS
 from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.prompt_attention import Trial
 from phi3_serve.engine.kernels.reference import ReferenceKernels
+from phi3_serve.engine.kernels.self_check import Finding
 from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model import decoder, select
@@ -78,6 +80,21 @@ def test_a_faulty_kernel_of_adapters_leaves_the_graphs_of_other_steps(
 
 def fails(*arguments: object) -> None:
     raise RuntimeError("out of resource: shared memory")
+
+
+@pytest.mark.parametrize("has_fault", [False, True])
+def test_a_trial_of_attention_that_fails_is_told(
+    has_fault: bool, loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside kernels that the reference replaces, too. The other kernels and the graphs are as without it."""
+    findings = [Finding("add_low_rank", "too slow")] if has_fault else []
+    monkeypatch.setattr(select, "check_kernels", lambda *_, **__: findings)
+    monkeypatch.setattr(prompt_attention, "sizes_to_gather", lambda *_, **__: Trial({}, "it is wrong"))
+    monkeypatch.setattr(DeviceRunner, "capture_graphs", lambda _: captured.append("graphs"))
+    runner = select._cuda_runner(loaded.model, SIZES, torch.float32, releases_weights=False)
+    others = {"add_low_rank": "too slow"} if has_fault else {}
+    assert runner.replaced_kernels == {"flash_attention": "it is wrong", **others}
+    assert captured == ["graphs", "warm-up"]
 
 
 @pytest.mark.thorough
