@@ -297,6 +297,7 @@ FAULTS: list[Fault] = [
         (OF_FLASH,),
         ("torch's attention is used unchecked", "problem = problem_of_attention(torchs, shape, device=device, dtype=dtype)", "problem = None"),
         ("a device is not asked after a trial that failed", "        _wait_for(device)  # an error", "        # an error"),
+        ("large chunks are not compared", "if not error <= NORM_BOUND:", "if False:"),
         ("an error of the trial is not told", 'problem = f"{type(error).__name__}: {error}"', 'return Trial(NOTHING_GATHERED)'),
         ("the slower one is chosen", "theirs < ours * (1 - LEAST_GAIN)", "theirs > ours * (1 - LEAST_GAIN)"),
     ),

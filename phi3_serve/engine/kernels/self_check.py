@@ -42,6 +42,7 @@ NO_QUERIES = (0, 0)
 # (queries, end); see PagedQueries.sequences
 CHUNKS = ((1, 1), (1, 16), (1, 33), NO_QUERIES, (5, 40), (21, 21), (30, 75))
 PADDING_TILES = 256
+SMALL_WINDOW = 20  # keys
 ADAPTED_ROWS = (20, 3, 4, 11, 0, 19, 8, 7)
 ADAPTED_TILES = ((0, 4, 1, 1), (4, 1, 2, 3), (5, 3, 3, 2))  # (first row, rows, first page, pages); then padding
 ADAPTER_PAGES = ((9, 0.0), (2, 1.0), (0, -0.5), (3, 2.0), (1, 0.7))  # (page, strength)
@@ -153,6 +154,15 @@ def _attend(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
     return *alone, attended(qkv, chunks, 0), attended(qkv, chunks, PADDING_TILES)
 
 
+def _attend_in_window(kernels: DeviceKernels, inputs: _Inputs) -> tuple[Tensor, ...]:
+    """Long chunks, one of which begins behind a window that is smaller than that of a model."""
+    chunks = [(count, end) for count, end in CHUNKS if count > MAX_SHORT_QUERIES]
+    num_blocks = sum(-(-end // BLOCK_SIZE) for _, end in chunks)
+    qkv, cache = inputs.qkv_and_cache(sum(count for count, _ in chunks), BLOCK_SIZE * num_blocks)
+    queries = _paged_queries(kernels, inputs, chunks, 0)
+    return (kernels.attend(qkv, cache, queries, inputs.shape.head_dim**-0.5, SMALL_WINDOW),)
+
+
 def _paged_queries(
     kernels: DeviceKernels, inputs: _Inputs, chunks: Sequence[tuple[int, int]], padding: int
 ) -> PagedQueries:
@@ -239,11 +249,17 @@ def problem_of_attention(
 ) -> str | None:
     """How the attention of ``kernels`` differs from the reference, or why there is none; None if they agree.
 
+    Long chunks are checked with a small window, too.
+
     Raises:
         torch.AcceleratorError: the device has failed. Nothing can run on it any more.
         RuntimeError: the device has no memory for the check; that is no fault of a kernel.
     """
-    return _problem(_attend, kernels, *(_Inputs(shape, device, dtype, "auto") for _ in range(2)))
+    for check in (_attend, _attend_in_window):
+        problem = _problem(check, kernels, *(_Inputs(shape, device, dtype, "auto") for _ in range(2)))
+        if problem is not None:
+            return problem
+    return None
 
 
 def problem_of_pack(kernels: WeightKernels, bits: Bits, dtype: torch.dtype, device: torch.device) -> str | None:

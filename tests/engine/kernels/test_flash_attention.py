@@ -201,6 +201,28 @@ def test_one_that_is_wrong_is_not_used(
     assert [problem in warning for warning in warnings(caplog)] == [True]
 
 
+@pytest.mark.thorough  # in Triton's interpreter
+def test_one_that_ignores_a_window_is_not_used(calls: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a model without a window, because the check at load knows no larger one."""
+    right = flash_attention._of_heads
+    monkeypatch.setattr(flash_attention, "_of_heads", lambda *given: right(*(*given[:-1], None)))
+    problem = problem_of_attention(make(ALL_GATHERED), replace(SHAPE, window=None), device=CPU, dtype=torch.bfloat16)
+    assert problem is not None
+    assert problem.startswith("it differs from the reference by ")
+
+
+@pytest.mark.thorough  # in Triton's interpreter
+def test_one_that_is_wrong_for_large_chunks_is_not_used(calls: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = flash_attention._of_heads
+    monkeypatch.setattr(prompt_attention, "TRIAL_SIZES", (ChunkSize(16, 32),))
+    monkeypatch.setattr(prompt_attention, "problem_of_attention", lambda *_, **__: None)
+    monkeypatch.setattr(flash_attention, "_of_heads", lambda *given: right(*given) * 1.02)
+    found, problem = trial()
+    assert found == {}
+    assert problem is not None
+    assert problem.startswith("ValueError: for 16 tokens over 32 keys it differs from Triton's by 0.02")
+
+
 def test_one_that_torch_does_not_have_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     """As on this CPU."""
     found, problem = trial()
