@@ -9,6 +9,7 @@ from phi3_serve.core.engine_info import MAX_ROWS
 from phi3_serve.core.engine_request import EngineRequest
 from phi3_serve.engine.device import CUDA_BYTES
 from phi3_serve.engine.error_kind import kind_of
+from phi3_serve.engine.kernels.contract import MAX_SHORT_QUERIES
 from phi3_serve.engine.kernels.flash_attention import keys_at_once
 from phi3_serve.engine.memory import EngineSizes, GpuMemory
 from phi3_serve.engine.model.device_runner import DeviceRunner, chunk_of_block_0
@@ -23,29 +24,43 @@ WARPERS = GenerationParameters(
     do_sample=True, temperature=0.9, top_k=0, top_p=0.9, min_p=0.01, typical_p=0.9, epsilon_cutoff=1e-6, eta_cutoff=1e-6
 )
 
+TRIED_QUERIES, TRIED_KEYS = 16, 128  # steps between the sizes of chunks that are looked at
+
 
 @torch.inference_mode()
 def run_largest_step(runner: DeviceRunner, sizes: EngineSizes) -> None:
     """Run a chunk with all tokens of the budget, want the logits of each as drafts do, and draw all rows on the host.
 
-    Every block of the chunk is block 0, so a cache of one block is enough. If the keys of such a chunk are gathered, it
-    comes behind a prefix with which as many keys are gathered as ever at once; else the memory of attention does not
-    depend on how long the sequences are.
+    Every block of the chunk is block 0, so a cache of one block is enough. If the keys of any chunk are gathered, the
+    step has one with which as many keys are gathered as ever at once, and the rest of the budget is a chunk of its own.
+    Else the memory of attention does not depend on how long the sequences are.
     """
-    decoder = runner.decoder
-    config = decoder.config
-    end = min(
-        int(config.max_position_embeddings),
-        keys_at_once(config.num_key_value_heads, head_dim(config), decoder.dtype),
-    )
-    is_gathered = end > sizes.token_budget and runner.kernels.gathers(sizes.token_budget, end)
-    start = end - sizes.token_budget if is_gathered else 0
-    logits = runner.run([chunk_of_block_0(sizes.token_budget, num_logits=sizes.token_budget, start=start)])
+    num_tokens, end = _gathered_chunk(runner, sizes.token_budget) or (sizes.token_budget, sizes.token_budget)
+    chunks = [chunk_of_block_0(num_tokens, num_logits=num_tokens, start=end - num_tokens)]
+    if rest := sizes.token_budget - num_tokens:
+        chunks.append(chunk_of_block_0(rest, num_logits=rest))
+    logits = runner.run(chunks)
     scores = logits.float()
     rows = min(sizes.max_rows, len(scores))
     draw(scores[list(range(rows))], [_settings()] * rows)
     if runner.decoder.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _gathered_chunk(runner: DeviceRunner, token_budget: int) -> tuple[int, int] | None:
+    """The tokens and the end of the chunk whose keys take the most memory when they are gathered; None: none are.
+
+    A trial can find that a size is gathered and a larger one is not.
+    """
+    config = runner.decoder.config
+    keys = keys_at_once(config.num_key_value_heads, head_dim(config), runner.decoder.dtype)
+    most = min(int(config.max_position_embeddings), keys)
+    sizes = (
+        (count, end)
+        for end in range(most, token_budget, -TRIED_KEYS)
+        for count in range(token_budget, MAX_SHORT_QUERIES, -TRIED_QUERIES)
+    )
+    return next((size for size in sizes if runner.kernels.gathers(*size)), None)
 
 
 def measure_largest_step(make_runner: Callable[[EngineSizes], DeviceRunner], token_budget: int) -> GpuMemory | None:

@@ -62,25 +62,44 @@ def test_it_runs_the_whole_budget_and_draws_all_rows(runner: DeviceRunner, monke
     }
 
 
-@pytest.mark.parametrize(("most_keys", "keys"), [(90, 90), (10_000, 2048), (30, 40)])
+@pytest.mark.parametrize(
+    ("most_keys", "sizes", "gathered"),
+    [
+        (90, {(9, 40): True}, {(40, 90)}),
+        (10_000, {(9, 40): True}, {(40, 2048)}),
+        (30, {(9, 40): True}, set()),
+        (90, {(9, 40): True, (30, 40): False}, {(24, 90)}),
+        (700, {(9, 40): True, (9, 450): False}, {(40, 444)}),  # 700 - 2 * 128
+    ],
+)
 def test_as_many_keys_as_ever_are_gathered(
-    runner: DeviceRunner, most_keys: int, keys: int, monkeypatch: pytest.MonkeyPatch
+    runner: DeviceRunner,
+    most_keys: int,
+    sizes: dict[tuple[int, int], bool],
+    gathered: set[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """But for those beyond the context, and those of a step that has no such chunk."""
+    """But for those beyond the context. All tokens of the budget are run, also if a smaller chunk is gathered."""
     config = runner.decoder.config
     of_key = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads * 4
     monkeypatch.setattr(flash_attention, "MAX_GATHERED_BYTES", most_keys * of_key)
-    monkeypatch.setattr(runner.kernels, "gathers", lambda num_queries, num_keys: True)
-    gathered: list[tuple[int, int]] = []
+
+    def gathers(num_queries: int, num_keys: int) -> bool:
+        has = [size for size in sizes if size[0] <= num_queries and size[1] <= num_keys]
+        return bool(has) and sizes[max(has)]
+
+    monkeypatch.setattr(runner.kernels, "gathers", gathers)
+    seen: set[tuple[int, int]] = set()
     attend = ReferenceKernels.attend
 
     def watched(self: ReferenceKernels, qkv: Tensor, cache: KvCache, queries: Any, *others: Any) -> Tensor:
-        gathered.extend((chunk.num_queries, chunk.end) for chunk in queries.gathered)
+        assert len(qkv) == 40
+        seen.update((chunk.num_queries, chunk.end) for chunk in queries.gathered if chunk.end > 40)
         return attend(self, qkv, cache, queries, *others)
 
     monkeypatch.setattr(ReferenceKernels, "attend", watched)
     run_largest_step(runner, SIZES)
-    assert set(gathered) == {(40, keys)}
+    assert seen == gathered
 
 
 class Gpu:
