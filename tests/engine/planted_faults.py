@@ -67,6 +67,7 @@ OF_FP8_PRODUCTS = "tests/engine/kernels/test_triton_fp8.py::test_products"
 OF_FP8_DTYPES = "tests/engine/kernels/test_triton_fp8.py::test_products_in_bfloat16_become_the_dtype_of_the_rows"
 OF_FLASH = "tests/engine/kernels/test_flash_attention.py"
 OF_GATHERED_STEPS = "tests/engine/model/test_device_steps.py::test_prompts_drafts_and_decoded_tokens[gathering]"
+OF_ALONE = "tests/engine/model/test_device_steps.py::test_a_long_chunk_beside_another_is_not_gathered"
 OF_QUANTIZED = "tests/engine/kernels/test_triton_quantized.py"
 OF_SELF_CHECK = "tests/engine/kernels/test_self_check.py::test_right_kernels_are_kept"
 OF_SELF_CHECK_IN_8_BITS = "tests/engine/kernels/test_self_check.py::test_right_kernels_over_a_cache_in_8_bits_are_kept"
@@ -300,6 +301,11 @@ FAULTS: list[Fault] = [
         ("large chunks are not compared", "if not error <= NORM_BOUND:", "if False:"),
         ("an error of the trial is not told", 'problem = f"{type(error).__name__}: {error}"', 'return Trial(NOTHING_GATHERED)'),
         ("the slower one is chosen", "theirs < ours * (1 - LEAST_GAIN)", "theirs > ours * (1 - LEAST_GAIN)"),
+    ),
+    *_of(
+        BUFFER,
+        (OF_ALONE,),
+        ("long chunks are gathered one after another", "len(long_chunks) == 1 and chunk is long_chunks[0] and", "chunk.num_tokens > MAX_SHORT_QUERIES and"),
     ),
     *_of(
         BUFFER,

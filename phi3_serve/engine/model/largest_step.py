@@ -32,12 +32,13 @@ def run_largest_step(runner: DeviceRunner, sizes: EngineSizes) -> None:
     """Run a chunk with all tokens of the budget, want the logits of each as drafts do, and draw all rows on the host.
 
     Every block of the chunk is block 0, so a cache of one block is enough. If the keys of any chunk are gathered, the
-    step has one with which as many keys are gathered as ever at once, and the rest of the budget is a chunk of its own.
+    step has one with which as many keys are gathered as ever at once, and the rest of the budget is short chunks.
     Else the memory of attention does not depend on how long the sequences are.
     """
     num_tokens, end = _gathered_chunk(runner, sizes.token_budget) or (sizes.token_budget, sizes.token_budget)
     chunks = [chunk_of_block_0(num_tokens, num_logits=num_tokens, start=end - num_tokens)]
-    if rest := sizes.token_budget - num_tokens:
+    for first in range(num_tokens, sizes.token_budget, MAX_SHORT_QUERIES):  # beside another long chunk none is gathered
+        rest = min(MAX_SHORT_QUERIES, sizes.token_budget - first)
         chunks.append(chunk_of_block_0(rest, num_logits=rest))
     logits = runner.run(chunks)
     scores = logits.float()

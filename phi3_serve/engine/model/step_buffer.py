@@ -205,9 +205,11 @@ def pack(
         mixes: the adapters of the chunks; None: no chunk has any.
         adapts_logits: whether an adapter changes the head.
     """
+    long_chunks = [chunk for chunk in chunks if chunk.num_tokens > MAX_SHORT_QUERIES]
 
     def is_gathered(chunk: Chunk) -> bool:
-        return chunk.num_tokens > MAX_SHORT_QUERIES and kernels.gathers(chunk.num_tokens, chunk.end)
+        """Several long chunks share a launch of the tiles; gathered, they would run one after another."""
+        return len(long_chunks) == 1 and chunk is long_chunks[0] and kernels.gathers(chunk.num_tokens, chunk.end)
 
     short, long = kernels.queries_per_tile
     short_tiles = _tiles(chunks, short, lambda chunk: chunk.num_tokens <= MAX_SHORT_QUERIES)

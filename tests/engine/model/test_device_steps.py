@@ -16,7 +16,7 @@ from torch import Tensor
 
 from phi3_serve.engine import quantization
 from phi3_serve.engine.kernels import flash_attention
-from phi3_serve.engine.kernels.contract import DeviceKernels, PagedQueries
+from phi3_serve.engine.kernels.contract import DeviceKernels, GatheredQueries, PagedQueries
 from phi3_serve.engine.kernels.cuda import CudaKernels
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
@@ -30,8 +30,9 @@ from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes
 from phi3_serve.engine.model.decoder import Decoder
-from phi3_serve.engine.model.device_runner import DeviceRunner
+from phi3_serve.engine.model.device_runner import DeviceRunner, chunk_of_block_0
 from phi3_serve.engine.model.runner import ModelRunner
+from phi3_serve.engine.model.step_buffer import pack
 from phi3_serve.engine.quantization import quantize_model
 from phi3_serve.engine.sampling.device_sampler import TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
@@ -120,6 +121,13 @@ class GatheringKernels(ReferenceKernels):
             output[chunk.row : chunk.row + chunk.num_queries] = torch.nan
             flash_attention.attend(query, cache, output, queries.block_tables, chunk, scale=scale, window=window)
         return attended
+
+
+def test_a_long_chunk_beside_another_is_not_gathered() -> None:
+    long, short, other = (chunk_of_block_0(count, num_logits=0) for count in (20, 8, 9))
+    alone, beside = (pack(chunks, [], GatheringKernels())[0] for chunks in ([long, short], [long, short, other]))
+    assert (alone.gathered, alone.long_tiles) == ((GatheredQueries(0, 20, 20, 0),), 0)
+    assert (beside.gathered, beside.long_tiles > 0) == ((), True)
 
 
 @pytest.fixture(params=["reference", "gathering", pytest.param("triton", marks=pytest.mark.slow)])
