@@ -71,8 +71,13 @@ class Bench:
         began = time.time()
         self.core = EngineCore(as_loaded(model, quantization), sizes, releases_weights=True)
         self.capacity = blocks * 16
-        kernels = self.core.info.kernels
-        say(f"{shape}: ready in {time.time() - began:.1f} s, cache for {self.capacity:,} tokens, kernels: {kernels}")
+        info = self.core.info
+        self.load = {
+            "seconds": time.time() - began,
+            "kernels": info.kernels,
+            "replaced_kernels": dict(info.replaced_kernels),
+        }
+        say(f"{shape}: cache for {self.capacity:,} tokens; load:", self.load)
 
     def add(self, number: int, prompt_tokens: int, new_tokens: int, adapters: Sequence[Adapter] = ()) -> None:
         """Queue a greedy request with one of ``adapters``, if there are any."""
@@ -215,6 +220,7 @@ def main(shape: str, quantization: str = NO_QUANTIZATION, kv_cache_dtype: KvCach
     bench = Bench(shape, quantization, kv_cache_dtype)
     found: dict[str, Any] = {
         "card": torch.cuda.get_device_name(0),
+        "load": bench.load,
         "bytes_per_s": bench.machine.bytes_per_s,
         "flops_per_s": bench.machine.flops_per_s,
     }

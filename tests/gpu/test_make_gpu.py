@@ -89,6 +89,12 @@ def test_a_part_that_its_own_limit_stops_has_failed(tmp_path: Path, capsys: pyte
     assert "PARTS" not in capsys.readouterr().out
 
 
+def test_the_most_telling_parts_have_time_in_one_run() -> None:
+    first = ["card", "kernels", "prompts", "parity", "mini", "memory", "trouble"]
+    assert list(PARTS)[: len(first)] == first
+    assert sum(PARTS[name].limit_s for name in first) <= make_gpu.BUDGET_S
+
+
 def test_unknown_parts_are_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert make_gpu.main(["kernels", "kernel"]) == 2
     assert "PARTS has kernel; allowed are card, kernels," in capsys.readouterr().out
@@ -133,5 +139,6 @@ def test_trouble() -> None:
 def test_the_largest_steps_of_an_engine_that_takes_all_memory() -> None:
     """As on a GPU, but for the sizes."""
     found = checks.memory("probe", "cpu", torch.float32)
+    assert found["kernels"].startswith(("cpu (", "reference"))
     assert found["token_budget"] == 128
     assert found["cache_tokens"] > 128
