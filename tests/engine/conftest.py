@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from phi3_serve.engine.kernels import cpu_library as library_module
+from phi3_serve.engine.kernels.cpu_library import cpu_library, levels
 from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.observability import progress
 from tests.hub import Hub, running_hub
@@ -39,3 +41,12 @@ def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         )
         monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
         yield handler
+
+
+@pytest.fixture(params=levels())
+def each_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every kernel of this test is that of one level."""
+    monkeypatch.setattr(library_module, "levels", lambda: (request.param,))
+    cpu_library.cache_clear()
+    yield str(request.param)
+    cpu_library.cache_clear()

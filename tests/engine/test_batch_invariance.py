@@ -92,7 +92,17 @@ def cut(total: int, draw: Random) -> Iterator[int]:
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scores_have_the_same_bits_in_every_batch(shape: str, stored: str, cache: str, tmp_path: Path) -> None:
-    tested = runner(tmp_path, shape, stored, cache)
+    expect_the_same_bits(runner(tmp_path, shape, stored, cache), shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_so_at_every_level_of_instructions(shape: str, each_level: str, tmp_path: Path) -> None:
+    """Without wide vectors, weights in 16 bits become float32, and those in 8 bits stay as they are."""
+    expect_the_same_bits(runner(tmp_path, shape, "int8" if each_level == "any" else "bfloat16", "auto"), shape)
+
+
+def expect_the_same_bits(tested: ModelRunner, shape: str) -> None:
+    """One sequence in one chunk, token by token, and in any chunks beside others."""
     alone = Sequences(SHAPES[shape], 0).step(tested, [(0, NUM_TOKENS)])
     assert alone.isfinite().all()
     one_by_one = Sequences(SHAPES[shape], 1)

@@ -245,8 +245,8 @@ class AttentionPlan(Protocol):
         Args:
             qkv: [tokens, heads + 2 * kv_heads, dim]; ``heads`` is a multiple of ``kv_heads``.
             cache: of one layer; the keys and values of ``qkv`` are already stored in it. In 8 bits, a query sees all of
-                them as they are stored, so that the borders of chunks change no answer. On a CPU that computes in
-                float32 these borders, and other sequences, change no bit.
+                them as they are stored, so that the borders of chunks change no answer. In the C++ kernels for
+                float32 these borders, and other sequences, change no bit of finite numbers.
             scale: multiplies the products of queries and keys.
 
         Returns:

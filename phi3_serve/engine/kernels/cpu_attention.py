@@ -1,6 +1,6 @@
 """The attention kernel of a CPU, ``csrc/attention.h``, over tiles of queries that are planned once a step.
 
-A query's result has the same bits whatever else is in its tile, its chunk and the step.
+A query's result has the same bits whatever else is in its tile, its chunk and the step, if all numbers are finite.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ SEGMENT = 64  # keys; csrc/attention.h has the same constant
 class Queries:
     """Queries of one sequence at adjacent positions, in adjacent rows of the batch."""
 
-    first: int  # row of the batch
+    row: int  # of the first query in the batch
     block_table: "array[int]"
     position: int  # of the first query
     count: int
@@ -44,16 +44,17 @@ class QueryTiles:
         self._attend = attend
         self._queries = queries  # keeps the block tables, whose addresses are passed, in place
         self._num_threads = torch.get_num_threads()
-        self._group = 0  # query heads that share keys, for which the tiles below are
+        self._planned_for = (0, 0)  # query heads that share keys, and the dimension of a head
         self._tiles = np.empty((0, 5), dtype=np.int64)
         self._scratch = torch.empty(0)
 
     def attend(self, query: Tensor, cache: KvCache, output: Tensor, scale: float) -> None:
         """See ``contract.RowAttention``."""
         _, heads, dim = query.shape
-        group = heads // cache.num_kv_heads
-        if group != self._group:  # all layers have the same
-            self._plan(group, dim)
+        shape = (heads // cache.num_kv_heads, dim)
+        if shape != self._planned_for:  # all layers have the same
+            self._plan(*shape)
+            self._planned_for = shape
         self._attend(
             self._tiles.ctypes.data,
             len(self._tiles),
@@ -74,13 +75,13 @@ class QueryTiles:
     def _plan(self, group: int, dim: int) -> None:
         size = max(1, MAX_ROWS // group)  # queries of a tile
         tiles = [
-            (q.first + at, q.block_table.buffer_info()[0], q.position + at, min(size, q.count - at), q.window)
+            (q.row + at, q.block_table.buffer_info()[0], q.position + at, min(size, q.count - at), q.window)
             for q in self._queries
             for at in range(0, q.count, size)
         ]
-        self._group = group
-        self._tiles = np.array(tiles, dtype=np.int64)
-        most_rows = group * max(count for _, _, _, count, _ in tiles)
+        self._tiles = np.array(tiles, dtype=np.int64).reshape(-1, 5)
+        most_rows = group * max((count for _, _, _, count, _ in tiles), default=0)
+        # of each row the query, the sums, the scores of a segment, the largest score and the sum of the weights
         self._scratch = torch.empty(self._num_threads, most_rows * (2 * dim + SEGMENT + 2))
 
 

@@ -38,7 +38,7 @@ MULTIPLY_BLOCKED = {  # by bits, inputs of a group, whether there are minima, an
     for group, has_minima in forms
     for suffix in SUFFIXES.values()
 }
-MAX_HEAD_DIM = 256  # csrc/attention.h has the same constant
+MAX_HEAD_DIM = 256  # larger heads are not tested
 
 _STEM = "_cpu_"  # of the file names, before the level
 

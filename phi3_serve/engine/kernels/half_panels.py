@@ -2,7 +2,8 @@
 
 A layer gives what it gives with the weight in float32, up to the order of the sums, and reads half of the bytes. In
 ``csrc/panel_formats.h`` a weight becomes a float in a register. With AMX, ``csrc/amx/split_linear.h`` splits the
-numbers of a row into three parts in bfloat16. Both are exact. A row's result does not depend on the other rows.
+numbers of a row into three parts in bfloat16. Both are exact; only numbers below 2e-31 lose digits with AMX. A row's
+result does not depend on the other rows.
 """
 
 import sys
@@ -15,7 +16,7 @@ from phi3_serve.engine.kernels.contract import GROUP
 from phi3_serve.engine.kernels.cpu_library import MULTIPLY_HALVES, MULTIPLY_SPLIT, cpu_library, level_of
 from phi3_serve.engine.kernels.quantized_panels import OUTPUTS, PADDING_ROWS
 
-PARTS = 3  # of a float in bfloat16; csrc/amx/split_linear.h has the same constant
+PARTS = 3  # of a float in bfloat16; csrc/amx/split_row.h has the same constant
 SPLIT_ROWS = 256  # that are packed at once there: MAX_SPLIT_BLOCKS tiles
 PANELS_AT_ONCE = 64  # are transposed together, so that they stay in the processor's cache
 

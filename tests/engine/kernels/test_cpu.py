@@ -107,7 +107,7 @@ def test_attention(ours: CpuKernels, dtype: torch.dtype, heads: int, kv_heads: i
     assert (outputs[0][strangers] == 7).all()
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 96), (4, 1, 128), (3, 1, 40), (66, 1, 17)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 96), (4, 1, 128), (3, 1, 20), (2, 1, 255), (66, 1, 12)])
 @pytest.mark.parametrize("window", [None, 9, 100])
 def test_attention_of_prompts(
     ours: CpuKernels, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, window: int | None
@@ -136,6 +136,12 @@ def test_attention_of_prompts(
     for one in found:
         assert_close(one, meant.attend(qkv, cache, dim**-0.5))
         assert dtype != torch.float32 or torch.equal(one, found[0])
+
+
+def test_a_step_without_queries_has_no_attention(ours: CpuKernels, dtype: torch.dtype) -> None:
+    cache = KvCache(torch.zeros(2, BLOCK_SIZE, 64, dtype=dtype))
+    plan = ours.plan_attention([], window=None, cache=cache)
+    assert plan.attend(torch.zeros(0, 3, 64, dtype=dtype), cache, 1.0).shape == (0, 64)
 
 
 def test_large_scores_and_no_numbers_stay_where_they_are(ours: CpuKernels, dtype: torch.dtype) -> None:

@@ -23,8 +23,7 @@
 
 namespace {
 
-constexpr int64_t MAX_HEAD_DIM = 256;  // cpu_library.py has the same constant
-constexpr int64_t SEGMENT = 4 * BLOCK_SIZE;  // keys; those of one head and their values fit into the smallest cache
+constexpr int64_t SEGMENT = 4 * BLOCK_SIZE;  // keys; cpu_attention.py has the same constant
 
 // Queries in adjacent rows of the batch, from row `query` on, of the sequence with the block table `table`. They are at
 // adjacent positions, and each sees itself and up to `window` - 1 keys before it. cpu_attention.py has the same order.
@@ -35,8 +34,9 @@ struct QueryTile {
     int64_t count;
     int64_t window;
 
-    int64_t end(int64_t query) const { return position + query + 1; }
-    int64_t first(int64_t query) const { return std::max<int64_t>(0, end(query) - window); }
+    // The keys [first, end) that the query with this number in the tile sees.
+    int64_t end(int64_t number) const { return position + number + 1; }
+    int64_t first(int64_t number) const { return std::max<int64_t>(0, end(number) - window); }
 };
 
 // What is known of the rows of a tile when some segments have been visited. A row is one head of one query.
@@ -48,9 +48,6 @@ struct RowsOfTile {
     float *scores;   // [rows, SEGMENT], which become weights
     float *largest;  // [rows], of all scores
     float *totals;   // [rows], of the weights
-
-    // Floats of `rows` rows. cpu_attention.py has the same number.
-    static int64_t size(int64_t rows, int64_t dim) { return rows * (2 * dim + SEGMENT + 2); }
 
     RowsOfTile(int64_t count, int64_t dim, float *scratch)
         : count(count),
@@ -66,8 +63,8 @@ struct RowsOfTile {
 #pragma GCC optimize("no-associative-math")  // platform.h says why
 
 // Turns the scores of one row into weights, with 0 for the keys outside of [low, high) of the segment, and scales what
-// was summed before.
-INLINE void weigh(const RowsOfTile &rows, int64_t row, int64_t low, int64_t high) {
+// was summed before. There is one copy of this function, so that all tiles have the same instructions.
+__attribute__((noinline)) inline void weigh(const RowsOfTile &rows, int64_t row, int64_t low, int64_t high) {
     float *const scores = rows.scores + row * SEGMENT;
     const auto clear = [&](float unseen) INLINE_LAMBDA {
         for (int64_t i = 0; i < low; ++i) scores[i] = unseen;

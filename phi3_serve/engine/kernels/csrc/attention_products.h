@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "dtypes.h"
 #include "kv_cache.h"
@@ -22,7 +23,14 @@ constexpr int KEYS_AT_ONCE = 4;
 constexpr int ROWS_AT_ONCE = LANES / KEYS_AT_ONCE;  // as many products as a register has lanes
 
 INLINE Floats floats_of(const int8_t *from) { return floats_of_bytes(from); }
-INLINE float to_float(int8_t x) { return x; }
+
+// The first `count` of LANES numbers as floats, and zeros.
+template <typename C>
+INLINE Floats first_floats_of(const C *from, int64_t count) {
+    C filled_up[LANES] = {};
+    std::memcpy(filled_up, from, count * sizeof(C));
+    return floats_of(filled_up);
+}
 
 // Lane i of the result is the sum of the lanes of x[i]. Every sum has the same order.
 INLINE Floats sums_of_lanes(Floats (&x)[LANES]) {
@@ -49,24 +57,24 @@ INLINE void score_keys(const float *rows, int64_t stride, const C *keys, int64_t
     constexpr int KEYS = LANES / R;
     const int64_t dim = D ? D : given_dim;
     Floats products[LANES] = {};  // r * KEYS + k
-    int64_t i = 0;
-#pragma GCC unroll 2
-    for (; i + LANES <= dim; i += LANES) {
+    const auto add = [&](auto floats, int64_t i) INLINE_LAMBDA {
         Floats of_rows[R];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) of_rows[r] = loaded<Floats>(rows + r * stride + i);
+        for (int r = 0; r < R; ++r) of_rows[r] = floats(rows + r * stride + i);
 #pragma GCC unroll 16
         for (int k = 0; k < KEYS; ++k) {
-            const Floats of_key = floats_of(keys + k * dim + i);
+            const Floats of_key = floats(keys + k * dim + i);
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) products[r * KEYS + k] += of_rows[r] * of_key;
-        }
-    }
-    Floats sums = sums_of_lanes(products);
-    if (D == 0)
-        for (; i < dim; ++i)
             for (int r = 0; r < R; ++r)
-                for (int k = 0; k < KEYS; ++k) sums[r * KEYS + k] += rows[r * stride + i] * to_float(keys[k * dim + i]);
+                products[r * KEYS + k] = multiply_add(of_rows[r], of_key, products[r * KEYS + k]);
+        }
+    };
+    int64_t i = 0;
+#pragma GCC unroll 2
+    for (; i + LANES <= dim; i += LANES) add([](const auto *from) INLINE_LAMBDA { return floats_of(from); }, i);
+    if (D == 0 && i < dim)
+        add([&](const auto *from) INLINE_LAMBDA { return first_floats_of(from, dim - i); }, i);
+    const Floats sums = sums_of_lanes(products);
     float lanes[LANES];
     std::memcpy(lanes, &sums, sizeof lanes);
 #pragma GCC unroll 4
@@ -92,6 +100,13 @@ struct SeenSlots {
     int64_t at;
 };
 
+// A weight of the value in `slot`; bytes are multiplied by their scale.
+template <typename C>
+INLINE float scaled(float weight, const Head<C> &values, int64_t slot) {
+    if constexpr (std::is_same_v<C, int8_t>) weight *= values.scales[slot];
+    return weight;
+}
+
 // sums[r] += weights[r][k] * values[k], for N vectors of columns from `column` on and all `parts`, in their order.
 template <int R, int N, typename C>
 INLINE void add_columns(const SeenSlots *parts, int64_t num_parts, const Head<C> &values, int64_t dim, int64_t column,
@@ -103,20 +118,16 @@ INLINE void add_columns(const SeenSlots *parts, int64_t num_parts, const Head<C>
         for (int n = 0; n < N; ++n) total[r][n] = loaded<Floats>(sums + r * stride + column + n * LANES);
     for (const SeenSlots *part = parts; part < parts + num_parts; ++part) {
         const C *value = values.numbers + part->slot * dim + column;
-        const float *weight = weights + part->at;
-        for (int64_t k = 0; k < part->count; ++k, value += dim, ++weight) {
+        for (int64_t k = 0; k < part->count; ++k, value += dim) {
             Floats of_rows[R];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                float one = weight[r * weights_stride];
-                if constexpr (std::is_same_v<C, int8_t>) one *= values.scales[part->slot + k];
-                of_rows[r] = Floats{} + one;
-            }
+            for (int r = 0; r < R; ++r)
+                of_rows[r] = Floats{} + scaled(weights[r * weights_stride + part->at + k], values, part->slot + k);
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) {
                 const Floats of_value = floats_of(value + n * LANES);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; ++r) total[r][n] += of_rows[r] * of_value;
+                for (int r = 0; r < R; ++r) total[r][n] = multiply_add(of_rows[r], of_value, total[r][n]);
             }
         }
     }
@@ -140,15 +151,19 @@ INLINE void add_values(const SeenSlots *parts, int64_t num_parts, const Head<C> 
     for (; column + 6 * LANES <= dim; column += 6 * LANES) add(add_columns<R, 6, C>, column);
     for (; column + 4 * LANES <= dim; column += 4 * LANES) add(add_columns<R, 4, C>, column);
     for (; column + LANES <= dim; column += LANES) add(add_columns<R, 1, C>, column);
-    if (D == 0)
-        for (int64_t i = column; i < dim; ++i)
-            for (int r = 0; r < R; ++r)
-                for (const SeenSlots *part = parts; part < parts + num_parts; ++part)
-                    for (int64_t k = 0; k < part->count; ++k) {
-                        float weight = weights[r * weights_stride + part->at + k];
-                        if constexpr (std::is_same_v<C, int8_t>) weight *= values.scales[part->slot + k];
-                        sums[r * stride + i] += weight * to_float(values.numbers[(part->slot + k) * dim + i]);
-                    }
+    const int64_t left = dim - column;
+    for (int r = 0; D == 0 && left > 0 && r < R; ++r) {
+        float *const sum = sums + r * stride + column;
+        Floats total = first_floats_of(sum, left);
+        for (const SeenSlots *part = parts; part < parts + num_parts; ++part)
+            for (int64_t k = 0; k < part->count; ++k) {
+                const int64_t slot = part->slot + k;
+                const float weight = scaled(weights[r * weights_stride + part->at + k], values, slot);
+                const Floats value = first_floats_of(values.numbers + slot * dim + column, left);
+                total = multiply_add(Floats{} + weight, value, total);
+            }
+        std::memcpy(sum, &total, left * sizeof(float));
+    }
 }
 
 #pragma GCC pop_options

@@ -62,6 +62,17 @@ INLINE Floats floats_of(const float16 *from) {
 #endif
 }
 
+// a * b + sum, rounded once where the processor can. A compiler left to itself contracts some sums and not others.
+INLINE Floats multiply_add(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+    return a * b + sum;
+#endif
+}
+
 constexpr int64_t WIDE = 2 * LANES;  // numbers in two registers
 
 // WIDE numbers as floats.

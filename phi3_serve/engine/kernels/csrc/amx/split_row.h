@@ -2,7 +2,6 @@
 // denormal numbers are 0, so the results have the same bits as those of tiles. A row in a tile takes a tenth longer.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -22,7 +21,8 @@ constexpr int64_t PARTS = 3;
 constexpr int64_t TILE_INPUTS = 32;
 constexpr int64_t WEIGHT_TILE = TILE_INPUTS * QUANTIZED_OUTPUTS;  // numbers
 
-// The parts of x, the largest first. The last one is exact because two times eight bits are gone.
+// The parts of x, the largest first. The last one is exact because two times eight bits are gone. An infinite number
+// has parts that are no numbers.
 INLINE void split(Floats x, Floats (&parts)[PARTS]) {
     for (int64_t part = 0; part + 1 < PARTS; ++part) {
         parts[part] = (Floats)((Words)x & static_cast<int32_t>(0xFFFF0000));
@@ -62,8 +62,8 @@ __attribute__((noinline)) void multiply_panels_by_row(const bfloat16 *panel, int
                 const Wide pair = widened(from + k * QUANTIZED_OUTPUTS);
 #pragma GCC unroll 3
                 for (int64_t part = 0; part < PARTS; ++part) {
-                    even[part] += pair.even * x[k * PARTS + part];
-                    odd[part] += pair.odd * x[(k + 1) * PARTS + part];
+                    even[part] = multiply_add(pair.even, Floats{} + x[k * PARTS + part], even[part]);
+                    odd[part] = multiply_add(pair.odd, Floats{} + x[(k + 1) * PARTS + part], odd[part]);
                 }
             }
 #pragma GCC unroll 3
