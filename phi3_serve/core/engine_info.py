@@ -38,6 +38,9 @@ class EngineInfo:
     quantization: str  # of the weights: none, int8, int4 or fp8
     kv_cache_dtype: str  # that keys and values are stored in: int8, fp8, or the dtype
     kernels: str  # the implementation, for example cuda
+    flash_attention: str = (
+        ""  # the chunks of prompts whose attention is torch's FlashAttention-2, in words; empty: none
+    )
     replaced_kernels: Mapping[str, str]  # those that slower ones replace, and the reasons
     cache_tokens: int  # that the key-value cache holds
     cache_bytes: int  # of the key-value cache

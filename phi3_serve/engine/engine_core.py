@@ -158,6 +158,7 @@ class EngineCore:
             quantization=self._quantization,
             kv_cache_dtype=self.sizes.kv_cache_dtype if self.sizes.kv_cache_dtype != "auto" else dtype,
             kernels=kernels.name,
+            flash_attention=self.runner.flash_attention,
             replaced_kernels=self.runner.replaced_kernels,
             cache_tokens=num_blocks * BLOCK_SIZE,
             cache_bytes=num_blocks * block_bytes(decoder.config, decoder.dtype, self.sizes.kv_cache_dtype),

@@ -75,7 +75,7 @@ class GpuMemory:
     total: int
     free: int
     step: int  # most that a step takes, beside the weights and the cache
-    graphs: int  # most that the graphs of all decode steps keep
+    graphs: int  # most that the graphs of all steps without adapters keep
     own: int = 0  # that this process has taken: the weights, and what CUDA takes by itself
 
     def of_share(self, share: float) -> Self:
@@ -88,7 +88,8 @@ class GpuMemory:
     def left(self, adapters: int) -> int:
         """What the cache can have beside ``adapters`` bytes for adapters; negative if the steps alone do not fit.
 
-        Steps with adapters have graphs of their own. They are captured later, and the same memory is kept for them.
+        Steps with adapters have graphs of their own. They are captured later. The same memory is kept for them, which
+        is more than they take, because none of them is of a prompt.
         """
         graphs = 2 * self.graphs if adapters else self.graphs
         return self.free - self.step - graphs - adapters - int(self.total * RESERVED_SHARE)

@@ -300,7 +300,7 @@ def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch
     assert core.scheduler.budget.limit == core.scheduler.budget.most, "a step had too little memory"
     found: dict[str, Any] = {
         "ready_s": ready_s,
-        "kernels": core.info.kernels,
+        "flash_attention": core.info.flash_attention,
         "replaced_kernels": dict(core.info.replaced_kernels),
         "cache_tokens": sizes.num_blocks * BLOCK_SIZE,
         "token_budget": sizes.token_budget,

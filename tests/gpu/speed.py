@@ -74,7 +74,7 @@ class Bench:
         info = self.core.info
         self.load = {
             "seconds": time.time() - began,
-            "kernels": info.kernels,
+            "flash_attention": info.flash_attention,
             "replaced_kernels": dict(info.replaced_kernels),
         }
         say(f"{shape}: cache for {self.capacity:,} tokens; load:", self.load)

@@ -250,7 +250,7 @@ class AttentionPlan(Protocol):
             scale: multiplies the products of queries and keys.
 
         Returns:
-            [tokens, heads * dim]; any finite numbers for tokens that belong to no chunk.
+            [tokens, heads * dim]; anything, also nan, for tokens that belong to no chunk.
         """
 
 
@@ -258,9 +258,7 @@ class LayerKernels(Protocol):
     """The kernels of a layer besides attention. All tensors but a cache in 8 bits have one dtype and are contiguous."""
 
     name: str  # of the implementation, for operators
-    replaced: Mapping[
-        str, str
-    ]  # of ``KERNELS``, those that the reference computes in place of faster ones: the reasons
+    replaced: Mapping[str, str]  # kernels in whose place slower ones compute, and the reasons
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Add ``delta`` to ``hidden`` [tokens, width] in place; returns the RMS norm of the sum times ``weight``."""
@@ -364,6 +362,7 @@ class DeviceKernels(LayerKernels, Protocol):
     """The kernels of a device that reads the plan of a step from its own memory."""
 
     queries_per_tile: tuple[int, int]  # of short and of long tiles
+    flash_attention: str  # see ``EngineInfo``
 
     def gathers(self, num_queries: int, num_keys: int) -> bool:
         """Whether ``attend`` takes a chunk of a prompt from ``PagedQueries.gathered``, and not from tiles."""

@@ -34,6 +34,8 @@ NOTHING_GATHERED: Mapping[ChunkSize, bool] = MappingProxyType({})
 class CudaKernels:
     """``contract.DeviceKernels`` in Triton."""
 
+    name = "cuda"
+
     def __init__(
         self,
         *,
@@ -50,7 +52,7 @@ class CudaKernels:
         """
         self.replaced: Mapping[str, str] = {}
         self.gathered = gathered
-        self.name = _name(gathered)
+        self.flash_attention = _described(gathered)
         self._num_kv_heads = num_kv_heads
         self._group = num_heads // num_kv_heads
         self._dtype = dtype
@@ -126,10 +128,9 @@ class CudaKernels:
         )
 
 
-def _name(gathered: Mapping[ChunkSize, bool]) -> str:
-    """What computes the attention of prompts is part of it."""
+def _described(gathered: Mapping[ChunkSize, bool]) -> str:
     sizes = [size for size, is_gathered in gathered.items() if is_gathered]
     if not sizes:
-        return "cuda"
+        return ""
     num_queries, num_keys = min(sizes)
-    return f"cuda (torch's attention from {num_queries} tokens over {num_keys} keys)"
+    return f"from {num_queries} tokens over {num_keys} keys"

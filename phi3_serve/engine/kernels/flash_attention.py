@@ -13,9 +13,7 @@ from phi3_serve.engine.kernels.contract import GatheredQueries
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 
-MAX_GATHERED_BYTES = (
-    512 << 20
-)  # of keys and values at once; beside many keys, heads are computed one part after another
+MAX_GATHERED_BYTES = 512 << 20  # of keys and values at once; with more, heads are computed in parts
 MOVED_AS = torch.int64  # torch copies number by number, so large numbers are copied in less time
 HEAD_DIMS = range(8, 257, 8)  # that the operation takes
 

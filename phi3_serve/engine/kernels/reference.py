@@ -37,6 +37,7 @@ class ReferenceKernels:
 
     name = "reference"
     queries_per_tile = (MAX_SHORT_QUERIES, 16)
+    flash_attention = ""  # see ``EngineInfo``
 
     def __init__(self, reason: str | None = None) -> None:
         """``reason``: why these kernels are used in place of faster ones."""

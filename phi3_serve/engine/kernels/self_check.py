@@ -362,6 +362,7 @@ class KernelsWithFallbacks:
         self.rotate_and_store = home("rotate_and_store").rotate_and_store
         self.silu_product = home("silu_product").silu_product
         self.attend = home("attend").attend
+        self.flash_attention = home("attend").flash_attention
         self.gathers = home("attend").gathers
         self.add_low_rank = home(ADD_LOW_RANK).add_low_rank
 

@@ -45,14 +45,9 @@ logger = logging.getLogger("phi3_serve")
 Replay = Callable[[], Tensor]  # runs a captured function again; the result is always the same tensor
 Capture = Callable[[Callable[[], Tensor]], Replay]
 
-PROMPT_TOKENS = (
-    64,
-    128,
-    192,
-    256,
-    384,
-    512,
-)  # that graphs are captured for; a longer prompt takes longer than its launches
+# Tokens that graphs of prompts are captured for. On an H100 a longer prompt of mini takes longer than its launches, and
+# the padding costs less than they do. On a slower card, such as a T4 or an L4, the padding may cost more.
+PROMPT_TOKENS = (64, 128, 192, 256, 384, 512)
 INTEGERS_PER_TOKEN = 8  # at most: four of the token, and its share of logit rows and tiles
 INTEGERS_PER_ROW = 6
 ADAPTER_INTEGERS_PER_ROW = 5 + 2 * MAX_PAGES  # at most, in a step that is a graph: a row, a tile and its pages
@@ -93,7 +88,7 @@ class _DeviceAdapters:
 
 
 class DeviceRunner:
-    """A model, its key-value cache, and the graphs of its decode steps."""
+    """A model, its key-value cache, and the graphs of its steps."""
 
     def __init__(
         self,
@@ -141,6 +136,11 @@ class DeviceRunner:
         copy = StreamCopy(decoder.device) if decoder.device.type == "cuda" else copy_at_once
         self.adapters = DeviceTier(decoder.config, decoder.dtype, decoder.device, sizes.adapter_bytes, copy)
         self._head = places.head(decoder.config)
+
+    @property
+    def flash_attention(self) -> str:
+        """See ``EngineInfo``."""
+        return self.kernels.flash_attention
 
     @property
     def replaced_kernels(self) -> dict[str, str]:
@@ -231,8 +231,8 @@ class DeviceRunner:
     def warm_up(self) -> None:
         """Compile all kernels of steps without adapters, so that no request waits for it.
 
-        Steps that have graphs have compiled theirs; the others compile them here.
-        A short prompt and the longest one share the keys among programs in different ways.
+        Graphs have compiled theirs when they were captured. A prompt without a graph compiles them here. A short prompt
+        and the longest one share the keys among programs in different ways.
         """
         for rows in self._graph_rows:
             self._buffer.fill(pack_decode([], rows))

@@ -19,6 +19,7 @@ class ModelRunner:
     """A model and its key-value cache."""
 
     sampler = None  # the host chooses all tokens
+    flash_attention = ""  # see ``EngineInfo``
     adapters = None  # they are read from the main memory
 
     def __init__(self, model: Any, kernels: Kernels, sizes: EngineSizes, *, releases_weights: bool = False) -> None:

@@ -132,8 +132,8 @@ def test_a_chunk_counts_as_the_largest_size_that_it_has() -> None:
         (queries, keys): kernels.gathers(queries, keys) for queries in (99, 100, 600) for keys in (999, 1000, 5000)
     }
     assert [size for size, is_gathered in found.items() if is_gathered] == [(100, 5000), (600, 1000)]
-    assert kernels.name == "cuda (torch's attention from 100 tokens over 4000 keys)"
-    assert make({ChunkSize(100, 1000): False}).name == "cuda"
+    assert (kernels.name, kernels.flash_attention) == ("cuda", "from 100 tokens over 4000 keys")
+    assert make({ChunkSize(100, 1000): False}).flash_attention == ""
 
 
 @pytest.mark.thorough  # in Triton's interpreter
