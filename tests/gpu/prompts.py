@@ -1,7 +1,9 @@
 """How fast the attention of a prompt's chunks is in Triton and by torch's FlashAttention-2 over gathered keys."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,15 +24,22 @@ SIZES = (
     ChunkSize(2048, 4000),
     ChunkSize(2048, 32_000),
 )
+# The chunks of a prompt of 5,000 tokens, and windows of few keys, of mini, and none
+COMPARED = (ChunkSize(2048, 2048), ChunkSize(2048, 4096), ChunkSize(904, 5000))
+WINDOWS = (None, 64, 2047)
 
 
 def main(
     shapes: Sequence[str] = ("mini", "medium"),
     sizes: Sequence[ChunkSize] = SIZES,
+    compared: Sequence[ChunkSize] = COMPARED,
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
-    """Milliseconds and operations per second of both, after torch's was compared with the reference."""
+    """Milliseconds and operations per second of both.
+
+    Before, torch's is compared with the reference, and with Triton's for large chunks with and without a window.
+    """
     found: dict[str, Any] = {}
     for name in shapes:
         shape = _shape(config(name))
@@ -45,6 +54,10 @@ def main(
             continue
         wrong = problem_of_attention(torchs, shape, device=torch.device(device), dtype=dtype)
         assert wrong is None, f"{name}: torch's attention: {wrong}"
+        for window, size in product(WINDOWS, compared):
+            of_window = replace(shape, window=window)
+            seconds_of_both(triton, torchs, size, of_window, torch.device(device), dtype)  # raises if they differ
+        say(f"{name}: torch's attention is right, also of {len(compared)} large chunks with windows {WINDOWS}")
         for size in sizes:
             both = seconds_of_both(triton, torchs, size, shape, torch.device(device), dtype)
             queries, keys = size

@@ -119,8 +119,9 @@ def test_both_attentions_of_prompts_are_measured(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(prompt_attention, "TRIAL_ROUNDS", 1)
     with mended_interpreter(), emulated_flash_attention() as calls:
-        found = prompts.main(["probe"], [ChunkSize(16, 32)], "cpu")
+        found = prompts.main(["probe"], [ChunkSize(16, 32)], [ChunkSize(20, 140)], "cpu")
     assert calls[-1] == (16, 32, 2)
+    assert {(20, 140, 2), (20, 92, 2)} <= set(calls)  # with the window of 64, blocks from that of 57 on are gathered
     assert found["probe, 16 over 32"]["triton_ms"] > found["probe, 16 over 32"]["torch_ms"] > 0
     assert "probe, 16 tokens over 32 keys: Triton " in capsys.readouterr().out
 
