@@ -63,8 +63,8 @@ struct RowsOfTile {
 #pragma GCC optimize("no-associative-math")  // platform.h says why
 
 // Turns the scores of one row into weights, with 0 for the keys outside of [low, high) of the segment, and scales what
-// was summed before. There is one copy of this function, so that all tiles have the same instructions.
-__attribute__((noinline)) inline void weigh(const RowsOfTile &rows, int64_t row, int64_t low, int64_t high) {
+// was summed before.
+INLINE void weigh(const RowsOfTile &rows, int64_t row, int64_t low, int64_t high) {
     float *const scores = rows.scores + row * SEGMENT;
     const auto clear = [&](float unseen) INLINE_LAMBDA {
         for (int64_t i = 0; i < low; ++i) scores[i] = unseen;

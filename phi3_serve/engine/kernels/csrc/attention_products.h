@@ -32,6 +32,13 @@ INLINE Floats first_floats_of(const C *from, int64_t count) {
     return floats_of(filled_up);
 }
 
+// LANES numbers as floats, of which `count` are left; those beyond are 0. D is a known dimension, or 0.
+template <int D, typename C>
+INLINE Floats floats_up_to(const C *from, int64_t count) {
+    static_assert(D % LANES == 0);
+    return D || count >= LANES ? floats_of(from) : first_floats_of(from, count);
+}
+
 // Lane i of the result is the sum of the lanes of x[i]. Every sum has the same order.
 INLINE Floats sums_of_lanes(Floats (&x)[LANES]) {
 #pragma GCC unroll 4
@@ -57,23 +64,19 @@ INLINE void score_keys(const float *rows, int64_t stride, const C *keys, int64_t
     constexpr int KEYS = LANES / R;
     const int64_t dim = D ? D : given_dim;
     Floats products[LANES] = {};  // r * KEYS + k
-    const auto add = [&](auto floats, int64_t i) INLINE_LAMBDA {
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < dim; i += LANES) {
         Floats of_rows[R];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) of_rows[r] = floats(rows + r * stride + i);
+        for (int r = 0; r < R; ++r) of_rows[r] = floats_up_to<D>(rows + r * stride + i, dim - i);
 #pragma GCC unroll 16
         for (int k = 0; k < KEYS; ++k) {
-            const Floats of_key = floats(keys + k * dim + i);
+            const Floats of_key = floats_up_to<D>(keys + k * dim + i, dim - i);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r)
                 products[r * KEYS + k] = multiply_add(of_rows[r], of_key, products[r * KEYS + k]);
         }
-    };
-    int64_t i = 0;
-#pragma GCC unroll 2
-    for (; i + LANES <= dim; i += LANES) add([](const auto *from) INLINE_LAMBDA { return floats_of(from); }, i);
-    if (D == 0 && i < dim)
-        add([&](const auto *from) INLINE_LAMBDA { return first_floats_of(from, dim - i); }, i);
+    }
     const Floats sums = sums_of_lanes(products);
     float lanes[LANES];
     std::memcpy(lanes, &sums, sizeof lanes);
