@@ -60,7 +60,7 @@ struct RowsOfTile {
 };
 
 #pragma GCC push_options
-#pragma GCC optimize("no-associative-math")  // platform.h says why
+#pragma GCC optimize("no-associative-math", "fp-contract=off")  // platform.h says why
 
 // Turns the scores of one row into weights, with 0 for the keys outside of [low, high) of the segment, and scales what
 // was summed before.
@@ -76,16 +76,18 @@ INLINE void weigh(const RowsOfTile &rows, int64_t row, int64_t low, int64_t high
         const Floats some = loaded<Floats>(scores + i);
         highest = some > highest ? some : highest;
     }
-    float largest = rows.largest[row];
-    for (int lane = 0; lane < LANES; ++lane) largest = highest[lane] > largest ? highest[lane] : largest;
+    const float largest = std::max(rows.largest[row], largest_of_lanes(highest));
     if (largest > rows.largest[row]) {
-        const float factor = exponential(rows.largest[row] - largest);
+        const float factor = exponential(Floats{} + (rows.largest[row] - largest))[0];
         float *const sums = rows.sums + row * rows.dim;
         for (int64_t i = 0; i < rows.dim; ++i) sums[i] *= factor;
         rows.totals[row] *= factor;
         rows.largest[row] = largest;
     }
-    for (int64_t i = 0; i < SEGMENT; ++i) scores[i] = exponential(scores[i] - largest);
+    for (int64_t i = 0; i < SEGMENT; i += LANES) {
+        const Floats weights = exponential(loaded<Floats>(scores + i) - largest);
+        std::memcpy(scores + i, &weights, sizeof weights);
+    }
     clear(0.0f);
     Floats total{};
     for (int64_t i = 0; i < SEGMENT; i += LANES) total += loaded<Floats>(scores + i);
@@ -120,11 +122,10 @@ INLINE void visit(const QueryTile &tile, int64_t group, const Head<C> &keys, con
     add_values<R, D>(parts, num_parts, values, rows.dim, scores, SEGMENT, sums, rows.dim);
 }
 
-#pragma GCC pop_options
-
-// Writes the output of the queries of `tile` for the `group` heads from number `head` on, which share `keys`.
+// Writes the output of the queries of `tile` for the `group` heads from number `head` on, which share `keys`. It is not
+// inlined, because the function that OpenMP makes of a loop lacks the flags of the pragma.
 template <typename T, typename C, int D>
-void attend_tile(const QueryTile &tile, int64_t head, int64_t group, const T *query, int64_t query_stride,
+__attribute__((noinline)) void attend_tile(const QueryTile &tile, int64_t head, int64_t group, const T *query, int64_t query_stride,
                  const Head<C> &keys, const Head<C> &values, T *output, int64_t output_stride, float scale,
                  const RowsOfTile &rows) {
     const int64_t dim = rows.dim;
@@ -173,5 +174,7 @@ void attend(const QueryTile *tiles, int64_t num_tiles, const T *query, int64_t q
                                                    : attend_tiles<T, C, 0>;
     of_dimensions(tiles, num_tiles, query, query_stride, cache, output, heads, scale, scratch, scratch_size, threads);
 }
+
+#pragma GCC pop_options
 
 }  // namespace

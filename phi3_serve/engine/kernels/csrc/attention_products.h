@@ -17,7 +17,7 @@
 namespace {
 
 #pragma GCC push_options
-#pragma GCC optimize("no-associative-math")  // platform.h says why
+#pragma GCC optimize("no-associative-math", "fp-contract=off")  // platform.h says why
 
 constexpr int KEYS_AT_ONCE = 4;
 constexpr int ROWS_AT_ONCE = LANES / KEYS_AT_ONCE;  // as many products as a register has lanes

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "platform.h"
+#include "vectors.h"
 
 namespace {
 
@@ -26,6 +27,22 @@ INLINE float exponential(float x) {
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return p * power;
+}
+
+// The same for each lane, for functions without -fassociative-math: there GCC does not vectorise loops over the one
+// above, because the pragma turns off -fno-trapping-math, too.
+INLINE Floats exponential(Floats x) {
+    x = x < -87.0f ? Floats{} - 87.0f : x;
+    x = x > 88.0f ? Floats{} + 88.0f : x;
+    const Floats power = x * 1.44269504f;
+    const Words nearest = __builtin_convertvector(power + (power < 0.0f ? Floats{} - 0.5f : Floats{} + 0.5f), Words);
+    const Floats n = __builtin_convertvector(nearest, Floats);
+    const Floats r = multiply_add(n, Floats{} + 2.12194440e-4f, multiply_add(n, Floats{} - 0.693359375f, x));
+    Floats p = Floats{} + 1.9875691500e-4f;
+    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = multiply_add(p, r, Floats{} + factor);
+    p = multiply_add(p * r, r, r) + 1.0f;
+    return p * (Floats)((nearest + 127) << 23);
 }
 
 }  // namespace

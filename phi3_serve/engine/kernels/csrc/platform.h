@@ -3,7 +3,9 @@
 //
 // The flags in setup.py let the compiler reorder sums (-fassociative-math), which vectorises loops over floats.
 // Headers whose sums must have a fixed order turn that off for their functions, so that the result of a row does not
-// depend on the number of rows.
+// depend on the number of rows. What is inlined has the flags of the function that it is inlined into, so all functions
+// on the way need them. Attention turns off, too, that the compiler fuses multiplications with additions
+// (-ffp-contract), because it need not do so in all instances of a template.
 #pragma once
 
 #ifdef __AVX2__

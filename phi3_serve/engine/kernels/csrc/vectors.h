@@ -62,7 +62,7 @@ INLINE Floats floats_of(const float16 *from) {
 #endif
 }
 
-// a * b + sum, rounded once where the processor can. A compiler left to itself contracts some sums and not others.
+// a * b + sum, rounded once where the processor can. A compiler left to itself fuses some sums and not others.
 INLINE Floats multiply_add(Floats a, Floats b, Floats sum) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
@@ -103,16 +103,29 @@ INLINE void store_wide(const Wide &from, bfloat16 *to) {
     std::memcpy(to, &pairs, sizeof pairs);
 }
 
+// For each lane the one whose number differs in the bit `half`.
+INLINE Floats swapped(const Floats &x, int half) {
+    Words others{};
+    for (int lane = 0; lane < LANES; ++lane) others[lane] = lane ^ half;
+    return __builtin_shuffle(x, others);
+}
+
 INLINE float sum_of_lanes(const Floats &x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
 #else
-    float lanes[LANES];
-    std::memcpy(lanes, &x, sizeof lanes);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    return lanes[0];
+    Floats sum = x;
+    for (int half = LANES / 2; half > 0; half /= 2) sum += swapped(sum, half);
+    return sum[0];
 #endif
+}
+
+INLINE float largest_of_lanes(Floats x) {
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        const Floats other = swapped(x, half);
+        x = other > x ? other : x;
+    }
+    return x[0];
 }
 
 }  // namespace
