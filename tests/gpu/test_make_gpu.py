@@ -131,7 +131,9 @@ def test_trouble() -> None:
     """As on a GPU, but for the sizes; steps without memory fail by their number of tokens."""
     shape = replace(trouble.SHAPE, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1)
     found = trouble.main("cpu", runner_on_cpu, replace(shape, context_length=600, long_context_length=2400))
-    assert found["memory"] == {"tokens of a step in the end": 256, "failed": 0, "differing": 0}
+    assert (found["memory"]["failed"], found["memory"]["differing"]) == (0, 0)
+    # by the requests that the first step had
+    assert trouble.FITTING_TOKENS / 2 < found["memory"]["tokens of a step in the end"] <= trouble.FITTING_TOKENS
     assert (found["crossing"], found["aborts"]) == (0, 0)
     assert 0.001 < found["log-probabilities in bfloat16"] < trouble.SCORES_BOUND
 
