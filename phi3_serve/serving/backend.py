@@ -77,12 +77,15 @@ class HandleBackend:
         self._require_capacity(request.model)
         self._num_in_flight[request.model] += 1
         give_up_at = time.monotonic() + MEETING_TIMEOUT_S
-        is_retry = False
+        is_retry = is_answered = False
         try:
             while True:
                 try:
                     async with aclosing(self._try_once(request, is_retry=is_retry)) as events:
                         async for event in events:
+                            if not is_answered:
+                                is_answered = True
+                                self._view.note_answer(request.model)
                             yield event
                     return
                 except RayActorError:
@@ -115,6 +118,7 @@ class HandleBackend:
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Tokenization):
+                    self._view.note_answer(request.model)
                     return event
         except RAY_ERRORS as error:
             raise from_ray(error) from error

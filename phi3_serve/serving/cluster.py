@@ -61,6 +61,7 @@ class ClusterView:
         """Whether the last reading found a new version of the application whose deployments Serve does not know yet."""
         self._states: Mapping[str, VariantState] = {}
         self._began_at = self._read_at = float("-inf")  # of the last reading, in time.monotonic()
+        self._answered_at: dict[str, float] = {}  # of the last request that was answered, by model
         self._refresh_task: asyncio.Task[None] | None = None
 
     async def states(self) -> Mapping[str, VariantState]:
@@ -86,7 +87,13 @@ class ClusterView:
         if state.state != "ready" and self._refresh_task is not None:
             await self._end_of_reading()
             state = self._states[model]
+        if state.state != "ready" and self._began_at < self._answered_at.get(model, self._began_at):
+            return await self.new_state_of(model)
         return state
+
+    def note_answer(self, model: str) -> None:
+        """A replica of ``model`` has begun to answer. No older reading may say any more that the model is not ready."""
+        self._answered_at[model] = time.monotonic()
 
     async def new_state_of(self, model: str) -> VariantState:
         """The state of ``model`` in a reading that begins after this call, so that it has what was deployed before.

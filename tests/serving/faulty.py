@@ -78,6 +78,7 @@ def _have(fault: str) -> None:
         time.sleep(3600)
     for handler in {*logging.getLogger("ray.serve").handlers, *logging.getLogger("phi3_serve").handlers}:
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(cast(TextIO, open("/dev/full", "w")))  # noqa: SIM115 - as long as the process
+            # Not setStream(), which flushes the stream before: that may be a full disk, too.
+            handler.stream = cast(TextIO, open("/dev/full", "w"))  # noqa: SIM115 - as long as the process
     for number in range(100):
         logging.getLogger("phi3_serve").warning("this line %d does not fit", number)

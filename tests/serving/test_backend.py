@@ -72,7 +72,7 @@ class Handle:
 
 
 class Events:
-    """The events of one replica; an exception ends them."""
+    """The events of one replica; it waits for an ``asyncio.Event``, and an exception ends them."""
 
     def __init__(self, script: list[Any]) -> None:
         self._script = script
@@ -89,6 +89,9 @@ class Events:
         event = self._script.pop(0)
         if event is SILENCE:
             await asyncio.Event().wait()
+        if isinstance(event, asyncio.Event):
+            await event.wait()
+            return await anext(self)
         if isinstance(event, BaseException):
             raise event
         return event
@@ -99,7 +102,7 @@ class Events:
 
 def view_of(states: Mapping[str, VariantState], monkeypatch: pytest.MonkeyPatch) -> ClusterView:
     view = ClusterView({}, app_name="phi3", elastic=False)
-    monkeypatch.setattr(view, "_read", lambda: states)
+    monkeypatch.setattr(view, "_read", lambda: dict(states))
     return view
 
 
@@ -206,6 +209,32 @@ def test_who_does_not_wait_learns_at_once(monkeypatch: pytest.MonkeyPatch) -> No
                 assert type(caught.value) is (Overloaded if wait_s else ModelUnavailable)
         with pytest.raises(ModelUnavailable, match="is loading"):
             await answer(backend, "m", 0.05)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("asks", ["answer", "tokenization"])
+def test_who_comes_after_an_answer_is_not_refused_because_of_an_older_reading(
+    monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    """The model was ready, its replica was replaced, and a request waited in Serve for the new one."""
+    states = {"m": VariantState("ready", num_replicas=1)}
+
+    async def story() -> None:
+        is_loaded = asyncio.Event()
+        backend = backend_of(states, monkeypatch, Handle([is_loaded, DONE if asks == "answer" else TOKENIZED]))
+        await backend.states()
+        first = asyncio.create_task(
+            answer(backend, "m") if asks == "answer" else backend.tokenize(tokenization_of("m"))
+        )
+        states["m"] = VariantState("loading", "", 10)
+        while (await backend.states())["m"].state != "loading":
+            pass
+        monkeypatch.setattr("phi3_serve.serving.cluster.MAX_AGE_S", 0.1)
+        states["m"] = VariantState("ready", num_replicas=1)
+        is_loaded.set()
+        await first
+        await answer(backend, "m")
 
     asyncio.run(story())
 
