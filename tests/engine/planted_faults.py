@@ -77,6 +77,7 @@ OF_TRITON_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_tok
 OF_SHAPES = "tests/engine/model/test_meta.py"
 OF_PROMPTS = "tests/engine/model/test_prompt_graphs.py"
 OF_PROMPTS_IN_TRITON = f"{OF_PROMPTS}::test_a_prompt_in_chunks[triton]"
+OF_GRAPHS = "tests/engine/model/test_cuda_graphs.py"
 OF_RUNNER = "tests/engine/model/test_device_runner.py"
 OF_TIER = "tests/engine/adapters/test_device_tier.py"
 OF_TABLE = "tests/engine/adapters/test_page_table.py"
@@ -356,6 +357,12 @@ FAULTS: list[Fault] = [
         ("a graph of a prompt that fails is tried for the next size", "            self._prompt_shapes = []\n", ""),
         ("the device is not asked after a capture that failed", '        self.check_device()\n        problem =', "        problem ="),
         ("a prompt takes a graph that is too small", "if chunk.num_tokens <= shape.tokens)", "if chunk.num_tokens <= 2 * shape.tokens)"),
+    ),
+    *_of(
+        RUNNER,
+        (OF_GRAPHS,),
+        ("the first replay of a graph is left to requests", "        graph.replay()\n        torch.cuda.synchronize()\n", ""),
+        ("the others share the pool of a graph that fails", "        graph.replay()\n        torch.cuda.synchronize()\n        self._pool", "        self._pool = graph.pool()\n        graph.replay()\n        self._pool"),
     ),
     *_of(
         BUFFER,

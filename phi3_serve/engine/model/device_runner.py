@@ -132,7 +132,7 @@ class DeviceRunner:
             if size <= sizes.token_budget
         ]
         self._graphs: dict[StepShape, Replay] = {}
-        self._without_graphs: dict[str, str] = {}  # the kinds of steps whose capture has failed, and the reasons
+        self._without_graphs: dict[str, str] = {}  # the kinds of steps whose graphs have failed, and the reasons
         copy = StreamCopy(decoder.device) if decoder.device.type == "cuda" else copy_at_once
         self.adapters = DeviceTier(decoder.config, decoder.dtype, decoder.device, sizes.adapter_bytes, copy)
         self._head = places.head(decoder.config)
@@ -200,7 +200,7 @@ class DeviceRunner:
     def capture_graphs(self) -> None:
         """Capture the graphs of steps without adapters, the largest first, so that the others fit into its memory.
 
-        If the graph of a prompt cannot be captured, prompts have none.
+        If the graph of a prompt cannot be captured or replayed, prompts have none.
         """
         paddings = [(StepShape.of_decode(rows), pack_decode([], rows)) for rows in self._graph_rows]
         nothing = chunk_of_block_0(0, num_logits=0)
@@ -287,7 +287,7 @@ class DeviceRunner:
         return self._graphs[shape]
 
     def _capture_adapted(self, run: Callable[[], Tensor]) -> Replay:
-        """Requests are running already, so a capture that fails must not fail them."""
+        """Requests are running already, so a graph that fails must not fail them."""
         try:
             return self._adapters_capture(run)
         except Exception as error:
@@ -356,14 +356,19 @@ class CudaGraphs:
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> Replay:
-        """Run once to compile kernels and to create handles, then capture."""
+        """Run once to compile kernels and to create handles, then capture, and replay once.
+
+        The first replay takes memory and may fail like a capture. Whoever does without a graph that fails has to know.
+        """
         run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Another thread may load an adapter meanwhile, and allocate memory for it.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = run()
-        self._pool = graph.pool()
+        graph.replay()
+        torch.cuda.synchronize()
+        self._pool = graph.pool()  # torch has no pool any more if the first graph of it has failed
 
         def replay() -> Tensor:
             graph.replay()
