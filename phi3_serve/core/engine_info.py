@@ -29,7 +29,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine runs on. It does not change while the engine lives."""
+    """What an engine runs on. While the engine lives, nothing but ``replaced_kernels`` changes."""
 
     device: str  # the name of the GPU or of the processor
     compute_capability: str | None  # of a GPU of NVIDIA, for example 9.0

@@ -12,8 +12,9 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.errors import CheckpointError
 from phi3_serve.serving.load_policy import RetryPolicy, retry_policy
 from phi3_serve.serving.load_status import LoadStatus, LoadStatusEntry
@@ -60,6 +61,7 @@ class ModelLoad:
         self._num_tries = 0
         self._is_running = False  # without its model
         self._background: asyncio.Task[None] | None = None
+        self._announced: LoadedReplica | None = None
 
     @property
     def status(self) -> LoadStatus | None:
@@ -90,6 +92,20 @@ class ModelLoad:
             await asyncio.sleep(failure.delay_s)
             if failure.policy.needs_new_process:
                 raise failure.error
+
+    async def announce_changes(self, engine: EngineInfo) -> None:
+        """Announce what the engine runs on again if it has changed, unless another replica has loaded since.
+
+        While Ray's head is away nothing is announced, and the next call tries again.
+        """
+        before = self._announced
+        if before is None or before.engine == engine:
+            return
+        changed = replace(before, engine=engine)
+        with suppress(Exception):  # Ray raises many kinds
+            if await asyncio.to_thread(last_loaded, deployment_of(before.name)) == before:
+                await asyncio.to_thread(announce, changed)
+            self._announced = changed
 
     async def _others(self) -> Others | None:
         """The other replicas; None outside Serve."""
@@ -142,6 +158,7 @@ class ModelLoad:
                 await asyncio.to_thread(self._entry.clear)
                 loaded = LoadedReplica(name=self._replica, version=self._options.version, engine=model.engine.info)
                 await asyncio.to_thread(announce, loaded)
+                self._announced = loaded
             return None
         if not failure.policy.needs_new_process:
             with suppress(Exception):  # as after an error of the device; the next try shows it

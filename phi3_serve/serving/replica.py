@@ -306,8 +306,12 @@ class ServedReplica(Replica):
     async def __init__(self, options: ReplicaOptions) -> None:  # type: ignore[misc]
         super().__init__(options)
         published = PublishedMetrics(EngineMetrics(options.name, self.read_engine))
-        self._publishing = asyncio.create_task(published.publish_forever())
+        self._publishing = asyncio.create_task(published.publish_forever(self._announce_changes))
         await self.start()
+
+    async def _announce_changes(self) -> None:
+        if self._model is not None:
+            await self._load.announce_changes(self._model.engine.info)
 
     async def reconfigure(self, user_config: Mapping[str, object]) -> None:  # type: ignore[override]
         """See the base class. Serve would call a plain method in a thread, beside the event loop.

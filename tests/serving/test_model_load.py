@@ -16,12 +16,12 @@ from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.event import Done, Event, Failed
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, ModelNotLoaded, SourceUnreachable
-from phi3_serve.serving import model_load
+from phi3_serve.serving import model_load, published_metrics
 from phi3_serve.serving.load_policy import retry_policy
 from phi3_serve.serving.loaded_replica import LoadedReplica
 from phi3_serve.serving.other_replicas import Others
 from phi3_serve.serving.placement import place
-from phi3_serve.serving.replica import Replica
+from phi3_serve.serving.replica import Replica, ServedReplica
 from phi3_serve.serving.replica_options import ReplicaOptions
 from tests.serving.test_replica import request
 
@@ -121,6 +121,58 @@ def test_a_replica_runs_without_its_model_until_the_source_is_repaired(
         (announced,) = ray.announced
         assert (announced.name, announced.version) == (NAME, options(tmp_path / "later").version)
         assert announced.engine == replica._model.engine.info
+        replica._model.engine.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.thorough
+def test_what_an_engine_learns_later_is_announced_again(ray: Ray, checkpoint: Path) -> None:
+    """For example that its first graph with adapters has failed. Of another replica that has loaded since, it is not."""
+
+    def away(deployment: str) -> LoadedReplica | None:
+        raise RuntimeError("the head is away")
+
+    async def story(monkeypatch: pytest.MonkeyPatch) -> None:
+        replica = Replica(options(checkpoint))
+        await replica.start()
+        assert replica._model is not None
+        (first,) = ray.announced
+        ray.loaded = first
+        engine = replica._model.engine.info
+        await replica._load.announce_changes(engine)
+        assert ray.announced == [first]
+        changed = replace(engine, replaced_kernels={"adapter_graphs": "x"})
+        with monkeypatch.context() as patch:
+            patch.setattr(model_load, "last_loaded", away)
+            await replica._load.announce_changes(changed)
+        assert ray.announced == [first]
+        await replica._load.announce_changes(changed)
+        assert ray.announced == [first, replace(first, engine=changed)]
+        ray.loaded = loaded_by("SERVE_REPLICA::phi3#mine#2")
+        await replica._load.announce_changes(engine)
+        assert len(ray.announced) == 2
+        replica._model.engine.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        asyncio.run(story(patch))
+
+
+@pytest.mark.thorough
+def test_a_replica_in_serve_announces_changes(ray: Ray, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_metrics, "publish_interval_s", lambda: 0.01)
+    monkeypatch.setattr(published_metrics.PublishedMetrics, "publish", lambda metrics: None)
+
+    async def story() -> None:
+        replica = ServedReplica.__new__(ServedReplica)
+        await replica.__init__(options(checkpoint))  # type: ignore[misc]
+        (ray.loaded,) = ray.announced
+        assert replica._model is not None
+        found = {"adapter_graphs": "RuntimeError: x"}
+        monkeypatch.setattr(type(replica._model.engine._core.runner), "replaced_kernels", found)  # type: ignore[attr-defined]
+        await until(lambda: len(ray.announced) > 1)
+        assert ray.announced[1].engine.replaced_kernels == found
+        replica._publishing.cancel()
         replica._model.engine.close()
 
     asyncio.run(story())
