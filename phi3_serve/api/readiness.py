@@ -24,9 +24,10 @@ def readiness_router(service: Service) -> APIRouter:
 
         A model that is ready has an `engine`: its device, dtype, quantization and kernels, how its checkpoint stores
         the weights, the tokens that its key-value cache holds, and the bytes of cache and weights.
-        `flash_attention` has the chunks of prompts whose attention torch computes on a GPU. `replaced_kernels` has the
-        kernels that slower ones replace, and the reasons. `adapters` has those that requests may name, and
-        `merged_adapters` those that apply to every request, each with its strength.
+        `cuda_graphs` says whether a GPU replays steps. `flash_attention` has the chunks of prompts whose attention
+        torch computes there. `replaced_kernels` has the kernels that slower ones replace, and the reasons. `adapters`
+        has those that requests may name, and `merged_adapters` those that apply to every request, each with its
+        strength.
         """
         states = await service.backend.states()
         is_ready = states[service.config.default_model_name].state == "ready"

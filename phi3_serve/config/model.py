@@ -73,6 +73,12 @@ class ModelConfig(StrictModel):
     """Memory of a GPU for the adapters of running requests; by default 3 % of the GPU, or none if that made steps
     smaller. It is kept free of the key-value cache and allocated when the first adapter is loaded. On a CPU it has no
     effect."""
+    cuda_graphs: bool = True
+    """Whether a GPU replays steps as CUDA graphs. `false` launches their kernels one by one, which is slower: for a
+    card or a driver on which a graph goes wrong. On a CPU it has no effect."""
+    flash_attention: bool = True
+    """Whether torch's FlashAttention-2 computes the attention of long chunks of prompts on a GPU, where a trial at load
+    finds it faster. With `false` the Triton kernel computes all. On a CPU it has no effect."""
     routing: Routing = "load"
     """`load` sends a request to the replica with fewer requests. `prefix` sends it to the replica that has the start of
     its prompt, or its session, in memory, unless that replica has eight requests more than another. A request that

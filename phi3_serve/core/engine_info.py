@@ -38,6 +38,7 @@ class EngineInfo:
     quantization: str  # of the weights: none, int8, int4 or fp8
     kv_cache_dtype: str  # that keys and values are stored in: int8, fp8, or the dtype
     kernels: str  # the implementation, for example cuda
+    cuda_graphs: bool = False  # whether steps are replayed as CUDA graphs
     flash_attention: str = (
         ""  # the chunks of prompts whose attention is torch's FlashAttention-2, in words; empty: none
     )

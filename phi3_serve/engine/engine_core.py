@@ -158,6 +158,7 @@ class EngineCore:
             quantization=self._quantization,
             kv_cache_dtype=self.sizes.kv_cache_dtype if self.sizes.kv_cache_dtype != "auto" else dtype,
             kernels=kernels.name,
+            cuda_graphs=self.runner.cuda_graphs,
             flash_attention=self.runner.flash_attention,
             replaced_kernels=self.runner.replaced_kernels,
             cache_tokens=num_blocks * BLOCK_SIZE,

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from phi3_serve.config.adapter import AdapterConfig
@@ -95,6 +96,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
     from phi3_serve.engine.engine import Engine as BatchingEngine
     from phi3_serve.engine.loader import load
     from phi3_serve.engine.memory import FittingSizes
+    from phi3_serve.engine.model.select import new_runner
     from phi3_serve.engine.threads import in_temporary_thread
     from phi3_serve.text.constraint import Grammars
     from phi3_serve.text.tokenizer import Phi3Tokenizer
@@ -126,6 +128,7 @@ def _load(options: ReplicaOptions, on_fatal_error: Callable[[Exception], None]) 
             stuck_after_s=options.stuck_after_s,
             on_breakdown=on_fatal_error,
             releases_weights=True,
+            make_runner=partial(new_runner, cuda_graphs=options.cuda_graphs, flash_attention=options.flash_attention),
         )
         grammars = Grammars(tokenizer, loaded.vocab_size)
         return RunningModel(loaded, tokenizer, engine, grammars, time.monotonic() - begun)

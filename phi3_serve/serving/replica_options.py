@@ -38,6 +38,8 @@ class ReplicaOptions:
     merged_adapters: tuple[AdapterConfig, ...] = ()  # into the weights
     adapter_memory_bytes: int = 2 * 2**30  # of the main memory, for adapters that requests name
     gpu_adapter_memory_bytes: int | None = None  # for those of running requests; None: a share of the GPU
+    cuda_graphs: bool = True  # whether steps may be replayed
+    flash_attention: bool = True  # whether torch may compute the attention of prompts
 
     @property
     def gpu_share(self) -> float:
@@ -71,4 +73,6 @@ class ReplicaOptions:
             merged_adapters=model.merged_adapters,
             adapter_memory_bytes=model.adapter_memory_bytes,
             gpu_adapter_memory_bytes=model.gpu_adapter_memory_bytes,
+            cuda_graphs=model.cuda_graphs,
+            flash_attention=model.flash_attention,
         )

@@ -16,9 +16,11 @@ from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.event import Done, Event, Failed
 from phi3_serve.errors import CheckpointError, CheckpointIncomplete, ModelNotLoaded, SourceUnreachable
+from phi3_serve.engine.model import select
 from phi3_serve.serving import model_load, published_metrics
 from phi3_serve.serving.load_policy import retry_policy
 from phi3_serve.serving.loaded_replica import LoadedReplica
+from phi3_serve.serving.model_loading import load_model
 from phi3_serve.serving.other_replicas import Others
 from phi3_serve.serving.placement import place
 from phi3_serve.serving.replica import Replica, ServedReplica
@@ -352,6 +354,20 @@ def test_a_replica_whose_lack_of_a_model_cannot_be_published_stays_in_its_constr
 def test_outside_serve_a_failure_is_an_exception(tmp_path: Path) -> None:
     with pytest.raises(CheckpointIncomplete):
         asyncio.run(Replica(options(tmp_path / "gone")).start())
+
+
+def test_parts_that_the_config_turns_off_are_turned_off(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, bool] = {}
+
+    def new_runner(*_: Any, **options: bool) -> None:
+        given.update(options)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(select, "new_runner", new_runner)
+    off = options(checkpoint, cuda_graphs=False, flash_attention=False)
+    with pytest.raises(RuntimeError, match="enough"):
+        load_model(off, lambda error: None, lambda text: None)
+    assert given == {"cuda_graphs": False, "flash_attention": False, "releases_weights": True}
 
 
 def test_delays_grow_and_differ() -> None:

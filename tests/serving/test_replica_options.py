@@ -35,6 +35,8 @@ def test_what_the_config_says_of_a_model() -> None:
             "dtype": "bfloat16",
             "quantization": "int4",
             "kv_cache_dtype": "int8",
+            "cuda_graphs": False,
+            "flash_attention": False,
             "health": {"stuck_after_s": 7},
             "defaults": {"top_k": 5},
         }
@@ -49,6 +51,8 @@ def test_what_the_config_says_of_a_model() -> None:
         dtype="bfloat16",
         quantization="int4",
         kv_cache_dtype="int8",
+        cuda_graphs=False,
+        flash_attention=False,
         num_threads=1,  # a part of a core is still one thread
         stuck_after_s=7,
         limits=LIMITS.of_queue,

@@ -138,6 +138,11 @@ class DeviceRunner:
         self._head = places.head(decoder.config)
 
     @property
+    def cuda_graphs(self) -> bool:
+        """See ``EngineInfo``."""
+        return self._capture is not without_graphs
+
+    @property
     def flash_attention(self) -> str:
         """See ``EngineInfo``."""
         return self.kernels.flash_attention

@@ -19,7 +19,8 @@ class ModelRunner:
     """A model and its key-value cache."""
 
     sampler = None  # the host chooses all tokens
-    flash_attention = ""  # see ``EngineInfo``
+    cuda_graphs = False  # see ``EngineInfo``
+    flash_attention = ""
     adapters = None  # they are read from the main memory
 
     def __init__(self, model: Any, kernels: Kernels, sizes: EngineSizes, *, releases_weights: bool = False) -> None:

@@ -34,18 +34,43 @@ class RunnerFactory(Protocol):
         """A runner for ``model``, Phi3Weights or a Phi3ForCausalLM; ``releases_weights``: see ``Decoder``."""
 
 
-def new_runner(model: Any, sizes: Sizes, *, releases_weights: bool = False) -> Runner:
-    """The fastest runner for ``model`` on its device; see ``RunnerFactory``."""
+def new_runner(
+    model: Any,
+    sizes: Sizes,
+    *,
+    releases_weights: bool = False,
+    cuda_graphs: bool = True,
+    flash_attention: bool = True,
+) -> Runner:
+    """The fastest runner for ``model`` on its device; see ``RunnerFactory``.
+
+    On a GPU, ``cuda_graphs`` allows the replay of steps, and ``flash_attention`` torch's attention of prompts.
+    """
     dtype = compute_dtype(model.dtype, model.device)
     if model.device.type == "cuda":
-        return _cuda_runner(model, sizes, dtype, releases_weights=releases_weights)
+        return _cuda_runner(
+            model,
+            sizes,
+            dtype,
+            releases_weights=releases_weights,
+            cuda_graphs=cuda_graphs,
+            flash_attention=flash_attention,
+        )
     kernels = select_kernels(model.device, dtype, head_dim(model.config))
     if isinstance(sizes, FittingSizes):
         sizes = sizes_on_cpu(model.config, dtype, sizes)
     return ModelRunner(model, kernels, sizes, releases_weights=releases_weights)
 
 
-def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weights: bool) -> DeviceRunner:
+def _cuda_runner(
+    model: Any,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    *,
+    releases_weights: bool,
+    cuda_graphs: bool = True,
+    flash_attention: bool = True,
+) -> DeviceRunner:
     # Triton is installed with torch for CUDA only.
     from phi3_serve.engine.kernels.cuda import NOTHING_GATHERED, ChunkSize, CudaKernels
     from phi3_serve.engine.kernels.prompt_attention import sizes_to_gather
@@ -65,7 +90,7 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
     began = time.perf_counter()
     cuda, shape = make_kernels(NOTHING_GATHERED), _shape(model)
     findings = check_kernels(cuda, shape, device=model.device, dtype=dtype, kv_cache_dtype=sizes.kv_cache_dtype)
-    if all(finding.kernel != ATTEND for finding in findings):
+    if flash_attention and all(finding.kernel != ATTEND for finding in findings):
         trial = sizes_to_gather(
             make_kernels,
             shape,
@@ -82,7 +107,7 @@ def _cuda_runner(model: Any, sizes: Sizes, dtype: torch.dtype, *, releases_weigh
     decoder = Decoder(model, kernels, releases_weights=releases_weights)
 
     def make(of_runner: EngineSizes) -> DeviceRunner:
-        is_captured = all(finding.kernel == ADD_LOW_RANK for finding in findings)
+        is_captured = cuda_graphs and all(finding.kernel == ADD_LOW_RANK for finding in findings)
         capture = CudaGraphs() if is_captured else without_graphs
         of_runner = replace(of_runner, kv_cache_dtype=sizes.kv_cache_dtype)
         return DeviceRunner(decoder, kernels, TritonChooser(model.device), capture, of_runner)

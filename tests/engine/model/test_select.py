@@ -11,7 +11,7 @@ from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.engine.engine_core import EngineCore
 from phi3_serve.engine.kernels import prompt_attention, triton_layers, triton_linear, triton_low_rank, triton_sampling
 from phi3_serve.engine.kernels.contract import KERNELS
-from phi3_serve.engine.kernels.cuda import CudaKernels
+from phi3_serve.engine.kernels.cuda import ChunkSize, CudaKernels
 from phi3_serve.engine.kernels.prompt_attention import Trial
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import Finding
@@ -80,6 +80,29 @@ def test_a_faulty_kernel_of_adapters_leaves_the_graphs_of_other_steps(
 
 def fails(*arguments: object) -> None:
     raise RuntimeError("out of resource: shared memory")
+
+
+@pytest.mark.parametrize(
+    ("given", "graphs", "flash"),
+    [({}, True, True), ({"cuda_graphs": False}, False, True), ({"flash_attention": False}, True, False)],
+)
+def test_what_is_turned_off_is_neither_captured_nor_tried(
+    given: dict[str, bool],
+    graphs: bool,
+    flash: bool,
+    loaded: LoadedModel,
+    captured: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = select._cuda_runner
+    monkeypatch.setattr(select, "_cuda_runner", lambda _, *others, **more: make(loaded.model, *others, **more))
+    monkeypatch.setattr(select, "check_kernels", lambda *_, **__: [])
+    monkeypatch.setattr(prompt_attention, "sizes_to_gather", lambda *_, **__: Trial({ChunkSize(9, 9): True}))
+    on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=torch.float32)
+    runner = select.new_runner(on_gpu, SIZES, **given)
+    assert (runner.cuda_graphs, runner.flash_attention) == (graphs, "from 9 tokens over 9 keys" if flash else "")
+    assert len(captured) == (3 if graphs else 1)  # for two rows and for one, and the warm-up
+    assert runner.replaced_kernels == {}
 
 
 @pytest.mark.parametrize("has_fault", [False, True])
