@@ -15,8 +15,8 @@ from phi3_serve.config.limits import LimitsConfig
 from phi3_serve.config.model import ModelConfig
 from phi3_serve.core.engine_info import EngineInfo
 from phi3_serve.core.event import Done, Event, Failed
-from phi3_serve.errors import CheckpointError, CheckpointIncomplete, ModelNotLoaded, SourceUnreachable
 from phi3_serve.engine.model import select
+from phi3_serve.errors import CheckpointError, CheckpointIncomplete, ModelNotLoaded, SourceUnreachable
 from phi3_serve.serving import model_load, published_metrics
 from phi3_serve.serving.load_policy import retry_policy
 from phi3_serve.serving.loaded_replica import LoadedReplica
