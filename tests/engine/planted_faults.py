@@ -297,7 +297,7 @@ FAULTS: list[Fault] = [
     *_of(
         PROMPTS,
         (OF_FLASH,),
-        ("torch's attention is used unchecked", "problem = problem_of_attention(torchs, shape, device=device, dtype=dtype)", "problem = None"),
+        ("torch's attention is used unchecked", "problem = problem_of_attention(flash, shape, device=device, dtype=dtype)", "problem = None"),
         ("a device is not asked after a trial that failed", "        _wait_for(device)  # an error", "        # an error"),
         ("large chunks are not compared", "if not error <= NORM_BOUND:", "if False:"),
         ("an error of the trial is not told", 'problem = f"{type(error).__name__}: {error}"', 'return Trial(NOTHING_GATHERED)'),

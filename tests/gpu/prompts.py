@@ -44,22 +44,22 @@ def main(
     for name in shapes:
         shape = _shape(config(name))
         make = partial(_kernels, shape, torch.device(device), dtype)
-        triton, torchs = make(NOTHING_GATHERED), make(ALL_GATHERED)
+        triton, flash = make(NOTHING_GATHERED), make(ALL_GATHERED)
         problem = problem_of_flash_attention(
-            head_dim=shape.head_dim, dtype=dtype, is_small=triton.is_small, is_rounded=False
+            head_dim=shape.head_dim, dtype=dtype, is_before_ampere=triton.is_before_ampere, cache_has_8_bits=False
         )
         if problem is not None:
             say(f"{name}: torch's attention is not used, {problem}")
             found[name] = {"problem": problem}
             continue
-        wrong = problem_of_attention(torchs, shape, device=torch.device(device), dtype=dtype)
+        wrong = problem_of_attention(flash, shape, device=torch.device(device), dtype=dtype)
         assert wrong is None, f"{name}: torch's attention: {wrong}"
         for window, size in product(WINDOWS, compared):
             of_window = replace(shape, window=window)
-            seconds_of_both(triton, torchs, size, of_window, torch.device(device), dtype)  # raises if they differ
+            seconds_of_both(triton, flash, size, of_window, torch.device(device), dtype)  # raises if they differ
         say(f"{name}: torch's attention is right, also of {len(compared)} large chunks with windows {WINDOWS}")
         for size in sizes:
-            both = seconds_of_both(triton, torchs, size, shape, torch.device(device), dtype)
+            both = seconds_of_both(triton, flash, size, shape, torch.device(device), dtype)
             queries, keys = size
             operations = 4 * shape.num_heads * shape.head_dim * queries * (keys - (queries - 1) / 2)
             rates = [operations / seconds / 1e12 for seconds in both]

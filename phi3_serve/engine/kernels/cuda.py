@@ -58,9 +58,9 @@ class CudaKernels:
         self._dtype = dtype
         properties = torch.cuda.get_device_properties(device)
         self._multiprocessors: int = properties.multi_processor_count
-        self.is_small = properties.major < AMPERE
+        self.is_before_ampere = properties.major < AMPERE
         self._queries_per_short_tile = max(1, min(MAX_SHORT_QUERIES, 16 // self._group))
-        queries_per_long_tile = prefill_queries_per_tile(self._group, dtype, is_small=self.is_small)
+        queries_per_long_tile = prefill_queries_per_tile(self._group, dtype, is_before_ampere=self.is_before_ampere)
         self.queries_per_tile = (self._queries_per_short_tile, queries_per_long_tile)
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -124,7 +124,12 @@ class CudaKernels:
 
     def _long_config(self, num_tiles: int) -> AttentionConfig:
         return prefill_config(
-            num_tiles, self._num_kv_heads, self._group, self._dtype, self._multiprocessors, is_small=self.is_small
+            num_tiles,
+            self._num_kv_heads,
+            self._group,
+            self._dtype,
+            self._multiprocessors,
+            is_before_ampere=self.is_before_ampere,
         )
 
 

@@ -18,22 +18,24 @@ MOVED_AS = torch.int64  # torch copies number by number, so large numbers are co
 HEAD_DIMS = range(8, 257, 8)  # that the operation takes
 
 
-def problem_of_flash_attention(*, head_dim: int, dtype: torch.dtype, is_small: bool, is_rounded: bool) -> str | None:
+def problem_of_flash_attention(
+    *, head_dim: int, dtype: torch.dtype, is_before_ampere: bool, cache_has_8_bits: bool
+) -> str | None:
     """Why torch's operation cannot be used; None if nothing is known.
 
     Args:
         head_dim: dimensions of a head.
         dtype: of queries and keys.
-        is_small: whether the GPU is older than Ampere.
-        is_rounded: whether the cache has 8 bits.
+        is_before_ampere: whether the GPU is.
+        cache_has_8_bits: whether keys and values are stored in 8 bits.
     """
     if not hasattr(torch.ops.aten, "_flash_attention_forward"):
         return f"torch {torch.__version__} has no such operation"
-    if is_small:
+    if is_before_ampere:
         return "the GPU is older than Ampere"
     if dtype.itemsize != 2:
         return f"the model computes in {str(dtype).removeprefix('torch.')}"
-    if is_rounded:
+    if cache_has_8_bits:
         return "the key-value cache has 8 bits"
     return None if head_dim in HEAD_DIMS else f"a head has {head_dim} dimensions"
 

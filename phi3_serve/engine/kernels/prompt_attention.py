@@ -39,7 +39,13 @@ class Trial(NamedTuple):
 
 @torch.inference_mode()
 def sizes_to_gather(
-    make: MakeKernels, shape: ModelShape, *, device: torch.device, dtype: torch.dtype, context: int, is_rounded: bool
+    make: MakeKernels,
+    shape: ModelShape,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: int,
+    cache_has_8_bits: bool,
 ) -> Trial:
     """Compare torch's attention of chunks with the reference, and time it beside that of Triton.
 
@@ -49,15 +55,18 @@ def sizes_to_gather(
         device: to compare on.
         dtype: that the model computes in.
         context: the most tokens of a sequence.
-        is_rounded: whether the key-value cache has 8 bits.
+        cache_has_8_bits: whether the key-value cache has 8 bits.
 
     Raises:
         torch.AcceleratorError: the device has failed. Nothing can run on it any more.
     """
-    triton, torchs = make(NOTHING_GATHERED), make(ALL_GATHERED)
+    triton, flash = make(NOTHING_GATHERED), make(ALL_GATHERED)
     sizes = [size for size in TRIAL_SIZES if size.num_keys <= context]
     limit = problem_of_flash_attention(
-        head_dim=shape.head_dim, dtype=dtype, is_small=triton.is_small, is_rounded=is_rounded
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        is_before_ampere=triton.is_before_ampere,
+        cache_has_8_bits=cache_has_8_bits,
     )
     if limit is None and not sizes:
         limit = f"the context has {context} tokens"
@@ -65,9 +74,9 @@ def sizes_to_gather(
         logger.info("Triton computes the attention of prompts: %s", limit)
         return Trial(NOTHING_GATHERED)
     try:
-        problem = problem_of_attention(torchs, shape, device=device, dtype=dtype)
+        problem = problem_of_attention(flash, shape, device=device, dtype=dtype)
         if problem is None:
-            seconds = {size: seconds_of_both(triton, torchs, size, shape, device, dtype) for size in sizes}
+            seconds = {size: seconds_of_both(triton, flash, size, shape, device, dtype) for size in sizes}
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     if problem is not None:
@@ -103,7 +112,7 @@ def queries_of_chunk(kernels: CudaKernels, size: ChunkSize, blocks: torch.Tensor
 
 def seconds_of_both(
     triton: CudaKernels,
-    torchs: CudaKernels,
+    flash: CudaKernels,
     size: ChunkSize,
     shape: ModelShape,
     device: torch.device,
@@ -122,7 +131,7 @@ def seconds_of_both(
         torch.randn(2 * shape.num_kv_heads, num_blocks * BLOCK_SIZE, shape.head_dim, dtype=dtype, device=device)
     )
     blocks = torch.randperm(num_blocks).int().to(device)
-    both = [(kernels, queries_of_chunk(kernels, size, blocks)) for kernels in (triton, torchs)]
+    both = [(kernels, queries_of_chunk(kernels, size, blocks)) for kernels in (triton, flash)]
     times: list[list[float]] = [[], []]
     expected, found = (  # the first calls compile
         kernels.attend(qkv, cache, queries, shape.head_dim**-0.5, shape.window).float() for kernels, queries in both

@@ -90,18 +90,18 @@ def prefill_config(
     dtype: torch.dtype,
     multiprocessors: int,
     *,
-    is_small: bool = False,
+    is_before_ampere: bool = False,
 ) -> AttentionConfig:
     """The config for chunks of prompts; see ``decode_config``. It has ``prefill_queries_per_tile`` queries in a tile.
 
-    ``is_small``: for a GPU before Ampere, whose programs have 64 KB of shared memory and copy nothing to it ahead.
+    ``is_before_ampere``: for a GPU whose programs have 64 KB of shared memory and copy nothing to it ahead.
 
     Prefill is bound by arithmetic. So there is no padding of 96 dimensions, and masks only where they matter. float32
     has no tensor cores at full precision, and only tests need it: small tiles compile faster.
     """
-    is_large = dtype.itemsize == 2 and not is_small
+    is_large = dtype.itemsize == 2 and not is_before_ampere
     return AttentionConfig.of(
-        prefill_queries_per_tile(group, dtype, is_small=is_small),
+        prefill_queries_per_tile(group, dtype, is_before_ampere=is_before_ampere),
         group,
         block_n=64 if is_large else 32,
         num_splits=max(1, min(MAX_SPLITS, multiprocessors // max(1, num_tiles * kv_heads))),
@@ -112,9 +112,9 @@ def prefill_config(
     )
 
 
-def prefill_queries_per_tile(group: int, dtype: torch.dtype, *, is_small: bool = False) -> int:
-    """How many queries fill a tile of a prompt's chunk; ``is_small``: see ``prefill_config``."""
-    rows = 32 if dtype.itemsize == 4 else 64 if is_small else 128
+def prefill_queries_per_tile(group: int, dtype: torch.dtype, *, is_before_ampere: bool = False) -> int:
+    """How many queries fill a tile of a prompt's chunk; ``is_before_ampere``: see ``prefill_config``."""
+    rows = 32 if dtype.itemsize == 4 else 64 if is_before_ampere else 128
     return max(1, rows // group)
 
 

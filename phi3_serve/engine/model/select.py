@@ -97,7 +97,7 @@ def _cuda_runner(
             device=model.device,
             dtype=dtype,
             context=config.max_position_embeddings,
-            is_rounded=sizes.kv_cache_dtype != "auto",
+            cache_has_8_bits=sizes.kv_cache_dtype != "auto",
         )
         cuda = make_kernels(trial.gathered)
         if trial.problem is not None:

@@ -104,14 +104,14 @@ def test_torchs_operation_takes_the_arguments(heads: int, kv_heads: int, dim: in
     [
         ({}, None),
         ({"head_dim": 128, "dtype": torch.float16}, None),
-        ({"is_small": True}, "the GPU is older than Ampere"),
+        ({"is_before_ampere": True}, "the GPU is older than Ampere"),
         ({"dtype": torch.float32}, "the model computes in float32"),
-        ({"is_rounded": True}, "the key-value cache has 8 bits"),
+        ({"cache_has_8_bits": True}, "the key-value cache has 8 bits"),
         ({"head_dim": 100}, "a head has 100 dimensions"),
     ],
 )
 def test_what_it_cannot_compute(given: dict[str, object], problem: str | None) -> None:
-    usual = {"head_dim": 96, "dtype": torch.bfloat16, "is_small": False, "is_rounded": False}
+    usual = {"head_dim": 96, "dtype": torch.bfloat16, "is_before_ampere": False, "cache_has_8_bits": False}
     assert problem_of_flash_attention(**{**usual, **given}) == problem  # type: ignore[arg-type]
 
 
@@ -147,7 +147,7 @@ def test_right_attention_is_right(window: int | None, calls: list[object]) -> No
 
 def trial(dtype: torch.dtype = torch.bfloat16, context: int = 4096) -> Trial:
     return sizes_to_gather(
-        lambda gathered: make(gathered, dtype), SHAPE, device=CPU, dtype=dtype, context=context, is_rounded=False
+        lambda gathered: make(gathered, dtype), SHAPE, device=CPU, dtype=dtype, context=context, cache_has_8_bits=False
     )
 
 

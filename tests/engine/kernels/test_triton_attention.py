@@ -216,7 +216,7 @@ def test_default_configs(dtype: torch.dtype, num_splits: int, window: int | None
             (decoded(70), decode_config(1, kv_heads, group, dtype, 132)),
             ([Request(4, 70)], decode_config(1, kv_heads, group, dtype, 132, queries_per_tile=4)),
             ([Request(9, 70)], prefill_config(4, kv_heads, group, dtype, 132)),
-            ([Request(9, 70)], prefill_config(4, kv_heads, group, dtype, 40, is_small=True)),
+            ([Request(9, 70)], prefill_config(4, kv_heads, group, dtype, 40, is_before_ampere=True)),
         ):
             check(requests, shape, replace(config, num_splits=num_splits))
 
