@@ -40,6 +40,7 @@ QUANTIZED = f"{ENGINE}/kernels/triton_quantized.py"
 SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
 HOME = f"{ENGINE}/kernels/cuda.py"
 FLASH = f"{ENGINE}/kernels/flash_attention.py"
+LARGEST_STEP = f"{ENGINE}/model/largest_step.py"
 PROMPTS = f"{ENGINE}/kernels/prompt_attention.py"
 TIER = f"{ENGINE}/adapters/device_tier.py"
 PAGES = f"{ENGINE}/adapters/pages.py"
@@ -77,6 +78,7 @@ OF_TRITON_STEPS = "tests/engine/model/test_device_steps.py::test_one_decoded_tok
 OF_SHAPES = "tests/engine/model/test_meta.py"
 OF_PROMPTS = "tests/engine/model/test_prompt_graphs.py"
 OF_PROMPTS_IN_TRITON = f"{OF_PROMPTS}::test_a_prompt_in_chunks[triton]"
+OF_LARGEST_STEP = "tests/engine/model/test_largest_step.py"
 OF_GRAPHS = "tests/engine/model/test_cuda_graphs.py"
 OF_RUNNER = "tests/engine/model/test_device_runner.py"
 OF_TIER = "tests/engine/adapters/test_device_tier.py"
@@ -357,6 +359,13 @@ FAULTS: list[Fault] = [
         ("a graph of a prompt that fails is tried for the next size", "            self._prompt_shapes = []\n", ""),
         ("the device is not asked after a capture that failed", '        self.check_device()\n        problem =', "        problem ="),
         ("a prompt takes a graph that is too small", "if chunk.num_tokens <= shape.tokens)", "if chunk.num_tokens <= 2 * shape.tokens)"),
+    ),
+    *_of(
+        LARGEST_STEP,
+        (OF_LARGEST_STEP,),
+        ("keys are gathered that no cache holds", "most = min(most, max_cached)", "pass"),
+        ("the cache limits sequences with a window", "if sliding_window(config) is None:", "if True:"),
+        ("the weights are part of the cache", " - torch.cuda.memory_allocated()", ""),
     ),
     *_of(
         RUNNER,

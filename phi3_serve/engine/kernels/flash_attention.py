@@ -76,7 +76,8 @@ def attend(
     for first in range(0, kv_heads, at_once):
         stop = min(first + at_once, kv_heads)
         heads = slice(first * group, stop * group)
-        # The gathered keys are freed before those of the next heads are gathered.
+        # The gathered keys are freed before those of the next heads are gathered. They have no buffer of their own: the
+        # rest of a step reuses their memory, and segments of torch's allocator that expand grow with them.
         output[rows, heads] = _of_heads(query[rows, heads], cache, slice(first, stop), blocks, num_keys, scale, window)
 
 

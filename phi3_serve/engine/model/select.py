@@ -113,9 +113,8 @@ def _cuda_runner(
         return DeviceRunner(decoder, kernels, TritonChooser(model.device), capture, of_runner)
 
     if isinstance(sizes, FittingSizes):
-        sizes = sizes_on_gpu(
-            partial(measure_largest_step, make), block_bytes(config, dtype, sizes.kv_cache_dtype), sizes
-        )
+        of_block = block_bytes(config, dtype, sizes.kv_cache_dtype)
+        sizes = sizes_on_gpu(partial(measure_largest_step, make, of_block, sizes), of_block, sizes)
     runner = make(sizes)
     runner.capture_graphs()
     runner.warm_up()

@@ -12,7 +12,7 @@ from phi3_serve.engine.kernels import flash_attention
 from phi3_serve.engine.kernels.kv_cache import KvCache
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.loaded_model import LoadedModel
-from phi3_serve.engine.memory import EngineSizes, GpuMemory
+from phi3_serve.engine.memory import EngineSizes, FittingSizes, GpuMemory
 from phi3_serve.engine.model import largest_step
 from phi3_serve.engine.model.decoder import Decoder
 from phi3_serve.engine.model.device_runner import DeviceRunner, Replay
@@ -53,7 +53,7 @@ def test_it_runs_the_whole_budget_and_draws_all_rows(runner: DeviceRunner, monke
 
     monkeypatch.setattr(runner.decoder, "run", watched_run)
     monkeypatch.setattr(largest_step, "draw", watched_draw)
-    run_largest_step(runner, SIZES)
+    run_largest_step(runner, SIZES, max_cached=10_000)
     assert seen == {
         "tokens": (40,),
         "logits": (40, 704),
@@ -63,26 +63,34 @@ def test_it_runs_the_whole_budget_and_draws_all_rows(runner: DeviceRunner, monke
 
 
 @pytest.mark.parametrize(
-    ("most_keys", "sizes", "gathered"),
+    ("most_keys", "cached", "window", "sizes", "gathered"),
     [
-        (90, {(9, 40): True}, {(40, 90)}),
-        (10_000, {(9, 40): True}, {(40, 2048)}),
-        (30, {(9, 40): True}, set()),
-        (90, {(9, 40): True, (30, 40): False}, {(24, 90)}),
-        (700, {(9, 40): True, (9, 450): False}, {(40, 444)}),  # 700 - 2 * 128
+        (90, 10_000, None, {(9, 40): True}, {(40, 90)}),
+        (10_000, 10_000, None, {(9, 40): True}, {(40, 2048)}),
+        (30, 10_000, None, {(9, 40): True}, set()),
+        (90, 10_000, None, {(9, 40): True, (30, 40): False}, {(24, 90)}),
+        (700, 10_000, None, {(9, 40): True, (9, 450): False}, {(40, 444)}),  # 700 - 2 * 128
+        (10_000, 96, None, {(9, 40): True}, {(40, 96)}),
+        (10_000, 96, 60, {(9, 40): True}, {(40, 2048)}),
     ],
 )
 def test_as_many_keys_as_ever_are_gathered(
     runner: DeviceRunner,
     most_keys: int,
+    cached: int,
+    window: int | None,
     sizes: dict[tuple[int, int], bool],
     gathered: set[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """But for those beyond the context. All tokens of the budget are run, also if a smaller chunk is gathered."""
+    """But for those beyond the context and the cache. The cache holds longer sequences than itself behind a window.
+
+    All tokens of the budget are run, also if a smaller chunk is gathered.
+    """
     config = runner.decoder.config
     of_key = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads * 4
     monkeypatch.setattr(flash_attention, "MAX_GATHERED_BYTES", most_keys * of_key)
+    monkeypatch.setattr(config, "sliding_window", window)
 
     def gathers(num_queries: int, num_keys: int) -> bool:
         has = [size for size in sizes if size[0] <= num_queries and size[1] <= num_keys]
@@ -98,7 +106,7 @@ def test_as_many_keys_as_ever_are_gathered(
         return attend(self, qkv, cache, queries, *others)
 
     monkeypatch.setattr(ReferenceKernels, "attend", watched)
-    run_largest_step(runner, SIZES)
+    run_largest_step(runner, SIZES, cached)
     assert seen == gathered
 
 
@@ -115,6 +123,7 @@ class Gpu:
         for name in (
             "mem_get_info",
             "empty_cache",
+            "memory_allocated",
             "memory_reserved",
             "max_memory_reserved",
             "reset_peak_memory_stats",
@@ -130,8 +139,9 @@ class Gpu:
         self.free -= 7
         return run
 
-    def run_step(self, runner: DeviceRunner, sizes: EngineSizes) -> None:
+    def run_step(self, runner: DeviceRunner, sizes: EngineSizes, max_cached: int) -> None:
         self.calls.append("step")
+        self.max_cached = max_cached
         if self._error is not None:
             raise self._error
         self.peak = max(self.peak, self.reserved + 1000)
@@ -142,6 +152,9 @@ class Gpu:
     def empty_cache(self) -> None:
         self.calls.append("empty")
         self.free, self.reserved, self.unused = self.free + self.unused, self.reserved - self.unused, 0
+
+    def memory_allocated(self) -> int:
+        return 150
 
     def memory_reserved(self) -> int:
         return self.reserved
@@ -155,7 +168,7 @@ class Gpu:
 
 def test_graphs_and_the_step_are_measured(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(monkeypatch, loaded)
-    memory = measure_largest_step(gpu.make_runner, 2048)
+    memory = measure_largest_step(gpu.make_runner, 100, FittingSizes(), 2048)
     assert (gpu.reserved, gpu.unused) == (200, 0)
     own = gpu.reserved + CUDA_BYTES
     assert memory == GpuMemory(total=20_000, free=gpu.free, step=1000, graphs=3 * 7, own=own)  # for 1, 2 and 4 rows
@@ -163,16 +176,33 @@ def test_graphs_and_the_step_are_measured(loaded: LoadedModel, monkeypatch: pyte
     assert gpu.calls == ["empty", "empty", "step", "empty"]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "max_cached"),
+    [
+        (FittingSizes(), 198 * 16),  # (20,000 - 150) / 100
+        (FittingSizes(gpu_share=0.25), 48 * 16),
+        (FittingSizes(max_blocks=7), 7 * 16),
+        (FittingSizes(gpu_share=0.001), 0),
+    ],
+)
+def test_the_cache_holds_at_most_what_the_weights_leave(
+    wanted: FittingSizes, max_cached: int, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(monkeypatch, loaded)
+    measure_largest_step(gpu.make_runner, 100, wanted, 2048)
+    assert gpu.max_cached == max_cached
+
+
 @pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=str)
 def test_a_step_without_memory_is_no_measurement(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     gpu = Gpu(monkeypatch, loaded, error=error)
-    assert measure_largest_step(gpu.make_runner, 2048) is None
+    assert measure_largest_step(gpu.make_runner, 100, FittingSizes(), 2048) is None
     assert gpu.calls[-1] == "empty"
 
 
 def test_another_error_is_no_lack_of_memory(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(monkeypatch, loaded, error=RuntimeError("PassManager::run failed"))
     with pytest.raises(RuntimeError, match="PassManager::run failed"):
-        measure_largest_step(gpu.make_runner, 2048)
+        measure_largest_step(gpu.make_runner, 100, FittingSizes(), 2048)
