@@ -576,7 +576,8 @@ def _run_in_copy(directory: Path, tests: str, output: Path) -> int:
         os.dup2(file.fileno(), 2)
     folder = Path(tests.split("::")[0]).parent
     # The conftest.py of all tests imports Ray, which takes seconds.
-    cut = ["--confcutdir", str(folder)] if folder.name in FOLDERS_OF_THEIR_OWN else []
+    is_alone = folder.name in FOLDERS_OF_THEIR_OWN and tests != OF_LARGEST_STEP
+    cut = ["--confcutdir", str(folder)] if is_alone else []
     code = pytest.main(["-x", "-q", "--no-header", "-W", "ignore", "-p", "no:cacheprovider", *cut, tests])
     sys.stdout.flush()
     return int(code)
