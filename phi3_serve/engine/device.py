@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,34 +47,35 @@ def _processor_name(cpuinfo: Path) -> str:
 
 
 def gpu_info() -> GpuInfo:
-    """The current GPU of this process."""
+    """The current GPU of this process. A MIG instance has nothing but its memory."""
     free, total = torch.cuda.mem_get_info()
     return GpuInfo(
         id=str(torch.cuda.get_device_properties(0).uuid),
         name=torch.cuda.get_device_name(0),
-        load_percent=_if_reported(torch.cuda.utilization),  # this call initialises NVML
-        temperature_celsius=_if_reported(torch.cuda.temperature),
+        load_percent=_if_reported(lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+        temperature_celsius=_if_reported(lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, 0)),  # of the die
         memory_used_bytes=total - free,
         memory_total_bytes=total,
-        power_watts=_in_thousands(_if_reported(torch.cuda.power_draw)),
-        energy_joules=_in_thousands(_if_reported(_energy_millijoules)),
+        power_watts=_in_thousands(_if_reported(lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu))),
+        energy_joules=_in_thousands(_if_reported(lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),
     )
-
-
-def _energy_millijoules() -> int:
-    import pynvml  # nvidia-ml-py, which is installed on Linux alone
-
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
 
 
 def _in_thousands(value: int | None) -> float | None:
     return None if value is None else value / 1000
 
 
-def _if_reported(read: Callable[[], int]) -> int | None:
-    """The reading, or None where the driver does not report it."""
+def _if_reported(read: Callable[[Any, Any], int]) -> int | None:
+    """The reading of NVML, or None where there is none.
+
+    The GPU is found by its UUID. ``torch.cuda.utilization`` counts the GPUs in the order of the PCI bus, but CUDA puts
+    the fastest first (CUDA_DEVICE_ORDER), so on a machine with different GPUs it reads another one:
+    https://github.com/pytorch/pytorch/issues/86539
+    """
     try:
-        return read()
-    except Exception:  # those of nvidia-ml-py have no base in common with those of torch
+        import pynvml  # nvidia-ml-py, which is installed on Linux alone
+
+        pynvml.nvmlInit()
+        return read(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}"))
+    except Exception:  # of nvidia-ml-py, without it, or without its library
         return None
