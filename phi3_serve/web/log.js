@@ -65,12 +65,15 @@ function questionTurn(turn, at, acts) {
   const box = element("article", {className: "turn user"}, element("h2", {className: "out-of-sight", textContent: "You"}),
     element("div", {className: "text", textContent: turn.content}));
   box.append(element("footer", {className: "doing"}, button("Copy", event => copy(turn.content, event.target)),
-    button("Edit", () => edit(box, turn, text => acts.resend(at, text), () => drawLog(acts))),
+    button("Edit", event => edit(box, turn, text => acts.resend(at, text), event.target)),
     button("Compare", () => acts.compare(at))));
   return box;
 }
 
-function edit(box, turn, resend, cancel) {
+/** Shows a field for the text of `turn` in the place of `box`. `opener`: the button that was pressed. */
+function edit(box, turn, resend, opener) {
+  const shown = [...box.children];
+  const cancel = () => { box.replaceChildren(...shown); opener.focus() };
   const area = element("textarea", {className: "edit", value: turn.content, ariaLabel: "Edit your message"});
   const send = () => { if (area.value.trim()) resend(area.value.trim()) };
   area.onkeydown = event => {

@@ -58,6 +58,7 @@ function chooseAnswer(at, index) {
   conversation.turns[at].chosen = index;
   keep(conversation);
   drawLastTurn(acts);
+  $("log").querySelector(".turn:last-child .chosen button").focus({preventScroll: true});
 }
 
 async function answerNext(conversation) {
@@ -69,19 +70,21 @@ async function answerNext(conversation) {
   const whole = answer(conversation, turn, request, {onProgress: oncePerFrame(drawProgress), onWait: drawWait});
   showBusy();
   await whole;
+  if (conversation.turns.includes(turn)) {  // it was not asked anew meanwhile
+    keep(conversation);
+    if (conversation === conversations.current()) drawLastTurn(acts);
+  }
   showBusy();
-  if (!conversation.turns.includes(turn)) return;  // it was asked anew meanwhile
-  keep(conversation);
-  if (conversation === conversations.current()) drawLastTurn(acts);
 }
 
 function keep(conversation) { $("full").hidden = conversations.save(conversation) }
 
 function showBusy() {
+  const isElsewhere = document.activeElement !== document.body && !$("ask").contains(document.activeElement);
   $("send").hidden = isRunning();
   $("compare-this").hidden = isRunning();
   $("stop").hidden = !isRunning();
-  if (!isRunning()) $("prompt").focus({preventScroll: true});
+  if (!isRunning() && !isElsewhere) $("prompt").focus({preventScroll: true});
 }
 
 // --- comparing

@@ -96,6 +96,9 @@ def test_the_conversation_goes_on_with_the_answer_that_is_chosen(browser: Browse
     assert [p.get_attribute("aria-pressed") for p in picks] == ["true", "false", "false"]
     picks[2].click()
     browser.until(lambda: browser.all(".answer.chosen .text")[0].text == texts[2])
+    chosen = browser.one(".answer.chosen button")
+    assert browser.driver.switch_to.active_element == chosen
+    assert chosen.get_attribute("aria-pressed") == "true"
     browser.driver.refresh()
     browser.until(lambda: browser.all(".answer.chosen"))
     browser.ask("And?")

@@ -166,6 +166,28 @@ def test_regenerate_edit_and_carry_on(browser: Browser) -> None:
     assert browser.one(".turn.user .text").text == "What is the meaning of life?"
 
 
+def test_the_end_of_an_answer_leaves_the_focus_where_the_reader_is(browser: Browser) -> None:
+    browser.open(settings=values(max_new_tokens=2000, **ENDLESS))
+    for elsewhere, expected in (("#search", "search"), ("#stop", "prompt")):
+        browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
+        browser.until(lambda: browser.one("#stop").is_displayed())
+        browser.run("arguments[0].focus()", browser.one(elsewhere))
+        browser.run("document.getElementById('stop').click()")
+        browser.until(lambda: browser.one("#send").is_displayed())
+        browser.until(lambda: not browser.all(".turn.live"))
+        assert browser.driver.switch_to.active_element.get_attribute("id") == expected
+
+
+def test_a_message_that_is_not_edited_stays_in_its_place(browser: Browser) -> None:
+    browser.open_conversation(*[question(), answered("A house with thick walls. " * 40)] * 8)
+    browser.run("document.getElementById('log').scrollTop = 0")
+    browser.press("Edit", 0)
+    browser.one("textarea.edit").send_keys("Another", Keys.ESCAPE)
+    assert browser.all(".turn.user .text")[0].text == "What is a castle?"
+    assert browser.driver.switch_to.active_element.text == "Edit"
+    assert browser.run("return document.getElementById('log').scrollTop") == 0
+
+
 @pytest.mark.parametrize("how", ["regenerate", "edit"])
 def test_an_answer_that_runs_can_be_asked_anew(browser: Browser, backend: LocalBackend, how: str) -> None:
     engine: Any = engine_of(backend.replica)
