@@ -63,7 +63,7 @@ function drawTurn(turn, at, turns, acts) {
 
 function questionTurn(turn, at, acts) {
   const box = element("article", {className: "turn user"}, element("h2", {className: "out-of-sight", textContent: "You"}),
-    element("div", {className: "text", textContent: turn.content}));
+    element("div", {className: "text", dir: "auto", textContent: turn.content}));
   box.append(element("footer", {className: "doing"}, button("Copy", event => copy(turn.content, event.target)),
     button("Edit", event => edit(box, turn, text => acts.resend(at, text), event.target)),
     button("Compare", () => acts.compare(at))));
@@ -74,7 +74,7 @@ function questionTurn(turn, at, acts) {
 function edit(box, turn, resend, opener) {
   const shown = [...box.children];
   const cancel = () => { box.replaceChildren(...shown); opener.focus() };
-  const area = element("textarea", {className: "edit", value: turn.content, ariaLabel: "Edit your message"});
+  const area = element("textarea", {className: "edit", dir: "auto", value: turn.content, ariaLabel: "Edit your message"});
   const send = () => { if (area.value.trim()) resend(area.value.trim()) };
   area.onkeydown = event => {
     if (event.key === "Escape") { event.stopPropagation(); cancel() }

@@ -80,7 +80,7 @@ function finished(block) {
   });
   root.querySelectorAll("pre").forEach(putUnderBar);
   root.querySelectorAll(".formula").forEach(typeset);
-  return root.firstElementChild;
+  return Object.assign(root.firstElementChild, {dir: "auto"});  // each block in the direction of its script
 }
 
 /** The levels of the headings that occur become those that follow the page's own, without gaps. */

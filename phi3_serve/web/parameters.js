@@ -43,9 +43,9 @@ function field(name) {
   const box = element("div", {className: "field"}, element("label", {htmlFor: id, textContent: name}), input,
     element("p", {id: id + "-about", textContent: about}));
   input.onchange = () => {
-    const given = parsed(input.value.trim());
+    const given = parsed(name, input.value.trim());
     setValue(name, given);
-    const isWrong = typeof given === "string" && !kinds(name).some(kind => kind.type === "string");
+    const isWrong = typeof given === "string" && !takes(name, given);
     box.classList.toggle("wrong", isWrong);
     input.setAttribute("aria-invalid", String(isWrong));
   };
@@ -76,9 +76,17 @@ function range(name) {
   return start + (high === undefined ? "." : ` to ${inWords(high)}.`);
 }
 
-export function parsed(given) {
+/** What was typed for the parameter `name`: JSON, or a text without quotes, such as the digits of a stop string. */
+export function parsed(name, given) {
   if (given === "") return undefined;
-  try { return JSON.parse(given) } catch { return given }
+  let value;
+  try { value = JSON.parse(given) } catch { return given }
+  return value !== null && !takes(name, value) && takes(name, given) ? given : value;
+}
+
+function takes(name, value) {
+  const type = Array.isArray(value) ? "array" : typeof value;
+  return Boolean(schemas[name]) && kinds(name).some(kind => kind.type === type || (kind.type === "integer" && type === "number"));
 }
 
 export function shown(value) {

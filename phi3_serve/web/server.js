@@ -4,6 +4,7 @@ import {read} from "./storage.js";
 
 function headers() {
   const key = read("key", "");
+  if (/[^\x20-\xff]/.test(key)) throw Object.assign(new Error("The API key has a character that a header of HTTP cannot carry."), {status: 401});
   return {"Content-Type": "application/json", ...(key ? {Authorization: "Bearer " + key} : {})};
 }
 

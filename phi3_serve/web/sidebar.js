@@ -81,7 +81,7 @@ function titleAndMenu(conversation) {
   const {id, title} = conversation;
   const opener = button("⋯", event => openMenu(conversation, event.currentTarget), {className: "more", ariaLabel: `Menu of “${title}”`});
   opener.setAttribute("aria-haspopup", "menu");
-  const name = button(title, null, {className: "title", title});
+  const name = button(title, null, {className: "title", title, dir: "auto"});
   name.dataset.id = id;
   return [name, opener];
 }
@@ -96,7 +96,7 @@ function openMenu(conversation, opener) {
 }
 
 function nameField(conversation) {
-  const field = element("input", {className: "name", value: conversation.title, ariaLabel: "Name of the conversation", maxLength: 60});
+  const field = element("input", {className: "name", dir: "auto", value: conversation.title, ariaLabel: "Name of the conversation", maxLength: 60});
   const end = isKept => {
     if (renamed !== conversation) return;  // it has ended
     renamed = null;

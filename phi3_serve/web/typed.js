@@ -13,7 +13,7 @@ export function fromLines(text) {
   return Object.fromEntries(lines.map(line => {
     const [name, ...value] = line.split("=");
     if (!name.trim() || !value.join("").trim()) throw new Error(`The setting “${line}” must be NAME=VALUE, for example temperature=0.3.`);
-    return [name.trim(), parsed(value.join("=").trim())];
+    return [name.trim(), parsed(name.trim(), value.join("=").trim())];
   }));
 }
 

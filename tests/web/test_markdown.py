@@ -101,7 +101,7 @@ function look(root, text, isFinished) {
     if (element.nodeName === "A" && element.hasAttribute("href") && !SCHEMES.has(element.protocol))
       suspicious.push([text, "link", element.href]);
     for (const {name, value} of element.attributes) {
-      const isOfPage = /^(class|href|title|start|align|type|checked|disabled|target|rel|role|tabindex|aria-label)$/.test(name);
+      const isOfPage = /^(class|href|title|start|align|type|checked|disabled|target|rel|role|tabindex|aria-label|dir)$/.test(name);
       if (/^on|src|action|xlink/i.test(name) || (!isOfPage && !isFormula)) suspicious.push([text, "attribute", name + "=" + value]);
       if (isFormula && /url\\(|javascript/i.test(name === "style" ? value : "")) suspicious.push([text, "style", value]);
     }

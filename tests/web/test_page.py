@@ -316,6 +316,55 @@ def test_a_key_is_asked_for_and_sent(
     assert "open sesame" not in browser.one("#curl pre").text
 
 
+def test_a_key_that_no_header_carries_is_told(browser: Browser) -> None:
+    browser.driver.get(f"{browser.url}/health")
+    browser.keep("key", "sesame\u200b")
+    browser.driver.get(f"{browser.url}/ui")
+    browser.until(lambda: "The API key has a character that" in browser.one("#state").text)
+    browser.keep("key", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "kept"),
+    [
+        ("stop", "4", "4"),
+        ("stop", '["4"]', ["4"]),
+        ("regex", "[0]", "[0]"),
+        ("top_k", "4", 4),
+        ("top_k", "many", "many"),
+    ],
+)
+def test_a_text_needs_no_quotes(browser: Browser, name: str, typed: str, kept: Any) -> None:
+    browser.open()
+    browser.until(lambda: browser.all("#p-temperature"))
+    browser.one("#open-settings").click()
+    browser.run("document.querySelector('#settings details').open = true")
+    browser.one(f"#p-{name}").send_keys(typed, Keys.TAB)
+    assert browser.kept("settings")["values"] == {name: kept}
+    assert ("wrong" in browser.one(f".field:has(#p-{name})").get_attribute("class")) == (typed == "many")  # type: ignore[operator]
+
+
+def test_text_is_read_in_the_direction_of_its_script(browser: Browser) -> None:
+    hebrew = "\u05e9\u05dc\u05d5\u05dd!"
+    code = f"```\n# {hebrew}\n```"
+    browser.open_conversation(question(hebrew), answered(f"{hebrew}\n\n- {hebrew}\n\nHello!\n\n{code}"), title=hebrew)
+    browser.one("#prompt").send_keys(hebrew)
+    direction = {
+        selector: browser.run("return getComputedStyle(document.querySelector(arguments[0])).direction", selector)
+        for selector in (
+            "#prompt",
+            ".turn.user .text",
+            ".text > p",
+            ".text > ul",
+            ".text > p ~ p",
+            ".code",
+            "#talks .title",
+        )
+    }
+    ltr = {".text > p ~ p", ".code"}
+    assert direction == {selector: "ltr" if selector in ltr else "rtl" for selector in direction}
+
+
 def test_a_server_that_goes_away_is_told(browser: Browser) -> None:
     browser.open()
     browser.driver.execute_cdp_cmd("Network.enable", {})
