@@ -1,4 +1,4 @@
-"""``serve run`` with a terminal for people: ``python -m phi3_serve.launch.run CONFIG URL DIRECTORY``.
+"""``serve run`` with a terminal for people: ``python -m phi3_serve.launch.run CONFIG URL DIRECTORY MODEL...``.
 
 Serve's own command fills the terminal with the log of all processes. At SIGTERM it ends at once, and at SIGINT (Ctrl-C)
 it stops the proxies together with the replicas, so requests in flight get no answer.
@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,10 +23,11 @@ TO_TERMINAL = "-"
 _CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Refused|Timeout)\w*: .*$", re.MULTILINE)
 
 
-def main(config: str, url: str, directory: str) -> NoReturn:
+def main(config: str, url: str, directory: str, *started_at_once: str) -> NoReturn:
     """Run ``config``, which serves at ``url``, until SIGINT or SIGTERM and the end of all requests in flight.
 
-    The log goes to files in ``directory``, or with ``-`` to the terminal.
+    The log goes to files in ``directory``, or with ``-`` to the terminal. ``started_at_once`` are the models that no
+    request has to start.
     """
     console = Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"), highlight=False)
     ending = Ending(console)
@@ -34,7 +36,7 @@ def main(config: str, url: str, directory: str) -> NoReturn:
     if log is not None:
         _redirect_to(log)
     try:
-        _serve(config, url, console, ending, log)
+        _serve(config, url, console, ending, log, started_at_once)
     except SystemExit:  # of Serve's command
         error = None
     except Exception as raised:
@@ -46,7 +48,9 @@ def main(config: str, url: str, directory: str) -> NoReturn:
     end_all_processes(1)
 
 
-def _serve(config: str, url: str, console: Console, ending: Ending, log: Path | None) -> None:
+def _serve(
+    config: str, url: str, console: Console, ending: Ending, log: Path | None, started_at_once: Collection[str]
+) -> None:
     import ray
     from ray.serve import scripts
 
@@ -57,7 +61,7 @@ def _serve(config: str, url: str, console: Console, ending: Ending, log: Path | 
     if log is not None:
         node: Any = ray._private.worker._global_node
         _link(log.parent / RAY_LOGS, Path(node.get_logs_dir_path()))
-    notice = ServerNotice(url, console)
+    notice = ServerNotice(url, console, started_at_once)
     threading.Thread(target=notice.run, args=(ending.has_begun,), daemon=True).start()
     scripts.cli.main(["run", config], prog_name="serve")
 

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -27,14 +27,19 @@ NOT_READY, UNAUTHORIZED = 503, 401
 
 
 class ServerNotice:
-    """Prints to ``console`` what the server at ``url`` says about its models."""
+    """Prints to ``console`` what the server at ``url`` says about its models.
 
-    def __init__(self, url: str, console: Console) -> None:
+    ``started_at_once`` are the models that no request has to start. If another one cannot run here, whoever asks for
+    it is told.
+    """
+
+    def __init__(self, url: str, console: Console, started_at_once: Collection[str]) -> None:
         self._url = url
         self._console = console
+        self._started_at_once = started_at_once
         self._is_ready = False
         self._loading: dict[str, float] = {}  # when a line about the model was last printed
-        self._failed: set[str] = set()
+        self._down: set[str] = set()  # models of which it was printed that they cannot be loaded or run
         self._status: Status | None = None
 
     def run(self, is_over: threading.Event) -> None:
@@ -49,18 +54,25 @@ class ServerNotice:
     def _show(self, models: Mapping[str, Any], *, is_ready: bool) -> None:
         loading = {name: state.get("detail", "") for name, state in models.items() if state["state"] == "loading"}
         for name, state in models.items():
-            if state["state"] == "failed" and name not in self._failed:
-                self._failed.add(name)
+            if (problem := self._problem(name, state)) and name not in self._down:
+                self._down.add(name)
                 rest = " The other models do not wait for it." if len(models) > 1 else ""
-                self._print(f"Model {name} cannot be loaded: {state['detail']}{rest}")
-            if state["state"] == "ready" and (name in self._loading or name in self._failed):
-                self._failed.discard(name)
+                self._print(f"Model {name} {problem}: {state['detail']}{rest}")
+            if state["state"] == "ready" and (name in self._loading or name in self._down):
+                self._down.discard(name)
                 self._print(f"Model {name} is ready.")
         self._loading = {name: time for name, time in self._loading.items() if name in loading}
         self._show_progress(loading)
         if is_ready and not self._is_ready:
             self._is_ready = True
             self._print_how_to_call()
+
+    def _problem(self, name: str, state: Mapping[str, Any]) -> str:
+        """Why the model will not answer, in words; empty if it may."""
+        if state["state"] == "failed":
+            return "cannot be loaded"
+        is_unplaceable = state["state"] == "unplaceable" and name in self._started_at_once
+        return "cannot run here" if is_unplaceable else ""
 
     def _show_progress(self, details: Mapping[str, str]) -> None:
         lines = [f"{name}: {detail.removeprefix(f'{name}: ')}" for name, detail in details.items()]

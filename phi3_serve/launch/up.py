@@ -66,7 +66,8 @@ def run_in_foreground(file: ConfigFile, directory: Path, proxy_name: proxy.Proxy
     config = directory / "serve_config.yaml"
     config.write_text(yaml.safe_dump(file.content, sort_keys=False), encoding="utf-8")
     log = run.TO_TERMINAL if is_verbose else str(directory)
-    arguments = ["-m", "phi3_serve.launch.run", str(config), _url(file), log]
+    started_at_once = [model.served_name for model in file.app.models if model.min_replicas]
+    arguments = ["-m", "phi3_serve.launch.run", str(config), _url(file), log, *started_at_once]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell
 
 

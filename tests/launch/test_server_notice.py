@@ -43,7 +43,7 @@ def shown(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], st
     monkeypatch.setattr(server_notice, "CALM_POLL_INTERVAL_S", 0.02)
     monkeypatch.setattr(server_notice, "PROGRESS_INTERVAL_S", 1.2)
     output, is_over, seen = io.StringIO(), threading.Event(), 0
-    notice = threading.Thread(target=ServerNotice(url, Console(file=output)).run, args=(is_over,))
+    notice = threading.Thread(target=ServerNotice(url, Console(file=output), {"first"}).run, args=(is_over,))
     notice.start()
 
     def new() -> str:
@@ -87,6 +87,18 @@ def test_each_model_has_its_line_once(url: str, backend: LocalBackend, shown: Ca
     assert shown() == f"Model second cannot be loaded: {FAILED.detail} The other models do not wait for it.\n"
 
 
+def test_a_model_that_starts_at_once_and_cannot_run_here_has_a_line(
+    backend: LocalBackend, shown: Callable[[], str]
+) -> None:
+    assert shown()
+    unplaceable = VariantState("unplaceable", "A replica needs 1 GPU on one node, and no node of the cluster has that.")
+    backend.state_of = {"first": unplaceable, "second": unplaceable}
+    assert shown() == f"Model first cannot run here: {unplaceable.detail} The other models do not wait for it.\n"
+    assert shown() == ""
+    backend.state_of = {"first": READY, "second": unplaceable}
+    assert shown().startswith("Model first is ready.\nReady.")
+
+
 def test_a_server_with_api_keys_says_where_the_key_goes(
     backend: LocalBackend, serve_app: Callable[[FastAPI], str]
 ) -> None:
@@ -94,7 +106,7 @@ def test_a_server_with_api_keys_says_where_the_key_goes(
     models = [{"name": "first", "source": "/x", "device": "cpu"}]
     config = AppConfig.model_validate({"models": models, "auth": {"key_hashes": [hash_of("k")]}})
     url, output, is_over = serve_app(create_app(backend, config)), io.StringIO(), threading.Event()
-    notice = threading.Thread(target=ServerNotice(url, Console(file=output)).run, args=(is_over,))
+    notice = threading.Thread(target=ServerNotice(url, Console(file=output), {"first"}).run, args=(is_over,))
     notice.start()
     end = time.monotonic() + 20
     while "curl" not in output.getvalue() and time.monotonic() < end:
