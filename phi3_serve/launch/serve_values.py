@@ -46,6 +46,8 @@ def deployment_problems(where: str, deployments: Sequence[DeploymentSchema], app
     names = [INGRESS_NAME, *(deployment_name(model.served_name) for model in app.models)]
     for number, deployment in enumerate(deployments):
         here = f"{where}[{number}]"
+        if deployment.name in (earlier.name for earlier in deployments[:number]):
+            yield f"{here}.name: `{deployment.name}` has an entry already; put both into one"
         if deployment.name not in names:
             hint = did_you_mean(deployment.name, names, f"; valid names: {', '.join(names)}")
             yield f"{here}.name: unknown deployment `{deployment.name}`{hint}"

@@ -194,6 +194,11 @@ HTTP = "http_options: {host: 127.0.0.1, port: 8000}"
         ),
         (
             "args:",
+            "deployments: [{name: ingress, user_config: {}}, {name: ingress, user_config: {}}]\n    args:",
+            "applications[0].deployments[1].name: `ingress` has an entry already; put both into one",
+        ),
+        (
+            "args:",
             "deployments: [{name: ingress, user_config: {limits: {request_timeout_s: 0}}}]\n    args:",
             "applications[0].deployments[0].user_config.limits.request_timeout_s: Input should be greater than 0",
         ),
