@@ -38,6 +38,7 @@ LOW_RANK = f"{ENGINE}/kernels/triton_low_rank.py"
 IN_FP8 = f"{ENGINE}/kernels/triton_fp8.py"
 QUANTIZED = f"{ENGINE}/kernels/triton_quantized.py"
 SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
+WARPERS = f"{ENGINE}/kernels/triton_warpers.py"
 HOME = f"{ENGINE}/kernels/cuda.py"
 FLASH = f"{ENGINE}/kernels/flash_attention.py"
 LARGEST_STEP = f"{ENGINE}/model/largest_step.py"
@@ -62,6 +63,7 @@ OF_ATTENTION = "tests/engine/kernels/test_triton_attention.py"
 OF_ATTENTION_IN_8_BITS = "tests/engine/kernels/test_triton_attention.py::test_a_cache_in_8_bits"
 OF_LAYERS = "tests/engine/kernels/test_triton_layers.py"
 OF_LAYERS_IN_8_BITS = "tests/engine/kernels/test_triton_layers.py::test_store_in_8_bits"
+OF_WARPERS = "tests/engine/kernels/test_triton_warpers.py::test_random_rows[704]"
 OF_LOW_RANK = "tests/engine/kernels/test_triton_low_rank.py"
 OF_ROUNDING = "tests/engine/kernels/test_triton_fp8.py::test_rows_are_rounded_as_the_reference_rounds_them"
 OF_FP8_PRODUCTS = "tests/engine/kernels/test_triton_fp8.py::test_products"
@@ -262,15 +264,33 @@ FAULTS: list[Fault] = [
         (OF_LAYERS,),
         ("the last of equal scores is taken", "token = tl.min(tl.where((scores == highest) & is_token, column, BLOCK), 0)", "token = tl.max(tl.where((scores == highest) & is_token, column, -1), 0)"),
         ("a score that is no number goes unnoticed", "& (has_nan == 0)", ""),
-        ("the temperature is forgotten", "scores = scores / temperature", "scores = scores / 1.0"),
+        ("rows share their noise", "+ tl.load(seed + 1) * 65536 + row", "+ tl.load(seed + 1) * 65536"),
+        ("steps share their noise", "tl.load(seed) + tl.load(seed + 1) * 65536", "tl.load(seed)"),
+        ("no token is drawn", "is_drawn = tl.load(ints + row * _NUM_INTS) > 0", "is_drawn = tl.load(ints + row * _NUM_INTS) > 1"),
+    ),
+    *_of(
+        WARPERS,
+        (OF_LAYERS, OF_WARPERS),
+        ("the temperature is forgotten", "scores = scores / tl.load(floats)", "scores = scores / 1.0"),
         ("top_k keeps no equal scores", "scores = tl.where(keys >= threshold, scores, float(\"-inf\"))\n    return scores\n\n\n@triton.jit\ndef _top_p", "scores = tl.where(keys > threshold, scores, float(\"-inf\"))\n    return scores\n\n\n@triton.jit\ndef _top_p"),
         ("top_k is off by one", "tl.minimum(tl.maximum(top_k, keep), VOCAB)", "tl.minimum(tl.maximum(top_k + 1, keep), VOCAB)"),
         ("top_p is inverted", "limit = (1.0 - top_p) * tl.sum(weights, 0)", "limit = top_p * tl.sum(weights, 0)"),
         ("the edge of the nucleus is kept whole", "is_removed = (keys < low) | (is_edge & (rank <= num_removed))", "is_removed = keys < low"),
         ("min_p is forgotten", "is_kept = (weights >= min_p)", "is_kept = (weights >= 0.0)"),
-        ("rows share their noise", "+ tl.load(seed + 1) * 65536 + row", "+ tl.load(seed + 1) * 65536"),
-        ("steps share their noise", "tl.load(seed) + tl.load(seed + 1) * 65536", "tl.load(seed)"),
-        ("no token is drawn", "is_drawn = tl.load(ints + row * 3) > 0", "is_drawn = tl.load(ints + row * 3) > 1"),
+    ),
+    *_of(
+        WARPERS,
+        (OF_WARPERS,),
+        ("-0 is less than 0", "bits = tl.where(scores == 0.0, 0.0, scores).to", "bits = scores.to"),
+        ("the entropy is that of the weights", "entropy = -tl.sum(weights / total *", "entropy = -tl.sum(weights *"),
+        ("typical tokens are those of the most information", "keys = _ordered(tl.abs(-logprobs - entropy))", "keys = _ordered(tl.abs(logprobs))"),
+        ("typical tokens have less than the probability", "0.0), 0) >= typical_p", "0.0), 0) > 0.9 * typical_p"),
+        ("the last typical token is ruled out", "scores = tl.where(keys <= threshold, scores", "scores = tl.where(keys < threshold, scores"),
+        ("epsilon is that of the likeliest token", "(weights / tl.sum(weights, 0) >= probability)", "(weights >= probability)"),
+        ("no token is kept below epsilon", " | (keys >= _kth_largest(keys, keep))\n    return", "\n    return"),
+        ("eta knows no entropy", "tl.minimum(eta, tl.sqrt(eta) * tl.exp(-entropy))", "eta"),
+        ("eta is not limited", "tl.minimum(eta, tl.sqrt(eta) * tl.exp(-entropy))", "tl.sqrt(eta) * tl.exp(-entropy)"),
+        ("typical tokens are ruled out before the least likely ones", "    scores = _min_p(scores, tl.load(floats + 2), keep)\n    scores = _typical_p(scores, tl.load(floats + 3), keep)\n", "    scores = _typical_p(scores, tl.load(floats + 3), keep)\n    scores = _min_p(scores, tl.load(floats + 2), keep)\n"),
     ),
     *_of(
         HOME,

@@ -39,13 +39,15 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import PADDING_TILES, problem_of_fp8, problem_of_pack
 from phi3_serve.engine.kernels.triton_low_rank import add_low_rank
 from phi3_serve.engine.kernels.triton_quantized import TritonWeights
-from phi3_serve.engine.kernels.triton_sampling import choose_tokens
+from phi3_serve.engine.kernels.triton_sampling import choose_tokens, packed
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes, FittingSizes
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
 from phi3_serve.engine.quantization import round_weight
+from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.sampling.warpers import warp
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
 from phi3_serve.resolved_parameters import resolve
@@ -74,8 +76,16 @@ SHAPES = [
     (40, 10, 128, (torch.bfloat16,)),
     (4, 2, 32, (torch.float32, torch.float16)),
 ]
-# temperature, top_p, min_p, top_k, min_tokens_to_keep
-DRAWS = [(1.0, 1.0, 0.0, 0, 1), (0.7, 1.0, 0.0, 10, 1), (1.0, 0.9, 0.0, 0, 1), (0.8, 0.8, 0.02, 40, 1)]
+DRAWS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7, "top_k": 10},
+    {"top_p": 0.9},
+    {"temperature": 0.8, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
+    {"typical_p": 0.6},
+    {"temperature": 0.9, "epsilon_cutoff": 3e-4},
+    {"eta_cutoff": 2e-3},
+    {"top_k": 500, "top_p": 0.95, "typical_p": 0.9, "eta_cutoff": 1e-3},
+]
 NUM_DRAWS, VOCAB = 4096, 32_064
 CONTEXT = 4096  # most tokens of a request
 MAX_Z = 4.5  # of the counts of the most likely tokens
@@ -236,36 +246,28 @@ def sampler() -> dict[str, Any]:
     found = {}
     torch.manual_seed(0)
     logits = (torch.randn(1, VOCAB, device="cuda") * 3).bfloat16().expand(NUM_DRAWS, VOCAB).contiguous()
-    for temperature, top_p, min_p, top_k, keep in DRAWS:
-        floats = torch.tensor([(temperature, top_p, min_p)] * NUM_DRAWS, device="cuda")
-        ints = torch.tensor([(1, top_k, keep)] * NUM_DRAWS, dtype=torch.int32, device="cuda")
+    for given in DRAWS:
+        settings = _settings(given)
+        arrays = packed([(settings.parameters, settings.min_tokens_to_keep)] * NUM_DRAWS)
+        floats, ints = (torch.from_numpy(array).cuda() for array in arrays)
         tokens = torch.empty(NUM_DRAWS, dtype=torch.int32, device="cuda")
         choose_tokens(logits, floats, ints, torch.tensor([5, 9], device="cuda"), tokens)
-        expected = NUM_DRAWS * _distribution(logits[0].double() / temperature, top_k, top_p, min_p, keep)
+        expected = NUM_DRAWS * warp(logits[:1].double(), [settings]).softmax(-1)[0]
         counts = torch.bincount(tokens.long(), minlength=VOCAB).double()
         assert not counts[expected == 0].any(), "a token was drawn that the warpers rule out"
         top = expected.topk(20).indices
         deviation = (expected[top] * (1 - expected[top] / NUM_DRAWS)).sqrt() + 1e-9
         z = float(((counts[top] - expected[top]) / deviation).abs().max())
         assert z < MAX_Z, f"a count is {z} standard deviations from its expectation"
-        name = f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}"
+        name = ", ".join(f"{parameter} {value}" for parameter, value in given.items()) or "no warper"
         found[name] = {"support": int((expected > 0).sum()), "max_z": z}
         say(f"sampler, {name}: {found[name]['support']} tokens, largest deviation {z:.1f} sigma")
     return found
 
 
-def _distribution(scores: Tensor, top_k: int, top_p: float, min_p: float, keep: int) -> Tensor:
-    if top_k:
-        scores[scores < scores.topk(top_k).values[-1]] = -torch.inf
-    if top_p < 1:
-        values, order = scores.sort(stable=True)
-        is_removed = values.softmax(-1).cumsum(-1) <= 1 - top_p
-        is_removed[-keep:] = False
-        scores[order[is_removed]] = -torch.inf
-    if min_p:
-        probs = scores.softmax(-1)
-        scores[probs < min_p * probs.max()] = -torch.inf
-    return scores.softmax(-1)
+def _settings(given: dict[str, Any]) -> ScoreSettings:
+    parameters = resolve(GenerationParameters(do_sample=True, **{"top_k": 0, **given}), GenerationParameters())
+    return ScoreSettings(prepare("", (5,), parameters, context_length=CONTEXT, timeout_s=600, stream=False))
 
 
 def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
@@ -278,7 +280,11 @@ def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch
     for given, prompt_tokens, count in (
         ({"do_sample": False}, 2 * sizes.token_budget - 40, 20),
         # The host draws these, over the whole vocabulary.
-        ({"do_sample": True, "top_k": 0, "top_p": 0.9, "typical_p": 0.9, "eta_cutoff": 1e-6}, 20, sizes.max_rows),
+        (
+            {"do_sample": True, "top_k": 0, "typical_p": 0.9, "eta_cutoff": 1e-6, "no_repeat_ngram_size": 50},
+            20,
+            sizes.max_rows,
+        ),
         # The logits of the whole prompt.
         ({"do_sample": False, "prompt_logprobs": 1}, sizes.token_budget, 2),
         # They start in steps with those above.

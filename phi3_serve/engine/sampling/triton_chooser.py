@@ -6,17 +6,10 @@ import torch
 from torch import Tensor
 
 from phi3_serve.engine.error_kind import kind_of
-from phi3_serve.engine.kernels import triton_sampling
+from phi3_serve.engine.kernels import triton_sampling, triton_warpers
+from phi3_serve.engine.sampling.chooser_trial import ChooserTrial
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.warpers import requested
-
-# Parameters of ``choose_tokens``, floats and integers, with which the most likely token is the only one.
-CERTAIN = (
-    ((1.0, 1.0, 0.0), (0, 0, 1)),
-    ((0.7, 1.0, 0.0), (1, 1, 1)),
-    ((1.0, 1e-6, 0.0), (1, 0, 1)),
-    ((1.0, 1.0, 1.0), (1, 0, 1)),
-)
 
 
 class TritonChooser:
@@ -29,24 +22,19 @@ class TritonChooser:
 
     def supports(self, settings: ScoreSettings) -> bool:
         """See ``TokenChooser``."""
-        return settings.parameters.is_greedy or requested(settings.parameters) <= triton_sampling.WARPERS
+        return settings.parameters.is_greedy or requested(settings.parameters) <= triton_warpers.PARAMETERS
 
     def prepare(self, logits: Tensor) -> str | None:
         """See ``TokenChooser``. It compiles the kernel, which takes seconds, and draws where only one token is left."""
-        rows, vocab_size = len(CERTAIN), logits.shape[1]
-        floats, ints = (torch.tensor(of_rows, device=logits.device) for of_rows in zip(*CERTAIN, strict=True))
-        scores = torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(0)).to(logits)
-        expected = [(number + 1) * vocab_size // (rows + 1) for number in range(rows)]
-        scores[range(rows), expected] = 2 * scores.amax()
-        tokens = torch.empty(rows, dtype=torch.int32, device=logits.device)
+        trial = ChooserTrial.like(logits)
         try:
-            triton_sampling.choose_tokens(scores, floats, ints.int(), self._seed, tokens)
-            found = tokens.tolist()
+            triton_sampling.choose_tokens(trial.logits, trial.floats, trial.ints, self._seed, trial.tokens)
+            found = trial.tokens.tolist()
         except Exception as error:
             if kind_of(error) != "other":
                 raise
             return f"{type(error).__name__}: {error}"
-        return None if found == expected else f"it chose {found} instead of {expected}"
+        return None if found == trial.expected else f"it chose {found} instead of {trial.expected}"
 
     def choose(self, logits: Tensor, rows: Sequence[ScoreSettings], tokens: Tensor) -> None:
         """See ``TokenChooser``."""

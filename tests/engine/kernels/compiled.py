@@ -215,7 +215,7 @@ def launch_all(compiler: Compiler, capability: int, shape: str, window: int | No
                 launch_adapters(layout, model, dtype, count)
             triton_sampling.choose_tokens(
                 torch.empty(len(rows), VOCAB, dtype=dtype),
-                torch.empty(len(rows), 3),
+                torch.empty(len(rows), 6),
                 integers(len(rows), 3),
                 torch.zeros(2, dtype=torch.int64),
                 integers(len(rows)),

@@ -153,9 +153,10 @@ def test_what_the_kernels_cannot_read_is_refused() -> None:
 
 
 def chosen(logits: Tensor, floats: tuple[float, ...], ints: tuple[int, ...], step: int = 0) -> Tensor:
+    """``floats``: temperature, top_p and min_p."""
     count = len(logits)
     tokens = torch.empty(count, dtype=torch.int32)
-    settings = torch.tensor([floats] * count), torch.tensor([ints] * count, dtype=torch.int32)
+    settings = torch.tensor([(*floats, 1.0, 0.0, 0.0)] * count), torch.tensor([ints] * count, dtype=torch.int32)
     choose_tokens(logits, *settings, torch.tensor([7, step]), tokens)
     return tokens
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels import triton_sampling
+from phi3_serve.engine.kernels import triton_sampling, triton_warpers
 from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
@@ -98,8 +98,8 @@ def does_not_compile(*_: object) -> None:
 @pytest.mark.parametrize(
     ("kernel", "problem"),
     [
-        (always_the_first, "it chose [0, 0, 0, 0]"),
-        (greedy_only, "it chose [140,"),
+        (always_the_first, "it chose [0, 0, 0, 0"),
+        (greedy_only, "it chose [31, 479, 479"),
         (does_not_compile, "PassManager::run failed"),
     ],
 )
@@ -112,6 +112,15 @@ def test_a_wrong_kernel_is_replaced(
     assert isinstance(sampler._chooser, TorchChooser)
     (record,) = caplog.records
     assert problem in record.getMessage()
+
+
+@pytest.mark.parametrize("vocab", [64, 700])
+@pytest.mark.parametrize("name", ["_top_k", "_top_p", "_min_p", "_typical_p", "_epsilon_cutoff", "_eta_cutoff"])
+def test_a_kernel_without_a_warper_is_noticed(name: str, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_warpers, name, lambda scores, *_: scores)
+    chooser = TritonChooser(CPU)
+    chooser._seed = torch.tensor([vocab, 0])  # another may draw the right token
+    assert "it chose" in str(chooser.prepare(torch.zeros(2, vocab, dtype=torch.bfloat16)))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +152,8 @@ def test_steps_and_choosers_draw_anew(loaded: LoadedModel) -> None:
     [
         ({"do_sample": False, "typical_p": 0.5}, True),  # greedy rows are not warped
         ({"do_sample": True, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "temperature": 2.0}, True),
-        ({"do_sample": True, "typical_p": 0.5}, False),
+        ({"do_sample": True, "typical_p": 0.5, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01}, True),
         ({"do_sample": True, "top_h": 0.5}, False),
-        ({"do_sample": True, "epsilon_cutoff": 0.01}, False),
-        ({"do_sample": True, "eta_cutoff": 0.01}, False),
     ],
 )
 def test_warpers_that_the_kernel_has(loaded: LoadedModel, given: dict[str, Any], is_supported: bool) -> None:
