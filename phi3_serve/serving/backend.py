@@ -183,7 +183,8 @@ class HandleBackend:
         on_gpu = [n for n, p in self._placements.items() if p.device == "cuda" and states[n].state == "ready"]
         if not on_gpu:
             return HostInfo(cpu=await asyncio.to_thread(cpu_info))
-        return HostInfo(gpus=tuple([await _reply(self._handles[n].host_info.remote()) for n in on_gpu]))
+        gpus = [await _reply(self._handles[n].host_info.remote()) for n in on_gpu]
+        return HostInfo(gpus=tuple({gpu.id: gpu for gpu in gpus}.values()))  # models may share a GPU
 
     def capacity(self) -> int:
         """How many requests can run or wait in all models; see ``core.Backend``.

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from phi3_serve.core.adapter import AdapterChoice, OfferedAdapter
 from phi3_serve.core.backend_protocol import Occupancy
 from phi3_serve.core.event import Begun, Delta, Done, Failed, Queued
 from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
+from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.core.prompt import RawPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
 from phi3_serve.core.usage import Usage
@@ -414,3 +416,25 @@ def test_an_adapter_that_a_new_version_may_offer_is_not_refused_for_good(monkeyp
         assert isinstance(await waiting, Done)
 
     asyncio.run(story())
+
+
+def test_a_gpu_that_models_share_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [
+        GpuInfo(
+            id=gpu, name="L4", load_percent=5, temperature_celsius=40, memory_used_bytes=used, memory_total_bytes=24
+        )
+        for gpu, used in (("a", 6), ("b", 7), ("a", 9))
+    ]
+    backend = backend_of({str(number): VariantState("ready") for number in range(3)}, monkeypatch)
+    placements = {
+        str(number): place(ModelConfig(name=str(number), source="x", device="cuda", num_gpus=0.5), cluster_has_gpu=True)
+        for number in range(3)
+    }
+    monkeypatch.setattr(backend, "_placements", placements)
+    for number, gpu in enumerate(gpus):
+
+        async def reading(gpu: GpuInfo = gpu) -> GpuInfo:
+            return gpu
+
+        monkeypatch.setitem(backend._handles, str(number), SimpleNamespace(host_info=SimpleNamespace(remote=reading)))
+    assert asyncio.run(backend.host_info()).gpus == (gpus[2], gpus[1])
