@@ -81,6 +81,7 @@ OF_SHAPES = "tests/engine/model/test_meta.py"
 OF_PROMPTS = "tests/engine/model/test_prompt_graphs.py"
 OF_PROMPTS_IN_TRITON = f"{OF_PROMPTS}::test_a_prompt_in_chunks[triton]"
 OF_LARGEST_STEP = "tests/engine/model/test_largest_step.py"
+OF_WHOLE_PROMPTS = "tests/gpu/test_make_gpu.py::test_whole_prompts_with_torchs_attention"
 OF_GRAPHS = "tests/engine/model/test_cuda_graphs.py"
 OF_RUNNER = "tests/engine/model/test_device_runner.py"
 OF_TIER = "tests/engine/adapters/test_device_tier.py"
@@ -301,14 +302,18 @@ FAULTS: list[Fault] = [
     *_of(
         FLASH,
         (OF_FLASH,),
-        ("the window has a key more", "None if window is None else window - 1", "None if window is None else window"),
-        ("gathered blocks begin one too late", "first_block = first_seen // BLOCK_SIZE", "first_block = -(-first_seen // BLOCK_SIZE)"),
         ("the keys of a block beyond the last one are seen", "[:, :, :num_keys]", "[:, :, :]"),
         ("heads take the keys of the first ones", "in_blocks[:, kv_heads]", "in_blocks[:, : kv_heads.stop - kv_heads.start]"),
         ("queries do not follow their keys", "heads = slice(first * group, stop * group)", "heads = slice(0, (stop - first) * group)"),
         ("gathered queries see the next token", "        True,  # causal\n", "        False,  # causal\n"),
         ("all keys are gathered at once", "at_once = max(1, kv_heads * keys_at_once(kv_heads, query.shape[2], query.dtype) // num_keys)", "at_once = kv_heads"),
         ("keys before the window are gathered", "first_seen = 0 if window is None else max(", "first_seen = 0 if True else max("),
+    ),
+    *_of(
+        FLASH,
+        (OF_FLASH, OF_WHOLE_PROMPTS),
+        ("the window has a key more", "None if window is None else window - 1", "None if window is None else window"),
+        ("gathered blocks begin one too late", "first_block = first_seen // BLOCK_SIZE", "first_block = -(-first_seen // BLOCK_SIZE)"),
     ),
     *_of(
         FLASH,

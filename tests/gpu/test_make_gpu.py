@@ -13,12 +13,15 @@ import torch
 
 from phi3_serve.engine.kernels import prompt_attention
 from phi3_serve.engine.kernels.cuda import ChunkSize
+from phi3_serve.engine.kernels.reference import ReferenceKernels
 from tests.engine.kernels.emulated_flash import emulated_flash_attention
 from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.model.replayer import runner_on_cpu
+from tests.engine.model.test_device_steps import GatheringKernels
 from tests.gpu import __main__ as make_gpu
-from tests.gpu import checks, prompts, trouble
+from tests.gpu import checks, chunks, prompts, trouble
 from tests.gpu.__main__ import CUT, NOT_RUN, PARTS, PASSED, Part, run_parts
+from tests.random_checkpoint import Shape
 
 PROBES = "tests.gpu.probes"
 
@@ -90,7 +93,7 @@ def test_a_part_that_its_own_limit_stops_has_failed(tmp_path: Path, capsys: pyte
 
 
 def test_the_most_telling_parts_have_time_in_one_run() -> None:
-    first = ["card", "kernels", "prompts", "parity", "mini", "memory", "trouble"]
+    first = ["card", "kernels", "prompts", "chunks", "parity", "mini", "memory", "trouble"]
     assert list(PARTS)[: len(first)] == first
     assert sum(PARTS[name].limit_s for name in first) <= make_gpu.BUDGET_S
 
@@ -145,3 +148,22 @@ def test_the_largest_steps_of_an_engine_that_takes_all_memory() -> None:
     assert (found["flash_attention"], found["replaced_kernels"]) == ("", {})
     assert found["token_budget"] == 128
     assert found["cache_tokens"] > 128
+
+
+@pytest.mark.thorough
+def test_whole_prompts_with_torchs_attention() -> None:
+    """As on a GPU, but for the sizes, the emulated operation, and the reference in place of Triton's kernels."""
+    shape = Shape(hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, context_length=512)
+    with emulated_flash_attention() as calls:
+        found = chunks.main(
+            "cpu",
+            lambda config, device, is_gathered: GatheringKernels() if is_gathered else ReferenceKernels(),
+            shape,
+            first=(100, 100, 37),
+            prefix=96,
+            behind=(40, 25),
+            windows=(None, 20, 90),
+        )
+    assert len(calls) == 3 * 3 * 5  # windows, layers, chunks
+    assert {(100, 100), (37, 237), (25, 161)} <= {(queries, keys) for queries, keys, _ in calls}
+    assert all(0.005 < of_window["gathered and reference"] < chunks.BOUND for of_window in found.values())
