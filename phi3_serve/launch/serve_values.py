@@ -86,6 +86,8 @@ def _lost_adapters(here: str, deployment: DeploymentSchema, app: AppConfig) -> I
 
 
 def _http_problems(http: HTTPOptionsSchema) -> Iterator[str]:
+    if not http.host.strip():
+        yield "http_options.host: must be an address, such as 127.0.0.1, and is empty"
     yield from _port_problems("http_options.port", http.port)
     if http.root_path and not _ROUTE_PREFIX.fullmatch(http.root_path):
         yield f"http_options.root_path: must begin with / and not end with it, and is {http.root_path!r}"

@@ -181,6 +181,7 @@ HTTP = "http_options: {host: 127.0.0.1, port: 8000}"
             "ssl_certfile: gone.pem, ssl_keyfile: gone.pem",
             "http_options.ssl_certfile: cannot be loaded with ssl_keyfile: No such file or directory",
         ),
+        ("host: 127.0.0.1", "host: ''", "http_options.host: must be an address, such as 127.0.0.1, and is empty"),
         (
             HTTP,
             "proxy_location: Disabled",
