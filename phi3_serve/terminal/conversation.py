@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from phi3_serve.errors import Phi3ServeError, did_you_mean
-from phi3_serve.parameters import NAMES
+from phi3_serve.parameters import NAMES, GenerationParameters
 
 
 @dataclass(slots=True)
@@ -21,14 +21,18 @@ class Conversation:
     def set(self, name: str, value: str) -> None:
         """Set the generate parameter ``name`` to ``value``, which is JSON, or a text without quotes.
 
+        JSON of a type that the parameter does not have is a text if it has this type: ``4`` is a stop string.
+
         Raises:
             Phi3ServeError: there is no such parameter.
         """
         require_parameter(name)
         try:
-            self.parameters[name] = json.loads(value)
+            given = json.loads(value)
         except ValueError:
-            self.parameters[name] = value
+            given = value
+        types = _types_of(name)
+        self.parameters[name] = value if str in types and type(given) not in types else given
 
     def unset(self, name: str) -> None:
         """Leave the generate parameter ``name`` to the server.
@@ -53,6 +57,11 @@ class Conversation:
         messages = [dict(message) for message in body["messages"]]
         self.system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
         self.model, self.messages, self.parameters = body["model"], messages, dict(body["generate_kwargs"])
+
+
+def _types_of(name: str) -> list[Any]:
+    """The types of the parameter's values; a literal text, such as "never", is none of them."""
+    return [get_origin(hint) or hint for hint in get_args(get_type_hints(GenerationParameters)[name])]
 
 
 def require_parameter(name: str) -> None:

@@ -18,6 +18,7 @@ from phi3_serve.core.event import Delta, Done
 from phi3_serve.core.variant_state import VariantState
 from phi3_serve.errors import EngineFailure, ModelUnavailable, Overloaded
 from phi3_serve.launch.proxy import free_port
+from phi3_serve.terminal.conversation import Conversation
 from tests.support import LocalBackend, engine_of
 from tests.terminal.screen import PASTE, PROMPT, Screen
 
@@ -81,6 +82,16 @@ def test_settings_of_the_command_line(server_url: str, client: TestClient) -> No
     assert answer == "answer 12 tokens"
     assert float(speed.removesuffix(" tokens/s")) > 0
     assert float(first.removeprefix("first after ").removesuffix(" ms")) > 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "set_to"),
+    [("stop=4", "4"), ('stop=["4"]', ["4"]), ("regex=[0]", "[0]"), ("json_schema=true", True), ("top_k=4", 4)],
+)
+def test_a_text_needs_no_quotes(typed: str, set_to: object) -> None:
+    conversation = Conversation("tested")
+    conversation.set(*typed.split("=", 1))
+    assert list(conversation.parameters.values()) == [set_to]
 
 
 def test_a_real_pipe_and_a_real_exit_code(server_url: str, client: TestClient, tmp_path: Path) -> None:
