@@ -37,5 +37,6 @@ class LiveSettings(Generic[Live]):
                 raise
             for problem in error.errors():
                 place = ".".join(["user_config", *map(str, problem["loc"])])
-                logger.error("%s: %s. The previous user_config stays.", place, problem["msg"])
+                message = problem["msg"].removeprefix("Value error, ")
+                logger.error("The previous user_config stays. %s: %s", place, message)
         return self._valid

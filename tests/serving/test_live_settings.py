@@ -14,7 +14,9 @@ def test_a_wrong_one_leaves_the_last_in_force_and_is_logged(caplog: pytest.LogCa
     settings = LiveSettings(LiveIngressConfig)
     good = settings.read({"auth": {"key_hashes": ["0" * 64]}})
     assert settings.read({"auth": {"key_hashes": ["secret-key"]}}) == good
-    assert "user_config.auth: Value error, key_hashes[0] must be 64 hexadecimal digits" in caplog.text
+    assert (
+        "The previous user_config stays. user_config.auth: key_hashes[0] must be 64 hexadecimal digits" in caplog.text
+    )
     assert "secret-key" not in caplog.text
     assert settings.read({}) == LiveIngressConfig()
 
