@@ -24,6 +24,7 @@ from phi3_serve.core.generation_request import GenerationRequest, RequestOptions
 from phi3_serve.core.host_info import GpuInfo
 from phi3_serve.core.prompt import Conversation, RawPrompt
 from phi3_serve.core.tokenization import Tokenization, TokenizationRequest
+from phi3_serve.engine.allocator_options import set_allocator_options
 from phi3_serve.errors import (
     EngineFailure,
     InvalidRequest,
@@ -47,7 +48,7 @@ from phi3_serve.serving.model_load import ModelLoad
 from phi3_serve.serving.model_loading import RunningModel
 from phi3_serve.serving.published_metrics import PublishedMetrics
 from phi3_serve.serving.replica_options import ReplicaOptions
-from phi3_serve.serving.replica_process import end_process, log_through_serve, replica_name, set_allocator_options
+from phi3_serve.serving.replica_process import end_process, log_through_serve, replica_name
 from phi3_serve.serving.scaling import scaling_statistics
 from phi3_serve.serving.text_events import text_events
 from phi3_serve.serving.tokenization import tokenized

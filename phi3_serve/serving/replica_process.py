@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import MutableMapping
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
@@ -19,15 +18,6 @@ def end_process(reason: str) -> None:
     """
     logger.critical("this replica ends: %s", reason)
     os._exit(1)
-
-
-def set_allocator_options(environment: MutableMapping[str, str]) -> None:
-    """Let torch's segments of GPU memory grow, so that steps of different sizes leave no gaps between them.
-
-    Call it before torch is imported. Options of the operator stay as they are.
-    """
-    if not environment.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:  # the second is the earlier name
-        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def replica_name() -> str | None:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from phi3_serve.bar_chart import Bar, Panel, drawn
+from phi3_serve.engine.allocator_options import set_allocator_options
 from tests.gpu.worker import END, LAST
 
 ROOT = Path(__file__).parents[2]
@@ -175,8 +176,16 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env=_environment(),
             process_group=0,  # so that all processes of a part can be ended together
         )
+
+
+def _environment() -> dict[str, str]:
+    """That of a worker, with the memory of the GPU as a replica has it."""
+    environment = dict(os.environ)
+    set_allocator_options(environment)
+    return environment
 
 
 def run_parts(parts: Sequence[tuple[str, Part]], folder: Path, *, command: str, budget_s: float = BUDGET_S) -> int:

@@ -8,7 +8,7 @@ from phi3_serve.bench import engine
 from tests.gpu.report import say, write
 
 # name: (workloads, requests at once, peers)
-RUNS = {
+RUNS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "kaito": (("plain", "sampled", "exotic"), 64, ("generate",)),
     "beams": (("beams",), 8, ("generate",)),
     "batching": (("plain",), 64, ("batching",)),

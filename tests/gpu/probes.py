@@ -12,7 +12,11 @@ from tests.gpu.report import say, write
 def passes(name: str) -> dict[str, Any]:
     """Says something and has figures."""
     say(f"said by {name}")
-    return {"process": os.getpid(), "decode": {"of_limit": 0.5}}
+    return {
+        "process": os.getpid(),
+        "allocator": os.environ["PYTORCH_ALLOC_CONF"],
+        "decode": {"of_limit": 0.5},
+    }
 
 
 def raises(_: str) -> None:

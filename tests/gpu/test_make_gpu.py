@@ -43,7 +43,8 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     code, parts = report_of(
         tmp_path,
         ("one", "passes", 200),
@@ -68,6 +69,7 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert parts["raises"]["figures"] == {"so far": 1}
     assert any("hangs_with_a_child" in line for line in parts["hangs"]["last_lines"])  # where it was
     assert not is_running(parts["hangs"]["figures"]["child"])
+    assert parts["one"]["figures"]["allocator"] == "expandable_segments:True"  # as in a replica
     # Parts that pass follow one another in one process.
     assert parts["three"]["figures"]["process"] == parts["four"]["figures"]["process"]
     assert "said by one" in (tmp_path / "log.txt").read_text()

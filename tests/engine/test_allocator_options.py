@@ -1,11 +1,11 @@
-"""The environment of a replica's process."""
+"""The options of torch's allocator in the environment of a process."""
 
 import subprocess
 import sys
 
 import pytest
 
-from phi3_serve.serving.replica_process import set_allocator_options
+from phi3_serve.engine.allocator_options import set_allocator_options
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
@@ -17,7 +17,7 @@ def test_allocator_options_of_the_operator_stay(name: str) -> None:
 
 SCRIPT = """
 import os, sys, warnings
-from phi3_serve.serving.replica_process import set_allocator_options
+from phi3_serve.engine.allocator_options import set_allocator_options
 warnings.simplefilter("error")
 assert "torch" not in sys.modules
 set_allocator_options(os.environ)
