@@ -47,7 +47,7 @@ class Part:
 PARTS: dict[str, Part] = {
     "card": Part("checks:card", (), 40),
     "kernels": Part("checks:kernels", (), 90),
-    "prompts": Part("prompts:main", (), 60),
+    "prompts": Part("prompts:main", (), 70),
     "chunks": Part("chunks:main", (), 40),
     "parity": Part("checks:parity", (), 70),
     "mini": Part("speed:main", ("mini",), 100),

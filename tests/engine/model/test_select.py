@@ -16,7 +16,7 @@ from phi3_serve.engine.kernels.prompt_attention import Trial
 from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import Finding
 from phi3_serve.engine.loaded_model import LoadedModel
-from phi3_serve.engine.memory import EngineSizes
+from phi3_serve.engine.memory import EngineSizes, FittingSizes, GpuMemory, block_bytes
 from phi3_serve.engine.model import decoder, select
 from phi3_serve.engine.model.device_runner import DeviceRunner
 from phi3_serve.engine.model.linear import Streamed
@@ -103,6 +103,24 @@ def test_what_is_turned_off_is_neither_captured_nor_tried(
     assert (runner.cuda_graphs, runner.flash_attention) == (graphs, "from 9 tokens over 9 keys" if flash else "")
     assert len(captured) == (3 if graphs else 1)  # for two rows and for one, and the warm-up
     assert runner.replaced_kernels == {}
+
+
+def test_the_largest_step_is_measured_for_fitting_sizes(
+    loaded: LoadedModel, captured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[Any, ...]] = []
+
+    def measure(make: Any, *given: Any) -> GpuMemory:
+        measured.append(given)
+        return GpuMemory(total=10**9, free=10**9, step=0, graphs=0)
+
+    monkeypatch.setattr(select, "check_kernels", lambda *_, **__: [])
+    monkeypatch.setattr(prompt_attention, "sizes_to_gather", lambda *_, **__: Trial({}))
+    monkeypatch.setattr(select, "measure_largest_step", measure)
+    wanted = FittingSizes(max_blocks=150, kv_cache_dtype="int8")
+    runner = select._cuda_runner(loaded.model, wanted, torch.float32, releases_weights=False)
+    assert measured == [(block_bytes(loaded.model.config, torch.float32, "int8"), wanted, 2048)]
+    assert (runner.sizes.num_blocks, runner.sizes.token_budget, runner.sizes.kv_cache_dtype) == (150, 2048, "int8")
 
 
 @pytest.mark.parametrize("has_fault", [False, True])
