@@ -7,7 +7,7 @@ import {openComparison, setUpComparison} from "./comparison.js";
 import * as conversations from "./conversations.js";
 import {$, oncePerFrame} from "./elements.js";
 import {drawLastTurn, drawLog, drawProgress, drawWait} from "./log.js";
-import {choose, watchModels} from "./models.js";
+import {choose, untilChosen, watchModels} from "./models.js";
 import {describeParameters, drawFields, knownParameters} from "./parameters.js";
 import * as settings from "./settings.js";
 import {closeSidebar, drawSidebar, setUpSidebar} from "./sidebar.js";
@@ -65,8 +65,8 @@ async function answerNext(conversation) {
   const turn = emptyTurn();
   conversation.turns.push(turn);
   draw(true);
-  // Until the server has described its parameters, it is not known which of the settings it takes.
-  const request = described.then(() => settings.currentRequest(knownParameters()));
+  // Until the server has described its parameters and its models, it is not known what it takes.
+  const request = described.then(untilChosen).then(() => settings.currentRequest(knownParameters()));
   const whole = answer(conversation, turn, request, {onProgress: oncePerFrame(drawProgress), onWait: drawWait});
   showBusy();
   await whole;

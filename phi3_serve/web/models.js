@@ -19,7 +19,7 @@ export const chosenModel = () => $("model").value;
 export async function watchModels() {
   let wait = 5 * SECONDS;
   try {
-    models = (await get("v1/models")).data;
+    await askForModels();
     if (models.every(model => model.state !== "loading")) wait = 15 * SECONDS;
   } catch (error) {
     const detail = error.status === 401 ? error.message : "";
@@ -29,6 +29,15 @@ export async function watchModels() {
   drawList();
   drawState();
   setTimeout(watchModels, wait);
+}
+
+async function askForModels() { models = (await get("v1/models")).data }
+
+/** Waits until there is a chosen model. Throws what keeps the server from saying which models it has. */
+export async function untilChosen() {
+  if (chosenModel()) return;
+  await askForModels();
+  drawList();
 }
 
 export function choose() {

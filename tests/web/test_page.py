@@ -52,16 +52,22 @@ def test_the_answer_is_that_of_chat(browser: Browser, client: TestClient) -> Non
     assert browser.complaints() == []
 
 
-def test_settings_hold_for_a_question_that_is_asked_at_once(browser: Browser, client: TestClient) -> None:
-    """The page learns from the server which parameters there are, and may be asked before."""
-    late = """const real = fetch; window.fetch = async (path, ...more) => {
-        if (path === "openapi.json") await new Promise(done => setTimeout(done, 1500));
+@pytest.mark.parametrize("path", ["openapi.json", "v1/models"])
+def test_settings_and_model_hold_for_a_question_that_is_asked_at_once(
+    browser: Browser, client: TestClient, path: str
+) -> None:
+    """The page learns from the server which parameters and models there are, and may be asked before."""
+    late = f"""const real = fetch; window.fetch = async (path, ...more) => {{
+        if (path === "{path}") await new Promise(done => setTimeout(done, 1500));
         return real(path, ...more);
-    }"""
+    }}"""
+    browser.driver.get(f"{browser.url}/health")
+    browser.run("localStorage.clear()")
+    browser.keep("settings", values(**GREEDY))
     kept = browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": late})
     try:
-        browser.open(settings=values(**GREEDY))
-        assert not browser.all("#p-temperature")
+        browser.driver.get(f"{browser.url}/ui")
+        assert not browser.all("#p-temperature" if path == "openapi.json" else "#model option")
         answer = browser.ask(QUESTION)
     finally:
         browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", kept)
