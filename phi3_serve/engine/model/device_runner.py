@@ -205,7 +205,11 @@ class DeviceRunner:
     def capture_graphs(self) -> None:
         """Capture the graphs of steps without adapters, the largest first, so that the others fit into its memory.
 
-        If the graph of a prompt cannot be captured or replayed, prompts have none.
+        If the graph of a prompt cannot be captured or replayed, prompts have none. If that of a decode step cannot, no
+        step has one.
+
+        Raises:
+            RuntimeError: the device has no memory for the graph of a decode step, or has failed.
         """
         paddings = [(StepShape.of_decode(rows), pack_decode([], rows)) for rows in self._graph_rows]
         nothing = chunk_of_block_0(0, num_logits=0)
@@ -213,9 +217,19 @@ class DeviceRunner:
         for shape, integers in sorted(paddings, key=lambda padding: padding[0].tokens, reverse=True):
             self._buffer.fill(integers)
             if not shape.long_tiles:
-                self._graph(shape)
+                self._capture_decode(shape)
             elif self._prompt_shapes:
                 self._capture_prompt(shape)
+
+    def _capture_decode(self, shape: StepShape) -> None:
+        try:
+            self._graph(shape)
+        except Exception as error:
+            if kind_of(error) == "memory":
+                raise  # because those of a smaller engine may fit
+            self._do_without_graphs("decode_graphs", error)
+            self._capture = self._adapters_capture = without_graphs
+            self._prompt_shapes = []
 
     def _capture_prompt(self, shape: StepShape) -> None:
         """Graphs that are captured already stay, because the others use their memory."""

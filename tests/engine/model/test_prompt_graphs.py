@@ -146,6 +146,38 @@ def test_prompts_do_without_graphs_that_fail(
     assert graphs.num_replays == 1
 
 
+def test_no_step_has_a_graph_if_that_of_a_decode_step_fails(
+    loaded: LoadedModel,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(device_runner, "PROMPT_TOKENS", (20, 40))
+    graphs, kernels = Failing(2, ERRORS[0]), ReferenceKernels()
+    runner = DeviceRunner(Decoder(loaded.model, kernels), kernels, TorchChooser(), graphs, SIZES)
+    assert runner.cuda_graphs
+    runner.capture_graphs()
+    reason = "AcceleratorError: CUDA error: operation not permitted when stream is capturing"
+    assert (graphs.num_captures, runner.replaced_kernels, runner.cuda_graphs) == (2, {"decode_graphs": reason}, False)
+    assert [record.levelname for record in caplog.records if reason in record.getMessage()] == ["WARNING"]
+    both = Both(ModelRunner(loaded.model, ReferenceKernels(), SIZES), runner, graphs, list(range(1, SIZES.num_blocks)))
+    both.add(list(range(30)))
+    both.run([(0, 29, 1)])
+    both.run([(0, 1, 1)])
+    assert graphs.num_replays == 0
+
+
+def test_a_decode_step_without_memory_for_its_graph_fails(
+    loaded: LoadedModel,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``sizes_on_gpu`` then tries a smaller engine."""
+    monkeypatch.setattr(device_runner, "PROMPT_TOKENS", ())
+    kernels = ReferenceKernels()
+    runner = DeviceRunner(Decoder(loaded.model, kernels), kernels, TorchChooser(), Failing(0, ERRORS[1]), SIZES)
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.capture_graphs()
+
+
 def test_a_device_that_has_failed_ends_the_load(
     loaded: LoadedModel,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
