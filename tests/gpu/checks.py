@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from phi3_serve.catalogue import EMBEDDED_TINY, NO_QUANTIZATION
 from phi3_serve.core.engine_event import EngineEvent, Finished
 from phi3_serve.core.event import Failed
 from phi3_serve.engine.adapters.pages import PageLayout
-from phi3_serve.engine.device import compute_capability
+from phi3_serve.engine.device import compute_capability, gpu_info
 from phi3_serve.engine.engine import Engine
 from phi3_serve.engine.engine_core import EngineCore
 from phi3_serve.engine.kernels.contract import (
@@ -104,6 +104,7 @@ def card() -> dict[str, Any]:
         "shared_memory_per_block": properties.shared_memory_per_block_optin,
         "memory": total,
         "memory_free": free,
+        "readings": asdict(gpu_info()),  # without nvidia-ml-py, of the memory alone
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -271,7 +272,7 @@ def _settings(given: dict[str, Any]) -> ScoreSettings:
 
 
 def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """An engine that takes all memory, as a server does, has enough of it for its largest steps."""
+    """An engine that takes all memory, as a server does, has enough of it for its largest steps, and all kernels."""
     began = time.monotonic()
     model = build(Model(shape, device, dtype))
     core = EngineCore(as_loaded(model), FittingSizes(prefix_cache=False), releases_weights=True)
@@ -306,6 +307,7 @@ def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch
     assert core.scheduler.budget.limit == core.scheduler.budget.most, "a step had too little memory"
     found: dict[str, Any] = {
         "ready_s": ready_s,
+        "cuda_graphs": core.info.cuda_graphs,
         "flash_attention": core.info.flash_attention,
         "replaced_kernels": dict(core.info.replaced_kernels),
         "cache_tokens": sizes.num_blocks * BLOCK_SIZE,
@@ -315,6 +317,8 @@ def memory(shape: str = "mini", device: str = "cuda", dtype: torch.dtype = torch
         free, total = torch.cuda.mem_get_info()
         found["free at the end, of the GPU"] = free / total
     say("memory:", found)
+    write(found)
+    assert not found["replaced_kernels"], "the model works, but slower ones replace kernels or graphs"
     return found
 
 

@@ -74,6 +74,7 @@ class Bench:
         info = self.core.info
         self.load = {
             "seconds": time.time() - began,
+            "cuda_graphs": info.cuda_graphs,
             "flash_attention": info.flash_attention,
             "replaced_kernels": dict(info.replaced_kernels),
         }
