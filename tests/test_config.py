@@ -97,6 +97,10 @@ def problem(args: dict[str, Any]) -> str:
             {"models": [{**TINY, "device": "gpu"}]},
             "models.0.device: Input should be 'auto', 'cpu' or 'cuda'",
         ),
+        (
+            {"models": [{**TINY, "cuda_graphs": "sometimes"}]},
+            "models.0.cuda_graphs: Input should be a valid boolean, unable to interpret input",
+        ),
         ({"models": []}, ": models is empty; declare at least one"),
         ({"models": [{**TINY, "source": ""}]}, "models.0.source: String should have at least 1 character"),
         (
@@ -229,6 +233,14 @@ def test_the_pinned_revision_belongs_to_the_catalogues_source() -> None:
     assert pinned.checkpoint_revision == "0a67737cc96d2554230f90338b163bc6380a2a85"
     assert fork.checkpoint_revision is None
     assert moved.checkpoint_revision == "main"
+
+
+def test_parts_of_a_gpus_engine_can_be_turned_off() -> None:
+    """With each of YAML's words for it."""
+    for word in ("false", "off", "no"):
+        model = ModelConfig(**yaml.safe_load(f"{{name: phi-3-tiny, cuda_graphs: {word}, flash_attention: {word}}}"))
+        assert (model.cuda_graphs, model.flash_attention) == (False, False)
+    assert (ModelConfig(**TINY).cuda_graphs, ModelConfig(**TINY).flash_attention) == (True, True)
 
 
 def test_the_config_is_frozen() -> None:
