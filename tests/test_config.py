@@ -240,7 +240,8 @@ def test_parts_of_a_gpus_engine_can_be_turned_off() -> None:
     for word in ("false", "off", "no"):
         model = ModelConfig(**yaml.safe_load(f"{{name: phi-3-tiny, cuda_graphs: {word}, flash_attention: {word}}}"))
         assert (model.cuda_graphs, model.flash_attention) == (False, False)
-    assert (ModelConfig(**TINY).cuda_graphs, ModelConfig(**TINY).flash_attention) == (True, True)
+    default = ModelConfig.model_validate(TINY)
+    assert (default.cuda_graphs, default.flash_attention) == (True, True)
 
 
 def test_the_config_is_frozen() -> None:
