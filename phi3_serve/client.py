@@ -125,6 +125,8 @@ def _refusal(answer: http.client.HTTPResponse) -> Refused:
         body = json.loads(text)
         message = body["error"]["message"] if "error" in body else body["detail"]
     except (ValueError, KeyError, TypeError):
-        message = text[:500]
+        location = answer.getheader("Location")
+        redirect = f"The server redirects to {location}. Use the address of that server." if location else ""
+        message = redirect or text[:500].strip() or f"The server answers {answer.status} {answer.reason}."
     retry_after = answer.getheader("Retry-After", "")
     return Refused(str(message), answer.status, float(retry_after) if retry_after.isdecimal() else None)

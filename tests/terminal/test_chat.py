@@ -85,6 +85,24 @@ def test_settings_of_the_command_line(server_url: str, client: TestClient) -> No
 
 
 @pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (
+            Response(status_code=308, headers={"Location": "https://x/v1/models"}),
+            "redirects to https://x/v1/models. Use",
+        ),
+        (Response(status_code=502), "The server answers 502 Bad Gateway."),
+    ],
+)
+def test_a_refusal_without_words_is_told(serve_app: Callable[[FastAPI], str], response: Response, message: str) -> None:
+    proxy = FastAPI()
+    proxy.add_api_route("/v1/models", lambda: response)
+    done = run(serve_app(proxy), "Hi")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
     ("typed", "set_to"),
     [("stop=4", "4"), ('stop=["4"]', ["4"]), ("regex=[0]", "[0]"), ("json_schema=true", True), ("top_k=4", 4)],
 )
