@@ -326,10 +326,12 @@ class EngineCore:
             return None
         rows = [row for task in tasks for row in task.sampling.logits.rows]
         settings = [task.sampling.strategy.settings for task in tasks for _ in task.sequences]
-        for index, sequence in enumerate(sequence for task in tasks for sequence in task.sequences):
-            sequence.expect_token(index)
+        sequences = [sequence for task in tasks for sequence in task.sequences]
         is_every_row = rows == list(range(len(logits)))
-        return self._device_sampler.launch(logits if is_every_row else logits[rows], settings)
+        tokens = self._device_sampler.launch(logits if is_every_row else logits[rows], settings, sequences)
+        for index, sequence in enumerate(sequences):
+            sequence.expect_token(index)
+        return tokens
 
     @torch.inference_mode()
     def _finish(self, launched: _Launched) -> Events:

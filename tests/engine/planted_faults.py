@@ -38,6 +38,7 @@ LOW_RANK = f"{ENGINE}/kernels/triton_low_rank.py"
 IN_FP8 = f"{ENGINE}/kernels/triton_fp8.py"
 QUANTIZED = f"{ENGINE}/kernels/triton_quantized.py"
 SAMPLING = f"{ENGINE}/kernels/triton_sampling.py"
+PENALTIES = f"{ENGINE}/kernels/triton_penalties.py"
 WARPERS = f"{ENGINE}/kernels/triton_warpers.py"
 HOME = f"{ENGINE}/kernels/cuda.py"
 FLASH = f"{ENGINE}/kernels/flash_attention.py"
@@ -56,6 +57,8 @@ BUFFER = f"{ENGINE}/model/step_buffer.py"
 RUNNER = f"{ENGINE}/model/device_runner.py"
 CHOOSER = f"{ENGINE}/sampling/triton_chooser.py"
 SAMPLER = f"{ENGINE}/sampling/device_sampler.py"
+COUNTS = f"{ENGINE}/sampling/token_counts.py"
+COUNTED_PENALTIES = f"{ENGINE}/sampling/penalties.py"
 ERROR_KIND = f"{ENGINE}/error_kind.py"
 CORE = f"{ENGINE}/engine_core.py"
 
@@ -63,7 +66,8 @@ OF_ATTENTION = "tests/engine/kernels/test_triton_attention.py"
 OF_ATTENTION_IN_8_BITS = "tests/engine/kernels/test_triton_attention.py::test_a_cache_in_8_bits"
 OF_LAYERS = "tests/engine/kernels/test_triton_layers.py"
 OF_LAYERS_IN_8_BITS = "tests/engine/kernels/test_triton_layers.py::test_store_in_8_bits"
-OF_WARPERS = "tests/engine/kernels/test_triton_warpers.py::test_random_rows[704]"
+OF_LEFT = "tests/engine/kernels/test_triton_choices.py::test_a_token_is_left_however_flat_the_scores"
+OF_CHOICES = "tests/engine/kernels/test_triton_choices.py::test_random_rows[704]"
 OF_LOW_RANK = "tests/engine/kernels/test_triton_low_rank.py"
 OF_ROUNDING = "tests/engine/kernels/test_triton_fp8.py::test_rows_are_rounded_as_the_reference_rounds_them"
 OF_FP8_PRODUCTS = "tests/engine/kernels/test_triton_fp8.py::test_products"
@@ -92,6 +96,8 @@ OF_PEFT = "tests/engine/test_adapters.py::test_random_requests_in_company[0]"
 OF_PREFIXES = "tests/engine/test_adapters.py::test_a_prefix_is_known_by_its_adapters_and_strengths"
 OF_KEPT = "tests/engine/model/test_device_adapters.py::test_running_requests_keep_their_adapters_on_the_device"
 OF_CHOOSER = "tests/engine/sampling/test_triton_chooser.py"
+OF_COUNTS = "tests/engine/sampling/test_token_counts.py"
+OF_PENALTIES = "tests/engine/model/test_device_penalties.py::test_penalties_in_company[torch]"
 OF_ERROR_KIND = "tests/engine/test_error_kind.py"
 OF_LACKS = "tests/engine/test_engine.py::test_a_request_without_memory_fails_alone"
 OF_LIES = "tests/engine/test_engine.py::test_an_error_of_the_device_that_looks_like_a_lack_of_memory_ends_the_engine"
@@ -267,11 +273,61 @@ FAULTS: list[Fault] = [
         ("a score that is no number goes unnoticed", "& (has_nan == 0)", ""),
         ("rows share their noise", "+ tl.load(seed + 1) * 65536 + row", "+ tl.load(seed + 1) * 65536"),
         ("steps share their noise", "tl.load(seed) + tl.load(seed + 1) * 65536", "tl.load(seed)"),
-        ("no token is drawn", "is_drawn = tl.load(ints + row * _NUM_INTS) > 0", "is_drawn = tl.load(ints + row * _NUM_INTS) > 1"),
+        ("a draw from infinite scores goes unnoticed", "((highest < float(\"inf\")) | (is_drawn == 0))", "(highest == highest)"),
+        ("no token is drawn", "is_drawn = tl.load(ints + 1) > 0", "is_drawn = tl.load(ints + 1) > 1"),
+    ),
+    *_of(
+        SAMPLING,
+        (OF_CHOICES,),
+        ("a chosen token is not counted", "tl.atomic_add(counts + slot * VOCAB + token, 2)", "tl.atomic_add(counts + slot * VOCAB + token, 0)"),
+        ("a chosen token is counted for the first row", "tl.atomic_add(counts + slot * VOCAB + token", "tl.atomic_add(counts + token"),
+        ("all rows have the counts of the first", "of_tokens = tl.load(counts + slot * VOCAB + column", "of_tokens = tl.load(counts + column"),
+        ("encoder_repetition_penalty is not inverted", "1 / p.encoder_repetition_penalty", "p.encoder_repetition_penalty"),
+        ("a penalty that looks at no token is applied", "p.repetition_penalty if p.repeat_last_n else 1.0", "p.repetition_penalty"),
+    ),
+    *_of(
+        PENALTIES,
+        (OF_CHOICES,),
+        ("the answer is taken for the prompt", "counts % 2 > 0", "counts > 0"),
+        ("the prompt is not repeated", "tl.where(counts > 0, _repeated", "tl.where(counts > 1, _repeated"),
+        ("the prompt counts as the answer", "in_answer = counts // 2", "in_answer = (counts + 1) // 2"),
+        ("negative scores are divided", "tl.where(scores < 0.0, scores * penalty", "tl.where(scores < -1e9, scores * penalty"),
+        ("how often a token comes is forgotten", "* in_answer.to(tl.float32)", ""),
+    ),
+    *_of(
+        COUNTS,
+        (OF_COUNTS,),
+        ("a token that the host chose is not counted", "if self._lengths[slot] != len(sequence):", "if self._lengths[slot] == _UNKNOWN:"),
+        ("a slot keeps the counts of its last owner", "                self._lengths[slot] = _UNKNOWN\n", ""),
+        ("unread tokens are counted from the host", "        if sequence.num_unread:\n", "        if False:\n"),
+    ),
+    *_of(
+        COUNTS,
+        (OF_COUNTS, OF_PENALTIES),
+        ("chosen tokens are not expected", "self._lengths[slot] = len(sequence) + 1", "self._lengths[slot] = len(sequence)"),
+        ("every sequence gets another slot", "for sequence in sequences if sequence in self._slots}", "for sequence in sequences if False}"),
+        ("the prompt is not counted", "> 0)).astype", "> 9999)).astype"),
+    ),
+    *_of(
+        SAMPLER,
+        (OF_PENALTIES,),
+        ("rows have the counts of others", "iter(self.counts.slots(counted))", "iter(self.counts.slots(counted)[::-1])"),
+        ("torch does not count what it chose", "tokens[to_count].long()] += 2", "tokens[to_count].long()] += 0"),
+    ),
+    *_of(
+        COUNTED_PENALTIES,
+        (OF_COUNTS,),
+        ("every window looks at all tokens", "looks_at_all = not 0 < p.repeat_last_n < settings.max_length", "looks_at_all = True"),
+        ("penalties of any size are taken", " and all(1 / MOST <= f <= MOST for f in factors)", ""),
+    ),
+    *_of(
+        CHOOSER,
+        (OF_CHOOSER,),
+        ("rows keep the slots of other rows", "(id(row.settings), row.slot)", "(id(row.settings), 0)"),
     ),
     *_of(
         WARPERS,
-        (OF_LAYERS, OF_WARPERS),
+        (OF_LAYERS, OF_CHOICES),
         ("the temperature is forgotten", "scores = scores / tl.load(floats)", "scores = scores / 1.0"),
         ("top_k keeps no equal scores", "scores = tl.where(keys >= threshold, scores, float(\"-inf\"))\n    return scores\n\n\n@triton.jit\ndef _top_p", "scores = tl.where(keys > threshold, scores, float(\"-inf\"))\n    return scores\n\n\n@triton.jit\ndef _top_p"),
         ("top_k is off by one", "tl.minimum(tl.maximum(top_k, keep), VOCAB)", "tl.minimum(tl.maximum(top_k + 1, keep), VOCAB)"),
@@ -281,14 +337,22 @@ FAULTS: list[Fault] = [
     ),
     *_of(
         WARPERS,
-        (OF_WARPERS,),
+        (OF_LEFT,),
+        ("no token is kept below epsilon", " | (keys >= _kth_largest(keys, keep))\n    return", "\n    return"),
+    ),
+    *_of(
+        WARPERS,
+        (OF_LAYERS,),
         ("-0 is less than 0", "bits = tl.where(scores == 0.0, 0.0, scores).to", "bits = scores.to"),
+    ),
+    *_of(
+        WARPERS,
+        (OF_CHOICES,),
         ("the entropy is that of the weights", "entropy = -tl.sum(weights / total *", "entropy = -tl.sum(weights *"),
         ("typical tokens are those of the most information", "keys = _ordered(tl.abs(-logprobs - entropy))", "keys = _ordered(tl.abs(logprobs))"),
         ("typical tokens have less than the probability", "0.0), 0) >= typical_p", "0.0), 0) > 0.9 * typical_p"),
         ("the last typical token is ruled out", "scores = tl.where(keys <= threshold, scores", "scores = tl.where(keys < threshold, scores"),
         ("epsilon is that of the likeliest token", "(weights / tl.sum(weights, 0) >= probability)", "(weights >= probability)"),
-        ("no token is kept below epsilon", " | (keys >= _kth_largest(keys, keep))\n    return", "\n    return"),
         ("eta knows no entropy", "tl.minimum(eta, tl.sqrt(eta) * tl.exp(-entropy))", "eta"),
         ("eta is not limited", "tl.minimum(eta, tl.sqrt(eta) * tl.exp(-entropy))", "tl.sqrt(eta) * tl.exp(-entropy)"),
         ("typical tokens are ruled out before the least likely ones", "    scores = _min_p(scores, tl.load(floats + 2), keep)\n    scores = _typical_p(scores, tl.load(floats + 3), keep)\n", "    scores = _typical_p(scores, tl.load(floats + 3), keep)\n    scores = _min_p(scores, tl.load(floats + 2), keep)\n"),
@@ -521,7 +585,7 @@ FAULTS: list[Fault] = [
     *_of(
         SAMPLER,
         (OF_RUNNER,),
-        ("processors are ignored", "            and not settings.processors\n", ""),
+        ("processors are ignored", "            and are_countable(settings)\n", ""),
         ("drafts are ignored", "            and parameters.prompt_lookup_num_tokens is None\n", ""),
         ("scores are not returned", "            and not parameters.output_scores\n", ""),
         ("beams are taken for plain rows", "strategy.choice != \"by_strategy\"", "True"),

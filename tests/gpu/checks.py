@@ -41,12 +41,15 @@ from phi3_serve.engine.kernels.triton_low_rank import add_low_rank
 from phi3_serve.engine.kernels.triton_quantized import TritonWeights
 from phi3_serve.engine.kernels.triton_sampling import choose_tokens, packed
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
+from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.loader import load
 from phi3_serve.engine.memory import EngineSizes, FittingSizes
 from phi3_serve.engine.model.select import RunnerFactory, new_runner
 from phi3_serve.engine.precision import problem_of_kv_cache_dtype, problem_of_quantization
 from phi3_serve.engine.quantization import round_weight
-from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.sampling.device_sampler import ChosenTokens, DeviceSampler
+from phi3_serve.engine.sampling.processors import ScoreRow, ScoreSettings, process
+from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 from phi3_serve.engine.sampling.warpers import warp
 from phi3_serve.parameters import GenerationParameters
 from phi3_serve.prepare import prepare
@@ -87,6 +90,13 @@ DRAWS: list[dict[str, Any]] = [
     {"top_k": 500, "top_p": 0.95, "typical_p": 0.9, "eta_cutoff": 1e-3},
 ]
 NUM_DRAWS, VOCAB = 4096, 32_064
+PENALTIES: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.3},
+    {"encoder_repetition_penalty": 0.7, "repetition_penalty": 0.9},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": 0.7, "repetition_penalty": 1.1},
+]
+PENALISED_STEPS = 40
 CONTEXT = 4096  # most tokens of a request
 MAX_Z = 4.5  # of the counts of the most likely tokens
 
@@ -244,15 +254,16 @@ def _check_layers(ours: CudaKernels, cache: Tensor, heads: int, dtype: torch.dty
 
 def sampler() -> dict[str, Any]:
     """No draw outside the support of the warpers; counts of the most likely tokens near their expectation."""
-    found = {}
+    found: dict[str, Any] = {}
     torch.manual_seed(0)
+    no_counts = torch.empty(0, dtype=torch.int32, device="cuda")
     logits = (torch.randn(1, VOCAB, device="cuda") * 3).bfloat16().expand(NUM_DRAWS, VOCAB).contiguous()
     for given in DRAWS:
         settings = _settings(given)
-        arrays = packed([(settings.parameters, settings.min_tokens_to_keep)] * NUM_DRAWS)
+        arrays = packed([(settings.parameters, settings.min_tokens_to_keep, -1)] * NUM_DRAWS)
         floats, ints = (torch.from_numpy(array).cuda() for array in arrays)
         tokens = torch.empty(NUM_DRAWS, dtype=torch.int32, device="cuda")
-        choose_tokens(logits, floats, ints, torch.tensor([5, 9], device="cuda"), tokens)
+        choose_tokens(logits, floats, ints, no_counts, torch.tensor([5, 9], device="cuda"), tokens)
         expected = NUM_DRAWS * warp(logits[:1].double(), [settings]).softmax(-1)[0]
         counts = torch.bincount(tokens.long(), minlength=VOCAB).double()
         assert not counts[expected == 0].any(), "a token was drawn that the warpers rule out"
@@ -263,11 +274,45 @@ def sampler() -> dict[str, Any]:
         name = ", ".join(f"{parameter} {value}" for parameter, value in given.items()) or "no warper"
         found[name] = {"support": int((expected > 0).sum()), "max_z": z}
         say(f"sampler, {name}: {found[name]['support']} tokens, largest deviation {z:.1f} sigma")
+    found["penalties"] = _check_penalties()
+    say(f"sampler, penalties: {found['penalties']} greedy tokens are those of the host")
     return found
 
 
+def _check_penalties() -> int:
+    """Greedy tokens of steps that are launched before the last one's are read, against the host's processors.
+
+    Returns how many were compared.
+    """
+    device = torch.device("cuda")
+    settings = [_settings({"do_sample": False, **given}) for given in PENALTIES]
+    sequences = [CachedSequence([5]) for _ in settings]
+    sampler = DeviceSampler(
+        torch.zeros(len(settings), dtype=torch.int32, device=device), TritonChooser(device), vocab_size=VOCAB
+    )
+    launched: list[tuple[Tensor, ChosenTokens]] = []
+    for step in range(PENALISED_STEPS + 1):
+        if step < PENALISED_STEPS:
+            logits = torch.randn(len(settings), VOCAB, device=device).mul(3).bfloat16()
+            logits[:, 5:9] += 9  # so that tokens come again
+            launched.append((logits, sampler.launch(logits, settings, sequences)))
+            for index, sequence in enumerate(sequences):
+                sequence.expect_token(index)
+        if step > 0:
+            logits, tokens = launched.pop(0)
+            scores = logits.float().cpu()
+            process(scores, [ScoreRow(of, s.tokens, 0) for of, s in zip(settings, sequences, strict=True)], logits)
+            found = tokens.read()
+            assert found == scores.argmax(-1).tolist(), f"step {step}"
+            for sequence, token in zip(sequences, found, strict=True):
+                sequence.append(token)
+    assert all(len(set(sequence.tokens)) < PENALISED_STEPS for sequence in sequences)
+    return PENALISED_STEPS * len(settings)
+
+
 def _settings(given: dict[str, Any]) -> ScoreSettings:
-    parameters = resolve(GenerationParameters(do_sample=True, **{"top_k": 0, **given}), GenerationParameters())
+    wanted = GenerationParameters(**{"do_sample": True, "top_k": 0, **given})
+    parameters = resolve(wanted, GenerationParameters())
     return ScoreSettings(prepare("", (5,), parameters, context_length=CONTEXT, timeout_s=600, stream=False))
 
 

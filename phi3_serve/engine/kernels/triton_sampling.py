@@ -13,56 +13,80 @@ import triton.language as tl
 from torch import Tensor
 
 from phi3_serve.engine.kernels.launch_sizes import next_power_of_2
+from phi3_serve.engine.kernels.triton_penalties import penalised
 from phi3_serve.engine.kernels.triton_warpers import FLOATS, warped
 from phi3_serve.resolved_parameters import ResolvedParameters
 
 NUM_WARPS = 16
 
-_NUM_FLOATS = tl.constexpr(6)
-_NUM_INTS = tl.constexpr(3)
+_NUM_FLOATS = tl.constexpr(10)
+_NUM_PENALTIES = tl.constexpr(4)  # the first of them
+_NUM_INTS = tl.constexpr(4)
 _NO_TOKEN = tl.constexpr(-1)
 
 
-def packed(rows: Sequence[tuple[ResolvedParameters, int]]) -> tuple[Any, Any]:
-    """The arguments ``floats`` and ``ints`` of ``choose_tokens`` for (parameters, min_tokens_to_keep), numpy arrays."""
-    floats = np.array([[getattr(p, name) for name in FLOATS] for p, _ in rows], dtype=np.float32)
-    ints = np.array([(not p.is_greedy, p.top_k, kept) for p, kept in rows], dtype=np.int32)
-    return floats, ints
+def packed(rows: Sequence[tuple[ResolvedParameters, int, int]]) -> tuple[Any, Any]:
+    """The arguments ``floats`` and ``ints`` of ``choose_tokens``, numpy arrays.
+
+    ``rows``: parameters, min_tokens_to_keep, and the row of the counts or -1.
+    """
+    floats = [(*_penalties(p), *(getattr(p, name) for name in FLOATS)) for p, _, _ in rows]
+    ints = [(slot, not p.is_greedy, p.top_k, kept) for p, kept, slot in rows]
+    return np.array(floats, dtype=np.float32), np.array(ints, dtype=np.int32)
 
 
-def choose_tokens(logits: Tensor, floats: Tensor, ints: Tensor, seed: Tensor, tokens: Tensor) -> None:
+def _penalties(p: ResolvedParameters) -> tuple[float, float, float, float]:
+    """See ``triton_penalties.FLOATS``."""
+    repetition = p.repetition_penalty if p.repeat_last_n else 1.0
+    return 1 / p.encoder_repetition_penalty, repetition, p.presence_penalty, p.frequency_penalty
+
+
+def choose_tokens(logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, seed: Tensor, tokens: Tensor) -> None:
     """Write the token of each row to ``tokens``: the first of the largest scores, or a draw of what ``warped`` leaves.
+
+    The token is added to the counts of the row.
 
     Args:
         logits: [rows, vocabulary].
-        floats: float32 [rows, 6], see ``warped``.
-        ints: int32 [rows, 3]: 0 greedy or 1 drawn; and see ``warped``.
+        floats: float32 [rows, 10], see ``penalised`` and ``warped``.
+        ints: int32 [rows, 4]: a row of ``counts``, or -1: no penalties; 0 greedy or 1 drawn; and see ``warped``.
+        counts: int32 [any number, vocabulary], contiguous, see ``penalised``. No two rows have the same.
         seed: int64 [2]: a seed and the number of the step.
-        tokens: int32 [rows]. A row whose scores are not numbers, or all -inf, gets -1.
+        tokens: int32 [rows]. A row whose scores are not numbers, or all -inf, gets -1, and so does a draw from
+            scores that are infinite.
     """
     rows, vocab_size = logits.shape
     _choose[(rows,)](
-        logits, floats, ints, seed, tokens, logits.stride(0), vocab_size, next_power_of_2(vocab_size),
-        num_warps=NUM_WARPS,
+        logits, floats, ints, counts, seed, tokens, logits.stride(0), vocab_size, next_power_of_2(vocab_size),
+        num_warps=NUM_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 @triton.jit
-def _choose(logits, floats, ints, seed, tokens, stride, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _choose(logits, floats, ints, counts, seed, tokens, stride, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     is_token = column < VOCAB
     scores = tl.load(logits + row.to(tl.int64) * stride + column, mask=is_token, other=float("-inf")).to(tl.float32)
-    highest = tl.max(scores, 0)
     has_nan = tl.max((scores != scores).to(tl.int32), 0) > 0
-    is_drawn = tl.load(ints + row * _NUM_INTS) > 0
+    floats += row * _NUM_FLOATS
+    ints += row * _NUM_INTS
+    slot = tl.load(ints).to(tl.int64)
+    if slot >= 0:
+        of_tokens = tl.load(counts + slot * VOCAB + column, mask=is_token, other=0)
+        scores = penalised(scores, of_tokens, floats)
+    highest = tl.max(scores, 0)
+    is_drawn = tl.load(ints + 1) > 0
     if is_drawn & (highest > float("-inf")):
-        scores = warped(scores, column, floats + row * _NUM_FLOATS, ints + row * _NUM_INTS + 1, VOCAB)
+        scores = warped(scores, column, floats + _NUM_PENALTIES, ints + 2, VOCAB)
         scores = scores + _gumbel_noise(seed, row, column)
         highest = tl.max(scores, 0)
     token = tl.min(tl.where((scores == highest) & is_token, column, BLOCK), 0)
     is_valid = (token < VOCAB) & (highest > float("-inf")) & (has_nan == 0)
+    is_valid = is_valid & ((highest < float("inf")) | (is_drawn == 0))
     tl.store(tokens + row, tl.where(is_valid, token, _NO_TOKEN))
+    if (slot >= 0) & is_valid:
+        tl.atomic_add(counts + slot * VOCAB + token, 2)
 
 
 @triton.jit

@@ -111,7 +111,7 @@ class DeviceRunner:
         self.sizes = sizes
         self.decoder = decoder
         self._chosen = torch.zeros(max_rows, dtype=torch.int32, device=decoder.device)  # tokens of the last step
-        self.sampler = DeviceSampler(self._chosen, chooser)
+        self.sampler = DeviceSampler(self._chosen, chooser, decoder.config.vocab_size)
         self.kernels = kernels
         self._window = sliding_window(decoder.config)
         self._cache = new_cache(decoder, num_blocks, sizes.kv_cache_dtype)

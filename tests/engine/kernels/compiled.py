@@ -215,8 +215,9 @@ def launch_all(compiler: Compiler, capability: int, shape: str, window: int | No
                 launch_adapters(layout, model, dtype, count)
             triton_sampling.choose_tokens(
                 torch.empty(len(rows), VOCAB, dtype=dtype),
-                torch.empty(len(rows), 6),
-                integers(len(rows), 3),
+                torch.empty(len(rows), 10),
+                integers(len(rows), 4),
+                integers(5, VOCAB),
                 torch.zeros(2, dtype=torch.int64),
                 integers(len(rows)),
             )

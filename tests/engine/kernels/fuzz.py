@@ -26,18 +26,19 @@ from phi3_serve.engine.kernels.triton_sampling import choose_tokens
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from tests.engine.kernels.interpreter import mended_interpreter
 from tests.engine.kernels.test_triton_attention import NUM_BLOCKS, Request, Shape, check
+from tests.engine.kernels.test_triton_choices import check as check_choices
 from tests.engine.kernels.test_triton_fp8 import check as check_fp8
 from tests.engine.kernels.test_triton_layers import assert_close
 from tests.engine.kernels.test_triton_low_rank import NUM_PAGES, Mix
 from tests.engine.kernels.test_triton_low_rank import check as check_adapters
 from tests.engine.kernels.test_triton_quantized import Form
 from tests.engine.kernels.test_triton_quantized import check as check_product
-from tests.engine.kernels.test_triton_warpers import check as check_warpers
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STORED = (None, None, *EIGHT_BITS.values())  # dtypes of the cache; None: that of the queries
 SECONDS_BETWEEN_LINES = 10.0
 REFERENCE = ReferenceKernels()
+NO_COUNTS = torch.empty(0, dtype=torch.int32)
 
 
 def attention(draw: random.Random) -> str:
@@ -127,20 +128,21 @@ def sampling(draw: random.Random) -> str:
     tokens = torch.empty(rows, dtype=torch.int32)
     for is_drawn in (0, 1):
         warpers = (draw.uniform(0.2, 2.0), draw.uniform(0.3, 1.0), draw.choice((0.0, 0.05)), 1.0, 0.0, 0.0)
-        floats = torch.tensor([warpers] * rows)
-        ints = torch.tensor([(is_drawn, top_k, 1)] * rows, dtype=torch.int32)
-        choose_tokens(logits, floats, ints, torch.tensor([draw.randrange(2**40), draw.randrange(2**20)]), tokens)
+        floats = torch.tensor([(1.0, 1.0, 0.0, 0.0, *warpers)] * rows)
+        ints = torch.tensor([(-1, is_drawn, top_k, 1)] * rows, dtype=torch.int32)
+        seed = torch.tensor([draw.randrange(2**40), draw.randrange(2**20)])
+        choose_tokens(logits, floats, ints, NO_COUNTS, seed, tokens)
         chosen = logits.float().gather(1, tokens[:, None].long())[:, 0]
         allowed = logits.float().topk(min(top_k, vocab) if is_drawn else 1).values[:, -1]
         assert (chosen >= allowed).all(), (tokens, top_k)
     return f"sampling {rows} rows of {vocab}, top_k {top_k}"
 
 
-def warpers(draw: random.Random) -> str:
-    """What the warpers rule out, against those of the host."""
+def choices(draw: random.Random) -> str:
+    """What penalties and warpers leave, against those of the host."""
     vocab, dtype = draw.choice((draw.randint(1, 900), draw.randint(4000, 5000))), draw.choice(DTYPES)
-    num_edges = check_warpers(draw, vocab, dtype)
-    return f"warpers of {vocab} tokens in {dtype}, {num_edges} rows on an edge"
+    num_edges = check_choices(draw, vocab, dtype)
+    return f"choices of {vocab} tokens in {dtype}, {num_edges} rows on an edge"
 
 
 def quantized(draw: random.Random) -> str:
@@ -191,7 +193,7 @@ KINDS: tuple[Callable[[random.Random], str], ...] = (
     attention,
     layers,
     sampling,
-    warpers,
+    choices,
     quantized,
     in_fp8,
     adapters,

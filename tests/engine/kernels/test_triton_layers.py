@@ -156,8 +156,9 @@ def chosen(logits: Tensor, floats: tuple[float, ...], ints: tuple[int, ...], ste
     """``floats``: temperature, top_p and min_p."""
     count = len(logits)
     tokens = torch.empty(count, dtype=torch.int32)
-    settings = torch.tensor([(*floats, 1.0, 0.0, 0.0)] * count), torch.tensor([ints] * count, dtype=torch.int32)
-    choose_tokens(logits, *settings, torch.tensor([7, step]), tokens)
+    of_rows = torch.tensor([(1.0, 1.0, 0.0, 0.0, *floats, 1.0, 0.0, 0.0)] * count)
+    settings = of_rows, torch.tensor([(-1, *ints)] * count, dtype=torch.int32)
+    choose_tokens(logits, *settings, torch.empty(0, dtype=torch.int32), torch.tensor([7, step]), tokens)
     return tokens
 
 
@@ -168,6 +169,20 @@ def test_greedy_takes_the_first_of_the_largest(dtype: torch.dtype) -> None:
     logits[3] = -torch.inf
     tokens = chosen(logits, (1.0, 1.0, 0.0), (0, 0, 1)).tolist()
     assert tokens == [int(logits[0].argmax()), 9, -1, -1]
+
+
+def test_minus_zero_is_zero() -> None:
+    logits = torch.tensor([0.5, 0.0, -0.0, -9.0]).expand(24, 4).contiguous()
+    assert set(chosen(logits, (1.0, 1.0, 0.0), (1, 2, 1)).tolist()) == {0, 1, 2}
+
+
+def test_nothing_is_drawn_from_infinite_scores() -> None:
+    logits = torch.zeros(2, 50)
+    logits[1, 7] = torch.inf
+    first, second = chosen(logits, (1.0, 1.0, 0.0), (1, 0, 1)).tolist()
+    assert first >= 0
+    assert second == -1
+    assert chosen(logits, (1.0, 1.0, 0.0), (0, 0, 1)).tolist() == [0, 7]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ class Both:
 
     def choose(self, logits: Tensor, settings: ScoreSettings) -> None:
         """Let the device choose greedily; the host reads the tokens, the device does not."""
-        tokens = self.on_device.sampler.launch(logits, [settings] * len(logits)).read()
+        sequences = [device for _, device in self.sequences]
+        tokens = self.on_device.sampler.launch(logits, [settings] * len(logits), sequences).read()
         assert tokens == logits.argmax(-1).tolist()
         for index, ((host, device), token) in enumerate(zip(self.sequences, tokens, strict=True)):
             host.append(token)

@@ -2,15 +2,16 @@
 
 import gc
 import weakref
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from phi3_serve.engine.kernels import triton_sampling, triton_warpers
+from phi3_serve.engine.kernels import triton_penalties, triton_sampling, triton_warpers
 from phi3_serve.engine.loaded_model import LoadedModel
-from phi3_serve.engine.sampling.device_sampler import DeviceSampler, TorchChooser
+from phi3_serve.engine.sampling.device_sampler import ChoiceRow, DeviceSampler, TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
 from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 from tests.engine.asking import request
@@ -25,7 +26,7 @@ def settings(loaded: LoadedModel, **given: Any) -> ScoreSettings:
 
 def chosen(chooser: TritonChooser, logits: Tensor, rows: list[ScoreSettings]) -> list[int]:
     tokens = torch.empty(len(rows), dtype=torch.int32)
-    chooser.choose(logits, rows, tokens)
+    chooser.choose(logits, [ChoiceRow(of) for of in rows], torch.zeros(1, logits.shape[1], dtype=torch.int32), tokens)
     found: list[int] = tokens.tolist()
     return found
 
@@ -45,6 +46,19 @@ def test_settings_follow_the_rows(loaded: LoadedModel) -> None:
     hot = settings(loaded, do_sample=True, temperature=100.0)
     assert len({chosen(chooser, logits, [hot])[0] for _ in range(30)}) == 3
     assert {chosen(chooser, logits, [settings(loaded, do_sample=False)])[0] for _ in range(5)} == {1}
+
+
+def test_counts_follow_the_rows(loaded: LoadedModel) -> None:
+    """Rows of one request have the same settings, and slots that change when one of them ends."""
+    logits, counts = torch.tensor([[0.0, 5.0, 4.9]]), torch.tensor([[0, 0, 0], [0, 2, 0]], dtype=torch.int32)
+    chooser, penalised = TritonChooser(CPU), settings(loaded, do_sample=False, presence_penalty=1.0)
+    tokens = torch.empty(1, dtype=torch.int32)
+    found = []
+    for slot in (0, 1, 0):
+        chooser.choose(logits, [ChoiceRow(penalised, slot)], counts, tokens)
+        found += tokens.tolist()
+    assert found == [1, 2, 2]
+    assert counts.tolist() == [[0, 2, 2], [0, 2, 2]]
 
 
 def test_the_settings_of_a_request_that_has_ended_stay_alive(loaded: LoadedModel) -> None:
@@ -77,18 +91,20 @@ def test_preparing_launches_what_a_choice_launches(loaded: LoadedModel, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_right_kernel_is_kept(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
-    sampler = DeviceSampler(torch.zeros(4, dtype=torch.int32), TritonChooser(CPU))
+    sampler = DeviceSampler(torch.zeros(4, dtype=torch.int32), TritonChooser(CPU), 700)
     sampler.prepare(torch.zeros(2, 700, dtype=dtype))
     assert isinstance(sampler._chooser, TritonChooser)
     assert not caplog.records
 
 
-def always_the_first(logits: Tensor, floats: Tensor, ints: Tensor, seed: Tensor, tokens: Tensor) -> None:
+def always_the_first(
+    logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, seed: Tensor, tokens: Tensor
+) -> None:
     tokens.zero_()
 
 
-def greedy_only(logits: Tensor, floats: Tensor, ints: Tensor, seed: Tensor, tokens: Tensor) -> None:
-    tokens.copy_(torch.where(ints[:, 0] > 0, logits.argmin(-1), logits.argmax(-1)))
+def greedy_only(logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, seed: Tensor, tokens: Tensor) -> None:
+    tokens.copy_(torch.where(ints[:, 1] > 0, logits.argmin(-1), logits.argmax(-1)))
 
 
 def does_not_compile(*_: object) -> None:
@@ -99,7 +115,7 @@ def does_not_compile(*_: object) -> None:
     ("kernel", "problem"),
     [
         (always_the_first, "it chose [0, 0, 0, 0"),
-        (greedy_only, "it chose [31, 479, 479"),
+        (greedy_only, "it chose [20, "),
         (does_not_compile, "PassManager::run failed"),
     ],
 )
@@ -107,7 +123,7 @@ def test_a_wrong_kernel_is_replaced(
     kernel: object, problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(triton_sampling, "choose_tokens", kernel)
-    sampler = DeviceSampler(torch.zeros(4, dtype=torch.int32), TritonChooser(CPU))
+    sampler = DeviceSampler(torch.zeros(4, dtype=torch.int32), TritonChooser(CPU), 700)
     sampler.prepare(torch.zeros(2, 700))
     assert isinstance(sampler._chooser, TorchChooser)
     (record,) = caplog.records
@@ -115,9 +131,21 @@ def test_a_wrong_kernel_is_replaced(
 
 
 @pytest.mark.parametrize("vocab", [64, 700])
-@pytest.mark.parametrize("name", ["_top_k", "_top_p", "_min_p", "_typical_p", "_epsilon_cutoff", "_eta_cutoff"])
-def test_a_kernel_without_a_warper_is_noticed(name: str, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_warpers, name, lambda scores, *_: scores)
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        *(
+            (triton_warpers, f"_{name}")
+            for name in ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+        ),
+        (triton_penalties, "_repeated"),
+        (triton_sampling, "penalised"),
+    ],
+)
+def test_a_kernel_without_a_part_is_noticed(
+    module: ModuleType, name: str, vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, lambda scores, *_: scores)
     chooser = TritonChooser(CPU)
     chooser._seed = torch.tensor([vocab, 0])  # another may draw the right token
     assert "it chose" in str(chooser.prepare(torch.zeros(2, vocab, dtype=torch.bfloat16)))
