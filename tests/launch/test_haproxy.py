@@ -5,11 +5,13 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -356,6 +358,30 @@ def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_it_ends_with_the_process_that_has_started_it(tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(LAUNCHER), "-db", "-f", str(config_of_ray(tmp_path, port, "127.0.0.1:81"))]
+    starts = f"import subprocess; print(subprocess.Popen({command}).pid, flush=True); input()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starts], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    haproxy = psutil.Process(int(parent.stdout.readline()))
+    try:
+        until(lambda: is_taken(port), 30)
+        parent.kill()
+        parent.communicate(timeout=10)
+        until(lambda: not is_taken(port), 10)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            haproxy.kill()
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_no_backend_no_proxied(tmp_path: Path) -> None:
