@@ -58,6 +58,7 @@ RUNNER = f"{ENGINE}/model/device_runner.py"
 CHOOSER = f"{ENGINE}/sampling/triton_chooser.py"
 SAMPLER = f"{ENGINE}/sampling/device_sampler.py"
 COUNTS = f"{ENGINE}/sampling/token_counts.py"
+EDITS = f"{ENGINE}/sampling/score_edits.py"
 COUNTED_PENALTIES = f"{ENGINE}/sampling/penalties.py"
 ERROR_KIND = f"{ENGINE}/error_kind.py"
 CORE = f"{ENGINE}/engine_core.py"
@@ -292,7 +293,25 @@ FAULTS: list[Fault] = [
         ("the prompt is not repeated", "tl.where(counts > 0, _repeated", "tl.where(counts > 1, _repeated"),
         ("the prompt counts as the answer", "in_answer = counts // 2", "in_answer = (counts + 1) // 2"),
         ("negative scores are divided", "tl.where(scores < 0.0, scores * penalty", "tl.where(scores < -1e9, scores * penalty"),
+        ("the last bias is forgotten", "range(first, stop)", "range(first, stop - 1)"),
         ("how often a token comes is forgotten", "* in_answer.to(tl.float32)", ""),
+    ),
+    *_of(
+        PENALTIES,
+        (OF_CHOICES, OF_CHOOSER),
+        ("biases are not added", "scores + tl.load(values + edit)", "scores"),
+    ),
+    *_of(
+        EDITS,
+        (OF_CHOICES, OF_CHOOSER),
+        ("an answer may end one token too early", "length < settings.min_length", "length < settings.min_length - 1"),
+        ("no answer ends", "(settings.min_length_ids, phase.must_go_on)", "(settings.min_length_ids, True)"),
+        ("what may not begin may never come", "length == settings.begin_index", "length >= settings.begin_index"),
+    ),
+    *_of(
+        EDITS,
+        (OF_CHOICES,),
+        ("bad words are allowed", "(settings.biases, settings.bans, settings.bans_of_answer):\n        if (found", "(settings.biases,):\n        if (found"),
     ),
     *_of(
         COUNTS,
@@ -311,7 +330,7 @@ FAULTS: list[Fault] = [
     *_of(
         SAMPLER,
         (OF_PENALTIES,),
-        ("rows have the counts of others", "iter(self.counts.slots(counted))", "iter(self.counts.slots(counted)[::-1])"),
+        ("rows have the counts of others", "iter(self.counts.slots(list(compress(sequences, are_counted))))", "iter(self.counts.slots(list(compress(sequences, are_counted)))[::-1])"),
         ("torch does not count what it chose", "tokens[to_count].long()] += 2", "tokens[to_count].long()] += 0"),
     ),
     *_of(
@@ -323,7 +342,8 @@ FAULTS: list[Fault] = [
     *_of(
         CHOOSER,
         (OF_CHOOSER,),
-        ("rows keep the slots of other rows", "(id(row.settings), row.slot)", "(id(row.settings), 0)"),
+        ("rows keep the slots of other rows", "(id(row.settings), row.slot, row.phase)", "(id(row.settings), 0, row.phase)"),
+        ("rows keep what the first step rules out", "(id(row.settings), row.slot, row.phase)", "(id(row.settings), row.slot, Phase())"),
     ),
     *_of(
         WARPERS,
@@ -580,12 +600,14 @@ FAULTS: list[Fault] = [
         (OF_CHOOSER,),
         ("each step draws with the same noise", "        self._seed[1] += 1\n", ""),
         ("settings are those of the first rows", "if ids != self._rows:", "if not self._rows:"),
-        ("a new request with the address of an old one gets its settings", "self._rows, self._settings, self._kept = ids, (floats, ints), list(rows)", "self._rows, self._settings = ids, (floats, ints)"),
+        ("a new request with the address of an old one gets its settings", "self._rows, self._settings, self._kept = ids, settings, list(rows)", "self._rows, self._settings = ids, settings"),
     ),
     *_of(
         SAMPLER,
         (OF_RUNNER,),
-        ("processors are ignored", "            and are_countable(settings)\n", ""),
+        ("processors are ignored", "            and _PROCESSORS.issuperset(settings.processors)\n", ""),
+        ("biases of sequences are taken for those of tokens", "            and are_editable(settings)\n", ""),
+        ("a window of repetitions is ignored", "            and are_countable(settings)\n", ""),
         ("drafts are ignored", "            and parameters.prompt_lookup_num_tokens is None\n", ""),
         ("scores are not returned", "            and not parameters.output_scores\n", ""),
         ("beams are taken for plain rows", "strategy.choice != \"by_strategy\"", "True"),

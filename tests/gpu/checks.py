@@ -39,7 +39,7 @@ from phi3_serve.engine.kernels.reference import ReferenceKernels
 from phi3_serve.engine.kernels.self_check import PADDING_TILES, problem_of_fp8, problem_of_pack
 from phi3_serve.engine.kernels.triton_low_rank import add_low_rank
 from phi3_serve.engine.kernels.triton_quantized import TritonWeights
-from phi3_serve.engine.kernels.triton_sampling import choose_tokens, packed
+from phi3_serve.engine.kernels.triton_sampling import PackedRow, choose_tokens, packed
 from phi3_serve.engine.kvcache.block_manager import BLOCK_SIZE
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
 from phi3_serve.engine.loader import load
@@ -95,6 +95,8 @@ PENALTIES: list[dict[str, Any]] = [
     {"encoder_repetition_penalty": 0.7, "repetition_penalty": 0.9},
     {"presence_penalty": 1.5},
     {"frequency_penalty": 0.7, "repetition_penalty": 1.1},
+    {"suppress_tokens": [6], "sequence_bias": [((7,), 2.0)], "presence_penalty": 1.0},
+    {"eos_token_id": 8, "min_new_tokens": 20, "begin_suppress_tokens": [5, 7], "frequency_penalty": 0.3},
 ]
 PENALISED_STEPS = 40
 CONTEXT = 4096  # most tokens of a request
@@ -260,10 +262,12 @@ def sampler() -> dict[str, Any]:
     logits = (torch.randn(1, VOCAB, device="cuda") * 3).bfloat16().expand(NUM_DRAWS, VOCAB).contiguous()
     for given in DRAWS:
         settings = _settings(given)
-        arrays = packed([(settings.parameters, settings.min_tokens_to_keep, -1)] * NUM_DRAWS)
-        floats, ints = (torch.from_numpy(array).cuda() for array in arrays)
+        arrays = packed([PackedRow(settings.parameters)] * NUM_DRAWS)
+        floats, ints, *edits = (torch.from_numpy(array).cuda() for array in arrays)
         tokens = torch.empty(NUM_DRAWS, dtype=torch.int32, device="cuda")
-        choose_tokens(logits, floats, ints, no_counts, torch.tensor([5, 9], device="cuda"), tokens)
+        choose_tokens(
+            logits, floats, ints, (edits[0], edits[1]), no_counts, torch.tensor([5, 9], device="cuda"), tokens
+        )
         expected = NUM_DRAWS * warp(logits[:1].double(), [settings]).softmax(-1)[0]
         counts = torch.bincount(tokens.long(), minlength=VOCAB).double()
         assert not counts[expected == 0].any(), "a token was drawn that the warpers rule out"

@@ -1,10 +1,18 @@
-"""Penalties on tokens that prompt or answer have already, in Triton."""
+"""Penalties on tokens that prompt or answer have already, and biases of tokens, in Triton."""
 
 import triton
 import triton.language as tl
 
 FLOATS = ("encoder_repetition_penalty", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """The parameters that ``penalised`` honours. It takes the inverse of the first."""
+
+
+@triton.jit
+def biased(scores, column, tokens, values, first, stop):  # type: ignore[no-untyped-def]
+    """``scores`` of one row with ``values`` from ``first`` up to ``stop`` added to those of their ``tokens``."""
+    for edit in range(first, stop):
+        scores = tl.where(column == tl.load(tokens + edit), scores + tl.load(values + edit), scores)
+    return scores
 
 
 @triton.jit

@@ -4,8 +4,8 @@ A program holds all scores of one row. The draw adds Gumbel noise to the scores 
 draw from their softmax (the Gumbel-max trick).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from phi3_serve.engine.kernels.launch_sizes import next_power_of_2
-from phi3_serve.engine.kernels.triton_penalties import penalised
+from phi3_serve.engine.kernels.triton_penalties import biased, penalised
 from phi3_serve.engine.kernels.triton_warpers import FLOATS, warped
 from phi3_serve.resolved_parameters import ResolvedParameters
 
@@ -21,18 +21,30 @@ NUM_WARPS = 16
 
 _NUM_FLOATS = tl.constexpr(10)
 _NUM_PENALTIES = tl.constexpr(4)  # the first of them
-_NUM_INTS = tl.constexpr(4)
+_NUM_INTS = tl.constexpr(6)
 _NO_TOKEN = tl.constexpr(-1)
 
 
-def packed(rows: Sequence[tuple[ResolvedParameters, int, int]]) -> tuple[Any, Any]:
-    """The arguments ``floats`` and ``ints`` of ``choose_tokens``, numpy arrays.
+class PackedRow(NamedTuple):
+    """What a token is chosen with."""
 
-    ``rows``: parameters, min_tokens_to_keep, and the row of the counts or -1.
-    """
-    floats = [(*_penalties(p), *(getattr(p, name) for name in FLOATS)) for p, _, _ in rows]
-    ints = [(slot, not p.is_greedy, p.top_k, kept) for p, kept, slot in rows]
-    return np.array(floats, dtype=np.float32), np.array(ints, dtype=np.int32)
+    parameters: ResolvedParameters
+    min_tokens_to_keep: int = 1
+    slot: int = -1  # the row of the counts; -1: no penalties
+    edits: Mapping[int, float] = {}  # what is added to the scores of tokens
+
+
+def packed(rows: Sequence[PackedRow]) -> tuple[Any, Any, Any, Any]:
+    """The arguments ``floats``, ``ints`` and ``edits`` of ``choose_tokens``, numpy arrays."""
+    floats, ints = [], []
+    tokens, values = [0], [0.0]  # never empty
+    for p, keep, slot, edits in rows:
+        floats.append((*_penalties(p), *(getattr(p, name) for name in FLOATS)))
+        ints.append((slot, not p.is_greedy, p.top_k, keep, len(tokens), len(tokens) + len(edits)))
+        tokens += edits.keys()
+        values += edits.values()
+    of_rows = np.array(floats, dtype=np.float32), np.array(ints, dtype=np.int32)
+    return *of_rows, np.array(tokens, dtype=np.int32), np.array(values, dtype=np.float32)
 
 
 def _penalties(p: ResolvedParameters) -> tuple[float, float, float, float]:
@@ -41,7 +53,15 @@ def _penalties(p: ResolvedParameters) -> tuple[float, float, float, float]:
     return 1 / p.encoder_repetition_penalty, repetition, p.presence_penalty, p.frequency_penalty
 
 
-def choose_tokens(logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, seed: Tensor, tokens: Tensor) -> None:
+def choose_tokens(
+    logits: Tensor,
+    floats: Tensor,
+    ints: Tensor,
+    edits: tuple[Tensor, Tensor],
+    counts: Tensor,
+    seed: Tensor,
+    tokens: Tensor,
+) -> None:
     """Write the token of each row to ``tokens``: the first of the largest scores, or a draw of what ``warped`` leaves.
 
     The token is added to the counts of the row.
@@ -49,7 +69,9 @@ def choose_tokens(logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, 
     Args:
         logits: [rows, vocabulary].
         floats: float32 [rows, 10], see ``penalised`` and ``warped``.
-        ints: int32 [rows, 4]: a row of ``counts``, or -1: no penalties; 0 greedy or 1 drawn; and see ``warped``.
+        ints: int32 [rows, 6]: a row of ``counts``, or -1: no penalties; 0 greedy or 1 drawn; two for ``warped``; begin
+            and end of the row's ``edits``.
+        edits: tokens, int32, and what is added to their scores before penalties, float32. A row has a token once.
         counts: int32 [any number, vocabulary], contiguous, see ``penalised``. No two rows have the same.
         seed: int64 [2]: a seed and the number of the step.
         tokens: int32 [rows]. A row whose scores are not numbers, or all -inf, gets -1, and so does a draw from
@@ -57,13 +79,15 @@ def choose_tokens(logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, 
     """
     rows, vocab_size = logits.shape
     _choose[(rows,)](
-        logits, floats, ints, counts, seed, tokens, logits.stride(0), vocab_size, next_power_of_2(vocab_size),
+        logits, floats, ints, *edits, counts, seed, tokens, logits.stride(0), vocab_size, next_power_of_2(vocab_size),
         num_warps=NUM_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 @triton.jit
-def _choose(logits, floats, ints, counts, seed, tokens, stride, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _choose(  # type: ignore[no-untyped-def]
+    logits, floats, ints, edited, added, counts, seed, tokens, stride, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     is_token = column < VOCAB
@@ -71,6 +95,7 @@ def _choose(logits, floats, ints, counts, seed, tokens, stride, VOCAB: tl.conste
     has_nan = tl.max((scores != scores).to(tl.int32), 0) > 0
     floats += row * _NUM_FLOATS
     ints += row * _NUM_INTS
+    scores = biased(scores, column, edited, added, tl.load(ints + 4), tl.load(ints + 5))
     slot = tl.load(ints).to(tl.int64)
     if slot >= 0:
         of_tokens = tl.load(counts + slot * VOCAB + column, mask=is_token, other=0)

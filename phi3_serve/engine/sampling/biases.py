@@ -45,6 +45,11 @@ class SequenceBiases:
     def __bool__(self) -> bool:
         return self._always is not None or bool(self._by_last_token)
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether a sequence has several tokens."""
+        return bool(self._by_last_token)
+
     def after(self, history: "array[int]", start: int = 0) -> tuple[Any, Any] | None:
         """Token ids, each once, and the sums of their biases after ``history``; None if there are none.
 

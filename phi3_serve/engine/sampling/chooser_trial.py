@@ -24,7 +24,7 @@ OFF = {
 GREEDY = {"temperature": 0.0}
 
 # What leaves one token of a row in which the likeliest has a tenth of the probability, and the number of the likeliest
-# in the counts. With typical_p and where it is counted, the likeliest is not the one that is left.
+# in the counts. With typical_p, where it is counted and where "added" is added to another score, another one is left.
 CERTAIN: tuple[tuple[dict[str, float], int], ...] = (
     (GREEDY, 0),
     ({"temperature": 0.7, "top_k": 1}, 0),
@@ -37,6 +37,7 @@ CERTAIN: tuple[tuple[dict[str, float], int], ...] = (
     ({"repetition_penalty": 5.0} | GREEDY, 2),
     ({"presence_penalty": 10.0, "top_k": 1}, 2),
     ({"frequency_penalty": 1.0} | GREEDY, 20),
+    ({"added": 20.0} | GREEDY, 0),
 )
 TIMES = 3  # that each is tried, because a kernel without a warper draws the right token by chance
 
@@ -48,6 +49,7 @@ class ChooserTrial:
     logits: Tensor
     floats: Tensor
     ints: Tensor
+    edits: tuple[Tensor, Tensor]
     counts: Tensor
     tokens: Tensor
     expected: list[int]
@@ -60,7 +62,8 @@ class ChooserTrial:
         expected = [(number + 1) * vocab_size // (len(rows) + 1) for number in range(len(rows))]
         ints, counts = [], torch.zeros(len(rows), vocab_size, dtype=torch.int32)
         for number, (given, count) in enumerate(rows):
-            ints.append((number if count else -1, given.get("temperature") != 0, int(given.get("top_k", 0)), 1))
+            top_k, last = int(given.get("top_k", 0)), number + ("added" in given)
+            ints.append((number if count else -1, given.get("temperature") != 0, top_k, 1, number, last))
             counts[number, expected[number] - 1] = count
         expected_counts = counts.clone()
         for number, (_, count) in enumerate(rows):
@@ -70,6 +73,10 @@ class ChooserTrial:
             torch.stack(scores).to(logits),
             torch.tensor([[given.get(name, OFF[name]) for name in FLOATS] for given, _ in rows], device=device),
             torch.tensor(ints, dtype=torch.int32, device=device),
+            (
+                torch.tensor(expected, dtype=torch.int32, device=device),
+                torch.tensor([given.get("added", 0.0) for given, _ in rows], device=device),
+            ),
             counts.to(device),
             torch.empty(len(rows), dtype=torch.int32, device=device),
             expected,
@@ -87,7 +94,7 @@ def _scores(vocab_size: int, expected: int, given: dict[str, float], count: int)
     """Those of a row that is nearly flat but for its likeliest token, and for ``expected`` if that is another one."""
     scores = torch.randn(vocab_size, generator=torch.Generator().manual_seed(0)) * 0.03
     is_typical = "typical_p" in given
-    likeliest = expected - 1 if is_typical or count else expected
+    likeliest = expected - 1 if is_typical or count or "added" in given else expected
     scores[likeliest] = math.log((vocab_size - 1) / 9)
     if is_typical:  # its information is the entropy
         logprobs = scores.log_softmax(0)

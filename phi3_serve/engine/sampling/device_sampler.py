@@ -7,15 +7,19 @@ its tokens, and no generator of their own. All other rows go through ``sampler``
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.sampling import penalties, score_edits
 from phi3_serve.engine.sampling.drawing import draw
 from phi3_serve.engine.sampling.penalties import are_countable, penalised
 from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.sampling.score_edits import Phase, are_editable, edits
 from phi3_serve.engine.sampling.strategies.base import Strategy
 from phi3_serve.engine.sampling.token_counts import NO_SLOT, TokenCounts
 
@@ -23,6 +27,7 @@ logger = logging.getLogger("phi3_serve")
 
 CHOOSE_TOKENS = "choose_tokens"
 NOT_CHOSEN = -1  # the scores of the row are not numbers
+_PROCESSORS = penalties.PROCESSORS | score_edits.PROCESSORS
 NUM_HOST_BUFFERS = 2  # the tokens of a step are read after those of the next one are under way
 
 
@@ -31,6 +36,7 @@ class ChoiceRow(NamedTuple):
 
     settings: ScoreSettings
     slot: int = NO_SLOT  # of the counts; a row without penalties has none
+    phase: Phase = Phase()
 
 
 class TokenChooser(Protocol):
@@ -72,11 +78,11 @@ class TorchChooser:
         """See ``TokenChooser``."""
         settings, slots = [row.settings for row in rows], [row.slot for row in rows]
         counted = [index for index, slot in enumerate(slots) if slot != NO_SLOT]
-        scores = logits.float()
+        scores = _edited(logits.float(), rows)
         if counted:
             of_counted = counts[[slots[index] for index in counted]]
-            penalties = penalised(scores[counted], of_counted, [settings[index] for index in counted])
-            scores = scores.index_copy(0, torch.tensor(counted, device=scores.device), penalties)
+            of_counted = penalised(scores[counted], of_counted, [settings[index] for index in counted])
+            scores = scores.index_copy(0, torch.tensor(counted, device=scores.device), of_counted)
         tokens.copy_(scores.argmax(-1))
         drawn = [index for index, row in enumerate(settings) if not row.parameters.is_greedy]
         is_valid = (~scores.isnan().any(-1) & (scores.amax(-1) > -torch.inf)).tolist()
@@ -86,6 +92,14 @@ class TorchChooser:
         tokens[[index for index, valid in enumerate(is_valid) if not valid]] = NOT_CHOSEN
         if to_count := [index for index in counted if is_valid[index]]:
             counts[[slots[index] for index in to_count], tokens[to_count].long()] += 2
+
+
+def _edited(scores: Tensor, rows: Sequence[ChoiceRow]) -> Tensor:
+    added = {index: of_row for index, row in enumerate(rows) if (of_row := edits(row.settings, row.phase))}
+    scores = scores.clone() if added else scores
+    for index, of_row in added.items():
+        scores[index, list(of_row)] += torch.tensor(list(of_row.values()), device=scores.device)
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +130,21 @@ class DeviceSampler:
         self._is_cuda = chosen.device.type == "cuda"
         self._on_host = [torch.zeros(len(chosen), dtype=torch.int32, pin_memory=self._is_cuda) for _ in range(2)]
         self._next = 0
+        self._supported: WeakKeyDictionary[Strategy, bool] = WeakKeyDictionary()  # the answers of ``supports``
 
     def supports(self, strategy: Strategy) -> bool:
         """Whether the next tokens of ``strategy`` need no more than logits, counts and this sampler's parameters."""
+        if strategy not in self._supported:
+            self._supported[strategy] = self._supports(strategy)
+        return self._supported[strategy]
+
+    def _supports(self, strategy: Strategy) -> bool:
         settings, parameters = strategy.settings, strategy.settings.parameters
         return (
             strategy.choice != "by_strategy"
+            and _PROCESSORS.issuperset(settings.processors)
             and are_countable(settings)
+            and are_editable(settings)
             and not parameters.output_scores
             and parameters.top_logprobs is None
             and parameters.prompt_lookup_num_tokens is None
@@ -150,8 +172,12 @@ class DeviceSampler:
         return ChosenTokens(on_host, copied)
 
     def _rows(self, settings: Sequence[ScoreSettings], sequences: Sequence[CachedSequence]) -> list[ChoiceRow]:
-        counted = [s for of, s in zip(settings, sequences, strict=True) if of.processors]
-        if not counted:
+        if not any(of.processors for of in settings):
             return [ChoiceRow(of) for of in settings]
-        slots = iter(self.counts.slots(counted))
-        return [ChoiceRow(of, next(slots) if of.processors else NO_SLOT) for of in settings]
+        are_counted = [not penalties.PROCESSORS.isdisjoint(of.processors) for of in settings]
+        slots = iter(self.counts.slots(list(compress(sequences, are_counted))))
+        rows = []
+        for of, sequence, is_counted in zip(settings, sequences, are_counted, strict=True):
+            phase = Phase.of(of, len(sequence)) if of.processors else Phase()
+            rows.append(ChoiceRow(of, next(slots) if is_counted else NO_SLOT, phase))
+        return rows

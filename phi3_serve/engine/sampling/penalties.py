@@ -18,14 +18,14 @@ MOST = 2.0**20  # beyond it, or below its inverse, float32 may not hold a penali
 
 
 def are_countable(settings: ScoreSettings) -> bool:
-    """Whether the counts of ``TokenCounts`` are all that the processors of ``settings`` need.
+    """Whether the counts of ``TokenCounts`` are all that these processors of ``settings`` need.
 
     ``repeat_last_n`` is such that ``repetition_penalty`` looks at all tokens, and no score becomes infinite.
     """
     p = settings.parameters
     looks_at_all = not 0 < p.repeat_last_n < settings.max_length
     factors = (p.encoder_repetition_penalty, p.repetition_penalty)
-    return PROCESSORS.issuperset(settings.processors) and looks_at_all and all(1 / MOST <= f <= MOST for f in factors)
+    return looks_at_all and all(1 / MOST <= f <= MOST for f in factors)
 
 
 def penalised(scores: Tensor, counts: Tensor, rows: Sequence[ScoreSettings]) -> Tensor:

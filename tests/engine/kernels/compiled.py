@@ -216,7 +216,8 @@ def launch_all(compiler: Compiler, capability: int, shape: str, window: int | No
             triton_sampling.choose_tokens(
                 torch.empty(len(rows), VOCAB, dtype=dtype),
                 torch.empty(len(rows), 10),
-                integers(len(rows), 4),
+                integers(len(rows), 6),
+                (integers(len(rows)), torch.empty(len(rows))),
                 integers(5, VOCAB),
                 torch.zeros(2, dtype=torch.int64),
                 integers(len(rows)),

@@ -38,7 +38,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STORED = (None, None, *EIGHT_BITS.values())  # dtypes of the cache; None: that of the queries
 SECONDS_BETWEEN_LINES = 10.0
 REFERENCE = ReferenceKernels()
-NO_COUNTS = torch.empty(0, dtype=torch.int32)
+NOTHING = torch.empty(0, dtype=torch.int32)
 
 
 def attention(draw: random.Random) -> str:
@@ -129,9 +129,9 @@ def sampling(draw: random.Random) -> str:
     for is_drawn in (0, 1):
         warpers = (draw.uniform(0.2, 2.0), draw.uniform(0.3, 1.0), draw.choice((0.0, 0.05)), 1.0, 0.0, 0.0)
         floats = torch.tensor([(1.0, 1.0, 0.0, 0.0, *warpers)] * rows)
-        ints = torch.tensor([(-1, is_drawn, top_k, 1)] * rows, dtype=torch.int32)
+        ints = torch.tensor([(-1, is_drawn, top_k, 1, 0, 0)] * rows, dtype=torch.int32)
         seed = torch.tensor([draw.randrange(2**40), draw.randrange(2**20)])
-        choose_tokens(logits, floats, ints, NO_COUNTS, seed, tokens)
+        choose_tokens(logits, floats, ints, (NOTHING, NOTHING), NOTHING, seed, tokens)
         chosen = logits.float().gather(1, tokens[:, None].long())[:, 0]
         allowed = logits.float().topk(min(top_k, vocab) if is_drawn else 1).values[:, -1]
         assert (chosen >= allowed).all(), (tokens, top_k)

@@ -16,11 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from phi3_serve.engine.kernels.launch_sizes import next_power_of_2
-from phi3_serve.engine.kernels.triton_penalties import penalised
-from phi3_serve.engine.kernels.triton_sampling import choose_tokens, packed
+from phi3_serve.engine.kernels.triton_penalties import biased, penalised
+from phi3_serve.engine.kernels.triton_sampling import PackedRow, choose_tokens, packed
 from phi3_serve.engine.kernels.triton_warpers import warped
 from phi3_serve.engine.kvcache.cached_sequence import CachedSequence
+from phi3_serve.engine.sampling.penalties import PROCESSORS
 from phi3_serve.engine.sampling.processors import RULED_OUT, ScoreRow, ScoreSettings, process
+from phi3_serve.engine.sampling.score_edits import Phase, edits
 from phi3_serve.engine.sampling.token_counts import counted
 from phi3_serve.engine.sampling.warpers import requested, warp
 from phi3_serve.parameters import GenerationParameters
@@ -47,15 +49,16 @@ EDGE = 2e-6  # of a probability or of a sum of them: what the two may round to e
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _process(scores, floats, ints, counts, output, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _process(scores, floats, ints, edited, added, counts, output, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row, column = tl.program_id(0), tl.arange(0, BLOCK)
     is_token = column < VOCAB
     of_row = tl.load(scores + row * VOCAB + column, mask=is_token, other=float("-inf")).to(tl.float32)
-    if tl.load(ints + row * 4) >= 0:
+    of_row = biased(of_row, column, edited, added, tl.load(ints + row * 6 + 4), tl.load(ints + row * 6 + 5))
+    if tl.load(ints + row * 6) >= 0:
         of_tokens = tl.load(counts + row * VOCAB + column, mask=is_token, other=0)
         of_row = penalised(of_row, of_tokens, floats + row * 10)
-    if tl.load(ints + row * 4 + 1) > 0:
-        of_row = warped(of_row, column, floats + row * 10 + 4, ints + row * 4 + 2, VOCAB)
+    if tl.load(ints + row * 6 + 1) > 0:
+        of_row = warped(of_row, column, floats + row * 10 + 4, ints + row * 6 + 2, VOCAB)
     tl.store(output + row * VOCAB + column, of_row, mask=is_token)
 
 
@@ -63,13 +66,20 @@ def of_kernel(scores: Tensor, rows: list[ScoreRow]) -> tuple[Tensor, list[int], 
     """The scores that are left, the tokens that are chosen from them, and the counts with these tokens."""
     vocab = scores.shape[1]
     output, tokens = torch.empty(scores.shape), torch.empty(len(rows), dtype=torch.int32)
-    slots = [number if row.settings.processors else -1 for number, row in enumerate(rows)]
-    of_rows = [(row.settings.parameters, 1, slot) for row, slot in zip(rows, slots, strict=True)]
-    floats, ints = (torch.from_numpy(array) for array in packed(of_rows))
+    of_rows = []
+    for number, row in enumerate(rows):
+        of = row.settings
+        added = edits(of, Phase.of(of, len(row.history)))
+        of_rows.append(PackedRow(of.parameters, slot=number if is_penalised(row) else -1, edits=added))
+    floats, ints, edited, values = (torch.from_numpy(array) for array in packed(of_rows))
     counts = torch.from_numpy(np.stack([counted(sequence_of(row), vocab) for row in rows]))
-    _process[(len(rows),)](scores, floats, ints, counts, output, vocab, next_power_of_2(vocab))
-    choose_tokens(scores, floats, ints, counts, torch.tensor([3, vocab]), tokens)
+    _process[(len(rows),)](scores, floats, ints, edited, values, counts, output, vocab, next_power_of_2(vocab))
+    choose_tokens(scores, floats, ints, (edited, values), counts, torch.tensor([3, vocab]), tokens)
     return output, tokens.tolist(), counts
+
+
+def is_penalised(row: ScoreRow) -> bool:
+    return not PROCESSORS.isdisjoint(row.settings.processors)
 
 
 def sequence_of(row: ScoreRow) -> CachedSequence:
@@ -94,8 +104,28 @@ def drawn_row(draw: random.Random, vocab: int) -> ScoreRow:
     given["do_sample"] = draw.random() < 0.8
     if draw.random() < 0.5:
         given["repeat_last_n"] = draw.choice((-1, 0))
+    if vocab > 3 and draw.random() < 0.5:
+        given |= drawn_edits(draw, vocab)
     length = draw.choice((1, 3, 50, 300))
-    return row_of(given, [draw.randrange(vocab) for _ in range(length)], draw.randint(1, length))
+    num_prompt_tokens = draw.choice((length, draw.randint(1, length)))
+    return row_of(given, [draw.randrange(vocab) for _ in range(length)], num_prompt_tokens)
+
+
+def drawn_edits(draw: random.Random, vocab: int) -> dict[str, Any]:
+    """Biases and bans of single tokens, some of them of the same tokens."""
+
+    def ids() -> list[int]:
+        return [draw.randrange(vocab) for _ in range(draw.randint(1, 8))]
+
+    given = {
+        "sequence_bias": [((token,), draw.choice((3.0, -2.0, 0.3))) for token in ids()],
+        "bad_words_ids": [[token] for token in ids()],
+        "suppress_tokens": ids(),
+        "begin_suppress_tokens": ids(),
+        "min_length": draw.choice((2, 51, 301)),
+        "eos_token_id": ids(),
+    }
+    return {name: given[name] for name in draw.sample(list(given), draw.randint(1, len(given)))}
 
 
 def drawn_scores(draw: random.Random, vocab: int) -> Tensor:
@@ -145,7 +175,7 @@ def check(draw: random.Random, vocab: int, dtype: torch.dtype) -> int:
         p = row.settings.parameters
         given = {name: getattr(p, name) for name in (*VALUES, *PENALTIES, "do_sample", "repeat_last_n")}
         assert left[index, token] > RULED_OUT, given
-        if row.settings.processors:
+        if is_penalised(row):
             row.history.append(token)
             assert counts[index].tolist() == counted(sequence_of(row), vocab).tolist(), given
         if not p.do_sample:

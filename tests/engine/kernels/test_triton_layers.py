@@ -157,8 +157,8 @@ def chosen(logits: Tensor, floats: tuple[float, ...], ints: tuple[int, ...], ste
     count = len(logits)
     tokens = torch.empty(count, dtype=torch.int32)
     of_rows = torch.tensor([(1.0, 1.0, 0.0, 0.0, *floats, 1.0, 0.0, 0.0)] * count)
-    settings = of_rows, torch.tensor([(-1, *ints)] * count, dtype=torch.int32)
-    choose_tokens(logits, *settings, torch.empty(0, dtype=torch.int32), torch.tensor([7, step]), tokens)
+    settings, nothing = torch.tensor([(-1, *ints, 0, 0)] * count, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    choose_tokens(logits, of_rows, settings, (nothing, nothing), nothing, torch.tensor([7, step]), tokens)
     return tokens
 
 

@@ -1,4 +1,7 @@
-"""Penalties on a device that chooses tokens before the host has read the last ones: the answers of the host's runner."""
+"""Penalties and biases on a device that chooses tokens before the host has read the last ones.
+
+The answers are those of the host's runner.
+"""
 
 import random
 from collections import Counter
@@ -66,7 +69,12 @@ def asked(of: Parity, seed: int, count: int) -> list[EngineRequest]:
         names = draw.sample(list(PENALTIES), draw.choice((0, 1, 1, 2, 4)))
         given: dict[str, Any] = {name: draw.choice(PENALTIES[name]) for name in names}
         given |= draw.choice(MODES) if draw.random() < 0.85 else draw.choice(OTHERS)
-        given |= {"max_new_tokens": draw.choice((1, 8, 30)), "min_new_tokens": 0}
+        given |= {"max_new_tokens": draw.choice((1, 8, 30)), "min_new_tokens": draw.choice((0, 0, 5))}
+        if draw.random() < 0.4:
+            of_tokens = [draw.randrange(VOCAB) for _ in range(40)]
+            given["sequence_bias"] = [((token,), draw.choice((4.0, -5.0))) for token in of_tokens[:10]]
+            name = draw.choice(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"))
+            given[name] = [[token] for token in of_tokens[5:]] if name == "bad_words_ids" else of_tokens[5:]
         given["eos_token_id"] = [draw.randrange(VOCAB) for _ in range(draw.choice((1, 40)))]
         prompt = tuple(draw.randrange(5, 600) for _ in range(draw.choice((1, 5, 17, 40))))
         one = request(of.loaded, f"{seed}-{number}", prompt=prompt, **given)

@@ -128,8 +128,6 @@ def test_counts_are_not_made_of_unread_tokens() -> None:
         ({"repetition_penalty": 1.2, "repeat_last_n": 0}, True),
         ({"repetition_penalty": 1e-20}, False),
         ({"encoder_repetition_penalty": 1e20}, False),
-        ({"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}, False),
-        ({"repetition_penalty": 1.2, "suppress_tokens": [5]}, False),
     ],
     ids=str,
 )

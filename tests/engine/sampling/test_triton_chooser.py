@@ -13,6 +13,7 @@ from phi3_serve.engine.kernels import triton_penalties, triton_sampling, triton_
 from phi3_serve.engine.loaded_model import LoadedModel
 from phi3_serve.engine.sampling.device_sampler import ChoiceRow, DeviceSampler, TorchChooser
 from phi3_serve.engine.sampling.processors import ScoreSettings
+from phi3_serve.engine.sampling.score_edits import Phase
 from phi3_serve.engine.sampling.triton_chooser import TritonChooser
 from tests.engine.asking import request
 from tests.engine.lacks_of_memory import LACKS_OF_MEMORY
@@ -61,6 +62,20 @@ def test_counts_follow_the_rows(loaded: LoadedModel) -> None:
     assert counts.tolist() == [[0, 2, 2], [0, 2, 2]]
 
 
+def test_what_is_ruled_out_follows_the_phase(loaded: LoadedModel) -> None:
+    logits, counts = torch.tensor([[0.0, 5.0, 4.9, 4.8]]), torch.zeros(1, 4, dtype=torch.int32)
+    given = {"begin_suppress_tokens": [1], "eos_token_id": 2, "min_new_tokens": 2}
+    chooser, of = TritonChooser(CPU), settings(loaded, do_sample=False, **given)
+    tokens = torch.empty(1, dtype=torch.int32)
+    found = []
+    for phase in (Phase(True, True), Phase(True, False), Phase(False, True), Phase(False, False)):
+        chooser.choose(logits, [ChoiceRow(of, phase=phase)], counts, tokens)
+        found += tokens.tolist()
+    assert found == [3, 1, 2, 1]
+    lengths = [of.num_prompt_tokens + count for count in range(3)]
+    assert [Phase.of(of, length) for length in lengths] == [(True, True), (True, False), (False, False)]
+
+
 def test_the_settings_of_a_request_that_has_ended_stay_alive(loaded: LoadedModel) -> None:
     """Settings are known by their address, so no new request may get the address of those that are known."""
     logits = torch.tensor([0.0, 5.0, 4.9]).expand(1, 3).contiguous()
@@ -79,7 +94,8 @@ def test_preparing_launches_what_a_choice_launches(loaded: LoadedModel, monkeypa
     """Dtypes, strides and alignments decide what is compiled."""
     launched: list[list[object]] = []
 
-    def watched(*tensors: Tensor) -> None:
+    def watched(*arguments: Tensor | tuple[Tensor, Tensor]) -> None:
+        tensors = [t for of in arguments for t in (of if isinstance(of, tuple) else (of,))]
         launched.append([(t.dtype, t.shape[1:], t.stride()[1:], t.data_ptr() % 16) for t in tensors])
 
     monkeypatch.setattr(triton_sampling, "choose_tokens", watched)
@@ -98,12 +114,14 @@ def test_a_right_kernel_is_kept(dtype: torch.dtype, caplog: pytest.LogCaptureFix
 
 
 def always_the_first(
-    logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, seed: Tensor, tokens: Tensor
+    logits: Tensor, floats: Tensor, ints: Tensor, edits: object, counts: Tensor, seed: Tensor, tokens: Tensor
 ) -> None:
     tokens.zero_()
 
 
-def greedy_only(logits: Tensor, floats: Tensor, ints: Tensor, counts: Tensor, seed: Tensor, tokens: Tensor) -> None:
+def greedy_only(
+    logits: Tensor, floats: Tensor, ints: Tensor, edits: object, counts: Tensor, seed: Tensor, tokens: Tensor
+) -> None:
     tokens.copy_(torch.where(ints[:, 1] > 0, logits.argmin(-1), logits.argmax(-1)))
 
 
@@ -115,7 +133,7 @@ def does_not_compile(*_: object) -> None:
     ("kernel", "problem"),
     [
         (always_the_first, "it chose [0, 0, 0, 0"),
-        (greedy_only, "it chose [20, "),
+        (greedy_only, "it chose [18, 479, 479"),
         (does_not_compile, "PassManager::run failed"),
     ],
 )
