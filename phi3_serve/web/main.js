@@ -81,10 +81,11 @@ function keep(conversation) { $("full").hidden = conversations.save(conversation
 
 function showBusy() {
   const isElsewhere = document.activeElement !== document.body && !$("ask").contains(document.activeElement);
+  const isSelecting = !getSelection().isCollapsed;  // a new focus would end it
   $("send").hidden = isRunning();
   $("compare-this").hidden = isRunning();
   $("stop").hidden = !isRunning();
-  if (!isRunning() && !isElsewhere) $("prompt").focus({preventScroll: true});
+  if (!isRunning() && !isElsewhere && !isSelecting) $("prompt").focus({preventScroll: true});
 }
 
 // --- comparing

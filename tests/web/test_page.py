@@ -184,6 +184,18 @@ def test_the_end_of_an_answer_leaves_the_focus_where_the_reader_is(browser: Brow
         assert browser.driver.switch_to.active_element.get_attribute("id") == expected
 
 
+def test_the_end_of_an_answer_leaves_what_is_selected(browser: Browser) -> None:
+    kept = {"settings": values(max_new_tokens=2000, **ENDLESS)}
+    browser.open_conversation(question(), answered("A house with thick walls."), **kept)
+    browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
+    browser.until(lambda: browser.one("#stop").is_displayed())
+    browser.run("document.activeElement.blur(); getSelection().selectAllChildren(document.querySelector('.text > p'))")
+    browser.run("document.getElementById('stop').click()")
+    browser.until(lambda: not browser.all(".turn.live"))
+    assert browser.one("#send").is_displayed()
+    assert browser.run("return String(getSelection())").strip() == "A house with thick walls."
+
+
 def test_a_message_that_is_not_edited_stays_in_its_place(browser: Browser) -> None:
     browser.open_conversation(*[question(), answered("A house with thick walls. " * 40)] * 8)
     browser.run("document.getElementById('log').scrollTop = 0")
