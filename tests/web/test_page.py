@@ -185,8 +185,8 @@ def test_the_end_of_an_answer_leaves_the_focus_where_the_reader_is(browser: Brow
 
 
 def test_the_end_of_an_answer_leaves_what_is_selected(browser: Browser) -> None:
-    kept = {"settings": values(max_new_tokens=2000, **ENDLESS)}
-    browser.open_conversation(question(), answered("A house with thick walls."), **kept)
+    settings = values(max_new_tokens=2000, **ENDLESS)
+    browser.open_conversation(question(), answered("A house with thick walls."), settings=settings)
     browser.one("#prompt").send_keys(QUESTION, Keys.ENTER)
     browser.until(lambda: browser.one("#stop").is_displayed())
     browser.run("document.activeElement.blur(); getSelection().selectAllChildren(document.querySelector('.text > p'))")
